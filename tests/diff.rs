@@ -41,6 +41,62 @@ fn a_model_against_itself_differs_by_nothing() {
     assert!(found["divergence"]["unavailable"].as_str().unwrap().contains("--kl"));
 }
 
+/// Training runs all leave their result under one name.
+#[test]
+fn models_of_one_name_are_called_after_their_paths() {
+    let workdir = workdir();
+    for (run, noise) in [("one", 0.1), ("two", 0.2)] {
+        std::fs::create_dir_all(workdir.path(run)).unwrap();
+        tiny_model::write_noised(&workdir.path(run).join("model.gguf"), noise);
+        let model = format!("{run}/model.gguf");
+        let command = ["eval", "--model", &model, "--tasks", "items.uniform.jsonl", "--out", &format!("{run}-scores")];
+        workdir.run(&command).ok();
+    }
+    let heading = |more: &[&str]| {
+        let tasks: &[&str] =
+            if more.iter().any(|side| side.ends_with(".gguf")) { &["--tasks", "items.uniform.jsonl"] } else { &[] };
+        let found = workdir.run(&[&["diff", "--json"], tasks, more].concat()).ok().json();
+        format!("{} -> {}", found["before"].as_str().unwrap(), found["after"].as_str().unwrap())
+    };
+    let by_model = "one/model.gguf -> two/model.gguf";
+    assert_eq!(heading(&["one/model.gguf", "two/model.gguf"]), by_model);
+    assert_eq!(heading(&["one-scores", "two-scores"]), by_model);
+    assert_eq!(heading(&["one-scores", "two/model.gguf"]), by_model);
+    // One model, evaluated twice: the folders are what differs.
+    let again = ["eval", "--model", "./one/model.gguf", "--tasks", "items.uniform.jsonl", "--out", "again"];
+    workdir.run(&again).ok();
+    assert_eq!(heading(&["one-scores", "again"]), "one-scores -> again");
+    // Names that differ stay.
+    eval(&workdir, "tiny", &[]);
+    assert_eq!(heading(&["tiny", "one-scores"]), "tiny -> model");
+    let shown = workdir.run(&["diff", "one-scores", "two-scores", "--out", "d"]).ok().stdout;
+    assert!(shown.starts_with(by_model), "{shown}");
+    assert!(std::fs::read_to_string(workdir.path("d/diff.md")).unwrap().contains(by_model));
+    // Several runs since one.
+    let command = ["diff", "one/model.gguf", "two/model.gguf", "tiny.gguf", "--tasks", "items.uniform.jsonl,probe"];
+    let several = workdir.run(&[&command[..], &["--target", "items", "--limit", "20", "--json"]].concat()).ok().json();
+    assert_eq!((&several["before"], &several["runs"][0]["name"]), (&"model".into(), &"two/model.gguf".into()));
+}
+
+/// Folders are compared as they were evaluated.
+#[test]
+fn options_of_an_evaluation_are_refused_where_nothing_is_evaluated() {
+    let workdir = workdir();
+    eval(&workdir, "a", &[]);
+    for option in
+        [&["--limit", "3"][..], &["--tasks", "probe"], &["--apply-chat-template"], &["--max-len", "64"], &["--seed", "1234"]]
+    {
+        let refused = workdir.run(&[&["diff", "a", "a"], option].concat());
+        let expected = format!("{} has no say", option[0]);
+        assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{option:?}: {}", refused.stderr);
+    }
+    // What runs the models behind them for their divergence is heard; what asks them questions is not.
+    workdir.run(&["diff", "a", "a", "--kl", "--max-len", "64"]).ok();
+    assert_eq!(workdir.run(&["diff", "a", "a", "--kl", "--limit", "3"]).code, Some(2));
+    // A model is evaluated by them.
+    workdir.run(&["diff", "a", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--device", "cpu"]).ok();
+}
+
 /// Of what the program prints on a terminal of `columns` columns, the longest line.
 fn longest_line(workdir: &Workdir, arguments: &[&str], columns: usize) -> Option<(usize, String)> {
     let program = env!("CARGO_BIN_EXE_diagnose");

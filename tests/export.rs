@@ -444,3 +444,80 @@ fn kinds_of_the_demo() {
         assert!(found[label] >= 8 && right[label] * 5 >= found[label] * 4, "{label}: {right:?} of {found:?}, {wrong:#?}");
     }
 }
+
+/// The rows of a file are one thing, and what a trainer makes of them another.
+#[test]
+fn what_another_program_would_learn_of_the_rows_is_said() {
+    let workdir = Workdir::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    std::fs::create_dir(workdir.path("model")).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(fixture.join(name), workdir.path("model").join(name)).unwrap();
+    }
+    workdir.write("model/tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#);
+    // Reasoning stands in the last answer alone.
+    workdir.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and not loop.last %}\
+         {{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    );
+    let row = |turns: &[&str]| {
+        let message = |(i, text): (usize, &&str)| {
+            let role = if i % 2 == 0 { "user" } else { "assistant" };
+            json!({"role": role, "content": text})
+        };
+        json!({"messages": turns.iter().enumerate().map(message).collect::<Vec<_>>()}).to_string()
+    };
+    workdir.write("rows.jsonl", [row(&["a", "b"]), row(&["c", "<think>d</think>e", "f", "g"])].join("\n"));
+    let scored = |out: &str, more: &[&str]| {
+        workdir.run(&[&["rows.jsonl", "--model", "model", "--max-len", "128", "--out", out], more].concat()).ok();
+    };
+    let notes = |run: &str, format: &str, out: &str| {
+        workdir.run(&["export", run, "--format", format, "--out", out, "--json"]).ok().json()["notes"].clone()
+    };
+    let train = |out: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(workdir.path(out)).unwrap();
+        let row: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+        row["messages"].as_array().unwrap().iter().map(|message| message["train"].clone()).collect()
+    };
+
+    scored("run", &[]);
+    for (format, told) in
+        [("axolotl", "axolotl learns other tokens"), ("llama-factory", "LLaMA-Factory, which is told no `template`")]
+    {
+        let said = notes("run", format, &format!("{format}.jsonl"));
+        let note = said[0].as_str().unwrap_or_else(|| panic!("{said}"));
+        assert!(note.starts_with(&format!("of 1 row {told}")) && note.contains("rows.jsonl:2: "), "{said}");
+        assert_eq!(said.as_array().unwrap().len(), 1, "{said}");
+    }
+    assert_eq!(train("axolotl.jsonl"), [Value::Null, json!(true), Value::Null, json!(true)]);
+    assert_eq!(notes("run", "messages", "messages.jsonl"), json!([]));
+
+    // Where the last answer alone is learnt, there is nothing to learn otherwise; axolotl is told so in the rows.
+    scored("last", &["--supervise", "last", "--system", "Be brief."]);
+    let said = notes("last", "axolotl", "last.jsonl");
+    assert!(said.as_array().unwrap().len() == 1 && said[0].as_str().unwrap().contains("--system"), "{said}");
+    assert_eq!(train("last.jsonl"), [Value::Null, json!(false), Value::Null, json!(true)]);
+    let said = notes("last", "llama-factory", "last-factory.jsonl");
+    assert!(said[1].as_str().unwrap().contains("mask_history: true"), "{said}");
+
+    // Another template than the model's own is in no file that the run names, and a model may be gone.
+    std::fs::copy(workdir.path("model/chat_template.jinja"), workdir.path("own.jinja")).unwrap();
+    let own = std::fs::read_to_string(workdir.path("own.jinja")).unwrap() + " ";
+    workdir.write("own.jinja", own);
+    scored("own", &["--chat-template", "own.jinja"]);
+    assert!(notes("own", "axolotl", "own.jsonl")[0].as_str().unwrap().contains("another chat template"));
+    std::fs::rename(workdir.path("model"), workdir.path("moved")).unwrap();
+    assert!(notes("run", "axolotl", "gone.jsonl")[0].as_str().unwrap().contains("was not looked at"));
+}
+
+#[test]
+fn a_selection_that_leaves_no_row_out_is_said() {
+    let workdir = scored(ROWS);
+    assert_eq!(export(&workdir, &["--select", "1", "--out", "one.jsonl"])["notes"], json!([]));
+    let all = export(&workdir, &["--select", "99", "--out", "all.jsonl"]);
+    assert!(all["notes"][0].as_str().unwrap().starts_with("--select 99 leaves no row out"), "{all}");
+    assert_eq!(workdir.run(&["export", "run", "--select", "0", "--out", "none.jsonl"]).code, Some(2));
+    assert_eq!(workdir.run(&["view", "run", "--tokens", "0"]).code, Some(2));
+}

@@ -471,6 +471,44 @@ fn drift_is_the_divergence_that_diff_measures() {
     }
 }
 
+/// General text is read behind the beginning or the end token; without either, each text is read from its own first token on.
+#[test]
+fn drift_is_measured_with_a_tokenizer_that_has_neither_a_beginning_nor_an_end_token() {
+    use diagnose::eval::divergence::{FEW_TOKENS, general_text};
+    use diagnose::model::{LoadOptions, Model, Placement, Reference};
+    let workdir = Workdir::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    for folder in ["named", "nameless"] {
+        std::fs::create_dir(workdir.path(folder)).unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(fixture.join(name), workdir.path(folder).join(name)).unwrap();
+        }
+    }
+    workdir.write("named/tokenizer_config.json", r#"{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}"#);
+    let texts = |folder: &str, max_len: usize, tokens: u64| {
+        let options = LoadOptions { device: Placement::Cpu, ..LoadOptions::default() };
+        let model = Model::load(&Reference::local(&workdir.path(folder)).unwrap(), options, 128).unwrap();
+        general_text(&model.tokenizer, max_len, tokens).unwrap()
+    };
+    let [with, without] = ["named", "nameless"].map(|folder| texts(folder, 4096, u64::MAX));
+    assert_eq!((with.len(), without.len()), (320, 320));
+    for (with, without) in with.iter().zip(&without) {
+        // The beginning token and one target more.
+        assert_eq!((with.ids[0], &with.ids[1..], with.n_targets()), (257, &without.ids[..], without.n_targets() + 1));
+        assert!(!without.supervised[0] && without.supervised[1..].iter().all(|supervised| *supervised));
+    }
+    workdir.write("plain.jsonl", (0..8).map(|i| format!("{{\"text\":\"The fox {i} jumps.\"}}\n")).collect::<String>());
+    let command = ["train", "plain.jsonl", "--model", "nameless", "--out", "run", "--method", "sft", "--max-len", "128"];
+    workdir.run(&[&command[..], &["--lr", "1e-2", "--batch-size", "4"]].concat()).ok();
+    let drift = &record(&workdir.path("run"))["drift"];
+    let n_targets = texts("nameless", 128, FEW_TOKENS).iter().map(|text| text.n_targets() as u64).sum();
+    assert_eq!(drift["tokens"].as_u64(), Some(n_targets));
+    assert!(number(&drift["kl"]) > 0.0 && number(&drift["cross_entropy"]) > 0.0, "{drift}");
+    // The comparison of the two models finds as much.
+    let compared = workdir.run(&["diff", "nameless", "run/model", "--max-len", "128", "--json"]).ok().json();
+    assert_eq!(compared["divergence"]["texts"], 320);
+}
+
 #[test]
 fn the_saved_options_repeat_the_run_and_a_finished_run_is_not_repeated() {
     let workdir = prepared(8);

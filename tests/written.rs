@@ -326,3 +326,55 @@ fn answers_have_the_repetition_penalty_that_the_model_asks_for() {
     let beams = eval("asks", "beams", &[]);
     assert!(beams.code == Some(1) && beams.stderr.contains("generation_config.json: `num_beams: 4`"), "{}", beams.stderr);
 }
+
+#[test]
+fn examples_of_another_file_are_another_way_of_asking() {
+    let workdir = workdir(3);
+    let examples = |from: usize| {
+        let row = |i: usize| {
+            let subject = if i.is_multiple_of(2) { "a" } else { "b" };
+            json!({"prompt": format!("Example {i}?"), "answer": "yes", "subject": subject}).to_string()
+        };
+        (from..from + 4).map(row).collect::<Vec<_>>().join("\n")
+    };
+    workdir.write("one.jsonl", examples(0));
+    workdir.write("same.jsonl", examples(0));
+    workdir.write("other.jsonl", examples(50));
+    let eval = |out: &[&str], file: &str| workdir.run(&[&EVAL[..], out, &["--fewshot", "2", "--fewshot-from", file]].concat());
+    eval(&["--out", "one"], "one.jsonl").ok();
+    let found = task(&workdir, "one", "q");
+    // The data are the task's own, whatever examples stand before them.
+    workdir.run(&[&EVAL[..], &["--out", "none"]].concat()).ok();
+    assert_eq!(found["data_sha256"], task(&workdir, "none", "q")["data_sha256"]);
+
+    // Another file is refused, and so is this one once it says something else; the same text under another name is no other file.
+    let refused = eval(&["--out", "one"], "other.jsonl");
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("--fewshot 2 --fewshot-from a file with SHA-256"),
+        "{}",
+        refused.stderr
+    );
+    workdir.write("one.jsonl", examples(20));
+    let refused = eval(&["--out", "one"], "one.jsonl");
+    assert!(refused.code == Some(1) && refused.stderr.contains("Give another --out"), "{}", refused.stderr);
+    eval(&["--out", "one"], "same.jsonl").ok();
+    assert_eq!(task(&workdir, "one", "q"), found, "evaluated again");
+
+    // Folders that nobody named are named after what the file says, too.
+    let folders = || std::fs::read_dir(workdir.path("runs")).unwrap().count();
+    eval(&[], "one.jsonl").ok();
+    workdir.write("one.jsonl", examples(0));
+    eval(&[], "one.jsonl").ok();
+    assert_eq!(folders(), 2);
+    eval(&[], "same.jsonl").ok();
+    assert_eq!(folders(), 2);
+
+    // A comparison says it; with as many examples, nothing else would where prompts have no hash.
+    eval(&["--out", "other"], "other.jsonl").ok();
+    let ran = workdir.run(&["diff", "one", "other"]).ok();
+    assert!(ran.stdout.contains("q was asked with other examples: --fewshot 2 --fewshot-from a file with"), "{}", ran.stdout);
+    let compared = workdir.run(&["diff", "one", "other", "--json"]).ok().json()["tasks"]["q"].clone();
+    assert_eq!((&compared["data_differs"], &compared["few_shot"]), (&json!(false), &Value::Null));
+    let same = workdir.run(&["diff", "one", "one", "--json"]).ok().json()["tasks"]["q"].clone();
+    assert_eq!(same["examples_differ"], Value::Null);
+}

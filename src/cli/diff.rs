@@ -57,7 +57,8 @@ pub(super) struct Args {
     options: Options,
 }
 
-pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+/// `typed` are the options that were typed.
+pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()> {
     if args.fail_on_drop.is_some_and(|points| !(0.0..=100.0).contains(&points)) {
         return Err(Error::usage("--fail-on-drop takes points from 0 to 100"));
     }
@@ -79,6 +80,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         way: args.options.way()?,
         command: command_line.to_owned(),
     };
+    refuse_unheard(&job, typed)?;
     let watch = Terminal::new();
     let diff = diff::run(&job, &watch)?;
     drop(watch);
@@ -93,4 +95,23 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         }
     })?;
     job.check_drop(&diff)
+}
+
+/// An error for an option of how models are evaluated where none is: folders are compared as they were evaluated.
+fn refuse_unheard(job: &Job, typed: &[String]) -> Result<()> {
+    if diff::evaluates(job)? {
+        return Ok(());
+    }
+    // With --kl the models behind the folders are run, by these.
+    let of_divergence = ["dtype", "kernels", "device", "max-len"];
+    let is_heard = |option: &str| {
+        ["out", "target", "fail-on-drop", "kl", "json"].contains(&option) || (job.divergence && of_divergence.contains(&option))
+    };
+    match typed.iter().find(|option| !is_heard(option)) {
+        Some(option) => {
+            Err(Error::usage(format!("--{option} has no say: nothing is evaluated, since both are compared as they were"))
+                .cure("Leave it out, or evaluate the models with it first, by `diagnose eval` into other folders."))
+        }
+        None => Ok(()),
+    }
 }

@@ -124,9 +124,13 @@ fn check_command(command: &clap::Command, typed: &[std::ffi::OsString]) -> Resul
         .cure(format!("{meant}The commands are {names}; to score data, name its files alone.")))
 }
 
-/// The options that were typed, or stand in a file of options, by their long names.
+/// The options that were typed, or stand in a file of options, by their long names: of scoring, or of the subcommand that was given.
 fn typed_options(matches: &ArgMatches) -> Vec<String> {
-    let command = command();
+    let all = command();
+    let (command, matches) = match matches.subcommand() {
+        Some((name, own)) => (all.find_subcommand(name).unwrap_or(&all), own),
+        None => (&all, matches),
+    };
     let is_typed = |argument: &&clap::Arg| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine);
     command.get_arguments().filter(is_typed).filter_map(|argument| argument.get_long().map(str::to_owned)).collect()
 }
@@ -141,21 +145,26 @@ pub fn run() -> Result<()> {
     let matches = config::matches(&command, &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
     let command_line = typed.iter().map(|argument| quoted(&argument.to_string_lossy())).collect::<Vec<_>>().join(" ");
-    let done = match cli.command {
-        None => score::run(cli.score, &typed_options(&matches), &command_line),
-        Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
-        Some(Command::Check(arguments)) => check::run(*arguments),
-        Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
-        Some(Command::Rollout(arguments)) => rollout::run(*arguments, &command_line),
-        Some(Command::Export(arguments)) => export::run(*arguments, &command_line),
-        Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
-        Some(Command::View(arguments)) => view::run(arguments, &command_line),
-        Some(Command::Guide(arguments)) => guide::run(&arguments),
-        Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
-        Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
-    };
+    let done = dispatch(cli, &typed_options(&matches), &command_line);
     if let Some(profile) = cuda::profile() {
         eprintln!("{profile}");
     }
     done
+}
+
+/// `typed` are the options that were typed.
+fn dispatch(cli: Cli, typed: &[String], command_line: &str) -> Result<()> {
+    match cli.command {
+        None => score::run(cli.score, typed, command_line),
+        Some(Command::Eval(arguments)) => eval::run(arguments, command_line),
+        Some(Command::Check(arguments)) => check::run(*arguments),
+        Some(Command::Diff(arguments)) => diff::run(arguments, typed, command_line),
+        Some(Command::Rollout(arguments)) => rollout::run(*arguments, command_line),
+        Some(Command::Export(arguments)) => export::run(*arguments, command_line),
+        Some(Command::Train(arguments)) => train::run(*arguments, command_line),
+        Some(Command::View(arguments)) => view::run(arguments, command_line),
+        Some(Command::Guide(arguments)) => guide::run(&arguments),
+        Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
+        Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
+    }
 }

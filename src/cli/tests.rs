@@ -2,7 +2,10 @@
 
 use std::ffi::OsString;
 
-use super::{check_command, command};
+use clap::FromArgMatches;
+use clap::builder::ValueParser;
+
+use super::{Cli, check_command, command, dispatch};
 
 fn checked(words: &[&str]) -> Result<(), String> {
     let typed: Vec<OsString> = ["diagnose"].iter().chain(words).map(OsString::from).collect();
@@ -86,4 +89,69 @@ fn a_negative_number_behind_an_option_is_its_value() {
         }
     }
     assert!(n > 20, "only {n} options were refused at all");
+}
+
+/// Every number that a command takes (those of `train` are in `train/options/tests.rs`) is refused by the option's name where it means nothing.
+#[test]
+fn numbers_out_of_range_are_refused_by_name() {
+    /// What is to be said of all values, as the guide does: no limit of sense, or a number that turns something off.
+    const MEANS: &[(&str, &[&str])] = &[
+        // Of a high temperature all tokens are equally probable, of 0 the first is taken.
+        ("temperature", &["0", "1e30"]),
+        ("top-p", &["0"]),
+        ("min-p", &["0"]),
+        ("fail-on-drop", &["0"]),
+        // No examples, no row shown.
+        ("fewshot", &["0"]),
+        ("show", &["0"]),
+        ("seed", &["0"]),
+    ];
+    const NOTHING: &str = "no-such-file.jsonl";
+    fn words(name: &str) -> Vec<&str> {
+        match name {
+            "" => vec![NOTHING, "--model", NOTHING],
+            "diff" => vec!["diff", NOTHING, NOTHING, "--tasks", NOTHING],
+            "eval" => vec!["eval", "--model", NOTHING, "--tasks", NOTHING],
+            "export" => vec!["export", NOTHING, "--out", "no-such-file-either.jsonl"],
+            "check" | "rollout" => vec![name, NOTHING, "--model", NOTHING],
+            name => vec![name, NOTHING],
+        }
+    }
+    // Without these the options are not heard at all.
+    let needs = |option: &str| match option {
+        "top-k" | "top-p" | "min-p" => &["--temperature", "1"][..],
+        "seed" => &["--sample", "1"],
+        "in-flight" | "top-logprobs" => &["--server", "http://127.0.0.1:9"],
+        _ => &[],
+    };
+    let is_a = |argument: &clap::Arg, parser: ValueParser| argument.get_value_parser().type_id() == parser.type_id();
+    let all = command();
+    let commands = all.get_subcommands().filter(|command| command.get_name() != "train");
+    let mut n = 0;
+    for (name, of) in commands.map(|command| (command.get_name(), command)).chain([("", &all)]) {
+        for argument in of.get_arguments() {
+            let Some(option) = argument.get_long() else { continue };
+            let whole: [ValueParser; 3] =
+                [clap::value_parser!(u64).into(), clap::value_parser!(u32).into(), clap::value_parser!(usize).into()];
+            let values: &[&str] = if is_a(argument, clap::value_parser!(f64).into()) {
+                &["nan", "inf", "-inf", "-1", "0", "1e30"]
+            } else if whole.into_iter().any(|parser| is_a(argument, parser)) {
+                &["nan", "inf", "-1", "1.5", "1e30", "99999999999999999999", "0"]
+            } else {
+                continue;
+            };
+            n += 1;
+            for value in values {
+                let given = format!("--{option}={value}");
+                let typed = [&["diagnose"], &words(name)[..], needs(option), &[&given]].concat();
+                let told = match command().try_get_matches_from(&typed) {
+                    Ok(matches) => dispatch(Cli::from_arg_matches(&matches).unwrap(), &[], "").unwrap_err().to_string(),
+                    Err(error) => error.to_string(),
+                };
+                let means = MEANS.iter().any(|(known, values)| *known == option && values.contains(value));
+                assert_eq!(told.contains(&format!("--{option}")), !means, "{typed:?}: {told}");
+            }
+        }
+    }
+    assert!(n >= 25, "{n} options take numbers");
 }

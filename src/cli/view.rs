@@ -36,6 +36,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+    if args.tokens == 0 {
+        return Err(Error::usage("--tokens 0 leaves nothing to show; expected 1 or more"));
+    }
     let runs = runs::named(&args.runs, command_line)?;
     if runs.len() > 2 {
         return Err(Error::usage(format!("expected one run or two, found {}", runs.len())));

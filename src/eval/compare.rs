@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{Sample, metrics, primary};
 use super::results::{Settings, read_samples, read_scores};
-use super::tasks::TaskKind;
+use super::tasks::{FewShot, TaskKind};
 use crate::error::{Error, Result};
 use crate::stats::{
     Design, Estimate, Link, Term, detectable_drop, holm, macro_difference, mcnemar_exact, mean_difference_over_parts,
@@ -27,6 +27,8 @@ use crate::stats::{
 pub struct Side {
     /// The name of the side, for people.
     pub name: String,
+    /// What the user wrote for the model, where it is known.
+    pub model_reference: Option<String>,
     /// What ran the model, where it is known.
     pub engine: Option<String>,
     /// The tasks by their names.
@@ -186,6 +188,9 @@ pub struct TaskChange {
     /// Examples before every question, before and after, where the two differ.
     #[serde(default)]
     pub few_shot: Option<[u32; 2]>,
+    /// As many examples on both sides, but others: of two files, or drawn by two seeds. In words, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub examples_differ: Option<[String; 2]>,
     /// Items that were asked with another prompt, such as with another number of examples.
     #[serde(default)]
     pub prompts_differ: usize,
@@ -276,7 +281,8 @@ pub fn read_side(folder: &Path) -> Result<Side> {
         let own = TaskSamples { settings, primary, data_sha256: Some(task.data_sha256), ..TaskSamples::of(task.kind, own) };
         tasks.insert(name, own);
     }
-    Ok(Side { name: scores.identity.model, engine, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
+    let (name, model_reference) = (scores.identity.model, Some(scores.identity.model_reference));
+    Ok(Side { name, model_reference, engine, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
 }
 
 /// Compares the tasks that both sides have. An error where a task is of another kind on the other side.
@@ -392,6 +398,11 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     }
     let origins: Vec<Origin> = pairs.iter().map(|&(idx, _)| old.origins.get(idx).cloned().unwrap_or_default()).collect();
     let design = Design::of(origins.iter().map(|origin| (origin.subject.as_deref(), origin.group.as_deref())));
+    let sides = [old, new].map(|side| side.settings.as_ref().map(|settings| settings.few_shot.as_ref()));
+    let n = |few_shot: Option<&FewShot>| few_shot.map_or(0, |few_shot| few_shot.n);
+    let n_examples = sides[0].zip(sides[1]).map(|(a, b)| [n(a), n(b)]);
+    let differing = sides[0].flatten().zip(sides[1].flatten()).filter(|(a, b)| a != b);
+    let examples = differing.map(|(a, b)| [a.words(), b.words()]);
     let mut change = TaskChange {
         n: pairs.len(),
         n_groups: design.n_groups(),
@@ -403,7 +414,8 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         items_only_before,
         items_only_after: only_after.collect(),
         data_differs,
-        few_shot: few_shot(old).zip(few_shot(new)).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
+        few_shot: n_examples.filter(|[a, b]| a != b),
+        examples_differ: examples.filter(|_| n_examples.is_some_and(|[a, b]| a == b)),
         prompts_differ: n_other(old, new, &pairs, |asked| asked.prompt.as_deref()),
         whole_texts: whole.is_some(),
     };
@@ -510,14 +522,10 @@ fn metric_change(metric: &OwnMetric, before: &[Term], after: &[Term], design: &D
     }
 }
 
-/// The option by which the two were asked in different ways. Examples do not count: how many there were is said beside the numbers.
+/// The option by which the two were asked in different ways. Examples do not count: what differs about them is said beside the numbers.
 fn differs(old: &Settings, new: &Settings) -> Option<&'static str> {
     let of_writing = || old.writing.as_ref().zip(new.writing.as_ref()).and_then(|(old, new)| old.differs(new));
     old.asked.differs(&new.asked).or_else(of_writing)
-}
-
-fn few_shot(task: &TaskSamples) -> Option<u32> {
-    task.settings.as_ref().map(|settings| settings.few_shot.map_or(0, |few_shot| few_shot.n))
 }
 
 /// The metric that is usually quoted, among those that both sides have.
@@ -666,6 +674,7 @@ mod tests {
         let task = TaskSamples::of(TaskKind::Choice, (0..n).map(item).collect());
         Side {
             name: "m".into(),
+            model_reference: None,
             engine: None,
             tasks: BTreeMap::from([("t".to_owned(), task)]),
             groups: BTreeMap::new(),
@@ -743,7 +752,7 @@ mod tests {
         let (a, mut b) = (side(3, |_| true), side(3, |_| true));
         b.tasks.get_mut("t").unwrap().samples[1].answer = 1;
         assert!(compare(&a, &b).unwrap_err().to_string().contains("item `1` of `t`"));
-        let other = Side { name: "m".into(), engine: None, tasks: BTreeMap::new(), groups: BTreeMap::new(), skipped: Vec::new() };
+        let other = Side { tasks: BTreeMap::new(), ..side(0, |_| true) };
         assert!(compare(&a, &other).unwrap_err().to_string().contains("no item in common"));
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! There is one definition, for `diagnose diff` and for the drift that training watches. The texts are the questions that ship with the
 //! program, each followed by its right answer; each is read behind the token that stands for an empty context, in windows of
-//! `--max-len`, and every one of its tokens counts. They stand in a random order that is always the same, so that the first of them are a
+//! `--max-len`, and every one of its tokens counts; with a tokenizer that has no such token (neither a beginning nor an end token), every one
+//! but the first. They stand in a random order that is always the same, so that the first of them are a
 //! sample of all. `diff` reads all; training, which has to keep the base model's logits, as many whole texts as make [`FEW_TOKENS`]. Both
 //! say how many, and the interval is over whole texts.
 
 use serde::{Deserialize, Serialize};
 
-use super::requests::windows;
+use super::requests::windows_of_any;
 use super::tasks;
 use crate::engine::{self, TokenDivergence};
 use crate::error::{Error, Result};
@@ -57,7 +58,7 @@ pub fn general_text(tokenizer: &Tokenizer, max_len: usize, tokens: u64) -> Resul
         let item = &items[idx as usize];
         let Some(request) = item.requests.get(item.answer) else { continue };
         for (window, _) in
-            windows(tokenizer, &format!("{}{}{}", item.description, request.context, request.continuation), max_len)?
+            windows_of_any(tokenizer, &format!("{}{}{}", item.description, request.context, request.continuation), max_len)?
         {
             n += window.n_targets as u64;
             sequences.push(window.sequence(text));

@@ -24,13 +24,14 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     }
     check_written(task)?;
     let own;
-    let (pool, is_drawn) = match &task.examples {
+    let (pool, is_drawn, file_sha256) = match &task.examples {
         Examples::Own => {
             own = task.items.clone();
-            (&own, true)
+            (&own, true, None)
         }
-        Examples::Drawn(pool) => (pool, true),
-        Examples::First(pool) => (pool, false),
+        Examples::Drawn(pool) => (pool, true, None),
+        Examples::First(pool) => (pool, false, None),
+        Examples::File(pool, sha256) => (pool, false, Some(sha256.clone())),
     };
     let mut subjects: BTreeMap<Option<&str>, Vec<&Item>> = BTreeMap::new();
     for example in pool {
@@ -56,7 +57,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
         }
         item.examples = shots;
     }
-    task.few_shot = Some(FewShot { n: n as u32, seed: is_drawn.then_some(seed) });
+    task.few_shot = Some(FewShot { n: n as u32, seed: is_drawn.then_some(seed), file_sha256 });
     Ok(())
 }
 
@@ -67,7 +68,7 @@ fn check_written(task: &Task) -> Result<()> {
     }
     let pool = match &task.examples {
         Examples::Own => &task.items,
-        Examples::Drawn(pool) | Examples::First(pool) => pool,
+        Examples::Drawn(pool) | Examples::First(pool) | Examples::File(pool, _) => pool,
     };
     let is_conversation = |item: &&Item| item.written.as_ref().is_some_and(|question| question.messages.is_some());
     let by_messages = pool.iter().chain(&task.items).find(is_conversation).map(|item| (item, "asks by `messages`"));
@@ -163,7 +164,7 @@ mod tests {
         let shot = |question: &str, answer: &str| Shot { question: question.into(), between: " ".into(), answer: answer.into() };
         assert_eq!(task.items[0].examples, [shot("Q2", "a2"), shot("Q4", "a4")]);
         assert_eq!(task.items[1].examples, [shot("Q3", "b3"), shot("Q5", "b5")]);
-        assert_eq!(task.few_shot, Some(FewShot { n: 2, seed: None }));
+        assert_eq!(task.few_shot, Some(FewShot { n: 2, seed: None, file_sha256: None }));
         let mut text = parse("t", "t.txt", b"abc").unwrap();
         assert!(apply(&mut text, 1, 0).is_err() && apply(&mut text, 0, 0).is_ok());
     }

@@ -61,7 +61,7 @@ pub fn read_side(path: &Path) -> Result<Side> {
         members.retain(|name| tasks.contains_key(name));
     }
     groups.retain(|_, members| members.len() > 1);
-    Ok(Side { name: path.display().to_string(), engine: None, tasks, groups, skipped })
+    Ok(Side { name: path.display().to_string(), model_reference: None, engine: None, tasks, groups, skipped })
 }
 
 /// `group_subtasks` of the newest results beside the samples: of each group all its tasks, those of groups within it, too.

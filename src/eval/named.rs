@@ -7,7 +7,6 @@ use super::tasks::{Examples, PROBE, Task, probe, read};
 use super::{benchmarks, rows};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
-use crate::files::sha256;
 
 /// The tasks that the user named: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
 pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
@@ -49,8 +48,7 @@ pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
             .at(path)
             .cure("Name a file whose rows have the keys that those of the task have."));
     }
-    task.sha256 = sha256(format!("{}\n{}", task.sha256, from.sha256));
-    task.examples = Examples::First(from.items);
+    task.examples = Examples::File(from.items, from.sha256);
     Ok(())
 }
 

@@ -85,9 +85,22 @@ fn leading<'a>(tokenizer: &'a Tokenizer, text: &str, prefix: Option<u32>) -> &'a
 /// Where a tokenizer puts a beginning token before every text, the harness (0.4.13) has it behind the prefix token, too, and counts it as predicted;
 /// here it stands once, as the prefix token.
 pub fn windows(tokenizer: &Tokenizer, text: &str, max_len: usize) -> Result<Vec<(Encoded, Range<usize>)>> {
+    Ok(windows_behind(prefix_token(tokenizer)?, &tokenizer.encode(text)?, max_len))
+}
+
+/// As [`windows`], where a tokenizer that has no prefix token has the first token of the text in its place, which nothing predicts.
+pub(super) fn windows_of_any(tokenizer: &Tokenizer, text: &str, max_len: usize) -> Result<Vec<(Encoded, Range<usize>)>> {
     let tokens = tokenizer.encode(text)?;
-    let mut all = vec![prefix_token(tokenizer)?];
-    all.extend(ids_of(&tokens));
+    Ok(match (tokenizer.bos().or(tokenizer.eos()), tokens.split_first()) {
+        (Some(prefix), _) => windows_behind(prefix, &tokens, max_len),
+        (None, Some((first, rest))) => windows_behind(first.id, rest, max_len),
+        (None, None) => Vec::new(),
+    })
+}
+
+fn windows_behind(prefix: u32, tokens: &[Token], max_len: usize) -> Vec<(Encoded, Range<usize>)> {
+    let mut all = vec![prefix];
+    all.extend(ids_of(tokens));
     let starts = (0..tokens.len()).step_by(max_len);
     let window = |start: usize| {
         let end = (start + max_len).min(tokens.len());
@@ -96,7 +109,7 @@ pub fn windows(tokenizer: &Tokenizer, text: &str, max_len: usize) -> Result<Vec<
         let encoded = Encoded { ids, n_targets: end - start, truncated: false };
         (encoded, tokens[start].begin..tokens[end - 1].end)
     };
-    Ok(starts.map(window).collect())
+    starts.map(window).collect()
 }
 
 /// Stands for the empty context, as in the harness: the beginning token, or else the end token.

@@ -119,6 +119,9 @@ pub struct TaskScores {
     /// The seed by which the examples were drawn; `None` where nothing was drawn.
     #[serde(default)]
     pub seed: Option<u64>,
+    /// SHA-256 of the file of `--fewshot-from`, in hexadecimal; `None` where the examples are the task's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub few_shot_sha256: Option<String>,
     /// Which items were evaluated.
     #[serde(flatten)]
     pub chosen: Chosen,
@@ -174,7 +177,7 @@ pub struct Settings {
 impl Settings {
     /// The settings of a task.
     pub fn new(task: &Task, chosen: Chosen, asking: &Asking, writing: Option<Writing>) -> Settings {
-        Settings { chosen, few_shot: task.few_shot, asked: asking.asked(task.kind, task.few_shot.is_some()), writing }
+        Settings { chosen, few_shot: task.few_shot.clone(), asked: asking.asked(task.kind, task.few_shot.is_some()), writing }
     }
 }
 
@@ -186,10 +189,7 @@ impl std::fmt::Display for Settings {
             Chosen { limit: Some(n), .. } => format!("--limit {n}"),
             _ => "all items".to_owned(),
         };
-        let drawn = |seed: Option<u64>| seed.map(|seed| format!(" --seed {seed}")).unwrap_or_default();
-        let examples = self
-            .few_shot
-            .map_or("no examples".to_owned(), |few_shot| format!("--fewshot {}{}", few_shot.n, drawn(few_shot.seed)));
+        let examples = self.few_shot.as_ref().map_or("no examples".to_owned(), FewShot::words);
         let ways = self.asked.words().into_iter().chain(self.writing.iter().flat_map(Writing::words));
         let ends = self.writing.as_ref().map(|writing| format!("end tokens {:?}", writing.ends));
         write!(f, "{items} and {examples}{}", ways.chain(ends).map(|word| format!(", {word}")).collect::<String>())
@@ -241,8 +241,9 @@ impl TaskScores {
             version: task.version,
             data: task.path.clone(),
             data_sha256: task.sha256.clone(),
-            few_shot: few_shot.map_or(0, |few_shot| few_shot.n),
-            seed: few_shot.and_then(|few_shot| few_shot.seed),
+            few_shot: few_shot.as_ref().map_or(0, |few_shot| few_shot.n),
+            seed: few_shot.as_ref().and_then(|few_shot| few_shot.seed),
+            few_shot_sha256: few_shot.and_then(|few_shot| few_shot.file_sha256),
             chosen,
             asked,
             endings: writing.is_some().then(|| Endings::of(samples)),
@@ -255,7 +256,8 @@ impl TaskScores {
 
     /// The settings, read back from the record.
     pub fn settings(&self) -> Settings {
-        let few_shot = (self.few_shot > 0).then_some(FewShot { n: self.few_shot, seed: self.seed });
+        let few_shot =
+            (self.few_shot > 0).then(|| FewShot { n: self.few_shot, seed: self.seed, file_sha256: self.few_shot_sha256.clone() });
         Settings { chosen: self.chosen, few_shot, asked: self.asked.clone(), writing: self.writing.clone() }
     }
 }

@@ -104,6 +104,7 @@ fn split(side: Side, target: &[String]) -> (Side, Side) {
     let (named, others): (BTreeMap<_, _>, _) = side.tasks.into_iter().partition(|(name, _)| target.contains(name));
     let side_of = |tasks, skipped| Side {
         name: side.name.clone(),
+        model_reference: side.model_reference.clone(),
         engine: side.engine.clone(),
         tasks,
         groups: side.groups.clone(),
@@ -133,6 +134,7 @@ mod tests {
         };
         Side {
             name: name.into(),
+            model_reference: None,
             engine: None,
             tasks: tasks.iter().map(task).collect(),
             groups: BTreeMap::new(),

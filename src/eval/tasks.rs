@@ -60,15 +60,31 @@ pub enum Examples {
     Drawn(Vec<Item>),
     /// The first ones of another split.
     First(Vec<Item>),
+    /// The first ones of a file that the user named, whose SHA-256 stands beside them.
+    File(Vec<Item>, String),
 }
 
 /// Examples that stand before every question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FewShot {
     /// How many.
     pub n: u32,
     /// `None` where nothing was drawn.
     pub seed: Option<u64>,
+    /// SHA-256 of the file that they were taken from, in hexadecimal; `None` where they are the task's own.
+    pub file_sha256: Option<String>,
+}
+
+impl FewShot {
+    /// The options that give these examples, for people.
+    pub fn words(&self) -> String {
+        let drawn = self.seed.map_or(String::new(), |seed| format!(" --seed {seed}"));
+        let from = self
+            .file_sha256
+            .as_ref()
+            .map_or(String::new(), |sha256| format!(" --fewshot-from a file with SHA-256 {sha256:.12}.."));
+        format!("--fewshot {}{drawn}{from}", self.n)
+    }
 }
 
 /// What the items of a task ask for.

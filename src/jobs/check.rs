@@ -73,10 +73,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     let reference = Reference::resolve_text(&job.model, &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
-    let max_len = reference.max_len(job.max_len).map_err(|error| {
-        Error::new("how long a row may be is not known, since the model's config is not understood here")
+    let max_len = reference.max_len(job.max_len).map_err(|error| match job.max_len {
+        Some(_) => error,
+        None => Error::new("how long a row may be is not known, since the model's config is not understood here")
             .caused_by(error)
-            .cure("Say it with --max-len, and the rest is checked all the same.")
+            .cure("Say it with --max-len, and the rest is checked all the same."),
     })?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len, ..job.render.clone() })?;
     let mut found = Checked {

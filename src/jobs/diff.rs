@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::eval::{self, KnownModel, Way};
-use super::folders::names;
+use super::folders::{names, whole};
 use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds::ConflictKind;
@@ -57,6 +57,12 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
     }
     Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
+}
+
+/// Is one of the sides a model, which is evaluated first?
+pub(crate) fn evaluates(job: &Job) -> Result<bool> {
+    let mut sides = job.after.iter().chain([&job.before]);
+    sides.try_fold(false, |found, side| Ok(found || kind(side, job)? == SideKind::Model))
 }
 
 /// What else differs between folders of ours than the models, in sentences without their full stops; empty for anything but folders.
@@ -234,14 +240,34 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         choose(&mut before, &mut sides, &job.tasks)?;
     }
     if job.target.is_empty() {
-        let after = sides.remove(0);
+        let mut after = sides.remove(0);
+        tell_apart([&mut before, &mut after], [&job.before, &job.after[0]]);
         return Ok(What::Evaluations(compare::compare(&before, &after)?));
     }
     // Folders of evaluations bear the names of their models, which runs from one script share: their own names tell them apart.
-    for (side, name) in sides.iter_mut().zip(names(&job.after)) {
+    let mut of_all = names(&[std::slice::from_ref(&job.before), &job.after].concat()).into_iter();
+    let of_before = of_all.next();
+    for (side, name) in sides.iter_mut().zip(of_all) {
         side.name = name;
     }
+    if let Some(name) = of_before.filter(|_| sides.iter().any(|side| side.name == before.name)) {
+        before.name = name;
+    }
     Ok(What::Retention(retention::retention(before, sides, &job.target)?))
+}
+
+/// Two sides whose models bear one name, as those of two training runs do, are called after the models' paths; where these are the same, too, after
+/// what was `written` for the sides.
+fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
+    if before.name != after.name {
+        return;
+    }
+    let models = before.model_reference.as_ref().zip(after.model_reference.as_ref());
+    let models = models.filter(|(a, b)| whole(Path::new(a)) != whole(Path::new(b)));
+    let apart = names(&models.map_or(written, |(a, b)| [a, b]));
+    for (side, name) in [before, after].into_iter().zip(apart) {
+        side.name = name;
+    }
 }
 
 /// Two score runs, with the sentences around what is listed where the data of the first are at hand.

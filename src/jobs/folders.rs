@@ -17,8 +17,7 @@ pub(crate) fn holds_scores(folder: &Path) -> bool {
 /// What to call folders side by side: their own names, with as many of the names before as tell them apart. One that is given again gets a
 /// number.
 pub(crate) fn names<P: AsRef<Path>>(folders: &[P]) -> Vec<String> {
-    let whole = |folder: &P| folder.as_ref().canonicalize().unwrap_or_else(|_| folder.as_ref().to_owned());
-    let wholes: Vec<PathBuf> = folders.iter().map(whole).collect();
+    let wholes: Vec<PathBuf> = folders.iter().map(|folder| whole(folder.as_ref())).collect();
     // The last `n` names of a path.
     let end = |path: &Path, n: usize| {
         let names: Vec<_> = path.iter().collect();
@@ -33,6 +32,11 @@ pub(crate) fn names<P: AsRef<Path>>(folders: &[P]) -> Vec<String> {
         }
     };
     wholes.iter().enumerate().map(|(idx, path)| name(idx, path)).collect()
+}
+
+/// The one path of what can be written in several ways; what is not there stays as it is.
+pub(crate) fn whole(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// The folders of finished scores that a name or a glob means, in the order of their names.

@@ -491,6 +491,9 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
             let before = count(u64::from(before), "example");
             warnings.push(format!("{name} was asked with {before} before and with {after} after"));
         }
+        if let Some([before, after]) = &task.examples_differ {
+            warnings.push(format!("{name} was asked with other examples: {before} before, and {after} after"));
+        }
     }
     for (name, task) in comparison.tasks.iter().filter(|(_, task)| task.prompts_differ > 0) {
         let n = task.prompts_differ;

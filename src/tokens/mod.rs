@@ -5,7 +5,8 @@
 //! ```text
 //! template.rs     a chat template, run as Transformers runs it: syntax.rs translates its source, methods.rs, filters.rs, iterables.rs and
 //!                 python.rs do what Python and Jinja do
-//! turns.rs        where the answers stand in a rendered conversation, found by rendering its prefixes; marks.rs characters for places in a text
+//! turns.rs        where the answers stand in a rendered conversation, found by rendering its prefixes; seams.rs of long conversations, by what
+//!                 stands between their contents; marks.rs characters for places in a text
 //! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs many, on all cores
 //! audit.rs        what looks wrong on the way, counted; lost.rs what a row holds and its text does not
 //! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs what both kinds share, settings.rs what a folder
@@ -27,6 +28,7 @@ mod python;
 mod records;
 mod render;
 mod rollout;
+mod seams;
 mod settings;
 mod syntax;
 mod template;

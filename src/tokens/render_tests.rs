@@ -4,7 +4,9 @@ use serde_json::json;
 
 use super::*;
 use crate::tokens::GgufVocabulary;
+use crate::tokens::template::RENDERED;
 use crate::tokens::test_models::*;
+use crate::tokens::turns::lay_out_by_prefixes;
 
 fn renderer(source: &str, options: RenderOptions) -> Renderer {
     let template = ChatTemplate::new(source, Some("<s>"), Some("</s>")).unwrap();
@@ -263,6 +265,78 @@ fn each_answer_of_a_conversation_is_learnt_and_nothing_else() {
         }
         let others = n_refused - n_clean_refused;
         assert!(n_long > 30 && others < 60, "{name}: {n_long} of several rounds, {n_refused} refused");
+    }
+}
+
+/// Of a long conversation most answers are found by what stands around others, and are where they are when each is looked for, over every template here;
+/// the tagged twin says where they are in truth.
+#[test]
+fn answers_of_long_conversations_are_where_each_is_found_alone() {
+    let contents = ["the", "hello", " he ", "s\n", "12 你好", "user", "assistant", "x\n\ny", "<|user|> he", "a<|end|>b", ""];
+    let mut state = 11_u64;
+    let mut draw = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for (name, source, tagged) in tagged_twins().into_iter().filter(|(name, ..)| *name != "marked") {
+        let (renderer, twin) = (renderer(&source, options()), renderer(&tagged, options()));
+        let (mut n_same, mut n_found) = (0, 0);
+        for nth in 0..60 {
+            // Every third is a plain conversation, as most are; the others have what may stand in one.
+            let is_plain = nth % 3 == 0;
+            let n_contents = if is_plain { 5 } else { contents.len() - [0, 3][draw(2)] };
+            let mut turns = if draw(3) == 0 { vec![turn(Role::System, "the")] } else { Vec::new() };
+            for _ in 0..18 + draw(30) {
+                turns.push(user(contents[draw(n_contents.min(10))]));
+                if !is_plain && draw(6) == 0 {
+                    let call = json!([{"type": "function", "function": {"name": "look", "arguments": {"n": draw(2)}}}]);
+                    turns.push(Turn { tool_calls: Some(call), ..assistant(["", "hello"][draw(2)]) });
+                    turns.push(turn(Role::Tool, contents[draw(n_contents.min(10))]));
+                }
+                let content = contents[draw(n_contents)];
+                turns.push(match draw(if is_plain { 1 } else { 8 }) {
+                    6 => Turn { reasoning: Some("hell".into()), ..assistant(content) },
+                    7 => assistant(&format!("<think>\nhell\n</think>\n\n{content}")),
+                    _ => assistant(content),
+                });
+            }
+            let example = example(turns);
+            let template = renderer.template_of(&example).unwrap();
+            let found = renderer.attempts(template, &example, lay_out);
+            n_found += usize::from(found.is_ok());
+            match (renderer.attempts(template, &example, lay_out_by_prefixes), &found) {
+                (Ok(expected), Ok(found)) => {
+                    assert_eq!(found.text, expected.text, "{name}");
+                    assert_eq!(found.answers, expected.answers, "{name}: {:?}", example.turns);
+                    assert_eq!(found.contents, expected.contents, "{name}: {:?}", example.turns);
+                    assert_eq!(found.unlike_prompt, expected.unlike_prompt, "{name}: {:?}", example.turns);
+                    n_same += 1;
+                }
+                (Ok(_), Err(error)) => panic!("{name}: {error}\n{:?}", example.turns),
+                // What is refused when each answer is looked for may be found by the others: the twin has a word on it.
+                (Err(_), _) => {}
+            }
+            if let (Ok(found), Ok(expected)) = (renderer.render(0, &example), twin.render(0, &example)) {
+                assert_eq!(found.sequence.supervised, expected.sequence.supervised, "{name}: {:?}", example.turns);
+            }
+        }
+        assert!(n_found >= 8 && n_same >= 8, "{name}: {n_found} of 60 found, {n_same} as each alone");
+    }
+}
+
+/// The work of a conversation that is twice as long is twice as much, and a little more, where it was four times as much.
+#[test]
+fn long_conversations_are_rendered_a_few_times() {
+    let conversation = |n: usize| example((0..n).flat_map(|i| [user(&format!("the {i}")), assistant("hello")]).collect());
+    for source in [CHATML, LLAMA3, QWEN2, QWEN3, GEMMA, MISTRAL, THINK_PROMPT] {
+        let renderer = renderer(source, options());
+        let rendered = |n: usize| {
+            let before = RENDERED.get();
+            renderer.lay_out(&conversation(n)).unwrap();
+            RENDERED.get() - before
+        };
+        let (hundred, thousand) = (rendered(50), rendered(500));
+        assert!(thousand < 15 * hundred && thousand < 50 * 1000, "{source}: {hundred} and {thousand} messages");
     }
 }
 

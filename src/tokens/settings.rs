@@ -44,6 +44,19 @@ pub(crate) fn tokenizer_settings(folder: &Path) -> Result<Map<String, Value>> {
     Ok(settings)
 }
 
+/// An error for a tokenizer that cuts special tokens into pieces like any other text: so Transformers reads those of the chat template, too, and no turn
+/// would have an end that a model could be stopped by.
+pub(super) fn refuse_split(settings: &Map<String, Value>) -> Result<()> {
+    match settings.get("split_special_tokens") {
+        Some(Value::Bool(true)) => Err(Error::new(
+            "`split_special_tokens` is set in tokenizer_config.json: Transformers cuts control tokens that stand in a text into pieces, those of the \
+             chat template, too, which is not done here",
+        )
+        .cure("Take the key out, if the model was trained with whole control tokens, as most are.")),
+        _ => Ok(()),
+    }
+}
+
 /// The text of a special token, which stands as itself or as an object.
 pub(crate) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or(value["content"].as_str())

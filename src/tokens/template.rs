@@ -175,6 +175,8 @@ impl ChatTemplate {
     }
 
     fn run(&self, messages: &[Value], around: Surroundings, add_generation_prompt: bool) -> Result<String> {
+        #[cfg(test)]
+        RENDERED.set(RENDERED.get() + messages.len());
         let template = self.environment.get_template(NAME).context("the chat template is gone")?;
         let given = minijinja::context! {
             messages => Value::from(messages.to_vec()),
@@ -187,6 +189,12 @@ impl ChatTemplate {
         let context = merge_maps([given, around.switches.cloned().unwrap_or_default(), Value::from_pairs(tokens)]);
         template.render(context).context("the chat template refused the conversation")
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The messages that this thread has rendered, each as often as it was.
+    pub(super) static RENDERED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{ModelWrapper, Tokenizer as Inner};
 
 use super::gguf::{GgufVocabulary, inner_from_gguf};
 use super::parts::{Parts, PrefixSpace, Spelling};
-use super::settings::{add_tokens, token_text, tokenizer_settings};
+use super::settings::{add_tokens, refuse_split, token_text, tokenizer_settings};
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
 use crate::json;
@@ -286,11 +286,28 @@ fn inner_of(bytes: &[u8], refused: &'static str) -> Result<Inner> {
     let mut inner = Inner::from_bytes(bytes).context(refused)?;
     inner.with_truncation(None).context(refused)?;
     inner.with_padding(None);
+    refuse_dropout(&inner)?;
     Ok(inner)
+}
+
+/// An error for merges that are left out at random, as in a training of the tokenizer's own: in Transformers, too, a text has other tokens then each
+/// time that it is read, and no number would be that of the text.
+fn refuse_dropout(inner: &Inner) -> Result<()> {
+    match inner.get_model() {
+        ModelWrapper::BPE(bpe) => match bpe.dropout.filter(|rate| *rate > 0.0) {
+            Some(rate) => Err(Error::new(format!(
+                "`dropout` of the model is {rate}: merges are left out at random, and a text has other tokens each time that it is read"
+            ))
+            .cure("Set it to null in tokenizer.json, which gives a text the tokens that it has without.")),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
 }
 
 fn parts_from_json(bytes: &[u8], settings: &Map<String, Value>) -> Result<Parts> {
     let json: Value = json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
+    refuse_split(settings)?;
     let mut inner = inner_of(bytes, "the tokenizers library refused the file")?;
     add_tokens(&mut inner, settings)?;
     let prefix_space = prefix_space_of(&json);
@@ -603,6 +620,26 @@ mod tests {
         std::fs::write(&path, "{").unwrap();
         let Err(error) = Tokenizer::from_file(&path) else { panic!("half a file was read") };
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn what_would_give_a_text_other_tokens_each_time_or_no_control_tokens_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let load = |dropout: Value, settings: Value| {
+            let mut json: Value = serde_json::from_str(&byte_tokenizer().to_json().unwrap()).unwrap();
+            json["model"]["dropout"] = dropout;
+            std::fs::write(&path, json.to_string()).unwrap();
+            std::fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+            Tokenizer::from_file(&path).map(|tokenizer| tokenizer.encode("hello the hello").unwrap())
+        };
+        let plain = load(Value::Null, json!({})).unwrap();
+        assert_eq!(load(json!(0.0), json!({"split_special_tokens": false})).unwrap(), plain);
+        let refused = |dropout: Value, settings: Value| load(dropout, settings).unwrap_err().to_string();
+        let error = refused(json!(0.1), json!({}));
+        assert!(error.contains("`dropout` of the model is 0.1") && error.contains("tokenizer.json"), "{error}");
+        let error = refused(Value::Null, json!({"split_special_tokens": true}));
+        assert!(error.contains("`split_special_tokens` is set in tokenizer_config.json"), "{error}");
     }
 
     /// As Transformers 5.24 reads such folders: what the settings know and tokenizer.json lacks is added, and the older files are heard where

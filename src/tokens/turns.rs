@@ -17,6 +17,7 @@ use minijinja::Value;
 
 use super::marks::CONTENT;
 use super::python;
+use super::seams::{Seams, is_long, is_looked_for};
 use super::template::{ChatTemplate, Surroundings};
 use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
@@ -303,17 +304,71 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
     if template.has_generation_tags() {
         return lay_out_tagged(template, habits, conversation);
     }
-    let (messages, around) = (&conversation.messages, conversation.around);
-    let text = template.render(messages, around, false)?;
-    let mut layout = Layout { text, ..Layout::default() };
+    let text = template.render(&conversation.messages, conversation.around, false)?;
+    if is_long(conversation.answer_idxs().count()) {
+        let seams = Seams::new(&text, place_all(template, habits, conversation, &text));
+        if let Some(found) = find_answers(template, habits, conversation, &text, Some(seams))? {
+            return Ok(finished(template, habits, conversation, text, found));
+        }
+    }
+    let found = find_answers(template, habits, conversation, &text, None)?.unwrap_or_default();
+    Ok(finished(template, habits, conversation, text, found))
+}
+
+/// As [`lay_out`] of a template without tags, with every answer looked for.
+#[cfg(test)]
+pub(super) fn lay_out_by_prefixes(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
+    let text = template.render(&conversation.messages, conversation.around, false)?;
+    let found = find_answers(template, habits, conversation, &text, None)?.unwrap_or_default();
+    Ok(finished(template, habits, conversation, text, found))
+}
+
+/// The layout of the text, of which the answers have been found.
+fn finished(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, text: String, found: Layout) -> Layout {
+    let mut layout = Layout { text, ..found };
+    place_other_contents(template, habits, conversation, &mut layout);
+    layout
+}
+
+/// The answers of the conversation and their contents, in a layout that has no text yet; by the seams of those that are looked for, where these are given:
+/// `None` if they contradict each other.
+fn find_answers(
+    template: &ChatTemplate,
+    habits: &Habits,
+    conversation: &Conversation,
+    text: &str,
+    mut seams: Option<Seams>,
+) -> Result<Option<Layout>> {
+    let mut layout = Layout::default();
     let mut cursor = 0;
-    for (idx, turn) in conversation.answer_idxs() {
-        let (begin, unlike_prompt) = find_begin(template, habits, conversation, &layout.text, idx)?;
+    let n_answers = conversation.answer_idxs().count();
+    for (nth, (idx, turn)) in conversation.answer_idxs().enumerate() {
+        let is_looked_for = is_looked_for(nth, n_answers);
+        let known = seams.as_ref().filter(|_| !is_looked_for).and_then(|seams| seams.begin(idx));
+        let (begin, unlike_prompt) = match known {
+            Some(known) => known,
+            None => {
+                let (begin, unlike) = find_begin(template, habits, conversation, text, idx)?;
+                seams.iter_mut().for_each(|seams| seams.learn_begin(idx, begin, unlike));
+                (begin, unlike)
+            }
+        };
         if begin < cursor {
             return Err(lost(idx));
         }
-        let end = find_end(template, habits, conversation, &layout.text, idx, begin)?;
-        let region = &layout.text[begin..end];
+        let known = seams.as_ref().filter(|_| !is_looked_for).and_then(|seams| seams.end(idx));
+        let end = match known {
+            Some(known) => known,
+            None => {
+                let end = find_end(template, habits, conversation, text, idx, begin)?;
+                seams.iter_mut().for_each(|seams| seams.learn_end(idx, end));
+                end
+            }
+        };
+        if seams.as_ref().is_some_and(Seams::is_contradicted) {
+            return Ok(None);
+        }
+        let region = &text[begin..end];
         let (content_end, answer_end, ends_turn) = match habits.find_end_of_turn(region, Some(&conversation.turns[turn])) {
             Some(end_of_turn) => (end_of_turn.start, end_of_turn.end, true),
             None => (region.len(), region.trim_end().len(), false),
@@ -330,8 +385,39 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
         layout.unlike_prompt |= unlike_prompt;
         cursor = begin + answer_end.max(written);
     }
-    place_other_contents(template, habits, conversation, &mut layout);
-    Ok(layout)
+    Ok(Some(layout))
+}
+
+/// Where the content of each message stands, by a rendering with marks in the place of all: up to the first one behind which the template writes
+/// something else than behind its mark.
+fn place_all(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, text: &str) -> Vec<Option<Range<usize>>> {
+    let mut contents = vec![None; conversation.messages.len()];
+    let mut messages = conversation.messages.clone();
+    let mut marked_idxs = Vec::new();
+    for (idx, turn) in conversation.turn_of.iter().enumerate() {
+        let Some(turn) = turn.map(|turn| &conversation.turns[turn]).filter(|turn| !turn.content.trim().is_empty()) else {
+            continue;
+        };
+        let form = if turn.role == Role::Assistant { habits.answers } else { habits.others };
+        let content = form.content(&CONTENT.to_string(), &[]);
+        messages[idx] = minijinja::context! { content => content, ..messages[idx].clone() };
+        marked_idxs.push((idx, turn));
+    }
+    let marked = template.render(&messages, conversation.around, false).unwrap_or_default();
+    let mut pieces = marked.split(CONTENT);
+    let before = pieces.next().unwrap_or_default();
+    let mut cursor = before.len();
+    // A content that is left out, or written twice, would stand where another does.
+    if !text.starts_with(before) || pieces.clone().count() != marked_idxs.len() {
+        return contents;
+    }
+    for ((idx, turn), after) in marked_idxs.into_iter().zip(pieces) {
+        let stands = |form: &str| text[cursor..].strip_prefix(form).is_some_and(|rest| rest.starts_with(after));
+        let Some((_, form)) = forms(&turn.content).find(|(_, form)| stands(form)) else { break };
+        contents[idx] = Some(cursor..cursor + form.len());
+        cursor += form.len() + after.len();
+    }
+    contents
 }
 
 fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {

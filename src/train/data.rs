@@ -47,6 +47,18 @@ pub(crate) struct Order {
     weights: Vec<f64>,
 }
 
+/// The steps of all epochs. Epochs whose lengths are drawn are counted when they are asked for, so that a run of any length begins at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Epochs {
+    order: Order,
+    /// The sequences of a step.
+    batch: usize,
+    /// The steps of every epoch, where all weights are whole numbers.
+    alike: Option<u64>,
+    /// Otherwise after how many steps each epoch ends, of the first ones.
+    ends: Vec<u64>,
+}
+
 /// Which rows are looked at and not trained on.
 #[derive(Clone, Copy)]
 pub(crate) enum HeldOut<'a> {
@@ -277,29 +289,68 @@ impl Order {
         }
         order
     }
+}
 
-    /// After how many steps of `batch` sequences each epoch ends, whole or not: of `epochs`, or of as many as `steps` take.
-    pub(crate) fn epoch_ends(&self, epochs: f64, steps: Option<u64>, batch: usize) -> Vec<u64> {
-        let mut ends = Vec::new();
-        let mut end = 0;
-        for epoch in 0.. {
-            if steps.map_or(epoch as f64 >= epochs, |steps| end >= steps) {
-                break;
-            }
-            end += self.epoch(epoch).len().div_ceil(batch) as u64;
-            ends.push(end);
+impl Epochs {
+    pub(crate) fn new(order: Order, batch: usize) -> Epochs {
+        let are_whole = order.weights.iter().all(|weight| weight.fract() == 0.0);
+        let alike = are_whole.then(|| steps_of(&order, 0, batch));
+        Epochs { order, batch, alike, ends: Vec::new() }
+    }
+
+    /// The indices of the sequences of an epoch, in the order in which they are seen.
+    pub(crate) fn order(&self, epoch: u64) -> Vec<u32> {
+        self.order.epoch(epoch)
+    }
+
+    /// The steps of the first epoch.
+    pub(crate) fn first(&mut self) -> u64 {
+        self.end(0)
+    }
+
+    /// After how many steps an epoch ends.
+    fn end(&mut self, epoch: u64) -> u64 {
+        if let Some(steps) = self.alike {
+            return (epoch + 1).saturating_mul(steps);
         }
-        ends
+        while self.ends.len() as u64 <= epoch {
+            let next = self.ends.len() as u64;
+            self.ends.push(self.ends.last().copied().unwrap_or(0) + steps_of(&self.order, next, self.batch));
+        }
+        self.ends[epoch as usize]
+    }
+
+    /// How many steps `epochs` take: the last one may be a fraction, rounded up to a step. Where all are as long, the product is Transformers', so
+    /// that 1.1 epochs of 10 steps are 11: `1.1 - 1.0` is more than a tenth.
+    pub(crate) fn steps(&mut self, epochs: f64) -> u64 {
+        let Some(last) = (epochs.ceil() as u64).checked_sub(1) else { return 0 };
+        let begin = last.checked_sub(1).map_or(0, |before| self.end(before));
+        let steps = self.end(last) - begin;
+        begin + ((epochs * steps as f64).ceil() as u64).saturating_sub(last.saturating_mul(steps))
+    }
+
+    /// The epoch of a step, which counts from 0, and the step with which that begins.
+    pub(crate) fn of_step(&mut self, step: u64) -> (u64, u64) {
+        if let Some(steps) = self.alike {
+            let epoch = step / steps.max(1);
+            return (epoch, epoch * steps);
+        }
+        while self.ends.last().is_none_or(|&end| end <= step) {
+            self.end(self.ends.len() as u64);
+        }
+        let epoch = self.ends.partition_point(|&end| end <= step);
+        (epoch as u64, epoch.checked_sub(1).map_or(0, |before| self.ends[before]))
+    }
+
+    /// Is an epoch over after so many steps?
+    pub(crate) fn ends_after(&mut self, steps: u64) -> bool {
+        steps > 0 && self.of_step(steps).1 == steps
     }
 }
 
-/// How many steps `epochs` take, which end as `ends` says: the last one may be a fraction, rounded up to a step. Where all are as long, the product is
-/// Transformers', so that 1.1 epochs of 10 steps are 11: `1.1 - 1.0` is more than a tenth.
-pub(crate) fn steps_of_epochs(epochs: f64, ends: &[u64]) -> u64 {
-    let Some(last) = ends.len().checked_sub(1) else { return 0 };
-    let begin = last.checked_sub(1).map_or(0, |before| ends[before]);
-    let steps = ends[last] - begin;
-    begin + ((epochs * steps as f64).ceil() as u64).saturating_sub(last as u64 * steps)
+/// The steps of `batch` sequences that an epoch takes.
+fn steps_of(order: &Order, epoch: u64, batch: usize) -> u64 {
+    order.epoch(epoch).len().div_ceil(batch) as u64
 }
 
 /// Keeps the draws for held-out rows apart from those for the order.
@@ -348,16 +399,43 @@ mod tests {
         assert!(first != second && first != (0..100).collect::<Vec<u32>>());
         assert_eq!(first, order.epoch(0));
         assert_ne!(first, Order { seed: 8, ..order.clone() }.epoch(0));
-        assert_eq!(order.epoch_ends(3.0, None, 32), [4, 8, 12]);
-        assert_eq!((order.epoch_ends(1.0, Some(9), 32), order.epoch_ends(3.0, Some(4), 32)), (vec![4, 8, 12], vec![4]));
+        let mut fours = Epochs::new(order.clone(), 32);
+        assert_eq!([0, 3, 4, 7, 8].map(|step| fours.of_step(step)), [(0, 0), (0, 0), (1, 4), (1, 4), (2, 8)]);
+        assert_eq!([0, 3, 4, 5, 8].map(|steps| fours.ends_after(steps)), [false, false, true, false, true]);
         // 2.5 epochs end within the third, half an epoch within the first; a fraction of a step is one.
-        assert_eq!(order.epoch_ends(2.5, None, 32), [4, 8, 12]);
-        let steps = [1.0, 2.0, 2.5, 2.6, 0.5].map(|epochs| steps_of_epochs(epochs, &order.epoch_ends(epochs, None, 32)));
-        assert_eq!(steps, [4, 8, 10, 11, 2]);
+        assert_eq!([1.0, 2.0, 2.5, 2.6, 0.5].map(|epochs| fours.steps(epochs)), [4, 8, 10, 11, 2]);
         // Transformers' math.ceil(epochs * steps), in the same arithmetic.
-        let tens: Vec<u64> = (1..=3).map(|epoch| 10 * epoch).collect();
-        let steps = [(1.1, 2), (2.2, 3), (2.15, 3), (0.3, 1)].map(|(epochs, n)| steps_of_epochs(epochs, &tens[..n]));
-        assert_eq!(steps, [11, 22, 22, 3]);
+        let mut tens = Epochs::new(order, 10);
+        assert_eq!([1.1, 2.2, 2.15, 0.3].map(|epochs| tens.steps(epochs)), [11, 22, 22, 3]);
+    }
+
+    #[test]
+    fn epochs_are_counted_when_they_are_asked_for() {
+        let mut whole = Epochs::new(Order { seed: 7, weights: vec![2.0; 8] }, 5);
+        assert_eq!(
+            (whole.first(), whole.steps(1e12), whole.of_step(4_000_000_000_001)),
+            (4, 4_000_000_000_000, (1_000_000_000_000, 4_000_000_000_000))
+        );
+        // The lengths of these are drawn: each is what its order has, and only those before a step are counted for it.
+        let order = Order { seed: 7, weights: vec![0.4; 8] };
+        let mut drawn = Epochs::new(order.clone(), 1);
+        let lengths: Vec<u64> = (0..40).map(|epoch| order.epoch(epoch).len() as u64).collect();
+        assert!(lengths.iter().any(|&n| n != lengths[0]), "{lengths:?}");
+        let (mut begin, mut step) = (0, 0);
+        for (epoch, &n) in (0..).zip(&lengths) {
+            for _ in 0..n {
+                assert_eq!(drawn.of_step(step), (epoch, begin));
+                step += 1;
+            }
+            begin += n;
+            assert!(drawn.ends_after(begin) || n == 0);
+            assert!(drawn.ends.len() <= epoch as usize + 20, "{} of {epoch}", drawn.ends.len());
+        }
+        assert_eq!(drawn.steps(3.0), lengths[..3].iter().sum::<u64>());
+        assert_eq!(
+            Epochs::new(order, 1).steps(2.5),
+            lengths[..2].iter().sum::<u64>() + (2.5 * lengths[2] as f64).ceil() as u64 - 2 * lengths[2]
+        );
     }
 
     #[test]

@@ -181,6 +181,8 @@ const LOOKS: &str = "Give eval-every, the steps from one look to the next; `trai
 const SAVES: &str = "Give save-every, the steps from one checkpoint to the next; without it there is one an epoch.";
 const ADAMW: &str = "Leave it out for adamw_torch and the like: AdamW is the optimiser; with any other it is another training.";
 const ADAPTER: &str = "Merge it with `diagnose export ADAPTER --out DIR` and give model = \"DIR/model\"; an adapter is not trained further as it stands.";
+const WHOLE: &str =
+    "Give supervise = \"all\" for true, which learns the whole text, and leave it out for false: answers alone are learnt.";
 
 /// Options of other programs that have no place here, and what takes it.
 const INSTEAD: &[(&str, &str)] = &[
@@ -260,6 +262,14 @@ const INSTEAD: &[(&str, &str)] = &[
     ),
     ("optim", ADAMW),
     ("optimizer", ADAMW),
+    ("mask_history", "Give supervise = \"last\" for true, and leave it out for false: every answer is learnt."),
+    ("train_on_prompt", WHOLE),
+    ("train_on_inputs", WHOLE),
+    (
+        "roles_to_train",
+        "Leave it out: the assistant's turns are learnt; supervise says which (assistant or last), or all for the whole text, and `weight` or `train` of a message whether that one is.",
+    ),
+    ("train_on_eos", "Leave it out: the token that ends a turn is learnt with it, as `turn` says, which is axolotl's default."),
     ("gradient_checkpointing", "Give activation-memory, how many MiB are kept instead of computed again."),
     ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
 ];

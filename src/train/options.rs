@@ -329,7 +329,7 @@ impl Options {
 
     /// Bytes of activations to keep.
     pub(crate) fn activation_bytes(&self) -> usize {
-        self.activation_memory.unwrap_or(if self.lora { 1024 } else { 256 }) << 20
+        self.activation_memory.unwrap_or(if self.lora { 1024 } else { 256 }).saturating_mul(1 << 20)
     }
 
     pub(crate) fn adamw(&self) -> AdamWOptions {

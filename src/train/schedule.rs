@@ -42,7 +42,8 @@ impl Schedule {
     /// An error where the rate is 0 at every step.
     pub(crate) fn check(&self) -> Result<()> {
         let Schedule { total, warmup, .. } = *self;
-        if (0..total).any(|step| self.rate(step) > 0.0) {
+        // The rate rises along a line to the peak, and falls from there.
+        if [0, 1, warmup].into_iter().any(|step| step < total && self.rate(step) > 0.0) {
             return Ok(());
         }
         let steps = count(total, "step");

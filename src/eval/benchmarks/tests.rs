@@ -150,7 +150,7 @@ fn the_package_holds_whole_benchmarks() {
         let task = load(find(name).unwrap(), None, &|_, _, _| ()).unwrap();
         let pool = match &task.examples {
             Examples::Own => 0,
-            Examples::Drawn(pool) | Examples::First(pool) => pool.len(),
+            Examples::Drawn(pool) | Examples::First(pool) | Examples::File(pool, _) => pool.len(),
         };
         assert_eq!((task.items.len(), pool), (n, n_examples), "{name}");
     }

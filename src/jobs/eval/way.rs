@@ -163,13 +163,13 @@ impl Way {
     /// The settings in words, for the name of a folder: empty for all items without examples, asked as it goes without saying.
     pub(super) fn settings(&self, asking: &Asking, tasks: &[Task]) -> String {
         let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
-        let draws_examples = tasks.iter().any(|task| task.few_shot.is_some_and(|few_shot| few_shot.seed.is_some()));
+        let draws_examples = tasks.iter().any(|task| task.few_shot.as_ref().is_some_and(|few_shot| few_shot.seed.is_some()));
         let drawn = (self.sample.is_some() || draws_examples).then_some(self.seed as usize);
         // No examples are a choice, too, where a task is known with some.
         let options =
             [option("limit", self.limit), option("sample", self.sample), option("fewshot", self.few_shot), option("seed", drawn)];
         let mut options: Vec<String> = options.into_iter().flatten().collect();
-        options.extend(self.few_shot_from.as_ref().map(|path| format!("from {}", path.display())));
+        options.extend(tasks.iter().filter_map(|task| Some(format!("from {}", task.few_shot.as_ref()?.file_sha256.as_ref()?))));
         // With examples of its own a task may tell one turn from several.
         options.extend(asking.asked(TaskKind::Written, true).words());
         let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;

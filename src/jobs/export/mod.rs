@@ -6,12 +6,14 @@
 //! changes.rs   what was done and why, a line each
 //! rewrite.rs   answers to be written anew
 //! beside.rs    what trainers have to be told about the file
+//! peers.rs     what another program would make of the rows, against what the run learns
 //! ```
 //!
 //! Every file appears whole or not at all; where a row cannot be said in the format, none appears.
 
 mod beside;
 mod changes;
+mod peers;
 mod rewrite;
 mod rules;
 mod verdicts;
@@ -33,10 +35,12 @@ use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
 use crate::files::{identified, write_atomically};
 use crate::table::Row;
+use crate::tokens::Supervise;
 
 pub(crate) use rules::{DropRule, MaskRule};
 
 use changes::{Change, What};
+use peers::{Peer, beside_rows, program, supervised};
 use verdicts::{Verdict, Wanted, verdicts};
 
 /// An export as the user asked for it.
@@ -130,6 +134,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         completion_alone: true,
         is_table,
         changes: Vec::new(),
+        peer: None,
         candidates: Vec::new(),
         exported: Exported {
             out: job.out.clone(),
@@ -141,6 +146,19 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
             ..Exported::default()
         },
     };
+    if let Some(n) = job.select.filter(|n| *n >= run.rows.len()) {
+        export.exported.notes.push(format!("--select {n} leaves no row out: there are {}", run.rows.len()));
+    }
+    export.exported.notes.extend(beside_rows(job.target, &run.record));
+    if let Some(program) = program(job.target) {
+        match Peer::of(job.target, &run.record) {
+            Ok(peer) => export.peer = Some(peer),
+            Err(error) => export
+                .exported
+                .notes
+                .push(format!("whether {program} learns the same tokens was not looked at: {}", error.reason())),
+        }
+    }
     if job.target == Target::Trl {
         // Its reader takes the first row's form for that of all.
         export.completion_alone = export.is_completion_alone()?;
@@ -226,6 +244,8 @@ struct Export<'a> {
     completion_alone: bool,
     is_table: bool,
     changes: Vec<Change>,
+    /// The program that the rows are written for, where it reads them by the run's model.
+    peer: Option<Peer>,
     /// The lines of the file of candidates, in JSON.
     candidates: Vec<String>,
     exported: Exported,
@@ -335,7 +355,10 @@ impl Export<'_> {
             let path = self.job.decisions.clone().unwrap_or_default();
             decision.check(&as_read.turns).map_err(|error| error.at_line(path, decision.line))?;
         }
-        let (example, changes) = decided(as_read, &verdict)?;
+        let (mut example, changes) = decided(as_read, &verdict)?;
+        if self.job.target == Target::Axolotl && supervised(&self.run.record) == Supervise::Last {
+            forget_history(&mut example);
+        }
         let is_touched = !changes.is_empty();
         for candidate in rewrite::candidates(row, as_read, &self.choices) {
             self.candidates.push(serde_json::to_string(&candidate).context("cannot write a candidate")?);
@@ -365,6 +388,9 @@ impl Export<'_> {
             }
             Err(error) => return Err(error),
         };
+        if let Some(peer) = &mut self.peer {
+            peer.read(&original.place, &example);
+        }
         self.exported.columns_left_out.extend(write::left_out(self.job.target, original));
         self.exported.rows_masked += u64::from(changes.iter().any(|change| matches!(change.what, What::Mask { .. })));
         self.exported.rows_weighted += u64::from(changes.iter().any(|change| change.what == What::Weight));
@@ -403,6 +429,7 @@ impl Export<'_> {
 
     /// Writes every file but the data: the changes, what trainers have to be told, the candidates.
     fn write_beside(&mut self) -> Result<()> {
+        self.exported.notes.extend(self.peer.as_ref().and_then(|peer| peer.note(self.job.target)));
         let head = json!({
             "changes": 1,
             "run": self.run.record.identity,
@@ -449,6 +476,17 @@ fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>
         changes.push(change.clone());
     }
     Ok((example, changes))
+}
+
+/// Switches all answers but the last off, as a run does that learns the last alone.
+fn forget_history(example: &mut Example) {
+    let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
+    for (idx, turn) in example.turns.iter_mut().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
+        if Some(idx) != last {
+            turn.weight = 0.0;
+            turn.parts.clear();
+        }
+    }
 }
 
 /// Takes a mask's tokens out of what is learnt; gives the text of the span.

@@ -34,7 +34,7 @@ use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
-pub(super) use slots::{Slots, check_axolotl};
+pub(crate) use slots::{Slots, check_axolotl};
 
 /// The program that is to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,7 +28,7 @@ mod snapshot;
 mod special_tokens;
 mod trainer;
 
-pub(crate) use emit::Program;
+pub(crate) use emit::{Program, Slots, check_axolotl};
 pub(crate) use exported::{export_checkpoint, merge_adapter};
 pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;

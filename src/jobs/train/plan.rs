@@ -125,7 +125,7 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
     // Backward the gated delta rule takes the projections of a layer apart by heads, and their gradients.
     let of_delta =
         (0..model.config.layers).filter_map(|layer| model.config.delta_shape(layer)).map(|shape| shape.columns()).max();
-    let beside = 2 * 4 * options.pack_tokens * of_delta.unwrap_or(0);
-    let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
-    learning + base + parts + (options.activation_bytes() + block_inputs + beside) as u64
+    let per_token = 2 * 4 * of_delta.unwrap_or(0) + 4 * model.config.hidden_size * model.config.layers;
+    let of_batch = options.pack_tokens.saturating_mul(per_token).saturating_add(options.activation_bytes());
+    (learning + base + parts).saturating_add(of_batch as u64)
 }

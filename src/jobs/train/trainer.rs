@@ -26,7 +26,7 @@ use crate::maps;
 use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
-use crate::train::data::{HeldOut, Order, Random, TrainingSet, steps_of_epochs};
+use crate::train::data::{Epochs, HeldOut, Random, TrainingSet};
 use crate::train::drift::DriftProbe;
 use crate::train::keep::{Keep, Lowest};
 use crate::train::loss::Loss;
@@ -48,10 +48,9 @@ pub(super) struct Trainer {
     /// Tokens with which answers end and the model's do not: they are added to the result's.
     new_ends: Vec<u32>,
     weights: Vec<RowWeight>,
-    order: Order,
+    epochs: Epochs,
     /// The epoch of the last step, and the order of its sequences.
     epoch: Option<(u64, Vec<u32>)>,
-    epoch_ends: Vec<u64>,
     loss: Loss,
     schedule: Schedule,
     thresholds: Resolved,
@@ -77,7 +76,7 @@ pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
 struct Read {
     model: Model,
     set: TrainingSet,
-    order: Order,
+    epochs: Epochs,
     /// For each sequence: are its conflicts meant to be learnt?
     intended: Vec<bool>,
     adapted: Option<Vec<Parameter>>,
@@ -88,7 +87,7 @@ struct Read {
 
 /// When a run ends, and how fast it learns until then.
 struct Steps {
-    epoch_ends: Vec<u64>,
+    per_epoch: u64,
     schedule: Schedule,
 }
 
@@ -101,12 +100,30 @@ pub(super) fn stored_dtype(options: &Options) -> Dtype {
     if options.lora { options.dtype } else { Dtype::F32 }
 }
 
+/// An error for a number that is larger than what it counts of this model.
+fn check_sizes(options: &Options, model: &Model) -> Result<()> {
+    let (vocabulary, widest) = (model.config.vocab_size, model.config.hidden_size.max(model.config.intermediate_size));
+    if let Some(k) = options.top_k.filter(|k| *k > vocabulary) {
+        return Err(Error::usage(format!("--top-k {k}: {} has {vocabulary} tokens to choose from", model.info.name))
+            .cure("Give a smaller --top-k, or leave it out for 20."));
+    }
+    if options.lora && options.lora_r > widest {
+        return Err(Error::usage(format!(
+            "--lora-r {}: the matrices of {} have {widest} rows or columns at most, and no adapter of a higher rank says more",
+            options.lora_r, model.info.name
+        ))
+        .cure("Give a smaller --lora-r, such as 16."));
+    }
+    Ok(())
+}
+
 impl Read {
     fn new(opened: &Opened, watch: &dyn Watch) -> Result<Read> {
         let Opened { options, dataset, validation, reference, .. } = opened;
         let stored = stored_dtype(options);
         let mut model = Model::load(reference, load_options(stored), options.max_len())?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
+        check_sizes(options, &model)?;
         let mut reading = |records| watch.reading(records);
         let chosen = dataset.choose(options.choice())?;
         let held_out = validation.as_ref().map_or(HeldOut::Share(options.validation_share), HeldOut::Apart);
@@ -119,24 +136,23 @@ impl Read {
         set.audit.notes.extend(result::note_of_base(&reference.path, options));
         watch.audited(&set.audit);
         watch.remarks(&model.info.name, &model.remarks);
-        let order = set.order(&options.mix, options.seed)?;
+        let epochs = Epochs::new(set.order(&options.mix, options.seed)?, options.batch_size);
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
         let beside = memory_beside(options, &model, adapted.as_deref());
         memory::check_training(&model.info.name, beside)?;
         let memory_bytes = memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside;
-        Ok(Read { model, set, order, intended, adapted, new_ends, memory_bytes })
+        Ok(Read { model, set, epochs, intended, adapted, new_ends, memory_bytes })
     }
 
     /// An error if no step would change anything.
-    fn steps(&self, options: &Options) -> Result<Steps> {
-        let epoch_ends = self.order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
-        let total = options.max_steps.unwrap_or(steps_of_epochs(options.epochs, &epoch_ends));
+    fn steps(&mut self, options: &Options) -> Result<Steps> {
+        let total = options.max_steps.unwrap_or_else(|| self.epochs.steps(options.epochs));
         let warmup = options.warmup(total);
         let schedule = Schedule { shape: options.schedule, peak: options.learning_rate(), warmup, total };
         schedule.check()?;
-        Ok(Steps { epoch_ends, schedule })
+        Ok(Steps { per_epoch: self.epochs.first(), schedule })
     }
 }
 
@@ -149,7 +165,7 @@ impl Steps {
             validation_sequences: set.validation.len() as u64,
             input_tokens: set.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
             supervised_tokens: set.supervised_tokens(),
-            steps_per_epoch: self.epoch_ends.first().copied().unwrap_or(0),
+            steps_per_epoch: self.per_epoch,
             total_steps: self.schedule.total,
             warmup_steps: self.schedule.warmup,
             learning_rate: self.schedule.peak,
@@ -203,7 +219,7 @@ impl Trainer {
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
         let preview = preview(&read.model, &set.sequences, &weights, &loss, &thresholds)?;
         let plan = steps.plan(&options, &read, &parameters, Some(preview));
-        let (Read { model, set, order, new_ends, .. }, Steps { epoch_ends, schedule }) = (read, steps);
+        let (Read { model, set, epochs, new_ends, .. }, Steps { schedule, .. }) = (read, steps);
         Ok(Trainer {
             out,
             plan,
@@ -214,9 +230,8 @@ impl Trainer {
             set,
             new_ends,
             weights,
-            order,
+            epochs,
             epoch: None,
-            epoch_ends,
             loss,
             schedule,
             thresholds,
@@ -292,7 +307,7 @@ impl Trainer {
             let interrupted = watch.interrupted();
             let due = match self.options.save_every {
                 Some(every) => progress.step.is_multiple_of(every),
-                None => self.epoch_ends.contains(&progress.step),
+                None => self.epochs.ends_after(progress.step),
             };
             if due || interrupted || is_to_be_kept || ended(&progress) {
                 log.flush()?;
@@ -413,11 +428,10 @@ impl Trainer {
 
     /// Indices of the sequences of step `step`, and the epochs that are over after it.
     fn batch(&mut self, step: u64) -> (Vec<usize>, f64) {
-        let epoch = self.epoch_ends.partition_point(|&end| end <= step);
-        let begin = epoch.checked_sub(1).map_or(0, |before| self.epoch_ends[before]);
+        let (epoch, begin) = self.epochs.of_step(step);
         let (_, order) = match self.epoch.take() {
-            Some(known) if known.0 == epoch as u64 => self.epoch.insert(known),
-            _ => self.epoch.insert((epoch as u64, self.order.epoch(epoch as u64))),
+            Some(known) if known.0 == epoch => self.epoch.insert(known),
+            _ => self.epoch.insert((epoch, self.epochs.order(epoch))),
         };
         let first = (step - begin) as usize * self.options.batch_size;
         let last = (first + self.options.batch_size).min(order.len());

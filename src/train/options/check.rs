@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::train::keep::Keep;
 use crate::train::schedule::Shape;
 
+/// Numbers of training stay below: what is larger was meant for something else, and overflows in f32 products sooner or later.
+const MOST: f64 = 1e6;
+
 impl Options {
     pub(super) fn check(&self) -> Result<()> {
         if self.datasets.is_empty() {
@@ -71,8 +74,9 @@ impl Options {
 
     /// Numbers with a fraction, and the schedule that some of them are for.
     fn check_rates(&self) -> Result<()> {
-        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
-            return wrong(format!("--epochs {}: expected a number above 0", self.epochs));
+        let above = [("epochs", self.epochs), ("lora-alpha", self.lora_alpha.unwrap_or(1.0))];
+        if let Some((name, value)) = above.into_iter().find(|(_, value)| !(*value > 0.0 && *value < MOST)) {
+            return wrong(format!("--{name} {value}: expected a number above 0 and less than {MOST}"));
         }
         if let Some(steps) = self.warmup_steps.filter(|steps| *steps >= 1.0 && steps.fract() != 0.0) {
             return wrong(format!("--warmup-steps {steps}: expected a whole number, or a share of the steps below 1"));
@@ -83,16 +87,19 @@ impl Options {
             ("beta1", self.beta1, 1.0),
             ("beta2", self.beta2, 1.0),
             ("warmup-ratio", self.warmup_ratio, 1.0),
-            ("warmup-steps", self.warmup_steps.unwrap_or(0.0), f64::INFINITY),
-            ("weight-decay", self.weight_decay, f64::INFINITY),
+            // Whole numbers that a float holds to the last digit.
+            ("warmup-steps", self.warmup_steps.unwrap_or(0.0), 1e15),
+            ("weight-decay", self.weight_decay, MOST),
+            ("kl-weight", f64::from(self.kl_weight.unwrap_or(0.0)), MOST),
+            // However large, it says that no gradient is to be scaled.
             ("clip", self.clip, f64::INFINITY),
-            ("eps", self.eps, f64::INFINITY),
-            ("lr", self.learning_rate(), f64::INFINITY),
+            ("eps", self.eps, MOST),
+            ("lr", self.learning_rate(), MOST),
         ];
         for (name, value, bound) in rates {
             if !(0.0..bound).contains(&value) {
-                let below = if bound.is_finite() { format!(" and less than {bound}") } else { String::new() };
-                return wrong(format!("--{name} {value}: expected a number of 0 or more{below}"));
+                let below = if bound.is_finite() { format!("less than {bound}") } else { "finite".to_owned() };
+                return wrong(format!("--{name} {value}: expected a number of 0 or more and {below}"));
             }
         }
         let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != Options::default().warmup_ratio;
@@ -119,8 +126,8 @@ impl Options {
             return Err(Error::usage(format!("{name} goes by the loss on held-out rows, and there are none"))
                 .cure("Give --validation FILE, or --validation-share 0.05."));
         }
-        if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..1e6).contains(*weight)) {
-            return wrong(format!("--mix {name}={weight}: expected a number of 0 or more"));
+        if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..MOST).contains(*weight)) {
+            return wrong(format!("--mix {name}={weight}: expected a number of 0 or more and less than {MOST}"));
         }
         Ok(())
     }

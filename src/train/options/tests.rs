@@ -49,6 +49,11 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
         ("finetuning_type: lora", "lora = true"),
         ("use_eaft_loss: true", "method = \"eaft\""),
         ("max_samples: 100", "Give limit, the first records of all files together"),
+        ("mask_history: true", "supervise = \"last\" for true"),
+        ("train_on_prompt: true", "supervise = \"all\" for true"),
+        ("train_on_inputs: false", "leave it out for false"),
+        ("roles_to_train: [assistant]", "the assistant's turns are learnt"),
+        ("train_on_eos: all", "as `turn` says"),
         ("lr: 1.0\nlearning_rate: 1.0", "another name of `lr`"),
     ] {
         let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();
@@ -352,4 +357,65 @@ supervise = "last"
     let record = serde_json::to_value(&options).unwrap();
     assert_eq!([&record["dtype"], &record["moments"], &record["keep"]], ["bf16x3", "bf16", "best"]);
     assert_eq!(serde_json::from_value::<Options>(record).unwrap(), options);
+}
+
+/// Every number of a training run is refused by the option's name where it means nothing, on the command line and in files.
+#[test]
+fn numbers_out_of_range_are_refused_by_name() {
+    /// What has a meaning: 0 turns something off, a bound that nothing reaches.
+    const MEANS: &[(&str, &[&str])] = &[
+        // Refused where the schedule is known, with the number of steps that would change nothing.
+        ("lr", &["0"]),
+        ("clip", &["0", "1e30"]),
+        ("seed", &["0"]),
+        // Nothing is kept: all is computed again.
+        ("activation-memory", &["0"]),
+        ("mix", &["0"]),
+        ("validation-share", &["0"]),
+        ("warmup-steps", &["0"]),
+        ("warmup-ratio", &["0"]),
+        ("weight-decay", &["0"]),
+        ("kl-weight", &["0"]),
+        ("lora-dropout", &["0"]),
+        ("beta1", &["0"]),
+        ("beta2", &["0"]),
+        ("eps", &["0"]),
+    ];
+    let numbers = |declared: &&Declared| matches!(declared.kind, ValueKind::Number | ValueKind::Whole | ValueKind::Numbers);
+    let mut n = 0;
+    for declared in DECLARED.iter().filter(numbers) {
+        let name = declared.name();
+        let needs = match name.as_str() {
+            "lora-r" | "lora-alpha" | "lora-dropout" => "lora = true",
+            "kl-weight" => "method = 'sft-kl'",
+            "snapshot-every" => "method = 'psft'",
+            "stop-after-worse" => "validation = ['b']",
+            _ => "",
+        };
+        let plain = format!("datasets = ['a']\n{needs}\n");
+        let (values, of): (&[&str], _) = match declared.kind {
+            ValueKind::Whole => (&["nan", "inf", "-inf", "-1", "1.5", "1e30", "99999999999999999999", "0"], ""),
+            ValueKind::Numbers => (&["nan", "inf", "-inf", "-1", "0", "1e30"], "a="),
+            _ => (&["nan", "inf", "-inf", "-1", "0", "1e30"], ""),
+        };
+        n += 1;
+        for value in values {
+            let typed = declared.value(&format!("{of}{value}")).and_then(|value| {
+                let mut table = table(&plain);
+                table.insert(name.clone(), value);
+                Options::resolve(None, table)
+            });
+            let line = if of.is_empty() { format!("{name} = {value}") } else { format!("{name} = {{ a = {value} }}") };
+            // What TOML itself does not read, it says with its place in the file.
+            let filed = format!("{plain}{line}").parse::<toml::Table>().ok().map(|table| Options::resolve(None, table));
+            for resolved in filed.into_iter().chain([typed]) {
+                let means = MEANS.iter().any(|(known, values)| *known == name && values.contains(value));
+                match resolved {
+                    Ok(_) => assert!(means, "{name} {value} was taken"),
+                    Err(error) => assert!(!means && error.to_string().contains(&name), "{name} {value}: {error}"),
+                }
+            }
+        }
+    }
+    assert!(n > 25, "{n} options are numbers");
 }

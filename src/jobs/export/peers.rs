@@ -1,0 +1,102 @@
+//! What the trainer that rows are written for makes of them, where that is another program than ours: what it would learn otherwise than the run is said.
+//!
+//! A file holds rows and masks. The system prompt that a run was given, what it learns of a row, and what a chat template does with turns that
+//! others follow are in no file.
+
+use crate::dataset::write::Target;
+use crate::dataset::{Example, Place};
+use crate::error::{Error, Result};
+use crate::format::count;
+use crate::jobs::score::RunRecord;
+use crate::jobs::train::{Slots, check_axolotl};
+use crate::model::{ModelName, Reference, text_of};
+use crate::tokens::{RenderOptions, Renderer, Supervise};
+
+/// Another program that reads the rows as this model's.
+pub(super) struct Peer {
+    renderer: Renderer,
+    /// LLaMA-Factory's reading of the template; `None` for axolotl.
+    slots: Option<Slots>,
+    supervise: Supervise,
+    /// Rows of which it makes or learns other tokens, and the first of them with the reason.
+    unlike: u64,
+    example: Option<String>,
+}
+
+impl Peer {
+    /// An error where the model of the run is not there any more, or not as it was.
+    pub(super) fn of(target: Target, record: &RunRecord) -> Result<Peer> {
+        let path = &record.model.path;
+        if !path.exists() {
+            return Err(Error::new(format!("the model of the run is not at {} any more", path.display())));
+        }
+        let name = ModelName { written: Some(path.to_string_lossy().into_owned()), base: record.model.base.clone() };
+        let reference = Reference::resolve_text(&name, &|_, _, _| ())?;
+        let (tokenizer, template) = text_of(&reference)?;
+        let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..RenderOptions::default() })?;
+        if renderer.template_sha256() != record.template_sha256.as_deref() {
+            return Err(Error::new("the run used another chat template than the model has"));
+        }
+        let slots = (target == Target::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
+        Ok(Peer { renderer, slots, supervise: supervised(record), unlike: 0, example: None })
+    }
+
+    /// Looks at a row that is written.
+    pub(super) fn read(&mut self, place: &Place, example: &Example) {
+        let same = match &self.slots {
+            Some(slots) => slots.check(&self.renderer, example, self.supervise),
+            None => check_axolotl(&self.renderer, example, self.supervise),
+        };
+        if let Err(error) = same {
+            self.unlike += 1;
+            self.example.get_or_insert_with(|| format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
+        }
+    }
+
+    /// What was found in all rows, in a sentence.
+    pub(super) fn note(&self, target: Target) -> Option<String> {
+        let told = if self.slots.is_some() { ", which is told no `template` of its own," } else { "" };
+        let program = program(target)?;
+        let example = self.example.as_ref()?;
+        Some(format!("of {} {program}{told} learns other tokens than the run; for example {example}", count(self.unlike, "row")))
+    }
+}
+
+/// The program whose reading of rows is known here.
+pub(super) fn program(target: Target) -> Option<&'static str> {
+    match target {
+        Target::LlamaFactory => Some("LLaMA-Factory"),
+        Target::Axolotl => Some("axolotl"),
+        _ => None,
+    }
+}
+
+/// What of a row the run learns.
+pub(super) fn supervised(record: &RunRecord) -> Supervise {
+    serde_json::from_value::<Supervise>(record.supervise.clone()).unwrap_or_default()
+}
+
+/// What of the run is in no row, in sentences: whoever trains on the rows has to be told.
+pub(super) fn beside_rows(target: Target, record: &RunRecord) -> Vec<String> {
+    let mut notes = Vec::new();
+    if record.system.is_some() {
+        notes.push(
+            "the run put a system prompt before conversations that have none (--system), which the rows do not hold: give it to the trainer, too"
+                .to_owned(),
+        );
+    }
+    let learns = match (supervised(record), target) {
+        (Supervise::Assistant, _) | (Supervise::Last, Target::Axolotl) => None,
+        (Supervise::Last, Target::LlamaFactory) => {
+            Some("the last answer of a row alone (--supervise last): give LLaMA-Factory mask_history: true")
+        }
+        (Supervise::Last, _) => {
+            Some("the last answer of a row alone (--supervise last): tell the trainer, which learns all of them else")
+        }
+        (Supervise::All, _) => {
+            Some("the whole text of a row (--supervise all): tell the trainer, which learns answers alone else")
+        }
+    };
+    notes.extend(learns.map(|learns| format!("the run learns {learns}")));
+    notes
+}
