@@ -136,7 +136,7 @@ fn what_is_printed_fits_the_terminal() {
             assert!(longest <= columns && parts.iter().all(|part| text.contains(part)), "{longest} of {columns}\n{text}");
         }
         // Where nobody looks, nothing is broken.
-        assert!(workdir.run(&command).ok().stdout.lines().any(|line| line.chars().count() > 100));
+        assert!(workdir.run(&command).ok().stdout.lines().any(|line| line.chars().count() > 80));
     }
 }
 
