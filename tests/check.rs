@@ -122,6 +122,39 @@ fn rows_are_cut_where_the_model_ends_whether_its_weights_are_there_or_not() {
     check("foreign", &["--max-len", "64"]).ok();
 }
 
+/// Answers are compared one by one, each with those to the same text.
+#[test]
+fn a_contradiction_is_another_answer_to_the_same_text() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let check = |rows: &[&[(&str, &str)]]| {
+        let turn = |(asked, answered): &(&str, &str)| {
+            let weight = if answered.starts_with('-') { ",\"weight\":0" } else { "" };
+            format!(
+                r#"{{"role":"user","content":"{asked}"}},{{"role":"assistant","content":"{}"{weight}}}"#,
+                answered.trim_start_matches('-')
+            )
+        };
+        let row = |row: &&[(&str, &str)]| format!("{{\"messages\":[{}]}}\n", row.iter().map(turn).collect::<Vec<_>>().join(","));
+        workdir.write("rows.jsonl", rows.iter().map(row).collect::<String>());
+        let found = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--json"]).ok().json();
+        let examples = |what: &str| found[what]["examples"].to_string().replace("rows.jsonl", "");
+        (examples("contradictions"), examples("duplicates"))
+    };
+    let said = |contradictions: &str, duplicates: &str| (contradictions.to_owned(), duplicates.to_owned());
+    // A conversation that goes on is no contradiction of its beginning.
+    let whole = [("a", "b"), ("c", "d"), ("e", "f")];
+    assert_eq!(check(&[&whole[..1], &whole[..2], &whole]), said("[]", "[]"));
+    let rows: [&[(&str, &str)]; 4] = [&[("a", "b")], &[("a", "c")], &[("a", "b"), ("d", "e")], &[("a", "b"), ("d", "f")]];
+    assert_eq!(check(&rows), said(r#"[":2 as :1",":3 as :2",":4 as :2"]"#, "[]"));
+    let rows: [&[(&str, &str)]; 3] = [&[("x", "y"), ("a", "b")], &[("x", "y"), ("a", "c")], &[("x", "z"), ("a", "b")]];
+    assert_eq!(check(&rows), said(r#"[":2 as :1",":3 as :1"]"#, "[]"));
+    // The same tokens, of which others are learnt.
+    let rows: [&[(&str, &str)]; 4] =
+        [&[("a", "-b"), ("c", "d")], &[("a", "b"), ("c", "d")], &[("a", "-b"), ("c", "d")], &[("a", "-x"), ("c", "d")]];
+    assert_eq!(check(&rows), said("[]", r#"[":3 as :1"]"#));
+}
+
 #[test]
 fn large_numbers_have_their_thousands_apart() {
     let workdir = Workdir::new();

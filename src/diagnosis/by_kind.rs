@@ -5,16 +5,16 @@ use serde::{Deserialize, Serialize};
 use super::context::Spot;
 use super::kinds::ConflictKind;
 
-/// The conflicts by kind, and rows whose prompts are nearly the same. The tables conflicts.parquet and pairs.parquet have all of them.
+/// The conflicts by kind, and rows that ask the same. The tables conflicts.parquet and pairs.parquet have all of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kinds {
     /// Most conflicts first.
     pub kinds: Vec<KindSums>,
     /// Conflicts of one kind with the same target and the same choice, most surplus first.
     pub groups: Vec<ConflictGroup>,
-    /// Pairs of rows with nearly the same prompt.
+    /// Rows that ask the same as an earlier one, or nearly.
     pub near_duplicates: u64,
-    /// Those of them that ask the same and are answered otherwise.
+    /// Rows that ask the same as another one and are answered otherwise.
     pub contradictions: u64,
     /// What became of the conflicts with another row of their kind shown first, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! Rows that ask nearly the same, found by MinHash (Broder 1997) with bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
+//! Rows that ask the same, found by a hash of their words, and rows that ask nearly the same, found by MinHash (Broder 1997) with bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
 //! chapter 3).
 //!
 //! The shingles of a text are its runs of three words (of three characters where it has no spaces, as Chinese has none); for each of
@@ -8,6 +8,8 @@
 //! A similarity is estimated with a standard error of 0.06 at most.
 
 use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
 
 const HASHES: usize = 64;
 const PER_BAND: usize = 4;
@@ -98,7 +100,7 @@ pub struct Near {
     pub similarity: f32,
 }
 
-/// The prompts that are [`NEAR`] each other, by the later one; of many alike each with the first. `prompts` come with their numbers.
+/// The prompts that are [`NEAR`] an earlier one, each with the first of these that is found. `prompts` come with their numbers.
 pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
     let mut pairs: HashMap<(usize, usize), f32> = HashMap::new();
     for band in 0..HASHES / PER_BAND {
@@ -130,12 +132,67 @@ pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
     pairs.into_iter().map(near).collect()
 }
 
-/// Do two near prompts ask the same? They do where they differ in no word and no sign but those of a sentence: a question behind a long preamble
-/// may be another one by a single word.
-pub fn asks_the_same(a: &str, b: &str) -> bool {
+/// A row by the hashes of what it asks and of what it answers ([`question`], [`answer`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    pub question: u64,
+    /// The number of the row.
+    pub row: u32,
+    pub answer: u64,
+}
+
+/// Of the answers to one question, as many are told apart.
+const ANSWERS: usize = 8;
+
+/// Rows that ask the same.
+#[derive(Debug)]
+pub struct SameQuestion<'a> {
+    /// In their order.
+    pub rows: &'a [Asked],
+    /// The first row of each answer.
+    answers: Vec<Asked>,
+}
+
+impl SameQuestion<'_> {
+    /// Rows that answer otherwise, one for each answer, the first of them first.
+    pub fn otherwise(&self, answer: u64) -> impl Iterator<Item = u32> {
+        self.answers.iter().filter(move |other| other.answer != answer).map(|other| other.row)
+    }
+}
+
+/// The rows by what they ask.
+pub fn by_question(rows: &mut [Asked]) -> impl Iterator<Item = SameQuestion<'_>> {
+    rows.sort_unstable();
+    rows.chunk_by(|a, b| a.question == b.question).map(|rows| {
+        let mut answers: Vec<Asked> = Vec::new();
+        for row in rows {
+            if answers.len() < ANSWERS && answers.iter().all(|other| other.answer != row.answer) {
+                answers.push(*row);
+            }
+        }
+        SameQuestion { rows, answers }
+    })
+}
+
+/// Equal for rows that ask the same: that differ in no word and no sign but those of a sentence. A question behind a long preamble may be another one
+/// by a single word.
+pub fn question(context: &str, question: &str) -> u64 {
     let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
     let signs = |text: &str| text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c)).collect::<String>();
-    words(a) == words(b) && signs(a) == signs(b)
+    let parts = [context, question].map(|text| format!("{}\n{}", words(text).join(" "), signs(text)));
+    first_bytes(&parts.join("\n"))
+}
+
+/// Equal for answers of the same words, or, where there are none, of the same text.
+pub fn answer(text: &str) -> u64 {
+    let words = words(text);
+    first_bytes(&if words.is_empty() { text.trim().to_owned() } else { words.join(" ") })
+}
+
+/// The first eight bytes of SHA-256.
+fn first_bytes(text: &str) -> u64 {
+    let digest = Sha256::digest(text);
+    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
 fn hash(words: &[String]) -> u64 {
@@ -210,6 +267,7 @@ mod tests {
 
     #[test]
     fn a_word_or_a_sign_makes_another_question() {
+        let asks_the_same = |a: &str, b: &str| question("", a) == question("", b);
         assert!(asks_the_same("what is the capital of France", "What is the capital of France?"));
         assert!(!asks_the_same("What is 3 times 4?", "What is 3 times 5?"));
         assert!(!asks_the_same("The capital of France", "The capital of Spain"));
@@ -217,5 +275,37 @@ mod tests {
         // Each word of the one stands in the other, too.
         let rules = "Talk of the sea and of the sky.";
         assert!(!asks_the_same(&format!("{rules} Is the sea blue?"), &format!("{rules} Is the sky blue?")));
+        assert_ne!(question("a b", "c"), question("a", "b c"));
+        assert_eq!([answer("It is Oslo."), answer(" :-)")], [answer("it is Oslo"), answer(":-) ")]);
+        assert_ne!(answer(":-)"), answer(":-("));
+    }
+
+    /// Every row of a question is set against those that answer it otherwise, wherever these stand.
+    #[test]
+    fn of_a_question_every_row_is_known_that_is_answered_otherwise() {
+        let otherwise = |answers: &[u64]| -> Vec<Vec<u32>> {
+            // Rows of another question stand between them.
+            let rows = (0..).zip(answers).flat_map(|(row, &answer)| {
+                [Asked { question: 7, row, answer }, Asked { question: 1 + u64::from(row) * 10, row: 100 + row, answer: 0 }]
+            });
+            let mut rows: Vec<Asked> = rows.collect();
+            rows.reverse();
+            let mut found = vec![vec![]; answers.len()];
+            for same in by_question(&mut rows) {
+                for row in same.rows {
+                    match found.get_mut(row.row as usize) {
+                        Some(found) => *found = same.otherwise(row.answer).collect(),
+                        None => assert_eq!((same.rows.len(), same.otherwise(0).count()), (1, 0)),
+                    }
+                }
+            }
+            found
+        };
+        assert_eq!(otherwise(&[5, 6, 5, 5]), [vec![1], vec![0], vec![1], vec![1]]);
+        assert_eq!(otherwise(&[5, 5, 6]), [vec![2], vec![2], vec![0]]);
+        assert_eq!(otherwise(&[5, 6, 7, 8, 5])[4], [1, 2, 3]);
+        assert_eq!(otherwise(&[5, 5]), [[0u32; 0]; 2]);
+        let many: Vec<u64> = (0..100).collect();
+        assert!(otherwise(&many).iter().all(|others| others.len() >= ANSWERS - 1));
     }
 }

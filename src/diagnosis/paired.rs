@@ -70,7 +70,7 @@ impl Pairing {
     /// have one fingerprint, and others are left out.
     pub fn of_other_data(before: &[Row], after: &[Row], alike: bool) -> Pairing {
         let by_id = [before, after].iter().all(|rows| rows.iter().any(|row| row.id.is_some()));
-        let has_fingerprints = |rows: &[Row]| rows.iter().any(|row| row.fingerprint.is_some());
+        let has_fingerprints = |rows: &[Row]| rows.iter().any(|row| row.ids_fingerprint.is_some());
         let alike = alike && has_fingerprints(before) && has_fingerprints(after);
         if !by_id && !alike {
             return Pairing::ByNumber;
@@ -80,7 +80,7 @@ impl Pairing {
             let (mut found, mut twice) = (HashMap::new(), HashSet::new());
             for row in rows {
                 if let Some(key) = key(row)
-                    && found.insert(key.clone(), (row.row, row.fingerprint)).is_some()
+                    && found.insert(key.clone(), (row.row, row.ids_fingerprint)).is_some()
                 {
                     twice.insert(key);
                 }

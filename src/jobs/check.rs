@@ -1,6 +1,7 @@
 //! Is what I think is trained really trained? Everything that can be said of a data set without the weights of the model.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -36,9 +37,9 @@ pub(crate) struct Checked {
     pub supervised: u64,
     /// Lengths of the rows before they are cut: the smallest, the quartiles, the 95th and 99th of a hundred, the longest.
     pub lengths: [usize; 7],
-    /// Rows that are equal to an earlier one, token by token.
+    /// Rows that are equal to an earlier one, token by token, and of which the same is learnt.
     pub duplicates: Repeated,
-    /// Rows that answer the same prompt as an earlier row in another way.
+    /// Rows one of whose answers follows the same text as one of an earlier row, and is another.
     pub contradictions: Repeated,
     pub audit: Audit,
     /// The first rows as pieces of text.
@@ -95,7 +96,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
         max_len,
     };
     let mut lengths = Vec::new();
-    let (mut rows, mut prompts): (HashMap<u64, String>, HashMap<u64, String>) = (HashMap::new(), HashMap::new());
+    let mut rows: HashMap<u64, Arc<str>> = HashMap::new();
+    // Of each text before an answer: the first row of the first two answers that differ, so that every other one differs from one of them.
+    let mut prompts: HashMap<u64, Vec<(u64, Arc<str>)>> = HashMap::new();
     let chosen = dataset.choose(job.choice)?;
     for chunk in rendered(&dataset, &renderer, 0, &chosen) {
         for item in chunk? {
@@ -107,7 +110,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
             if found.shown.len() < job.shown {
                 found.shown.push(Shown { place: place.clone(), pieces: pieces(&sequence, renderer.tokenizer()) });
             }
-            let Some((first, _)) = sequence.targets().next() else { continue };
+            if !sequence.has_targets() {
+                continue;
+            }
             found.rows += 1;
             found.tokens += sequence.ids.len() as u64;
             found.supervised += sequence.n_targets() as u64;
@@ -116,15 +121,20 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
                 found.duplicates.add(&place, earlier);
                 continue;
             }
-            rows.insert(row, place.clone());
-            let prompt = fingerprint(&sequence.ids[..first]);
-            match prompts.get(&prompt) {
-                // Texts without a prompt have their first token in common, not their question.
-                Some(earlier) if first > 1 => found.contradictions.add(&place, earlier),
-                Some(_) => {}
-                None => {
-                    prompts.insert(prompt, place);
+            let place: Arc<str> = place.into();
+            rows.insert(row, Arc::clone(&place));
+            let mut contradicted = None;
+            // Texts without a prompt have their first token in common, not their question.
+            for answer in sequence.answers().filter(|answer| answer.first > 1) {
+                let (known, own) = (prompts.entry(answer.before).or_default(), fingerprint(answer.ids));
+                let other = known.iter().find(|(other, _)| *other != own).map(|(_, place)| Arc::clone(place));
+                if known.len() < 2 && known.iter().all(|(other, _)| *other != own) {
+                    known.push((own, Arc::clone(&place)));
                 }
+                contradicted = contradicted.or(other);
+            }
+            if let Some(earlier) = contradicted {
+                found.contradictions.add(&place, &earlier);
             }
         }
     }

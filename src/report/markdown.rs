@@ -260,9 +260,9 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
     if *near_duplicates > 0 {
         add!(
             text,
-            "{} nearly the same prompt (pairs.parquet); {} the same and {} answered otherwise.\n",
-            counted(*near_duplicates, "pair of rows has", "pairs of rows have"),
-            counted(*contradictions, "of them asks", "of them ask"),
+            "{} the same as an earlier one, or nearly; {} the same as another one and {} answered otherwise (pairs.parquet).\n",
+            counted(*near_duplicates, "row asks", "rows ask"),
+            counted(*contradictions, "row asks", "rows ask"),
             if *contradictions == 1 { "is" } else { "are" }
         );
     }

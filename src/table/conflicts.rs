@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! conflicts.parquet   row u32, pos u32, kind str, evidence str, group u32     a row for each confident conflict, in the order of tokens.parquet
-//! pairs.parquet       row u32, other u32, prompts f32, contradicts bool       rows whose prompts are nearly the same; other comes first
+//! pairs.parquet       row u32, other u32, prompts f32, contradicts bool       rows that ask nearly what another one asks
 //! ```
 
 use std::path::Path;
@@ -36,16 +36,16 @@ pub struct KnownConflict {
     pub group: u32,
 }
 
-/// Two rows whose prompts are nearly the same.
+/// A row and one that asks the same, or nearly: an earlier one, or, wherever it stands, the first that answers the same question otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NearPair {
-    /// The later one of the two, numbered over the whole input.
+    /// The row, numbered over the whole input.
     pub row: u32,
-    /// The earlier one.
+    /// The other one.
     pub other: u32,
     /// Similarity of the prompts, estimated.
     pub prompts: f32,
-    /// They ask the same and are answered otherwise.
+    /// They ask the same and are answered otherwise. Of each row that this holds for there is such a pair.
     pub contradicts: bool,
 }
 

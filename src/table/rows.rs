@@ -45,8 +45,10 @@ pub struct Row {
     pub conflict_grad: f32,
     /// Why the example was not scored.
     pub skipped: Option<String>,
-    /// A hash of all its token ids, if it was scored: rows of equal ones are equal token by token. Older tables have none.
+    /// A hash of all its token ids and of which are targets, if it was scored: rows of equal ones are equal token by token. Older tables have none.
     pub fingerprint: Option<u64>,
+    /// A hash of its token ids alone. Older tables have none.
+    pub ids_fingerprint: Option<u64>,
 }
 
 /// What a row's confident conflicts add up to.
@@ -115,6 +117,7 @@ fn frame_of(rows: &[Row]) -> Result<pl::DataFrame> {
         plain!(conflict_grad),
         optional_text("skipped", |row| row.skipped.as_deref()),
         plain!(fingerprint),
+        plain!(ids_fingerprint),
     ];
     Ok(pl::DataFrame::new(rows.len(), columns)?)
 }
@@ -160,10 +163,11 @@ fn rows_of(frame: &pl::DataFrame) -> Result<Vec<Row>> {
     fill!("conflict_loss", f32, conflict_loss);
     fill!("conflict_surplus", f32, conflict_surplus);
     fill!("conflict_grad", f32, conflict_grad);
-    if let Ok(fingerprints) = column("fingerprint") {
-        for (row, value) in rows.iter_mut().zip(fingerprints.u64()?.iter()) {
-            row.fingerprint = value;
-        }
+    if column("fingerprint").is_ok() {
+        fill!(optional "fingerprint", u64, fingerprint);
+    }
+    if column("ids_fingerprint").is_ok() {
+        fill!(optional "ids_fingerprint", u64, ids_fingerprint);
     }
     let texts = text("id")?.into_iter().zip(text("source")?).zip(text("path")?).zip(text("skipped")?);
     for (row, (((id, source), path), skipped)) in rows.iter_mut().zip(texts) {

@@ -20,7 +20,7 @@ use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
 use crate::dataset::Place;
 use crate::engine::bounds::Bounds;
 use crate::kernels::TokenStatistics;
-use crate::tokens::Sequence;
+use crate::tokens::{Sequence, fingerprint};
 use crate::{Context, Error, Result};
 
 /// What the engine hands over for one example.
@@ -218,6 +218,7 @@ impl PartWriter {
             perplexity: mean_logprob.map(|mean| (-mean).exp() as f32),
             mean_entropy: mean(|statistics| statistics.entropy).map(|mean| mean as f32),
             fingerprint: Some(example.sequence.fingerprint()),
+            ids_fingerprint: Some(fingerprint(&example.sequence.ids)),
             ..Row::default()
         });
         Ok(())

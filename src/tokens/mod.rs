@@ -81,17 +81,66 @@ impl Sequence {
         self.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1)
     }
 
-    /// A hash of all its token ids, as [`fingerprint`] makes it.
+    /// Equal for rows of the same tokens of which the same are targets, as [`fingerprint`] is for equal tokens.
     pub(crate) fn fingerprint(&self) -> u64 {
-        fingerprint(&self.ids)
+        let mut hash = Fingerprint::default();
+        hash.add(&self.ids);
+        hash.digest.update(self.supervised.iter().map(|&supervised| u8::from(supervised)).collect::<Vec<_>>());
+        hash.value()
     }
+
+    /// The answers: of each turn with targets, the ids from the first of them to the last, with the place of the first and the fingerprint of all
+    /// ids before it.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = Answer<'_>> {
+        let mut turns: Vec<(usize, usize)> = Vec::new();
+        for (at, _) in self.targets() {
+            match turns.last_mut() {
+                Some((_, last)) if self.spans[*last].turn == self.spans[at].turn => *last = at,
+                _ => turns.push((at, at)),
+            }
+        }
+        let (mut before, mut read) = (Fingerprint::default(), 0);
+        turns.into_iter().map(move |(first, last)| {
+            before.add(&self.ids[read..first]);
+            read = first;
+            Answer { first, before: before.value(), ids: &self.ids[first..=last] }
+        })
+    }
+}
+
+/// What is learnt of a turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Answer<'a> {
+    /// The place of its first target.
+    pub first: usize,
+    /// The fingerprint of all ids before that.
+    pub before: u64,
+    /// From the first target to the last.
+    pub ids: &'a [u32],
 }
 
 /// The first eight bytes of SHA-256 over the ids: equal for equal tokens, and for others by an accident of one in 10^19 pairs.
 pub(crate) fn fingerprint(ids: &[u32]) -> u64 {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let digest = Sha256::digest(bytes);
-    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
+    let mut hash = Fingerprint::default();
+    hash.add(ids);
+    hash.value()
+}
+
+/// [`fingerprint`] of ids that come piece by piece.
+#[derive(Default)]
+struct Fingerprint {
+    digest: Sha256,
+}
+
+impl Fingerprint {
+    fn add(&mut self, ids: &[u32]) {
+        self.digest.update(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+    }
+
+    fn value(&self) -> u64 {
+        let digest = self.digest.clone().finalize();
+        u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
+    }
 }
 
 /// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is part of the template.
@@ -103,4 +152,32 @@ pub struct Span {
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_equal_by_their_tokens_and_by_what_is_learnt_of_them() {
+        let sequence = |ids: &[u32], supervised: &[u8]| Sequence {
+            row: 0,
+            ids: ids.to_vec(),
+            supervised: supervised.iter().map(|&is| is == 1).collect(),
+            // Two tokens a turn.
+            spans: (0..ids.len()).map(|at| Span { turn: at as u16 / 2, begin: 0, end: 1 }).collect(),
+        };
+        let whole = sequence(&[1, 2, 3, 4, 5, 6, 7, 8], &[0, 0, 1, 1, 0, 0, 1, 1]);
+        let masked = sequence(&[1, 2, 3, 4, 5, 6, 7, 8], &[0, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(whole.fingerprint(), whole.clone().fingerprint());
+        assert_ne!(whole.fingerprint(), masked.fingerprint());
+        assert_eq!(fingerprint(&whole.ids), fingerprint(&masked.ids));
+        let answer = |first: usize, ids: &'static [u32]| Answer { first, before: fingerprint(&whole.ids[..first]), ids };
+        assert_eq!(whole.answers().collect::<Vec<_>>(), [answer(2, &[3, 4]), answer(6, &[7, 8])]);
+        assert_eq!(masked.answers().collect::<Vec<_>>(), [answer(6, &[7, 8])]);
+        // Neighbours of two turns are two answers, and what is left out within one is part of it.
+        assert_eq!(sequence(&[1, 2, 3, 4], &[0, 1, 1, 1]).answers().map(|answer| answer.ids.len()).collect::<Vec<_>>(), [1, 2]);
+        let within = Sequence { spans: vec![Span::default(); 4], ..sequence(&[1, 2, 3, 4], &[0, 1, 0, 1]) };
+        assert_eq!(within.answers().map(|answer| answer.ids).collect::<Vec<_>>(), [[2, 3, 4]]);
+    }
 }

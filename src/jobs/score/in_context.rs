@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::dataset::{Example, Role};
 use crate::diagnosis::by_kind::{Prompted, PromptedKind};
 use crate::diagnosis::kinds::ConflictKind;
+use crate::diagnosis::near_duplicates;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine;
 use crate::error::{Context, Error, Result};
@@ -40,6 +41,7 @@ use crate::table::{
 use crate::tokens::Sequence;
 
 use super::engine::Engine;
+use super::kinds::Exchange;
 use super::plan::Plan;
 
 /// Rows that are scored again at most.
@@ -341,9 +343,15 @@ fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example
     Ok(examples)
 }
 
-/// Which row is shown before each: the next one, in a circle, of the same kind, source and tools; else of the same kind and tools.
+/// Which row is shown before each: the next one, in a circle, of the same kind, source and tools; else of the same kind and tools. None is that asks
+/// the same.
 fn shown_first(main: &BTreeMap<u32, ConflictKind>, examples: &HashMap<u32, Example>, pairs: &[NearPair]) -> BTreeMap<u32, u32> {
     let near: HashSet<(u32, u32)> = pairs.iter().flat_map(|pair| [(pair.row, pair.other), (pair.other, pair.row)]).collect();
+    let asked = |example: &Example| {
+        let Exchange { context, question, .. } = Exchange::of(example);
+        near_duplicates::question(&context, &question)
+    };
+    let asked: HashMap<u32, u64> = examples.iter().map(|(row, example)| (*row, asked(example))).collect();
     let is_text = |example: &Example| example.turns.iter().any(|turn| turn.role == Role::Text);
     let group = |row: u32, example: &Example| {
         let tools = example.tools.as_ref().map(ToString::to_string);
@@ -360,7 +368,8 @@ fn shown_first(main: &BTreeMap<u32, ConflictKind>, examples: &HashMap<u32, Examp
     for members in groups.values() {
         for (i, &row) in members.iter().enumerate() {
             let circle = || {
-                (1..members.len()).map(|step| members[(i + step) % members.len()]).filter(|other| !near.contains(&(row, *other)))
+                let others = (1..members.len()).map(|step| members[(i + step) % members.len()]);
+                others.filter(|other| !near.contains(&(row, *other)) && asked.get(&row) != asked.get(other))
             };
             let source = |row: u32| examples.get(&row).map(|example| example.source.as_str());
             if let Some(other) = circle().find(|other| source(*other) == source(row)).or_else(|| circle().next()) {
@@ -459,16 +468,19 @@ mod tests {
         .collect();
         let main = main_kinds(&kinds);
         assert_eq!((main[&1], main[&5]), (ConflictKind::Format, ConflictKind::Number));
-        let chat = |source| example(&[(Role::User, "a"), (Role::Assistant, "b")], source);
+        let chat = |asked, source| example(&[(Role::User, asked), (Role::Assistant, "b")], source);
         let mut examples = HashMap::from([
-            (1, chat("x")),
-            (2, chat("y")),
-            (3, chat("x")),
-            (5, chat("x")),
+            (1, chat("a", "x")),
+            (2, chat("b", "y")),
+            (3, chat("c", "x")),
+            (5, chat("d", "x")),
             (6, example(&[(Role::Text, "t")], "x")),
         ]);
         // A row of the same source is shown first; the only number has nobody; plain text neither shows nor is shown.
         assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 3), (2, 3), (3, 1)]));
+        let same = examples.insert(3, chat("A?", "x")).unwrap();
+        assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 2), (2, 3), (3, 2)]));
+        examples.insert(3, same);
         let pair = NearPair { row: 3, other: 1, prompts: 1.0, contradicts: true };
         assert_eq!(shown_first(&main, &examples, &[pair]), BTreeMap::from([(1, 2), (2, 3), (3, 2)]));
         examples.get_mut(&2).unwrap().tools = Some(serde_json::json!([{"name": "f"}]));

@@ -1,12 +1,14 @@
 //! The conflicts of a run and the texts of its rows -> the kind of each conflict, groups of them, and rows that are alike.
 //!
 //! The conflicts pass by twice: once to find out which are alike in many rows, once beside the rows of the data to be named and written. The data are
-//! read once more for the rows that ask nearly the same, and again for those whose prompts have another answer elsewhere. Kept in memory: of each
-//! conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the signatures of each row's question and of what stands before it (256 bytes each).
+//! read once more for the rows that ask the same or nearly, and again for the answers of those whose prompts have another answer elsewhere. Kept in
+//! memory: of each conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the hashes of each row's
+//! question and answer (24 bytes) and the signatures of its question and of what stands before it (256 bytes each).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -15,10 +17,9 @@ use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::by_kind::{ConflictGroup, KindSums, Kinds};
 use crate::diagnosis::context::{Places, Spot};
 use crate::diagnosis::kinds::{self, Conflict, ConflictKind};
-use crate::diagnosis::near_duplicates::{Near, Prompt, asks_the_same, near_pairs, words};
+use crate::diagnosis::near_duplicates::{self, Asked, Near, Prompt, by_question, near_pairs};
 use crate::diagnosis::summary::Summary;
 use crate::error::Result;
-use crate::files::sha256;
 use crate::stats::share;
 use crate::table::{
     CONFLICTS_FILE, Column, KnownConflict, NearPair, PAIRS_FILE, Quadrant, TokenChunk, read_chunks, read_conflicts,
@@ -58,16 +59,11 @@ pub(super) fn name_kinds(
     dataset: &Dataset,
     chosen: &Chosen,
 ) -> Result<(Kinds, Vec<NearPair>)> {
-    let pairs = pairs(dataset, chosen)?;
+    let Alike { pairs, others, near_duplicates } = Alike::find(dataset, chosen)?;
     let (rows_alike, ids) = survey(tables)?;
     let texts = texts_of(tables, &ids)?;
     let text = |id: u32| texts.get(&id).map_or("", String::as_str);
-    let mut others: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for pair in pairs.iter().filter(|pair| pair.contradicts) {
-        others.entry(pair.row).or_default().push(pair.other);
-        others.entry(pair.other).or_default().push(pair.row);
-    }
-    let answers = answers_of(&others.keys().copied().collect(), dataset, chosen)?;
+    let answers = answers_of(&others.values().flat_map(|others| others.iter().copied()).collect(), dataset, chosen)?;
     let kind = |conflict: &FoundConflict, example: &Example, others: &[(u32, &str)]| {
         let turn = example.turns.get(usize::from(conflict.turn))?;
         let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
@@ -100,7 +96,7 @@ pub(super) fn name_kinds(
             let others: Vec<(u32, &str)> = others
                 .get(&record.row)
                 .into_iter()
-                .flatten()
+                .flat_map(|others| others.iter())
                 .filter_map(|other| Some((*other, answers.get(other)?.as_str())))
                 .collect();
             while let Some(conflict) = conflicts.next_if(|next| next.as_ref().map_or(true, |next| next.row <= record.row)) {
@@ -113,13 +109,7 @@ pub(super) fn name_kinds(
     })?;
     write_pairs(&out.join(PAIRS_FILE), &pairs, &provenance)?;
     let (kinds, groups) = sums.finish(out, &summary.overall, text)?;
-    let kinds = Kinds {
-        kinds,
-        groups,
-        near_duplicates: pairs.len() as u64,
-        contradictions: pairs.iter().filter(|pair| pair.contradicts).count() as u64,
-        in_context: None,
-    };
+    let kinds = Kinds { kinds, groups, near_duplicates, contradictions: others.len() as u64, in_context: None };
     Ok((kinds, pairs))
 }
 
@@ -336,16 +326,16 @@ fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), place
 }
 
 /// The last answer of a row, and what is asked before it.
-struct Exchange {
+pub(super) struct Exchange {
     /// What stands before the question.
-    context: String,
+    pub context: String,
     /// The last turn of the user before the answer, and what tools said after it.
-    question: String,
+    pub question: String,
     answer: String,
 }
 
 impl Exchange {
-    fn of(example: &Example) -> Exchange {
+    pub(super) fn of(example: &Example) -> Exchange {
         let turns = &example.turns;
         let last = turns.iter().rposition(|turn| turn.role == Role::Assistant);
         let asked = &turns[..last.unwrap_or(0)];
@@ -360,67 +350,67 @@ impl Exchange {
         }
         Exchange { context: joined(&asked[..question]), question: joined(&asked[question..]), answer }
     }
-
-    /// All that is asked.
-    fn asked(&self) -> String {
-        self.context.clone() + &self.question
-    }
 }
 
-/// Rows with nearly the same prompts, those apart that contradict each other.
-fn pairs(dataset: &Dataset, chosen: &Chosen) -> Result<Vec<NearPair>> {
-    let mut prompts = Vec::new();
-    let mut records = dataset.chosen(chosen);
-    loop {
-        let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
-        if chunk.is_empty() {
-            break;
-        }
-        let prompt = |record: &Record| {
-            let example = record.example.as_ref().ok()?;
-            let Exchange { context, question, .. } = Exchange::of(example);
-            Some((record.row, Prompt::of(&context, &question)?))
-        };
-        prompts.par_extend(chunk.par_iter().filter_map(prompt));
-    }
-    let near = near_pairs(&prompts);
-    drop(prompts);
-    if near.is_empty() {
-        return Ok(Vec::new());
-    }
-    // The prompt of an earlier row, and of its answer no more than whether it is another one, wait for the last row that is like it.
-    let mut last_use: HashMap<u32, u32> = HashMap::new();
-    for Near { earlier, later, .. } in &near {
-        let last = last_use.entry(*earlier).or_default();
-        *last = (*last).max(*later);
-    }
-    let mut near = near.into_iter().peekable();
-    let (mut waiting, mut pairs) = (BTreeMap::new(), Vec::new());
-    for record in dataset.chosen(chosen) {
-        let record = record?;
-        let is_other = last_use.contains_key(&record.row);
-        let is_row = near.peek().is_some_and(|near| near.later == record.row);
-        let texts = record.example.as_ref().ok().filter(|_| is_other || is_row).map(|example| {
-            let exchange = Exchange::of(example);
-            (exchange.asked(), sha256(words(&exchange.answer).join(" ")))
-        });
-        while let Some(Near { earlier: other, later: row, similarity: prompts }) = near.next_if(|near| near.later <= record.row) {
-            let before: Option<&(String, String)> = waiting.get(&other);
-            if let (Some(a), Some(b)) = (before, texts.as_ref().filter(|_| row == record.row)) {
-                pairs.push(NearPair { row, other, prompts, contradicts: a.1 != b.1 && asks_the_same(&a.0, &b.0) });
+/// Rows that ask the same, or nearly.
+#[derive(Default)]
+struct Alike {
+    /// In the order of the rows.
+    pairs: Vec<NearPair>,
+    /// Of each row that another one answers otherwise: the rows that do.
+    others: BTreeMap<u32, Arc<[u32]>>,
+    /// Rows whose prompt is nearly that of an earlier one.
+    near_duplicates: u64,
+}
+
+impl Alike {
+    fn find(dataset: &Dataset, chosen: &Chosen) -> Result<Alike> {
+        let (mut prompts, mut asked) = (Vec::new(), Vec::new());
+        let mut records = dataset.chosen(chosen);
+        loop {
+            let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
+            if chunk.is_empty() {
+                break;
             }
-            if last_use.get(&other).is_some_and(|last| *last <= row) {
-                waiting.remove(&other);
+            let read = |record: &Record| {
+                let Exchange { context, question, answer } = Exchange::of(record.example.as_ref().ok()?);
+                let prompt = Prompt::of(&context, &question)?;
+                let (question, answer) = (near_duplicates::question(&context, &question), near_duplicates::answer(&answer));
+                Some(((record.row, prompt), Asked { question, row: record.row, answer }))
+            };
+            let (of_chunk, their): (Vec<_>, Vec<_>) = chunk.par_iter().filter_map(read).unzip();
+            prompts.extend(of_chunk);
+            asked.extend(their);
+        }
+        let mut alike = Alike::default();
+        let mut firsts = HashSet::new();
+        for same in by_question(&mut asked) {
+            let first = same.rows[0].row;
+            firsts.insert(first);
+            let mut others: HashMap<u64, Arc<[u32]>> = HashMap::new();
+            for &Asked { row, answer, .. } in same.rows {
+                let others = others.entry(answer).or_insert_with(|| same.otherwise(answer).collect());
+                let other = others.first().copied().unwrap_or(first);
+                if other != row {
+                    alike.pairs.push(NearPair { row, other, prompts: 1.0, contradicts: !others.is_empty() });
+                }
+                if !others.is_empty() {
+                    alike.others.insert(row, Arc::clone(others));
+                }
+            }
+            alike.near_duplicates += same.rows.len() as u64 - 1;
+        }
+        drop(asked);
+        prompts.retain(|(row, _)| firsts.contains(row));
+        for Near { earlier: other, later: row, similarity: prompts } in near_pairs(&prompts) {
+            alike.near_duplicates += 1;
+            if !alike.others.contains_key(&row) {
+                alike.pairs.push(NearPair { row, other, prompts, contradicts: false });
             }
         }
-        if let (Some(texts), true) = (texts, is_other) {
-            waiting.insert(record.row, texts);
-        }
-        if near.peek().is_none() {
-            break;
-        }
+        alike.pairs.sort_unstable_by_key(|pair| pair.row);
+        Ok(alike)
     }
-    Ok(pairs)
 }
 
 /// The last answers of these rows.
