@@ -468,6 +468,7 @@ fn text_of_window(id: &str) -> &str {
 /// Why the log-likelihoods of a pair of items cannot be set beside each other, where they are of other texts or, per token, of other tokens.
 fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)]) -> Option<String> {
     let first = |task: &TaskSamples, idx: usize| task.samples.get(idx).and_then(|sample| sample.choices.first().copied());
+    let prompt = |task: &TaskSamples, idx: usize| task.asked.get(idx).and_then(|asked| asked.prompt.clone());
     pairs.iter().find_map(|&(x, y)| {
         let (before, after) = (first(old, x)?, first(new, y)?);
         match old.kind.or(new.kind)? {
@@ -475,7 +476,8 @@ fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(us
                 "`{name}`: text {} has {} bytes before and {} after: these are two texts",
                 old.ids[x], before.bytes, after.bytes
             )),
-            TaskKind::Rows if before.tokens != after.tokens => Some(format!(
+            // Rows of another text are counted as such.
+            TaskKind::Rows if before.tokens != after.tokens && prompt(old, x) == prompt(new, y) => Some(format!(
                 "`{name}` counts by tokens, of which row {} has {} before and {} after, by another tokenizer, chat template or --max-len: a loss per token cannot be compared",
                 old.ids[x], before.tokens, after.tokens
             )),

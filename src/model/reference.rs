@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::files::adapter::{self, Adapter};
-use super::files::end_tokens;
 use super::files::folder::{self, Folder};
 use super::files::gguf::Gguf;
 use super::files::gguf_files;
@@ -152,7 +151,7 @@ impl Reference {
     /// not be there.
     pub(super) fn generation_files(&self) -> Result<[Option<Value>; 2]> {
         let there = |folder: &Path| -> Result<[Option<Value>; 2]> {
-            Ok([folder::json(folder, end_tokens::CONFIG)?, folder::json(folder, end_tokens::GENERATION)?])
+            Ok([folder::json(folder, folder::CONFIG)?, folder::json(folder, folder::GENERATION)?])
         };
         match &self.kind {
             Kind::Folder => there(&self.path),

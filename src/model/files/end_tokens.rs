@@ -4,13 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::folder::{CONFIG, GENERATION};
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::json::{self, pretty};
 use crate::model::Reference;
-
-pub(in crate::model) const CONFIG: &str = "config.json";
-pub(in crate::model) const GENERATION: &str = "generation_config.json";
 
 /// The ids that stand in every one of the two files that the model has.
 pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {

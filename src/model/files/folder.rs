@@ -42,6 +42,9 @@ pub(crate) struct Folder {
     head_differs: OnceLock<bool>,
 }
 
+pub(in crate::model) const CONFIG: &str = "config.json";
+pub(in crate::model) const GENERATION: &str = "generation_config.json";
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 

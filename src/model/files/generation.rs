@@ -3,7 +3,8 @@
 
 use serde_json::Value;
 
-use super::end_tokens::{CONFIG, GENERATION, ids_of};
+use super::end_tokens::ids_of;
+use super::folder::{CONFIG, GENERATION};
 use crate::error::{Error, Result};
 use crate::model::Reference;
 use crate::tokens::Tokenizer;
