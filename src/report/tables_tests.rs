@@ -196,6 +196,7 @@ fn of_two_evaluations() {
             few_shot: None,
             prompts_differ: 0,
             whole_texts: false,
+            examples_differ: None,
         };
         let group = GroupChange {
             tasks: vec!["one".to_owned()],
