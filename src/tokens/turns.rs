@@ -305,14 +305,18 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
         return lay_out_tagged(template, habits, conversation);
     }
     let text = template.render(&conversation.messages, conversation.around, false)?;
-    if is_long(conversation.answer_idxs().count()) {
-        let seams = Seams::new(&text, place_all(template, habits, conversation, &text));
-        if let Some(found) = find_answers(template, habits, conversation, &text, Some(seams))? {
-            return Ok(finished(template, habits, conversation, text, found));
-        }
-    }
-    let found = find_answers(template, habits, conversation, &text, None)?.unwrap_or_default();
-    Ok(finished(template, habits, conversation, text, found))
+    let seams = match is_long(conversation.answer_idxs().count()) {
+        true => place_all(template, habits, conversation, &text).map(|contents| Seams::new(&text, contents)),
+        false => None,
+    };
+    let by_seams = seams.map(|seams| find_answers(template, habits, conversation, &text, Some(seams))).transpose()?.flatten();
+    let found = match by_seams {
+        Some(found) => found,
+        None => find_answers(template, habits, conversation, &text, None)?.unwrap_or_default(),
+    };
+    let mut layout = Layout { text, ..found };
+    place_other_contents(template, habits, conversation, &mut layout);
+    Ok(layout)
 }
 
 /// As [`lay_out`] of a template without tags, with every answer looked for.
@@ -320,14 +324,9 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
 pub(super) fn lay_out_by_prefixes(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
     let text = template.render(&conversation.messages, conversation.around, false)?;
     let found = find_answers(template, habits, conversation, &text, None)?.unwrap_or_default();
-    Ok(finished(template, habits, conversation, text, found))
-}
-
-/// The layout of the text, of which the answers have been found.
-fn finished(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, text: String, found: Layout) -> Layout {
     let mut layout = Layout { text, ..found };
     place_other_contents(template, habits, conversation, &mut layout);
-    layout
+    Ok(layout)
 }
 
 /// The answers of the conversation and their contents, in a layout that has no text yet; by the seams of those that are looked for, where these are given:
@@ -343,9 +342,8 @@ fn find_answers(
     let mut cursor = 0;
     let n_answers = conversation.answer_idxs().count();
     for (nth, (idx, turn)) in conversation.answer_idxs().enumerate() {
-        let is_looked_for = is_looked_for(nth, n_answers);
-        let known = seams.as_ref().filter(|_| !is_looked_for).and_then(|seams| seams.begin(idx));
-        let (begin, unlike_prompt) = match known {
+        let known = seams.as_ref().filter(|_| !is_looked_for(nth, n_answers));
+        let (begin, unlike_prompt) = match known.and_then(|seams| seams.begin(idx)) {
             Some(known) => known,
             None => {
                 let (begin, unlike) = find_begin(template, habits, conversation, text, idx)?;
@@ -356,8 +354,8 @@ fn find_answers(
         if begin < cursor {
             return Err(lost(idx));
         }
-        let known = seams.as_ref().filter(|_| !is_looked_for).and_then(|seams| seams.end(idx));
-        let end = match known {
+        let known = seams.as_ref().filter(|_| !is_looked_for(nth, n_answers));
+        let end = match known.and_then(|seams| seams.end(idx)) {
             Some(known) => known,
             None => {
                 let end = find_end(template, habits, conversation, text, idx, begin)?;
@@ -388,36 +386,37 @@ fn find_answers(
     Ok(Some(layout))
 }
 
-/// Where the content of each message stands, by a rendering with marks in the place of all: up to the first one behind which the template writes
-/// something else than behind its mark.
-fn place_all(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, text: &str) -> Vec<Option<Range<usize>>> {
-    let mut contents = vec![None; conversation.messages.len()];
+/// Where the content of each message stands, by a rendering with marks in the place of all; `None` where the template makes something else of the marks
+/// than of the contents.
+fn place_all(
+    template: &ChatTemplate,
+    habits: &Habits,
+    conversation: &Conversation,
+    text: &str,
+) -> Option<Vec<Option<Range<usize>>>> {
     let mut messages = conversation.messages.clone();
     let mut marked_idxs = Vec::new();
     for (idx, turn) in conversation.turn_of.iter().enumerate() {
         let Some(turn) = turn.map(|turn| &conversation.turns[turn]).filter(|turn| !turn.content.trim().is_empty()) else {
             continue;
         };
-        let form = if turn.role == Role::Assistant { habits.answers } else { habits.others };
-        let content = form.content(&CONTENT.to_string(), &[]);
+        let contents = if turn.role == Role::Assistant { habits.answers } else { habits.others };
+        let content = contents.content(&CONTENT.to_string(), &[]);
         messages[idx] = minijinja::context! { content => content, ..messages[idx].clone() };
         marked_idxs.push((idx, turn));
     }
-    let marked = template.render(&messages, conversation.around, false).unwrap_or_default();
+    let marked = template.render(&messages, conversation.around, false).ok()?;
     let mut pieces = marked.split(CONTENT);
-    let before = pieces.next().unwrap_or_default();
-    let mut cursor = before.len();
-    // A content that is left out, or written twice, would stand where another does.
-    if !text.starts_with(before) || pieces.clone().count() != marked_idxs.len() {
-        return contents;
-    }
-    for ((idx, turn), after) in marked_idxs.into_iter().zip(pieces) {
+    let mut cursor = pieces.next().filter(|before| text.starts_with(before))?.len();
+    let mut contents = vec![None; messages.len()];
+    for (idx, turn) in marked_idxs {
+        let after = pieces.next()?;
         let stands = |form: &str| text[cursor..].strip_prefix(form).is_some_and(|rest| rest.starts_with(after));
-        let Some((_, form)) = forms(&turn.content).find(|(_, form)| stands(form)) else { break };
+        let (_, form) = forms(&turn.content).find(|(_, form)| stands(form))?;
         contents[idx] = Some(cursor..cursor + form.len());
         cursor += form.len() + after.len();
     }
-    contents
+    (pieces.next().is_none() && cursor == text.len()).then_some(contents)
 }
 
 fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
