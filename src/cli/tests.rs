@@ -100,6 +100,8 @@ fn numbers_out_of_range_are_refused_by_name() {
         ("temperature", &["0", "1e30"]),
         ("top-p", &["0"]),
         ("min-p", &["0"]),
+        // What has been said is then never said again.
+        ("repetition-penalty", &["1e30"]),
         ("fail-on-drop", &["0"]),
         // No examples, no row shown.
         ("fewshot", &["0"]),
