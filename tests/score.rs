@@ -22,6 +22,29 @@ fn json(workdir: &Workdir, name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(workdir.path(name)).unwrap()).unwrap()
 }
 
+/// Behind an instruction that all rows share, rows that ask the same are told from those that ask nearly the same.
+#[test]
+fn contradictions_are_found_behind_a_shared_instruction() {
+    let workdir = workdir();
+    let instruction = "Read the question below with care, look nothing up, and answer as short as you can. ".repeat(6);
+    let row = |(place, capital): (&str, &str)| {
+        format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"{instruction}What is the capital of {place}?\"}},{{\"role\":\"assistant\",\"content\":\"{capital}\"}}]}}\n"
+        )
+    };
+    let rows =
+        [("Spain", "Madrid"), ("France", "Lyon"), ("Italy", "Rome"), ("France", "Lyon"), ("France", "Paris"), ("Italy", "Rome")];
+    workdir.write("asked.jsonl", rows.map(row).concat());
+    workdir.run(&["asked.jsonl", "--model", "tiny.gguf", "--out", "run", "--no-view"]).ok();
+    let kinds = &json(&workdir, "run/summary.json")["kinds"];
+    assert_eq!((&kinds["near_duplicates"], &kinds["contradictions"]), (&5.into(), &3.into()), "{kinds}");
+    let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
+    assert!(
+        report.contains("5 rows ask the same as an earlier one, or nearly; 3 rows ask the same as another one and are answered"),
+        "{report}"
+    );
+}
+
 #[test]
 fn a_run_leaves_every_file_and_counts_every_row() {
     let workdir = workdir();

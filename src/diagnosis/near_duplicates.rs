@@ -135,9 +135,11 @@ pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
 /// A row by the hashes of what it asks and of what it answers ([`question`], [`answer`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
+    /// Equal for rows that ask the same.
     pub question: u64,
     /// The number of the row.
     pub row: u32,
+    /// Equal for rows that answer the same.
     pub answer: u64,
 }
 
