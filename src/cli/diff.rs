@@ -74,7 +74,6 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
         after: args.after.into_iter().map(run).collect::<Result<_>>()?,
         target: args.target,
         tasks: args.tasks,
-        of_models: args.options.given(),
         divergence: args.kl,
         fail_on_drop: args.fail_on_drop,
         way: args.options.way()?,
@@ -105,11 +104,12 @@ fn refuse_unheard(job: &Job, typed: &[String]) -> Result<()> {
     // With --kl the models behind the folders are run, by these.
     let of_divergence = ["dtype", "kernels", "device", "max-len"];
     let is_heard = |option: &str| {
-        ["out", "target", "fail-on-drop", "kl", "json"].contains(&option) || (job.divergence && of_divergence.contains(&option))
+        ["out", "target", "tasks", "fail-on-drop", "kl", "json"].contains(&option)
+            || (job.divergence && of_divergence.contains(&option))
     };
     match typed.iter().find(|option| !is_heard(option)) {
         Some(option) => {
-            Err(Error::usage(format!("--{option} has no say: nothing is evaluated, since both are compared as they were"))
+            Err(Error::usage(format!("--{option} has no say: nothing is evaluated, since folders are compared as they were"))
                 .cure("Leave it out, or evaluate the models with it first, by `diagnose eval` into other folders."))
         }
         None => Ok(()),

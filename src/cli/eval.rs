@@ -12,7 +12,6 @@ use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Error, Result};
 use crate::eval::{benchmarks, tasks};
 use crate::jobs::eval::{self, ChatWay, Job, SEED, Way, WrittenWay};
-use crate::model::LoadOptions;
 use crate::report::eval::table;
 use crate::tokens::RenderOptions;
 
@@ -175,55 +174,6 @@ impl Options {
             load: self.load.options(),
             max_len: self.max_len,
         })
-    }
-
-    /// The options that were given, with whether they say how a model is run, and not only how it is asked.
-    pub(super) fn given(&self) -> Vec<(&'static str, bool)> {
-        // Without `..`, so that the compiler asks for a new option.
-        let Options {
-            limit,
-            sample,
-            fewshot,
-            fewshot_from,
-            seed,
-            load,
-            max_len,
-            apply_chat_template,
-            chat_template,
-            chat_template_kwargs,
-            fewshot_as_multiturn,
-            system,
-            written,
-        } = self;
-        let Written { max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, repeats, stops, batch } = written;
-        let usual = LoadOptions::default();
-        let LoadOptions { dtype, kernels, device } = load.options();
-        let all = [
-            ("--limit", limit.is_some(), false),
-            ("--sample", sample.is_some(), false),
-            ("--fewshot", fewshot.is_some(), false),
-            ("--fewshot-from", fewshot_from.is_some(), false),
-            ("--seed", *seed != SEED, false),
-            ("--dtype", dtype != usual.dtype, true),
-            ("--kernels", kernels != usual.kernels, true),
-            ("--device", device != usual.device, true),
-            ("--max-len", max_len.is_some(), true),
-            ("--apply-chat-template", *apply_chat_template, false),
-            ("--chat-template", chat_template.is_some(), false),
-            ("--chat-template-kwargs", chat_template_kwargs.is_some(), false),
-            ("--fewshot-as-multiturn", fewshot_as_multiturn.is_some(), false),
-            ("--system", system.is_some(), false),
-            ("--max-new-tokens", max_new_tokens.is_some(), false),
-            ("--temperature", *temperature != 0.0, false),
-            ("--top-k", top_k.is_some(), false),
-            ("--top-p", top_p.is_some(), false),
-            ("--min-p", min_p.is_some(), false),
-            ("--repetition-penalty", repetition_penalty.is_some(), false),
-            ("--repeats", *repeats != 1, false),
-            ("--stop", !stops.is_empty(), false),
-            ("--batch", batch.is_some(), false),
-        ];
-        all.into_iter().filter(|(_, is_given, _)| *is_given).map(|(option, _, runs)| (option, runs)).collect()
     }
 
     /// How a chat template is used, if it is.

@@ -38,8 +38,6 @@ pub(crate) struct Job {
     pub target: Vec<String>,
     /// What models are evaluated on; empty for the probe. Of evaluations, the names of the tasks that are compared; empty for all.
     pub tasks: Vec<String>,
-    /// Options that were given and are for models that are evaluated alone, with whether --kl heeds them.
-    pub of_models: Vec<(&'static str, bool)>,
     /// Run the models behind folders for their divergence, too.
     pub divergence: bool,
     /// The drop in points that is an error.
@@ -161,17 +159,6 @@ fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec
 }
 
 impl Job {
-    /// An error for an option that would change nothing, as no model is evaluated.
-    fn check_of_models(&self) -> Result<()> {
-        match self.of_models.iter().find(|(_, by_kl)| !(self.divergence && *by_kl)) {
-            Some((option, _)) => {
-                Err(Error::usage(format!("{option} has no say: it is for models that are evaluated, and here are folders"))
-                    .cure("Leave it out, or give models in the place of the folders."))
-            }
-            None => Ok(()),
-        }
-    }
-
     /// An error if something dropped by more than the user wants.
     pub(crate) fn check_drop(&self, diff: &Diff) -> Result<()> {
         match (self.fail_on_drop, &diff.what) {
@@ -212,7 +199,6 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == SideKind::ScoreRun).count();
     match (n_runs, &job.after[..]) {
         (2, [after]) if job.target.is_empty() => {
-            job.check_of_models()?;
             if !job.tasks.is_empty() {
                 return Err(Error::usage("--tasks has no say: score runs have none").cure("Leave it out."));
             }
@@ -225,10 +211,6 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         }
         _ => return Err(Error::usage("score runs are compared two at a time, without --target")),
     }
-    let evaluates = afters.iter().chain([&before]).any(|kind| *kind == SideKind::Model);
-    if !evaluates {
-        job.check_of_models()?;
-    }
     if afters.len() > 1 && job.target.is_empty() {
         return Err(Error::usage("several runs after one before need --target: the tasks that they were fine-tuned for")
             .cure("Compare two at a time without it."));
@@ -236,7 +218,7 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     let mut before = side(before, &job.before, job, watch)?;
     let sides = afters.into_iter().zip(&job.after).map(|(kind, after)| side(kind, after, job, watch));
     let mut sides = sides.collect::<Result<Vec<_>>>()?;
-    if !evaluates && !job.tasks.is_empty() {
+    if !evaluates(job)? && !job.tasks.is_empty() {
         choose(&mut before, &mut sides, &job.tasks)?;
     }
     if job.target.is_empty() {
