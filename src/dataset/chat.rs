@@ -11,7 +11,8 @@
 //! datasets     {"role": [..], "content": [..]}, a list for each key
 //! ```
 //!
-//! Parts of one turn are joined without a separator. A null content is an empty one. Results of tools that stand in a user's turn become turns of their own before it. Images and sound are refused.
+//! Parts of one turn are joined without a separator. A null content is an empty one. Results of tools that stand in a user's turn become turns
+//! of their own before it. Images and sound are refused.
 
 use serde_json::Value;
 

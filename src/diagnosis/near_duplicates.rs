@@ -1,5 +1,5 @@
-//! Rows that ask the same, found by a hash of their words, and rows that ask nearly the same, found by MinHash (Broder 1997) with bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
-//! chapter 3).
+//! Rows that ask the same, found by a hash of their words, and rows that ask nearly the same, found by MinHash (Broder 1997) with bands
+//! (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3).
 //!
 //! The shingles of a text are its runs of three words (of three characters where it has no spaces, as Chinese has none); for each of
 //! `HASHES` functions the least hash of the shingles is kept. Two texts agree in a place with the probability of their Jaccard
