@@ -87,7 +87,7 @@ fn a_file_of_two_names_is_that_of_the_split_which_is_read() {
 fn what_a_pattern_matches_is_read_or_named() {
     let data = folder(&["a.jsonl", "b.jsonl", "more/c.jsonl"]);
     let all = data.path().join("*").display().to_string();
-    let open = || Dataset::open(&[all.clone()], &ReadOptions::default());
+    let open = || Dataset::open(std::slice::from_ref(&all), &ReadOptions::default());
     let dataset = open().unwrap();
     assert_eq!(dataset.files().len(), 2);
     assert!(dataset.notes()[0].contains("1 folder that matches is not read"), "{:?}", dataset.notes());
