@@ -447,7 +447,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     Ok(Compared::Changed(Box::new(change), accuracy))
 }
 
-/// Do the windows that both sides have cover the same bytes, and are they all of their texts or as many?
+/// Is every text that both sides have cut into the same windows, by their number and their bytes?
 fn has_equal_windows(old: &TaskSamples, new: &TaskSamples) -> bool {
     let of_texts = |task: &TaskSamples| {
         let mut texts: HashMap<String, Vec<u32>> = HashMap::new();

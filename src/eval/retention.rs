@@ -67,8 +67,13 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
                     .cure("Evaluate both on target tasks and on general ones.")
             })
         };
-        let shared_target = compare(&before_target, &without(run_target, &left_out))?;
-        let shared_general = compare(&before_general, &without(run_general, &left_out))?;
+        // Mostly nothing is left out, and the comparison that is there is the one.
+        let shared = |before: &Side, run: Side, all: &Comparison| match left_out.iter().any(|task| all.tasks.contains_key(task)) {
+            true => compare(before, &without(run, &left_out)),
+            false => Ok(all.clone()),
+        };
+        let shared_target = shared(&before_target, run_target, &target_tasks)?;
+        let shared_general = shared(&before_general, run_general, &general_tasks)?;
         let (target, general) = (average(&shared_target, "target")?, average(&shared_general, "general")?);
         Ok(Run { name, target, target_groups: shared_target.groups, target_tasks, general, general_tasks })
     };
