@@ -629,10 +629,9 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     let said = |other: &str| said_of(&workdir, "run", other);
     let sorted = said("sorted");
     assert!(sorted.contains("run was sorted by fixed: p <= 0.25, H <= 1 nat, and sorted by p=0.1,H=9"), "{sorted}");
-    assert!(!sorted.contains("data files"), "{sorted}");
+    assert!(!sorted.contains("the same files"), "{sorted}");
     let more = said("more");
-    let by_number =
-        "The data files of run and more are not the same: the rows have no ids, and are paired by their numbers, 1 of them";
+    let by_number = "run and more have not read the same files in the same way: the rows have no ids, and are paired by their numbers, 1 of them";
     assert!(more.contains(by_number), "{more}");
     assert!(!more.contains("was sorted by"), "{more}");
     // Rows with ids find each other in any order; one whose id another has, too, and one that is new stand alone.
@@ -677,4 +676,36 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     let refused = workdir.run(&["diff", "forwards", "others"]);
     let has_none = refused.stderr.contains("no token in common: 9 rows have the same id and other texts");
     assert!(refused.code == Some(1) && has_none, "{}", refused.stderr);
+}
+
+/// Under another system prompt, other variables of the template or another reading, equal files give other rows: no change of a model's.
+#[test]
+fn a_comparison_of_runs_names_what_else_stands_before_their_tokens() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = |i: usize| {
+        let answer = "A long test of comparisons. ".repeat(1 + 20 * (i % 2));
+        format!(r#"{{"prompt":"What is {i}?","aside":"Who is {i}?","response":"{answer}"}}"#) + "\n"
+    };
+    workdir.write("rows.jsonl", (0..4).map(row).collect::<String>());
+    let score = |options: &[&str], out: &str| {
+        workdir.run(&[&["rows.jsonl", "--model", "tiny.gguf", "--no-view", "--out", out], options].concat()).ok();
+    };
+    score(&[], "run");
+    score(&["--chat-template-kwargs", r#"{"unheard": true}"#, "--system", "Be brief."], "asked");
+    score(&["--max-len", "60"], "cut");
+    score(&["--map", "prompt=aside"], "mapped");
+    let asked = said_of(&workdir, "run", "asked");
+    let expected =
+        "run and asked differ in the system prompt (--system) and the template's variables (--chat-template-kwargs): part of";
+    assert!(asked.contains(expected) && !asked.contains("the same files"), "{asked}");
+    let cut = said_of(&workdir, "run", "cut");
+    assert!(cut.contains("Rows are cut after 2,048 tokens in run and after 60 in cut (--max-len)"), "{cut}");
+    assert!(!cut.contains("differ in"), "{cut}");
+    // Another question each, of which the files say nothing.
+    let refused = workdir.run(&["diff", "run", "mapped"]);
+    let has_none = refused.stderr.contains("no token in common: 4 rows have the same number and other texts");
+    assert!(refused.code == Some(1) && has_none, "{}{}", refused.stdout, refused.stderr);
+    let again = said_of(&workdir, "run", "run");
+    assert!(["differ in", "are cut", "the same files"].iter().all(|said| !again.contains(said)), "{again}");
 }

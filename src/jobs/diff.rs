@@ -71,7 +71,7 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
         let Some((_, after)) = record(written, job)? else { continue };
         let records = [&before, &after];
         if kind == SideKind::ScoreRun {
-            said.extend(other_rows(records, [&job.before, written])?);
+            said.extend(other_rows([&job.before, written])?);
         }
         if let (SideKind::Evaluation, [Some(a), Some(b)]) = (kind, records.map(|record| record["max_len"].as_u64()))
             && a != b
@@ -109,23 +109,43 @@ fn record(written: &String, job: &Job) -> Result<Option<(SideKind, Value)>> {
     Ok(Some((kind, read(&Path::new(written).join(file))?)))
 }
 
-/// Which rows of two score runs belong together where they have not read the same files; `None` where they have.
+/// Which rows of two score runs belong together where they have not read the same files in the same way; `None` where they have.
 fn other_data(runs: [&Path; 2]) -> Result<Option<Pairing>> {
-    let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
-    let (before, after) = (before?, after?);
-    let hashes = |record: &RunRecord| record.data.iter().map(|file| file.sha256.clone()).collect::<Vec<_>>();
-    if hashes(&before) == hashes(&after) {
+    let [before, after] = records(runs)?;
+    let read = |record: &RunRecord| {
+        let hashes: Vec<String> = record.data.iter().map(|file| file.sha256.clone()).collect();
+        (hashes, record.read.clone().unwrap_or_default())
+    };
+    if read(&before) == read(&after) {
         return Ok(None);
     }
-    let alike = before.template_sha256 == after.template_sha256;
+    let alike = other_rendering([&before, &after]).is_empty();
     let [before, after] = runs.map(|run| read_rows(&run.join(ROWS_FILE)));
     Ok(Some(Pairing::of_other_data(&before?, &after?, alike)))
 }
 
+fn records(runs: [&Path; 2]) -> Result<[RunRecord; 2]> {
+    let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
+    Ok([before?, after?])
+}
+
+/// By what two runs make other tokens of one row, behind which a model says something else of the same token.
+fn other_rendering([a, b]: [&RunRecord; 2]) -> Vec<&'static str> {
+    let others = [
+        (a.template_sha256 != b.template_sha256, "the template"),
+        (a.system != b.system, "the system prompt (--system)"),
+        (a.template_switches != b.template_switches, "the template's variables (--chat-template-kwargs)"),
+        (a.append_eos != b.append_eos, "the end of plain texts (--append-eos)"),
+    ];
+    others.into_iter().filter_map(|(differs, what)| differs.then_some(what)).collect()
+}
+
 /// What of two score runs makes their tokens or quadrants others whatever the models are.
-fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec<String>> {
+fn other_rows([before, after]: [&String; 2]) -> Result<Vec<String>> {
     let mut said = Vec::new();
-    if let Some(pairing) = other_data([before, after].map(Path::new))? {
+    let folders = [before, after].map(Path::new);
+    let [own, other] = &records(folders)?;
+    if let Some(pairing) = other_data(folders)? {
         let how = match pairing {
             Pairing::Rows(Partners { rows, by_id, changed }) => {
                 let how = if by_id { "rows are paired by their ids" } else { "the rows have no ids, and are paired by their numbers" };
@@ -143,10 +163,23 @@ fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec
                     .to_owned()
             }
         };
-        said.push(format!("The data files of {before} and {after} are not the same: {how}"));
+        said.push(format!("{before} and {after} have not read the same files in the same way: {how}"));
     }
-    if records[0]["template_sha256"] != records[1]["template_sha256"] {
-        said.push(format!("{before} and {after} were rendered by two templates: the same text need not stand at the same place"));
+    let others = other_rendering([own, other]);
+    if !others.is_empty() {
+        said.push(format!(
+            "{before} and {after} differ in {}: part of what changed is that, since a model says something else of the same token behind \
+             another text",
+            others.join(" and ")
+        ));
+    }
+    let cuts = |run: &Path| -> Result<bool> { Ok(read_rows(&run.join(ROWS_FILE))?.iter().any(|row| row.truncated)) };
+    if own.max_len != other.max_len && (cuts(folders[0])? || cuts(folders[1])?) {
+        said.push(format!(
+            "Rows are cut after {} tokens in {before} and after {} in {after} (--max-len): what only one of them has kept is not compared",
+            thousands(own.max_len as u64),
+            thousands(other.max_len as u64)
+        ));
     }
     let thresholds = |folder: &str| -> Result<Resolved> { Ok(read_finished_report(Path::new(folder))?.summary.thresholds) };
     let (own, other) = (thresholds(before)?, thresholds(after)?);

@@ -251,6 +251,8 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         template_sha256: plan.template_sha256.clone(),
         turn_ends: Some(plan.renderer.turn_ends()),
         system: plan.render.system.clone(),
+        template_switches: plan.render.template_switches.clone(),
+        append_eos: plan.render.append_eos,
         max_len: plan.render.max_len,
         supervise: json(serde_json::to_value(plan.render.supervise))?,
         limit,

@@ -38,6 +38,12 @@ pub(crate) struct RunRecord {
     #[serde(default)]
     pub turn_ends: Option<Vec<String>>,
     pub system: Option<String>,
+    /// Variables for the template, a JSON object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_switches: Option<Value>,
+    /// Was the end token put behind plain texts?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub append_eos: bool,
     pub max_len: usize,
     pub supervise: Value,
     /// The first so many records were read.
