@@ -37,7 +37,7 @@ pub struct Movement {
 /// Nats, after minus before; `None` where there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Change {
-    /// How many tokens the means are over.
+    /// How many tokens the means are over: those with finite numbers on both sides.
     pub tokens: u64,
     /// Mean change of ln p, nats.
     pub logprob: Option<f64>,
@@ -56,10 +56,14 @@ pub fn compare(
     let mut changes = Changes::new(kinds);
     let Rest { only_before, only_after, sources } = each_pair(before, after, pairing, |a, b| {
         moved[a.quadrant.index()][b.quadrant.index()] += 1;
-        let sum = &mut sums[a.quadrant.index()];
-        sum.0 += 1;
-        sum.1 += f64::from(b.logprob) - f64::from(a.logprob);
-        sum.2 += f64::from(b.entropy) - f64::from(a.entropy);
+        // A token whose numbers are not finite has moved, and is in no mean.
+        let (logprob, entropy) = (f64::from(b.logprob) - f64::from(a.logprob), f64::from(b.entropy) - f64::from(a.entropy));
+        if logprob.is_finite() && entropy.is_finite() {
+            let sum = &mut sums[a.quadrant.index()];
+            sum.0 += 1;
+            sum.1 += logprob;
+            sum.2 += entropy;
+        }
         changes.add(a, b);
     })?;
     let total = sums.iter().fold((0, 0.0, 0.0), |sum, own| (sum.0 + own.0, sum.1 + own.1, sum.2 + own.2));
@@ -70,7 +74,7 @@ pub fn compare(
     Ok(Movement {
         before: before.display().to_string(),
         after: after.display().to_string(),
-        tokens: total.0,
+        tokens: moved.iter().flatten().sum(),
         tokens_only_before: only_before,
         tokens_only_after: only_after,
         moved,

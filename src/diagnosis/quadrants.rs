@@ -77,6 +77,12 @@ impl Resolved {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// Does every token get the same quadrant by `other`, however the two were asked for?
+    pub fn sorts_like(&self, other: &Resolved) -> bool {
+        let numbers = |thresholds: &Resolved| Resolved { preset: String::new(), fdr: None, ..thresholds.clone() };
+        numbers(self) == numbers(other)
+    }
+
     /// The quadrant of a token; see the drawing at the top of this file. Total: NaN is neither low p nor low H.
     pub fn label(&self, logprob: f32, entropy: f32, tail: f32) -> Quadrant {
         let low_p = match self.logprob {
@@ -257,6 +263,13 @@ mod tests {
         assert_eq!(fixed.label(-2.0, 1.0, 1.0), Quadrant::ConfidentConflict);
         assert_eq!(fixed.label(f32::NAN, f32::NAN, f32::NAN), Quadrant::Hesitant);
         assert_eq!(fixed.to_string(), "fixed: p <= 0.25, H <= 1 nat");
+    }
+
+    #[test]
+    fn thresholds_are_alike_by_their_numbers() {
+        let of = |written: &str| resolve(written.parse().unwrap(), &[]).unwrap();
+        assert!(of("fixed").sorts_like(&of("p=0.25,H=1")) && of("fixed") != of("p=0.25,H=1"));
+        assert!(!of("fixed").sorts_like(&of("p=0.2,H=1")) && !of("fixed").sorts_like(&of("groups")));
     }
 
     #[test]

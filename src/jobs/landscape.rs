@@ -48,9 +48,9 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
         return Err(Error::usage("expected the folders of two runs or more"));
     };
     for (run, folder) in runs.iter().zip(&job.runs) {
-        let of = |run: &Run| run.report.summary.thresholds.to_string();
-        if of(run) != of(first) {
-            return Err(Error::new(format!("the runs are sorted by different thresholds: {}, and here {}", of(first), of(run)))
+        let [own, other] = [first, run].map(|run| &run.report.summary.thresholds);
+        if !own.sorts_like(other) {
+            return Err(Error::new(format!("the runs are sorted by different thresholds: {own}, and here {other}"))
                 .at(folder)
                 .cure("Sort them again by the same: `diagnose RUN --thresholds fixed`."));
         }

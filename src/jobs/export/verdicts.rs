@@ -53,8 +53,20 @@ struct RowSums {
     mass: f64,
     /// -ln p over the uncertain tokens: what the row could teach.
     teach: f64,
-    tokens: u32,
+    /// Tokens with a weight, and their sum: what a number that is not finite weighs is not known.
+    weighed: u32,
     weight: f64,
+    tokens: u32,
+}
+
+/// Sums over the supervised tokens of a turn.
+#[derive(Debug, Clone, Copy, Default)]
+struct TurnSums {
+    conflicts: u32,
+    mass: f64,
+    tokens: u32,
+    /// -ln p over all of them, nats.
+    loss: f64,
 }
 
 /// A supervised token that has a text of its own.
@@ -75,7 +87,7 @@ struct Seen {
     places: HashMap<u32, Vec<Place>>,
     /// In all other rows, the conflicts that a rule masks, each with the rule.
     masked: HashMap<u32, Vec<(Place, MaskRule)>>,
-    turns: BTreeMap<(u32, u16), (f64, u32)>,
+    turns: BTreeMap<(u32, u16), TurnSums>,
     kinds: HashMap<u32, Vec<DropRule>>,
     /// Conflicts that a rule would mask, and that are part of the template.
     of_template: u64,
@@ -149,7 +161,18 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             let is_conflict = chunk.quadrant[i] == Quadrant::ConfidentConflict;
             let sums = seen.sums.entry(row).or_default();
             sums.tokens += 1;
-            sums.weight += weight.as_ref().map_or(0.0, |weight| f64::from(weight.of(&Token::of_table(&chunk, i))));
+            let weight = weight.as_ref().map(|weight| f64::from(weight.of(&Token::of_table(&chunk, i))));
+            if let Some(weight) = weight.filter(|weight| weight.is_finite()) {
+                sums.weighed += 1;
+                sums.weight += weight;
+            }
+            let turn = seen.turns.entry((row, chunk.turn[i])).or_default();
+            turn.tokens += 1;
+            turn.loss += loss;
+            if is_conflict {
+                turn.conflicts += 1;
+                turn.mass += surplus;
+            }
             match chunk.quadrant[i] {
                 Quadrant::ConfidentConflict => {
                     sums.conflicts += 1;
@@ -171,8 +194,6 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             if !is_conflict {
                 continue;
             }
-            let turn = seen.turns.entry((row, place.turn)).or_default();
-            *turn = (turn.0 + surplus, turn.1 + 1);
             let kind = kinds.get(&(row, chunk.pos[i])).copied();
             let hit = wanted.mask.iter().find(|rule| match rule {
                 MaskRule::Conflicts => true,
@@ -235,11 +256,12 @@ impl Seen {
         }
         for rule in &wanted.mask {
             let MaskRule::TurnMass(nats) = rule else { continue };
-            for (&(_, turn), &(mass, conflicts)) in self.turns.range((row.row, 0)..=(row.row, u16::MAX)) {
+            for (&(_, turn), sums) in self.turns.range((row.row, 0)..=(row.row, u16::MAX)) {
                 let mask = Mask { turn, span: None };
-                if mass >= *nats && !verdict.masks.iter().any(|(known, _)| *known == mask) {
-                    let change = Change { tokens: Some(conflicts), ..change(What::of(mask), rule.to_string()) };
-                    verdict.masks.push((mask, Change { mass, conflicts, ..change }));
+                if sums.conflicts > 0 && sums.mass >= *nats && !verdict.masks.iter().any(|(known, _)| *known == mask) {
+                    let &TurnSums { conflicts, mass, tokens, loss } = sums;
+                    let change = change(What::of(mask), rule.to_string());
+                    verdict.masks.push((mask, Change { tokens: Some(tokens), loss: Some(loss), mass, conflicts, ..change }));
                 }
             }
         }
@@ -249,9 +271,9 @@ impl Seen {
             let change = Change { tokens: Some(1), loss: Some(place.loss), ..change(What::of(mask), rule.to_string()) };
             verdict.masks.push((mask, Change { mass, conflicts: 1, ..change }));
         }
-        if let (Some(gate), true) = (&wanted.weight, sums.tokens > 0) {
+        if let (Some(gate), true) = (&wanted.weight, sums.weighed > 0) {
             // Four digits are what a person reads; a row that counts for nothing is dropped by other means.
-            let weight = ((sums.weight / f64::from(sums.tokens)) * 1e4).round().max(1.0) / 1e4;
+            let weight = ((sums.weight / f64::from(sums.weighed)) * 1e4).round().max(1.0) / 1e4;
             let change =
                 Change { weight: Some(weight), tokens: Some(sums.tokens), ..change(What::Weight, format!("--weight {gate}")) };
             verdict.weight = Some((weight as f32, change));
@@ -292,5 +314,46 @@ impl Seen {
             let change = Change { conflicts: sums.conflicts, mass: sums.mass, teaches: Some(score(row)), ..change };
             verdicts.insert(row.row, Verdict { drop: Some(change), ..Verdict::default() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::testing::{Example, Token as Written, token, write_parts};
+    use crate::table::{ROWS_FILE, finish, read_rows};
+
+    /// Turn 1 has two conflicts of 4 - 1 and 3 - 1 nats and a token beside them, turn 3 one conflict and a number that is none.
+    fn verdict(wanted: Wanted) -> Verdict {
+        let folder = tempfile::tempdir().unwrap();
+        let in_turn = |turn: u16, nats: f32| Written { turn, ..token(turn.into(), (-nats).exp(), 1.0) };
+        let broken = Written { turn: 3, ..token(9, f32::NAN, f32::NAN) };
+        let tokens = vec![in_turn(1, 4.0), in_turn(1, 3.0), in_turn(1, 0.5), in_turn(3, 2.0), broken];
+        write_parts(folder.path(), &[&[Example { row: 0, source: "a", tokens }]]);
+        let label = |logprob: f32, _, _| if logprob <= -2.0 { Quadrant::ConfidentConflict } else { Quadrant::Confident };
+        finish(folder.path(), "test", label).unwrap();
+        let rows = read_rows(&folder.path().join(ROWS_FILE)).unwrap();
+        verdicts(folder.path(), &rows, &wanted).unwrap().0.remove(&0).unwrap_or_default()
+    }
+
+    fn wanted() -> Wanted {
+        Wanted { drop: Vec::new(), mask: Vec::new(), weight: None, select: None, decisions: Decisions::default() }
+    }
+
+    #[test]
+    fn a_masked_turn_counts_all_that_is_not_learnt_of_it() {
+        let masks = verdict(Wanted { mask: vec!["turn-mass=2".parse().unwrap()], ..wanted() }).masks;
+        let [(mask, change)] = &masks[..] else { panic!("{masks:?}") };
+        assert_eq!((mask.turn, mask.span, change.tokens, change.conflicts), (1, None, Some(3), 2));
+        assert!((change.mass - 5.0).abs() < 1e-5 && (change.loss.unwrap() - 7.5).abs() < 1e-5, "{change:?}");
+        let masks = verdict(Wanted { mask: vec!["turn-mass=0".parse().unwrap()], ..wanted() }).masks;
+        assert_eq!(masks.iter().map(|(mask, _)| mask.turn).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn a_weight_is_the_mean_of_what_has_one() {
+        let (weight, change) = verdict(Wanted { weight: Some("dft".parse().unwrap()), ..wanted() }).weight.unwrap();
+        let mean = [4.0f64, 3.0, 0.5, 2.0].iter().map(|nats| (-nats).exp()).sum::<f64>() / 4.0;
+        assert!((f64::from(weight) - mean).abs() < 1e-4 && change.tokens == Some(5), "{weight} for {mean}");
     }
 }
