@@ -161,7 +161,7 @@ pub(crate) fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
-/// Python's `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// A float as Python's `json.dumps` writes it: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
 pub(crate) fn python_float(x: f64) -> String {
     if !x.is_finite() {
         return if x.is_nan() {
@@ -176,7 +176,7 @@ pub(crate) fn python_float(x: f64) -> String {
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     match exponent.parse::<i32>().unwrap_or(0) {
-        exponent @ -4..=15 if x != 0.0 || exponent == 0 => {
+        -4..=15 => {
             let plain = format!("{x}");
             if plain.contains('.') { plain } else { format!("{plain}.0") }
         }

@@ -10,7 +10,6 @@
 //! A token was *known* where the model gave it a probability of at least [`KNOWN`], and is *lost* where another one is its first choice now. What
 //! is lost is listed by target and new choice, by size times count: the sum of the nats that were lost there.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
@@ -387,11 +386,15 @@ impl Learnt {
         }
     }
 
-    /// Groups of a list that are worth mending: those that were hurt by their size times count, then those that were wasted by their tokens.
-    pub fn to_mend(groups: &[Group]) -> Vec<&Group> {
-        let mut groups: Vec<&Group> = groups.iter().filter(|group| !matches!(group.verdict, Some(Verdict::Helped))).collect();
-        groups
-            .sort_by(|a, b| b.nats.max(0.0).total_cmp(&a.nats.max(0.0)).then_with(|| Reverse(a.tokens).cmp(&Reverse(b.tokens))));
+    /// The groups of several that are worth mending, each with what it is a group by: those that were hurt by the nats that were lost (size times
+    /// count), then the others that were not helped, by their tokens.
+    pub fn to_mend(&self) -> Vec<(&'static str, &Group)> {
+        let lists = [("source", &self.sources), ("turn", &self.turns), ("kind", &self.kinds)];
+        let groups = lists.into_iter().filter(|(_, groups)| groups.len() > 1);
+        let groups = groups.flat_map(|(what, groups)| groups.iter().map(move |group| (what, group)));
+        let mut groups: Vec<_> = groups.filter(|(_, group)| group.verdict != Some(Verdict::Helped)).collect();
+        let lost = |group: &Group| if group.verdict == Some(Verdict::Hurt) { group.nats } else { 0.0 };
+        groups.sort_by(|(_, a), (_, b)| lost(b).total_cmp(&lost(a)).then(b.tokens.cmp(&a.tokens)));
         groups
     }
 }
@@ -467,6 +470,9 @@ mod tests {
         // Row 13 was helped most, row 12 hurt most.
         assert_eq!(learnt.worst_rows[0].row, 12);
         assert!(learnt.worst_rows.iter().all(|row| row.nats > 0.0));
+        // Hurt by about half a nat times its tokens, source and turn alike; what is known of too few rows to tell comes behind.
+        let to_mend: Vec<(&str, &str)> = learnt.to_mend().into_iter().map(|(what, group)| (what, group.name.as_str())).collect();
+        assert_eq!(to_mend, [("kind", "no conflict"), ("source", "odd"), ("kind", "number")], "{:?}", learnt.kinds);
         let even = of(&learnt.sources, "even");
         assert!((even.loss_after - even.loss_before - even.change.value).abs() < 1e-12);
     }

@@ -83,8 +83,12 @@ impl Resolved {
         numbers(self) == numbers(other)
     }
 
-    /// The quadrant of a token; see the drawing at the top of this file. Total: NaN is neither low p nor low H.
+    /// The quadrant of a token; see the drawing at the top of this file. Total: a token whose numbers are not finite, about which nothing is
+    /// known, has neither low p nor low H.
     pub fn label(&self, logprob: f32, entropy: f32, tail: f32) -> Quadrant {
+        if !logprob.is_finite() || !entropy.is_finite() {
+            return Quadrant::Hesitant;
+        }
         let low_p = match self.logprob {
             Some(threshold) => logprob <= threshold,
             None => self.tail.is_some_and(|threshold| tail <= threshold),
@@ -261,7 +265,10 @@ mod tests {
         // The lines belong to the low side.
         assert_eq!(label(0.26, 1.0), Quadrant::Confident);
         assert_eq!(fixed.label(-2.0, 1.0, 1.0), Quadrant::ConfidentConflict);
-        assert_eq!(fixed.label(f32::NAN, f32::NAN, f32::NAN), Quadrant::Hesitant);
+        for broken in [f32::NAN, f32::NEG_INFINITY] {
+            assert_eq!(fixed.label(broken, 0.5, 0.0), Quadrant::Hesitant);
+            assert_eq!(fixed.label(-2.0, broken, 0.0), Quadrant::Hesitant);
+        }
         assert_eq!(fixed.to_string(), "fixed: p <= 0.25, H <= 1 nat");
     }
 

@@ -60,7 +60,8 @@ impl SelfCheck {
         let (mut sums, mut row, mut current) = (ClusterSums::default(), None, Term { numerator: 0.0, denominator: 0.0 });
         let (mut rows, mut uniforms) = (0, Vec::new());
         for chunk in read_chunks(tables, &[Column::Row, Column::Logprob, Column::Entropy, Column::Tail]) {
-            let chunk = chunk?;
+            let mut chunk = chunk?;
+            chunk.retain_finite();
             for i in 0..chunk.len() {
                 if row != Some(chunk.row[i]) {
                     if row.replace(chunk.row[i]).is_some() {
@@ -138,9 +139,10 @@ mod tests {
 
     #[test]
     fn the_test_of_uniformity_by_scipy() {
-        // scipy.stats.kstest([0.05, 0.2, 0.35, 0.7, 0.9], "uniform", mode="asymp") has D = 0.25; p = 0.8431 with Stephens' correction.
+        // scipy.stats.kstest([0.05, 0.2, 0.35, 0.7, 0.9], "uniform") has D = 0.25; with Stephens' correction lambda is
+        // (sqrt(5) + 0.12 + 0.11 / sqrt(5)) / 4 = 0.60132, and scipy.special.kolmogorov of it 0.86254.
         let (distance, p) = kolmogorov_smirnov(&mut [0.9, 0.05, 0.2, 0.35, 0.7]);
-        assert!((distance - 0.25).abs() < 1e-12 && (p - 0.857).abs() < 0.03, "{distance} {p}");
+        assert!((distance - 0.25).abs() < 1e-12 && (p - 0.86254).abs() < 1e-4, "{distance} {p}");
         let mut even: Vec<f64> = (0..1000).map(|i| (f64::from(i) + 0.5) / 1000.0).collect();
         assert!(kolmogorov_smirnov(&mut even).1 > 0.999);
         let mut squares: Vec<f64> = even.iter().map(|u| u * u).collect();

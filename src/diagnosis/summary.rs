@@ -219,8 +219,9 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
     let mut gates: Vec<GateSums> = Vec::new();
     for chunk in read_chunks(tables, &COLUMNS) {
         let mut chunk = chunk?;
-        if gates.is_empty() {
-            // Not before the first token: an empty table has no quantiles, but a summary all the same.
+        sums.not_finite += chunk.retain_finite() as u64;
+        if gates.is_empty() && chunk.len() > 0 {
+            // Not before the first token that counts: a table without any has no quantiles, but a summary all the same.
             let previewed = Gate::preview();
             let needs = previewed.iter().fold(Needs::default(), |needs, gate| needs.and(gate.needs()));
             let population = Population::of_tables(tables, &needs)?;
@@ -228,7 +229,6 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
                 gates.push(GateSums::new(gate, gate.bind(&population)?));
             }
         }
-        sums.not_finite += chunk.retain_finite() as u64;
         let label = |i: usize| thresholds.label(chunk.logprob[i], chunk.entropy[i], chunk.tail[i]);
         let labels: Vec<Quadrant> = (0..chunk.len()).map(label).collect();
         rayon::join(|| sums.add(&chunk, &labels, thresholds), || gates.par_iter_mut().for_each(|gate| gate.add(&chunk, &labels)));

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Sample, metrics, primary};
+use super::metrics::{Metric, Sample, metrics, primary};
 use super::results::{Settings, read_samples, read_scores};
 use super::tasks::{FewShot, TaskKind};
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ pub struct TaskSamples {
     /// The samples of our own evaluations, in the order of `ids`; else empty.
     pub samples: Vec<Sample>,
     /// What came out, item by item.
-    pub own: Vec<OwnMetric>,
+    pub own: Vec<Metric>,
     /// What each item asks, in the order of `ids`; empty where it is not known.
     pub asked: Vec<Asked>,
     /// Where each item belongs, in the order of `ids`.
@@ -59,19 +59,6 @@ pub struct TaskSamples {
     pub settings: Option<Settings>,
     /// The metric that is usually quoted, where it is known.
     pub primary: Option<String>,
-}
-
-/// A metric, item by item.
-#[derive(Clone)]
-pub struct OwnMetric {
-    /// The name of the metric.
-    pub name: String,
-    /// How the ratio of sums becomes the metric.
-    pub link: Link,
-    /// Is less better, as of a perplexity?
-    pub lower_is_better: bool,
-    /// What each item adds to the metric, in the order of the task's ids.
-    pub terms: Vec<Term>,
 }
 
 /// The part of its task that an item belongs to, and what it shares with others.
@@ -94,16 +81,10 @@ pub struct Asked {
 impl TaskSamples {
     /// What a task of our own evaluations says.
     pub fn of(kind: TaskKind, samples: Vec<Sample>) -> TaskSamples {
-        let own = metrics(kind, &samples).into_iter().map(|metric| OwnMetric {
-            name: metric.name,
-            link: metric.link,
-            lower_is_better: metric.lower_is_better,
-            terms: metric.terms,
-        });
         TaskSamples {
             kind: Some(kind),
             ids: samples.iter().map(|sample| sample.id.clone()).collect(),
-            own: own.collect(),
+            own: metrics(kind, &samples),
             origins: samples
                 .iter()
                 .map(|sample| Origin { subject: sample.subject.clone(), group: sample.group.clone() })
@@ -115,9 +96,7 @@ impl TaskSamples {
             primary: None,
         }
     }
-}
 
-impl TaskSamples {
     /// The same of texts that are not cut into windows.
     fn whole_texts(&self) -> TaskSamples {
         let mut texts: Vec<Sample> = Vec::new();
@@ -236,6 +215,8 @@ pub struct MetricChange {
     pub difference: Estimate,
     /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
+    /// Is it an accuracy, which people read in per cent?
+    pub is_share: bool,
     /// The probability of a change as large if there were none, two-sided: McNemar's exact test or, where items stand in groups, random signs of
     /// the groups' net changes. For accuracies only.
     pub p: Option<f64>,
@@ -391,7 +372,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     let own: HashSet<&str> = old.ids.iter().map(String::as_str).collect();
     let only_after = new.ids.iter().filter(|id| !own.contains(id.as_str())).cloned();
     let data_differs = matches!((&old.data_sha256, &new.data_sha256), (Some(a), Some(b)) if a != b);
-    let shared: Vec<(&OwnMetric, &OwnMetric)> =
+    let shared: Vec<(&Metric, &Metric)> =
         old.own.iter().filter_map(|x| Some((x, new.own.iter().find(|y| y.name == x.name)?))).collect();
     if shared.is_empty() {
         return Ok(Compared::Unlike(format!("`{name}`: the two sides have no metric in common")));
@@ -427,7 +408,8 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         // Only what is right or wrong can flip.
         let can_flip = !x.lower_is_better && before.iter().chain(&after).all(Term::is_right_or_wrong);
         let flips = can_flip.then(|| flips(&ids, &before, &after));
-        let metric = metric_change(x, &before, &after, &design, flips.as_ref());
+        let mut metric = metric_change(x, &before, &after, &design, flips.as_ref());
+        metric.is_share &= y.is_share;
         let difference = metric.difference;
         change.metrics.insert(x.name.clone(), metric);
         // The share of several answers that are right is an accuracy, too.
@@ -509,7 +491,7 @@ fn n_other(old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)], hash:
 }
 
 /// How one metric changed over the items of both sides; `flips` are those that were right on one side only, where they are right or wrong.
-fn metric_change(metric: &OwnMetric, before: &[Term], after: &[Term], design: &Design, flips: Option<&Flips>) -> MetricChange {
+fn metric_change(metric: &Metric, before: &[Term], after: &[Term], design: &Design, flips: Option<&Flips>) -> MetricChange {
     let p = flips.map(|flips| match design.has_groups() {
         true => sign_flip(&design.nets(before, after)),
         false => mcnemar_exact(flips.lost.len() as u64, flips.gained.len() as u64),
@@ -519,6 +501,7 @@ fn metric_change(metric: &OwnMetric, before: &[Term], after: &[Term], design: &D
         after: ratio(after, metric.link),
         difference: paired_difference(before, after, design, metric.link),
         lower_is_better: metric.lower_is_better,
+        is_share: metric.is_share,
         p,
         p_holm: None,
     }
@@ -531,7 +514,7 @@ fn differs(old: &Settings, new: &Settings) -> Option<&'static str> {
 }
 
 /// The metric that is usually quoted, among those that both sides have.
-fn primary_of(task: &str, old: &TaskSamples, new: &TaskSamples, shared: &[(&OwnMetric, &OwnMetric)]) -> String {
+fn primary_of(task: &str, old: &TaskSamples, new: &TaskSamples, shared: &[(&Metric, &Metric)]) -> String {
     let names: Vec<&str> = shared.iter().map(|(metric, _)| metric.name.as_str()).collect();
     // The samples of the harness do not tell their kind; several choices have `acc_norm`.
     let guess = if names.contains(&"bits_per_byte") { TaskKind::Text } else { TaskKind::Choice };

@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::compare::{Asked, Origin, OwnMetric, Side, TaskSamples};
+use super::compare::{Asked, Origin, Side, TaskSamples};
+use super::metrics::Metric;
 use crate::dataset;
 use crate::error::{Error, Result};
 use crate::files::file_name;
@@ -173,15 +174,16 @@ fn read_task(path: &Path) -> Result<Read> {
             }
         }
     }
-    let own: Vec<OwnMetric> = found
+    let own: Vec<Metric> = found
         .into_iter()
         // A metric that some items lack would be a mean over other items than the rest.
         .filter(|(_, (_, terms))| terms.len() == ids.len())
-        .map(|(name, (meaning, mut terms))| OwnMetric {
-            link: meaning.link(),
-            lower_is_better: is_lower_better(&name),
-            terms: (0..ids.len()).filter_map(|item| terms.remove(&item)).collect(),
-            name,
+        .map(|(name, (meaning, mut terms))| {
+            let terms: Vec<Term> = (0..ids.len()).filter_map(|item| terms.remove(&item)).collect();
+            let (link, lower_is_better) = (meaning.link(), is_lower_better(&name));
+            let in_reach = |term: &Term| (0.0..=term.denominator).contains(&term.numerator);
+            let is_share = link == Link::Identity && !lower_is_better && terms.iter().all(in_reach);
+            Metric { name, link, lower_is_better, is_share, terms }
         })
         .collect();
     if own.is_empty() {
@@ -355,6 +357,12 @@ mod tests {
         // numpy.std([0, -1, 0, -1], ddof=1) / 2
         assert!((strict.difference.stderr.unwrap() - 1f64 / 12f64.sqrt()).abs() < 1e-12);
         assert_eq!(found.tasks["gen"].metrics["exact_match,flexible"].difference.value, -1.0);
+        // An accuracy is read in per cent, BLEU on its own scale of 100 is not.
+        let bleu = [row(0, "none", "bleu_max", 12.5.into()), row(1, "none", "bleu_max", 0.5.into())];
+        let bleu = folder(&[("samples_b.jsonl", &bleu)]);
+        let bleu = compare(&read_side(bleu.path()).unwrap(), &read_side(bleu.path()).unwrap()).unwrap();
+        assert!(strict.is_share && !bleu.tasks["b"].metrics["bleu_max"].is_share && bleu.macro_average.is_none());
+        assert!(!found.tasks["w"].metrics["word_perplexity"].is_share);
         // exp(10 / 5), and 2 of 3 instructions
         assert!((found.tasks["w"].metrics["word_perplexity"].before - 2f64.exp()).abs() < 1e-12);
         assert!((found.tasks["i"].metrics["inst_level_strict_acc"].before - 2.0 / 3.0).abs() < 1e-12);

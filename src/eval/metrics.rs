@@ -74,6 +74,7 @@ impl ChoiceScore {
 }
 
 /// A metric of a task, item by item.
+#[derive(Clone)]
 pub struct Metric {
     /// Its name in files.
     pub name: String,
@@ -81,7 +82,9 @@ pub struct Metric {
     pub link: Link,
     /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
-    /// One per sample, in order.
+    /// Is it an accuracy, between 0 and 1, which people read in per cent? A mean on another scale, such as BLEU, is not.
+    pub is_share: bool,
+    /// What each item adds, in the order of the items.
     pub terms: Vec<Term>,
 }
 
@@ -91,6 +94,7 @@ pub fn metrics(kind: TaskKind, samples: &[Sample]) -> Vec<Metric> {
         name: name.to_owned(),
         link: Link::Identity,
         lower_is_better: false,
+        is_share: true,
         terms: samples.iter().map(|sample| Term { numerator: f64::from(u8::from(right(sample))), denominator: 1.0 }).collect(),
     };
     // Nats, or bits where `unit` is ln 2, over what `denominator` counts.
@@ -98,6 +102,7 @@ pub fn metrics(kind: TaskKind, samples: &[Sample]) -> Vec<Metric> {
         name: name.to_owned(),
         link,
         lower_is_better: true,
+        is_share: false,
         terms: samples
             .iter()
             .map(|sample| Term { numerator: -sample.choices[0].logprob / unit, denominator: denominator(&sample.choices[0]) })
@@ -141,6 +146,7 @@ fn written(samples: &[Sample]) -> Vec<Metric> {
             name,
             link: Link::Identity,
             lower_is_better: false,
+            is_share: true,
             terms: samples.iter().map(term).collect(),
         };
         metrics.push(metric_of(metric.clone(), &|sample| {

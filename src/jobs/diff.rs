@@ -50,11 +50,14 @@ pub(crate) struct Job {
 
 /// Compares, after it has evaluated what is a model.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
-    let what = compared(job, watch)?;
-    if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
+    if job.fail_on_drop.is_some() && kind(&job.before, job)? == SideKind::ScoreRun {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
     }
-    Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
+    // What was asked for and cannot be had is said before the rest is done.
+    let asked = if job.divergence { Some(distance(job, watch)?) } else { None };
+    let what = compared(job, watch)?;
+    let divergence = asked.map_or_else(|| distance(job, watch), Ok)?;
+    Ok(Diff { what, divergence, remarks: remarks(job)? })
 }
 
 /// Is one of the sides a model, which is evaluated first?
@@ -213,6 +216,7 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
         report::draw(diff, out, extension)?;
     }
     let svg = |name: &str| {
+        // Just written.
         let text = std::fs::read_to_string(out.join(format!("{name}.svg"))).unwrap_or_default();
         // Within HTML an SVG has no declaration of its own.
         text.find("<svg").map_or_else(String::new, |begin| text[begin..].to_owned())
@@ -288,10 +292,10 @@ fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
 /// Two score runs, with the sentences around what is listed where the data of the first are at hand.
 fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let conflicts = before.join(CONFLICTS_FILE);
-    let by_place = |conflict: KnownConflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?));
-    let by_place = |conflict: Result<KnownConflict>| conflict.map(by_place).transpose();
+    let by_place = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
+    let by_place = |conflict: Result<KnownConflict>| conflict.and_then(by_place);
     let kinds: Option<HashMap<(u32, u32), ConflictKind>> =
-        conflicts.exists().then(|| read_conflicts(&conflicts).filter_map(by_place).collect::<Result<_>>()).transpose()?;
+        conflicts.exists().then(|| read_conflicts(&conflicts).map(by_place).collect::<Result<_>>()).transpose()?;
     let rows = read_rows(&before.join(ROWS_FILE))?;
     let pairing = other_data([before, after])?.unwrap_or(Pairing::ByNumber);
     let mut movement = movement::compare(before, after, &pairing, kinds.as_ref())?;
@@ -397,7 +401,10 @@ fn choose(before: &mut Side, others: &mut [Side], names: &[String]) -> Result<()
 
 /// The divergence of the two models, where both can be run and the user asks for it by naming models or by --kl.
 fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
-    let unknown = |why: &str| Ok(Distance::Unknown { unavailable: why.to_owned() });
+    let unknown = |why: &str| match job.divergence {
+        true => Err(Error::usage(format!("--kl: the divergence is {why}")).cure("Leave --kl out.")),
+        false => Ok(Distance::Unknown { unavailable: why.to_owned() }),
+    };
     let [after] = &job.after[..] else { return unknown("not measured for several runs") };
     let kinds = [kind(&job.before, job)?, kind(after, job)?];
     if !job.divergence && kinds != [SideKind::Model; 2] {
@@ -407,6 +414,7 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
     match (behind(&job.before, kinds[0])?, behind(after, kinds[1])?) {
         (Behind::Model(before), Behind::Model(after)) => match eval::divergence([&before, &after], &job.way, watch) {
             Ok(divergence) => Ok(Distance::Measured(divergence)),
+            Err(error) if job.divergence => Err(error),
             Err(error) => unknown(&format!("not available: {}", error.reason())),
         },
         (Behind::Server, _) | (_, Behind::Server) => {

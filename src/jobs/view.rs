@@ -25,7 +25,7 @@ use crate::table::{
 pub(crate) const VIEW_FILE: &str = "view.html";
 /// Where two runs are compared.
 pub(crate) const COMPARED_FILE: &str = "compared.html";
-/// What a page holds: four to five megabytes, open in a second.
+/// What a page holds: four to six megabytes, open in a second.
 pub(crate) const MOST_TOKENS: usize = 100_000;
 
 /// What the user asked for.

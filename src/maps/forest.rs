@@ -9,7 +9,7 @@ use super::style::{self, BLUE, HEADER_HEIGHT, INK, MARGIN, SOFT_INK, TITLE_SIZE,
 use crate::error::Result;
 use crate::format::thousands;
 
-/// A change in points, after minus before, with its 95 % interval.
+/// A change in points, after minus before.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// The task.
@@ -18,10 +18,8 @@ pub struct Row {
     pub n: Option<usize>,
     /// Points of 100; above 0 is better.
     pub value: f64,
-    /// The lower end of the interval.
-    pub low: f64,
-    /// The upper end of the interval.
-    pub high: f64,
+    /// Its 95 % interval; absent where there are too few items to tell.
+    pub ci95: Option<[f64; 2]>,
 }
 
 /// `before` and `after` name the models.
@@ -47,7 +45,8 @@ pub(super) fn scene(rows: &[Row], average: Option<&Row>, before: &str, after: &s
     header(67.0, &models, Text::body(SOFT_INK));
 
     // 0 always shows, and the axis reaches as far to the better as to the worse where the changes are small.
-    let reach = rows.iter().chain(average).flat_map(|row| [row.low.abs(), row.high.abs()]).fold(1.0, f64::max) * 1.08;
+    let places = |row: &Row| row.ci95.into_iter().flatten().chain([row.value]).map(f64::abs).fold(1.0, f64::max);
+    let reach = rows.iter().chain(average).map(places).fold(1.0, f64::max) * 1.08;
     let x = Axis { label: "points".to_owned(), from: -reach, to: reach, ticks: round_ticks(-reach, reach, 8) };
     let y = Axis { label: String::new(), from: 0.0, to: 1.0, ticks: Vec::new() };
     let left = MARGIN + NAMES_WIDTH;
@@ -77,10 +76,11 @@ fn draw_row(scene: &mut Scene, frame: &Frame, row: &Row, y: f64) {
     let room = NAMES_WIDTH - 12.0 - font::width(&n, label.size, bold);
     let name = font::elide(&font::printable(&row.name), label.size, bold, room).into_owned() + &n;
     scene.text(frame.left - 12.0, y + 5.5, &name, label);
-    let (low, high) = (frame.x_at(row.low), frame.x_at(row.high));
-    scene.line(&[(low, y), (high, y)], 2.5, paint);
-    for end in [low, high] {
-        scene.line(&[(end, y - 5.0), (end, y + 5.0)], 2.5, paint);
+    if let Some([low, high]) = row.ci95.map(|ends| ends.map(|end| frame.x_at(end))) {
+        scene.line(&[(low, y), (high, y)], 2.5, paint);
+        for end in [low, high] {
+            scene.line(&[(end, y - 5.0), (end, y + 5.0)], 2.5, paint);
+        }
     }
     let at = frame.x_at(row.value);
     match bold {
@@ -88,14 +88,15 @@ fn draw_row(scene: &mut Scene, frame: &Frame, row: &Row, y: f64) {
         true => scene.polygon(vec![(at - 9.0, y), (at, y - 7.0), (at + 9.0, y), (at, y + 7.0)], paint),
         false => scene.dot((at, y), 5.5, paint),
     }
-    let numbers = format!("{:+.2}   [{:+.2}, {:+.2}]", row.value, row.low, row.high);
+    let ends = row.ci95.map_or_else(String::new, |[low, high]| format!("   [{low:+.2}, {high:+.2}]"));
+    let numbers = format!("{:+.2}{ends}", row.value);
     scene.text(frame.right() + 14.0, y + 5.5, &numbers, Text { bold, ..Text::body(INK) });
 }
 
 fn paint(row: &Row) -> Paint {
-    match row {
-        row if row.high < 0.0 => VERMILLION,
-        row if row.low > 0.0 => BLUE,
+    match row.ci95 {
+        Some([_, high]) if high < 0.0 => VERMILLION,
+        Some([low, _]) if low > 0.0 => BLUE,
         _ => SOFT_INK,
     }
 }
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     fn row(name: &str, n: Option<usize>, value: f64, low: f64, high: f64) -> Row {
-        Row { name: name.to_owned(), n, value, low, high }
+        Row { name: name.to_owned(), n, value, ci95: Some([low, high]) }
     }
 
     #[test]
@@ -124,6 +125,12 @@ mod tests {
         if let Some(folder) = std::env::var_os("MAPS_OUT") {
             scene.save(&Path::new(&folder).join("forest.png")).unwrap();
         }
+        // A change of which nothing tells how sure it is claims nothing.
+        let alone = Row { ci95: None, ..row("one_item, acc", Some(1), -100.0, 0.0, 0.0) };
+        assert_eq!(paint(&alone), SOFT_INK);
+        let alone = super::scene(&[alone], None, "a", "b");
+        alone.check_texts();
+        assert!(alone.texts().contains(&"-100.00"), "{:?}", alone.texts());
         super::scene(&[], None, "", "").check_texts();
         super::scene(&[row("t", Some(1), 0.0, 0.0, 0.0)], None, "a", "b").check_texts();
     }

@@ -408,7 +408,7 @@ struct Row {
 
 impl Row {
     fn of(task: &TaskChange, metric: &MetricChange) -> Row {
-        let (scale, decimals) = if metric.lower_is_better { (1.0, 4) } else { (100.0, 2) };
+        let (scale, decimals) = if metric.is_share { (100.0, 2) } else { (1.0, 4) };
         let number = |value: f64| number(scale * value, decimals);
         let count = |of: fn(&Flips) -> usize| task.flips.as_ref().map_or_else(|| "-".to_owned(), |flips| of(flips).to_string());
         let ends = metric.difference.ci95.filter(|ends| ends.iter().all(|end| end.is_finite()));
@@ -514,12 +514,11 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
 /// Accuracies only: points of different tasks share an axis.
 fn forest_rows(comparison: &Comparison) -> (Vec<forest::Row>, Option<forest::Row>) {
     let row = |name: &str, n: Option<usize>, difference: &Estimate| {
-        let value = 100.0 * difference.value;
-        let [low, high] = difference.ci95.map_or([value; 2], |ends| ends.map(|end| 100.0 * end));
-        forest::Row { name: name.to_owned(), n, value, low, high }
+        let ci95 = difference.ci95.map(|ends| ends.map(|end| 100.0 * end));
+        forest::Row { name: name.to_owned(), n, value: 100.0 * difference.value, ci95 }
     };
     let of_task = |(name, task): (&String, &TaskChange)| {
-        let metric = task.metrics.get(&task.primary).filter(|metric| !metric.lower_is_better)?;
+        let metric = task.metrics.get(&task.primary).filter(|metric| metric.is_share)?;
         Some(row(&format!("{name}, {}", task.primary), Some(task.n), &metric.difference))
     };
     let average = comparison.macro_average.as_ref().map(|average| row("macro average", None, &average.difference));

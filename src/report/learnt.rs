@@ -92,19 +92,13 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
         };
         blocks.push(Block::Table { head, rows: groups.iter().take(IN_REPORT).map(row).collect() });
     }
-    let named = [("source", &learnt.sources), ("turn", &learnt.turns), ("kind", &learnt.kinds)];
-    let to_mend = named
-        .iter()
-        .filter(|(_, groups)| groups.len() > 1)
-        .flat_map(|(what, groups)| Learnt::to_mend(groups).into_iter().map(move |group| (what, group)));
-    let mut to_mend: Vec<(&&str, &Group)> = to_mend.collect();
-    to_mend.sort_by(|a, b| b.1.nats.max(0.0).total_cmp(&a.1.nats.max(0.0)));
+    let to_mend = learnt.to_mend();
     if !to_mend.is_empty() {
         blocks.push(Block::Paragraph(vec![
             strong("What to mend"),
             plain(", by the nats that were lost (size times count), then what was wasted:"),
         ]));
-        let item = |(what, group): &(&&str, &Group)| {
+        let item = |(what, group): &(&str, &Group)| {
             let verdict = group.verdict.map_or("of one row, or of rows all alike", Verdict::name);
             let (nats, tokens) = (group.nats, n_tokens(group.tokens));
             vec![plain(format!("{what} {}: {verdict}, {nats:+.1} nats over {tokens}", group.name))]

@@ -179,6 +179,7 @@ fn of_two_evaluations() {
             after: any.real(),
             difference: any.estimate(Any::real),
             lower_is_better: any.0.below(2) > 0,
+            is_share: any.0.below(2) > 0,
             p: Some(any.share()),
             p_holm: Some(any.share()),
         };
@@ -220,8 +221,8 @@ fn of_two_evaluations() {
             let text = diff_of(What::Evaluations(comparison.clone()), width);
             for (name, task) in &comparison.tasks {
                 let found = cells(&text, name);
-                let MetricChange { before, after, lower_is_better, .. } = task.metrics["exact_match"];
-                let (scale, digits) = if lower_is_better { (1.0, 4) } else { (100.0, 2) };
+                let MetricChange { before, after, is_share, .. } = task.metrics["exact_match"];
+                let (scale, digits) = if is_share { (100.0, 2) } else { (1.0, 4) };
                 let numbers = [before, after].map(|value| number(scale * value, digits));
                 assert_eq!(
                     found.iter().map(Vec::len).collect::<Vec<_>>(),

@@ -11,7 +11,7 @@ const SEED: u64 = 20_260_102;
 
 /// How much wider the percentile interval of `n` units has to be: few units vary less among each other than they do where they come from, by
 /// sqrt(n / (n - 1)), and by how much is not known, as Student's t says (Hesterberg, The American Statistician 69, 2015). 9.2 for two units, 1.6
-/// for five, 1.03 for forty.
+/// for five, 1.05 for forty.
 pub(super) fn stretch(n: usize) -> f64 {
     (n as f64 / (n as f64 - 1.0)).sqrt() * student_t_975(n as u64 - 1) / Z_975
 }

@@ -13,7 +13,7 @@ pub struct Estimate {
     pub value: f64,
     /// Its standard error, in the unit of the metric; absent where there is too little to tell.
     pub stderr: Option<f64>,
-    /// Never of width 0. Absent, too, where all items of a metric without bounds are alike: nothing then tells how far others would be.
+    /// Of width 0 only for a difference where nothing differs at all. Absent, too, where all items of a metric without bounds are alike: nothing then tells how far others would be.
     #[serde(default, deserialize_with = "finite_ends")]
     pub ci95: Option<[f64; 2]>,
     /// How `ci95` was found.

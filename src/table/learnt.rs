@@ -1,7 +1,7 @@
 //! What training did to each row, as a table of its own: `learnt.parquet`.
 //!
 //! ```text
-//! row u32, tokens u32, change f32, low f32, high f32, nats f32, verdict str     after less before of -ln p; low and high absent for a single token
+//! row u32, tokens u32, change f32, low f32, high f32, nats f32, verdict str     after less before of -ln p; low and high absent where nothing tells how sure the change is
 //! ```
 
 use std::path::Path;
@@ -23,11 +23,11 @@ pub struct LearntRow<'a> {
     pub tokens: u32,
     /// Mean change of -ln p over the tokens, after less before, nats: negative where something was learnt.
     pub change: f32,
-    /// The 95 % interval of `change`; absent for a single token.
+    /// The 95 % interval of `change`; absent for a single token, and where all tokens changed alike.
     pub ci95: Option<[f32; 2]>,
     /// The sum of the change over the tokens, nats.
     pub nats: f32,
-    /// Helped, wasted or hurt; empty for a single token.
+    /// Helped, wasted or hurt; empty where there is no interval.
     pub verdict: &'a str,
 }
 

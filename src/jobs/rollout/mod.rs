@@ -114,7 +114,6 @@ fn request(plan: &Plan, job: &Job, prompt: usize, draw: u32) -> Request {
     let plan::Asked { row, ids, .. } = &plan.prompts[prompt];
     Request {
         prompt: ids.clone(),
-        // The last token of an answer is not read again.
         max_new_tokens: job.max_new_tokens.min(plan.max_len - ids.len()),
         seed: random::own_seed(&format!("rollout {} {row} {draw}", job.seed)),
     }

@@ -279,7 +279,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
 /// `runs/data-1a2b3c4d` for `runs/data-1a2b3c4d-shard-0-of-3`, else a name of its own beside the shard.
 fn beside(first: &Found) -> PathBuf {
     let name = file_name(&first.folder);
-    let name = match name.split_once("-shard-") {
+    let name = match name.rsplit_once("-shard-") {
         Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
         _ => format!("joined-{}", first.shard.whole.get(..8).unwrap_or_default()),
     };

@@ -29,7 +29,7 @@ const MEASURES = [
 ];
 const CHANGE = { id: "change", name: "change", about: "ln p after, less ln p before" };
 
-// The functions of `Weight` in the program's diagnosis/gate.rs, by the names that it gives them.
+// The functions of `Weight` in the program's diagnosis/gate/weight.rs, by the names that it gives them.
 function weightOf(weight, run, token) {
   const [logprob, entropy, topk, grad] = [run.logprob[token], run.entropy[token], run.entropyTopk[token], run.grad[token]];
   switch (weight.function) {
