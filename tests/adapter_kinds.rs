@@ -98,19 +98,19 @@ use Proof::{Read, Refused};
 
 const ROWS: &[Row] = &[
     Row {
-        what: "LoRA on linear modules, rsLoRA, ranks and alphas of single modules",
+        what: "LoRA on linear modules, rsLoRA, ranks and alphas per module",
         here: "read",
         proof: Read(&["regular_expressions"]),
     },
     Row { what: "DoRA (`use_dora`)", here: "read", proof: Read(&["dora", "dora_rslora", "dora_embedding"]) },
     Row {
         what: "LoRA on `embed_tokens` and `lm_head`",
-        here: "read; a head that was the embedding is parted from it, as in PEFT",
+        here: "read; a head tied to the embedding is untied, as in PEFT",
         proof: Read(&["embedding", "embedding_scaled", "head", "tied_embedding", "tied_embedding_ensured", "tied_head"]),
     },
     Row {
         what: "LoRA on single experts",
-        here: "read, also where the base stacks them",
+        here: "read, also if the base stacks them",
         proof: Read(&["experts", "experts_stacked"]),
     },
     Row {

@@ -12,7 +12,7 @@ use crate::workdir::Workdir;
 fn the_commands_of_the_readme_run_as_they_stand() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let (_, then) = readme.split_once("## Then\n\n```sh\n").unwrap();
+    let (_, then) = readme.split_once("## Workflow\n\n```sh\n").unwrap();
     let commands: Vec<&str> =
         then.split_once("```").unwrap().0.lines().map(|line| line.split(" #").next().unwrap().trim()).collect();
     assert_eq!(commands.len(), 8, "{commands:?}");

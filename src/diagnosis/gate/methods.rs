@@ -154,8 +154,8 @@ impl Method {
     /// What must be known or computed beside the step itself, for people.
     pub fn needs(&self) -> &'static str {
         match self {
-            _ if self.needs_reference() => "the base model beside the one that learns",
-            _ if self.needs_scores(&self.gate) => "the base model's scores, made first",
+            _ if self.needs_reference() => "the base model as a reference",
+            _ if self.needs_scores(&self.gate) => "the base model's scores, computed first",
             _ if self.gate.needs().tau => "a pass over each batch first",
             _ if matches!(self.beside, Beside::Snapshots { .. }) => "a pass over each 8 batches first",
             _ => "",
