@@ -27,9 +27,9 @@ pub(super) fn bootstrap_interval(n: usize, statistic: impl Fn(&[u32]) -> f64) ->
     percentile_interval(samples.collect())
 }
 
-/// Intervals of several statistics of two samples, which are resampled independently. They are basic bootstrap intervals, `value
-/// - (quantile - value)`: a statistic such as a distance, which noise can only increase, is biased upwards in the sample and
-/// again in the resamples, and this form removes both biases. Widened as the smaller sample requires.
+/// Intervals of several statistics of two samples, which are resampled independently. They are basic bootstrap intervals, with
+/// ends `value - (quantile - value)`: a statistic such as a distance, which noise can only increase, is biased upwards in the
+/// sample and again in the resamples, and this form removes both biases. Widened as the smaller sample requires.
 pub(crate) fn two_sample_intervals<const K: usize>(
     sizes: [usize; 2],
     values: [f64; K],
