@@ -1,8 +1,8 @@
-//! What a training run is told: a TOML or YAML file, the command line over it, defaults under both. The resolved options are saved
-//! beside the results as `train.toml`, which `--config` takes again.
+//! The options of a training run: a TOML or YAML file, overridden by the command line, with defaults for the rest. The resolved
+//! options are saved beside the results as `train.toml`, which `--config` accepts.
 //!
-//! Each option is declared once, below: its name, type, default and sentence. The struct, the command line, `--help` and what reads
-//! files follow from that.
+//! Each option is declared once, below: its name, type, default and help text. The struct, the command line, `--help` and the
+//! reading of files are derived from this.
 
 mod check;
 
@@ -24,11 +24,11 @@ use crate::model::{LoraOptions, ModelName};
 use crate::spelling::nearest;
 use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
-/// Declares the options once: groups of fields, each with its type, its default and its sentence. The last may say a default that is no
-/// number, in brackets; help adds those that are.
+/// Declares the options: groups of fields, each with its type, its default and its help text. The help text may end with a
+/// default that is not a number in brackets; help adds the numeric ones.
 macro_rules! options {
     ($($group:ident { $($(#[doc = $help:literal])+ $name:ident: $type:ty = $default:expr;)* })*) => {
-        /// Everything that decides a training run; names are those of the command line.
+        /// All options of a training run; the names are those of the command line.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         pub(crate) struct Options {
@@ -182,18 +182,18 @@ options! {
 }
 
 impl Options {
-    /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
+    /// Reads `file`, applies `overrides` (with the same keys as the file), and checks the result.
     pub(crate) fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
         Ok(Options::resolve_with_remarks(file, overrides)?.0)
     }
 
-    /// As [`Options::resolve`]; also what other programs would do otherwise with the file's options.
+    /// Like [`Options::resolve`], and also returns warnings about options of the file that other programs treat differently.
     pub(crate) fn resolve_with_remarks(file: Option<&Path>, overrides: toml::Table) -> Result<(Options, Vec<String>)> {
         let (mut table, mut remarks) = file.map_or(Ok(Default::default()), read_table)?;
         remarks.retain(|(name, _)| !overrides.contains_key(name));
-        // A file that a run has left names every option; on the command line one was meant, even where it says the default.
+        // A run's own file names every option; on the command line, naming one is a request, even if the value is the default.
         let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
-        // What is typed goes over what the file says of the same thing, whichever of its two names either has.
+        // An option on the command line overrides its rival in the file, whichever of the two names is used where.
         for [a, b] in RIVALS {
             match [a, b].map(|name| overrides.contains_key(name)) {
                 [true, true] => {
@@ -207,7 +207,7 @@ impl Options {
         }
         table.extend(overrides);
         for declared in DECLARED.iter().filter(|declared| declared.kind == ValueKind::Texts) {
-            // As LLaMA-Factory's files have a list of one.
+            // LLaMA-Factory's files may have a string in place of a list with one element.
             if let Some(value @ toml::Value::String(_)) = table.get_mut(&declared.name()) {
                 *value = toml::Value::Array(vec![value.clone()]);
             }
@@ -220,7 +220,7 @@ impl Options {
         }
     }
 
-    /// The options as a file that `--config` takes.
+    /// The options as a file that `--config` accepts.
     pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self).context("cannot write the options")
     }
@@ -229,7 +229,7 @@ impl Options {
         ModelName { written: self.model.clone(), base: self.base.clone() }
     }
 
-    /// Are there rows that are looked at and not trained on?
+    /// Are there held-out rows?
     pub(crate) fn holds_out(&self) -> bool {
         self.validation_share > 0.0 || !self.validation.is_empty()
     }
@@ -247,12 +247,12 @@ impl Options {
         }
     }
 
-    /// What a token is weighed by: the method's gate, and EAFT's as it was asked for.
+    /// The gate that weights the tokens: the method's, or EAFT's with the requested options.
     pub(crate) fn gate(&self) -> Result<Gate> {
         self.method.gate_under(self.gate.as_deref(), self.normaliser, self.top_k)
     }
 
-    /// Optimiser steps from one snapshot to the next, for the method that takes them.
+    /// The number of optimiser steps between snapshots, for the method that takes them.
     pub(crate) fn snapshot_every(&self) -> Option<u64> {
         match self.method.beside {
             Beside::Snapshots { every } => Some(self.snapshot_every.unwrap_or(every)),
@@ -264,7 +264,7 @@ impl Options {
         self.lr.unwrap_or(if self.lora { 1e-4 } else { 1e-5 })
     }
 
-    /// Once the model is known, it is written into `max_len` if that is less than the usual length.
+    /// The longest sequence. Once the model is known, its limit is stored in `max_len` if that is below the default.
     pub(crate) fn max_len(&self) -> usize {
         self.max_len.unwrap_or(DEFAULT_MAX_LEN)
     }
@@ -298,7 +298,8 @@ impl Options {
         })
     }
 
-    /// Modules to adapt; LLaMA-Factory writes a text with commas, and `all` by itself for all of them, PEFT `all-linear`.
+    /// The modules to adapt. LLaMA-Factory writes a comma-separated text, and `all` alone for all modules; PEFT writes
+    /// `all-linear`.
     fn lora_targets(&self) -> Vec<String> {
         let names: Vec<&str> = self.lora_targets.iter().flat_map(|names| names.split(',')).map(str::trim).collect();
         match names[..] {
@@ -307,14 +308,15 @@ impl Options {
         }
     }
 
-    /// Steps over which the learning rate rises, in a run of so many.
+    /// The number of warm-up steps in a run of `total` steps.
     pub(crate) fn warmup(&self, total: u64) -> u64 {
         if self.schedule == Shape::Constant {
             return 0;
         }
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
         let names_ratio = self.warmup_ratio != Options::default().warmup_ratio;
-        // As in Transformers' `TrainingArguments`: of both, steps count unless they are 0, and those below 1 are a share.
+        // As in Transformers' `TrainingArguments`: if both are given, the steps apply unless they are 0; a value below 1 is a
+        // share.
         match self.warmup_steps.filter(|steps| *steps > 0.0 || !names_ratio) {
             None => of_share(self.warmup_ratio),
             Some(share) if share < 1.0 => of_share(share),
@@ -322,12 +324,12 @@ impl Options {
         }
     }
 
-    /// The base model is held beside the one that learns; adapters are switched off instead.
+    /// Must the base model be loaded beside the trained one? With adapters it suffices to switch these off.
     pub(crate) fn needs_base(&self) -> bool {
         self.method.needs_reference() && !self.lora
     }
 
-    /// Bytes of activations to keep.
+    /// How many bytes of activations to keep.
     pub(crate) fn activation_bytes(&self) -> usize {
         self.activation_memory.unwrap_or(if self.lora { 1024 } else { 256 }).saturating_mul(1 << 20)
     }
@@ -338,7 +340,7 @@ impl Options {
         AdamWOptions { beta1, beta2, eps, weight_decay, moments }
     }
 
-    /// The options without those that change no result: two runs of equal identity may continue each other.
+    /// The options without those that do not change the result: a run can resume another one whose identity is equal.
     pub(crate) fn identity(&self) -> Options {
         Options {
             out: None,
@@ -350,7 +352,8 @@ impl Options {
     }
 }
 
-/// An error out of the text of another one: what is wrong, on further lines perhaps a cure, and "in `lr`".
+/// Builds an error from the text of another one, which consists of the message, optionally a cure on further lines, and "in
+/// `lr`".
 fn wrong_option(text: &str, file: Option<&Path>) -> Error {
     let text = text.trim_end();
     let (what, name) = match text.strip_suffix('`').and_then(|text| text.rsplit_once("\nin `")) {
@@ -372,8 +375,8 @@ fn without_adapters(name: &str) -> Error {
 
 const READ_BY_NAME: &str = "A file whose name ends in .yaml or .yml is read as YAML, and any other as TOML.";
 
-/// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
-/// for an option left out. Also what another program does otherwise with an option, by our name.
+/// Reads the options of a file under our names. Accepts other programs' names and underscores for dashes; in YAML, `null` leaves
+/// an option out. Also returns warnings, under our names, about options that other programs treat differently.
 fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)> {
     let text = std::fs::read_to_string(path).context_at(path, "cannot read the configuration")?;
     let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
@@ -403,7 +406,7 @@ fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)>
     Ok((ours, remarks))
 }
 
-/// An error that names all the options that are none of this program, each with what to give instead: a file of another program has several.
+/// Returns an error that names all unknown options, each with what to give instead, since a file of another program has several.
 fn refuse_unknown(table: &toml::Table) -> Result<()> {
     let answer = |name: &String| {
         if let Some(answer) = instead_of(name) {
@@ -433,7 +436,7 @@ fn refuse_unknown(table: &toml::Table) -> Result<()> {
     Err(Error::usage(what).cure(format!("{}\n  `diagnose train --list-options` shows them all.", answers.join("\n  "))))
 }
 
-/// Options of which only one can have its say.
+/// Pairs of options that exclude each other.
 const RIVALS: [[&str; 2]; 2] = [["epochs", "max-steps"], ["warmup-ratio", "warmup-steps"]];
 
 #[cfg(test)]
