@@ -1,16 +1,16 @@
-//! Tells the program which commit it is built from: `DIAGNOSE_COMMIT`, which `src/provenance.rs` reads.
+//! Tells the program which commit it is built from, through `DIAGNOSE_COMMIT`, which `src/provenance.rs` reads.
 //!
-//! `6221c8126b41`, or `6221c8126b41-dirty.1f2e3d4c` where files that make the program differ from the commit; the second number is a
-//! hash of the difference, so that two such programs differ in name, too. Without git the commit that `cargo package` writes down
-//! is taken, and without that one none.
+//! The value is `6221c8126b41`, or `6221c8126b41-dirty.1f2e3d4c` if the program's sources differ from the commit; the second
+//! number is a hash of the difference, so that two such programs have different names. Without Git, it is the commit that `cargo
+//! package` recorded, or empty if there is none.
 //!
-//! What it costs: the crate (not what it depends on) is built again after each commit and checkout, as after each edit. Who does not
-//! want that while working sets the environment variable `DIAGNOSE_COMMIT` to a name of their own, which is taken as it is.
+//! The price is that this crate (not its dependencies) is rebuilt after each commit and checkout, as after each edit. To avoid
+//! this while working, set the environment variable `DIAGNOSE_COMMIT` to any name, which is then used as it is.
 
 use std::path::Path;
 use std::process::Command;
 
-/// What makes the program; notes, tests and benchmarks do not.
+/// The files that determine the program; notes, tests and benchmarks do not.
 const SOURCES: [&str; 5] = ["src", "data/probe", "build.rs", "Cargo.toml", "Cargo.lock"];
 
 const VARIABLE: &str = "DIAGNOSE_COMMIT";
@@ -28,7 +28,7 @@ fn main() {
 }
 
 fn from_git() -> Option<String> {
-    // A checkout of its own, and not a folder within somebody else's.
+    // This must be a repository of its own, not a folder within another repository.
     let top = git(&["rev-parse", "--show-toplevel"])?;
     if std::fs::canonicalize(top).ok()? != std::fs::canonicalize(".").ok()? {
         return None;
@@ -36,10 +36,10 @@ fn from_git() -> Option<String> {
     for source in SOURCES {
         println!("cargo::rerun-if-changed={source}");
     }
-    // A commit leaves HEAD as it is and moves the branch that it names, which a pack of references may hold; the log knows of both.
+    // A commit changes not HEAD but the branch that HEAD names, which may be in packed references; HEAD's log covers both.
     let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
     for name in ["HEAD", "logs/HEAD"].into_iter().chain(branch.as_deref()) {
-        // Cargo would run this again and again for a file that is missing.
+        // Cargo would rerun this script every time for a missing file.
         if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists()) {
             println!("cargo::rerun-if-changed={path}");
         }
@@ -54,14 +54,14 @@ fn from_git() -> Option<String> {
     Some(if difference.is_empty() { commit } else { format!("{commit}-dirty.{:08x}", hash(&difference)) })
 }
 
-/// The file that `cargo package` puts into the archive of a crate.
+/// Reads the commit from the file that `cargo package` puts into the archive of a crate.
 fn from_package() -> Option<String> {
     let text = std::fs::read_to_string(".cargo_vcs_info.json").ok()?;
     let sha1 = text.split("\"sha1\"").nth(1)?.split('"').nth(1)?;
     Some(sha1.chars().take(12).collect())
 }
 
-/// What git prints; `None` where there is no git or it fails.
+/// The output of git; `None` if git is missing or fails.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").arg("--no-optional-locks").args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())

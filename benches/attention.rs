@@ -1,5 +1,6 @@
-//! Attention over packed batches and long sequences, as a share of the multiply-adds that the registers alone can do. The multiplications
-//! and additions of the two products count, for the keys each token really sees; rotary embedding and softmax do not.
+//! Measures attention over packed batches and long sequences, as a share of the peak of multiply-adds in registers. Counts the
+//! multiplications and additions of the two matrix products for the keys that each token attends to, not rotary embedding and
+//! softmax.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,8 +18,8 @@ use of_peak::OfPeak;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Sequences of one length with SmolLM2-135M's heads (Qwen 3's in the last), all of about 2,000 tokens, and long ones.
-/// The reference holds a matrix of tokens by tokens and is left out there.
+/// Sequences of one length with SmolLM2-135M's heads (the last case has Qwen 3's), about 2,000 tokens in total, and long
+/// sequences. The reference holds a matrix of tokens by tokens and is left out for the long ones.
 const CASES: [(usize, usize, (usize, usize, usize)); 7] = [
     (32, 64, (9, 3, 64)),
     (10, 199, (9, 3, 64)),
@@ -50,7 +51,7 @@ fn forward(criterion: &mut Criterion<OfPeak>, dtype: Dtype) {
     }
 }
 
-/// Forward and backward; the backward pass has five products to the forward's two.
+/// Forward and backward pass; the backward pass has five matrix products, the forward pass two.
 fn backward(criterion: &mut Criterion<OfPeak>, dtype: Dtype) {
     let mut group = criterion.benchmark_group(format!("attention with gradient in {dtype}"));
     for (sequences, length, heads) in [CASES[1], CASES[2], CASES[3], CASES[4], CASES[5]] {

@@ -1,5 +1,5 @@
-//! What stands between the products: norms and gated activations as a share of the memory bandwidth, each input read and each output
-//! written once; and `exp`, in numbers per second of one thread.
+//! Measures the operations between the matrix products: norms and gated activations as a share of the memory bandwidth, counting
+//! each input as read once and each output as written once; and `exp`, in numbers per second on one thread.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,11 +1,12 @@
-//! Where the time of scoring goes, and what sharing prefixes brings.
+//! Measures where the time of scoring goes, and what sharing prefixes saves.
 //!
 //!     cargo bench --bench engine            # the default model, which must be in the cache
 //!     cargo bench --bench engine -- MODEL   # a .gguf file or a Hugging Face folder
 //!
-//! First chat-like rows, then long ones: the whole, beside each kernel run alone with the same shapes as often as the model runs it. The
-//! share of the products is how near scoring comes to what products alone would allow; `rest` is what no kernel accounts for. Then
-//! questions with four answers each over a context of 500 tokens, scored together and one by one: seconds, ratio, largest difference.
+//! Scores rows like short chats, then long rows, and compares the total with each kernel run alone on the same shapes as often as
+//! the model runs it. The share of the matrix products shows how close scoring is to its lower bound; `rest` is the time outside
+//! all kernels. Then scores questions with four answers each over a context of 500 tokens, together and one by one, and prints
+//! seconds, ratio and largest difference.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -36,7 +37,7 @@ const ANSWER: usize = 12;
 const REPEATS: usize = 3;
 
 fn main() {
-    // As the program does.
+    // The program does this as well.
     allocator::keep_freed_memory();
     let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     let model = arguments.find(|argument| !argument.starts_with("--"));
@@ -75,7 +76,7 @@ fn main() {
     }
 }
 
-/// Times the model on the batches, and each of its kernels alone on shapes like theirs.
+/// Times the model on the batches, and each of its kernels alone on the same shapes.
 fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
     let config = &model.config;
     let (layers, width, inner, q_width) =
@@ -93,7 +94,7 @@ fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
         Matrix::new([Ok(w)], dtype, Kernels::Fused).unwrap()
     };
     let qkv = matrix(shape.columns(), width);
-    // What follows the attention, and runs on the asked-for rows only in the last layer.
+    // The products after attention, which the last layer computes only for the requested rows.
     let others = [matrix(width, q_width), matrix(2 * inner, width), matrix(width, inner)];
     let input = |rows: usize, columns: usize| Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
     let frequencies: Vec<f64> = (0..config.head_dim / 2).map(|i| 1e5f64.powf(-2.0 * i as f64 / config.head_dim as f64)).collect();
@@ -153,7 +154,7 @@ fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
     }
 }
 
-/// The least of a few runs: what disturbs one only makes it longer.
+/// The minimum of several runs, since disturbances only make a run longer.
 fn seconds(mut work: impl FnMut()) -> f64 {
     let run = |_| {
         let began = Instant::now();
@@ -163,7 +164,7 @@ fn seconds(mut work: impl FnMut()) -> f64 {
     (0..REPEATS).map(run).fold(f64::INFINITY, f64::min)
 }
 
-/// Rows of 100 to 300 tokens that begin with the same 24; the last 60 % are supervised.
+/// Rows of 100 to 300 tokens with a common prefix of 24; the last 60 % are supervised.
 fn chats(vocabulary: u32) -> Vec<Sequence> {
     let mut ids = random_ids(vocabulary);
     let system = ids(24);

@@ -1,9 +1,9 @@
-//! How long the tables of a large run take: `cargo bench --bench tables -- [MILLIONS OF TOKENS] [FOLDER]`.
+//! Measures how long the tables of a large run take: `cargo bench --bench tables -- [MILLIONS OF TOKENS] [FOLDER]`.
 //!
-//! Writes a synthetic run in parts of half a million tokens; then, in a process of its own lest the writing show in its memory, sorts it
-//! into quadrants by its own quantiles, summarises it and draws the density map. Prints each step's seconds, processor seconds (on a
-//! busy machine the better measure) and the peak memory so far. Not a criterion benchmark: one step takes seconds, and memory is the
-//! point. Run again on the same folder, it sorts the finished table again.
+//! Writes a synthetic run in parts of half a million tokens. Then a second process, so that the memory used for writing does not
+//! count, assigns quadrants by the run's own quantiles, summarises it and draws the density map. Prints each step's wall time,
+//! processor time (the better measure on a busy machine) and the peak memory so far. This is not a criterion benchmark, since one
+//! step takes seconds and memory is the point. A second run on the same folder assigns the quadrants of the finished table again.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -84,10 +84,10 @@ fn step<T>(name: &str, work: impl FnOnce() -> diagnose::Result<T>) -> diagnose::
     Ok(result)
 }
 
-/// What this process has used of all cores, from Linux's accounts; 0 elsewhere.
+/// The processor time of this process on all cores, in seconds, from Linux's /proc; 0 on other systems.
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name in brackets; the 14th and 15th fields of the line are user and system time, a hundred to the second.
+    // Counted after the name in parentheses; fields 14 and 15 of the line are user and system time in hundredths of a second.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
@@ -102,7 +102,7 @@ fn write_parts(folder: &Path, n_rows: u32) -> diagnose::Result<()> {
         (state >> 40) as f32 / (1 << 24) as f32
     };
     for row in 0..n_rows {
-        // Ids crowd at the low end like word frequencies do.
+        // Low ids are frequent, like frequent words.
         let ids: Vec<u32> = (0..=TOKENS_PER_ROW).map(|_| (random().powi(4) * VOCABULARY as f32) as u32).collect();
         let statistics: Vec<TokenStatistics> = ids[1..]
             .iter()
@@ -143,7 +143,7 @@ fn write_parts(folder: &Path, n_rows: u32) -> diagnose::Result<()> {
     writer.finish_part()
 }
 
-/// The largest resident set so far, from Linux's accounts; 0 elsewhere.
+/// The peak resident set in megabytes, from Linux's /proc; 0 on other systems.
 fn peak_memory_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));

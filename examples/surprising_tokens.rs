@@ -1,6 +1,7 @@
-//! The library in a few lines: the tokens of a text that a model expected least.
+//! The library in a few lines: prints how probable a model finds each token of a text, and which token it expected.
 //!
-//! MODEL is a folder or a .gguf file: `cargo run --release --example surprising_tokens -- MODEL "The capital of Australia is Perth."`
+//! MODEL is a folder or a .gguf file: `cargo run --release --example surprising_tokens -- MODEL "The capital of Australia is
+//! Perth."`
 
 use diagnose::engine::score;
 use diagnose::model::{LoadOptions, Model, Reference};
@@ -11,7 +12,7 @@ fn main() -> diagnose::Result<()> {
     let reference = Reference::local(model.as_ref())?;
     let model = Model::load(&reference, LoadOptions::default(), 2048)?;
     let ids: Vec<u32> = model.tokenizer.encode(&text)?.iter().map(|token| token.id).collect();
-    // The first token has nothing before it that could predict it.
+    // Nothing before the first token predicts it.
     let supervised = (0..ids.len()).map(|i| i > 0).collect();
     let sequence = Sequence { row: 0, spans: Vec::new(), supervised, ids: ids.clone() };
     for (id, token) in ids[1..].iter().zip(&score(&model, &[sequence])?[0]) {

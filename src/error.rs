@@ -1,16 +1,16 @@
-//! The library's one error type.
+//! The library's only error type.
 //!
-//! A message says what was expected, what was found, where (`file:line`) and what to do. Errors that a person can cause are
-//! built here and never panic. The place and the cure are fields, so that a caller who knows the file or the line adds it
-//! on the way up and nobody has to parse text.
+//! A message says what was expected, what was found, where (`file:line`) and what to do about it. Mistakes that a user can make
+//! are errors of this type and never panics. The place and the cure are fields, so that a caller who knows the file or the line
+//! can add it on the way up without parsing text.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A result whose error is [`Error`], unless another is named.
+/// A result whose error type is [`Error`] by default.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Something went wrong: `message`, where, why, and what to do about it.
+/// An error: what went wrong (`message`), where, why, and what to do about it.
 #[derive(Debug)]
 pub struct Error {
     message: String,
@@ -21,40 +21,40 @@ pub struct Error {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Decides the exit code of the program; see [`Error::exit_code`].
+/// The kind of an error, which decides the program's exit code; see [`Error::exit_code`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The work could not be done.
     Failed,
-    /// The command line makes no sense.
+    /// The command line is wrong.
     Usage,
-    /// A check that the user asked for fell short.
+    /// A check that the user asked for did not pass.
     Check,
 }
 
 impl Error {
-    /// A failure with this message: exit code 1, as yet without a file, a line, a cure or a cause.
+    /// Creates a failure with this message (exit code 1), without file, line, cure or cause.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), path: None, line: None, cure: None, kind: ErrorKind::Failed, source: None }
     }
 
-    /// A wrong command line: exit code 2.
+    /// Creates an error about a wrong command line (exit code 2).
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Usage, ..Self::new(message) }
     }
 
-    /// A check that the user asked for fell short: exit code 3.
+    /// Creates an error for a check that the user asked for and that did not pass (exit code 3).
     pub fn check(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Check, ..Self::new(message) }
     }
 
-    /// Names the file, unless a deeper layer has named one already.
+    /// Names the file, unless a deeper layer has already named one.
     pub fn at(mut self, path: impl AsRef<Path>) -> Self {
         self.path.get_or_insert_with(|| path.as_ref().to_owned());
         self
     }
 
-    /// Names the file and the line (counted from 1), unless a deeper layer has.
+    /// Names the file and the line (counted from 1), unless a deeper layer has already named a file.
     pub fn at_line(mut self, path: impl AsRef<Path>, line: u64) -> Self {
         if self.path.is_none() {
             self.line = Some(line);
@@ -62,25 +62,26 @@ impl Error {
         self.at(path)
     }
 
-    /// Says what to do about it, a whole sentence, unless a deeper layer has: it stood nearer to what went wrong. Where the outer one has to
-    /// be read, it goes to an error of its own, which is [caused by](Error::caused_by) the deeper: both are printed.
+    /// Says in a whole sentence what to do about it, unless a deeper layer, which knows more about the failure, has already done
+    /// so. If the outer cure must be shown as well, put it into a new error that is [caused by](Error::caused_by) the deeper one:
+    /// both are printed.
     pub fn cure(mut self, cure: impl Into<String>) -> Self {
         self.cure.get_or_insert_with(|| cure.into());
         self
     }
 
-    /// Keeps the error that caused this one; it is printed as `caused by`.
+    /// Stores the error that caused this one; it is printed after `caused by`.
     pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// What went wrong, without the place, the cause and the cure.
+    /// The message alone, without place, cause and cure.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What to do about it, where that is known.
+    /// What to do about it, if known.
     pub fn known_cure(&self) -> Option<&str> {
         self.cure.as_deref()
     }
@@ -89,7 +90,7 @@ impl Error {
         self.kind
     }
 
-    /// 1 failed, 2 wrong usage, 3 a check the user asked for fell short.
+    /// The program's exit code: 1 for a failure, 2 for wrong usage, 3 for a check that did not pass.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             ErrorKind::Failed => 1,
@@ -98,7 +99,7 @@ impl Error {
         }
     }
 
-    /// `message (cause)` without the place: what a table of skipped rows shows.
+    /// `message (cause)` without the place, as shown in the table of skipped rows.
     pub fn reason(&self) -> String {
         match &self.source {
             Some(source) => format!("{} ({source})", self.message),
@@ -106,7 +107,7 @@ impl Error {
         }
     }
 
-    /// The same, and what to do about it: what a remark shows, where the work goes on.
+    /// [`Error::reason`] followed by the cure, for warnings after which the work goes on.
     pub fn reason_and_cure(&self) -> String {
         match &self.cure {
             Some(cure) => format!("{}. {cure}", self.reason()),
@@ -140,11 +141,11 @@ impl std::error::Error for Error {
     }
 }
 
-/// Says what was being done when a foreign error came up.
+/// Adds to a foreign error what the program was doing when it occurred.
 pub trait Context<T> {
-    /// `context` is the message; the foreign error becomes its cause.
+    /// Turns the error into an [`Error`] with the message `context` and the foreign error as its cause.
     fn context(self, context: impl Into<String>) -> Result<T>;
-    /// As `context`, and the error names the file at `path`, which could not be read or written.
+    /// Like `context`, and names the file at `path`, which could not be read or written.
     fn context_at(self, path: impl AsRef<Path>, context: impl Into<String>) -> Result<T>;
 }
 
@@ -158,7 +159,7 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Context<T> for std::r
     }
 }
 
-/// candle's errors come up all over the numeric rooms and carry their own story.
+/// candle's errors can occur anywhere in the numeric modules and describe themselves, so that `?` converts them.
 impl From<candle_core::Error> for Error {
     fn from(source: candle_core::Error) -> Self {
         Error::new("the tensor library refused an operation").caused_by(source)

@@ -1,4 +1,5 @@
-//! Files and folders that appear under their final names whole or not at all, whatever kills the program; hashes of files.
+//! Writes files and folders so that they appear under their final names either complete or not at all, even if the program is
+//! killed; computes hashes of files.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Read, Write};
@@ -10,9 +11,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
 
-/// Lets `write` fill a temporary file beside `path`, forces it to the disk and renames it to `path`.
+/// Lets `write` fill a temporary file beside `path`, syncs it to the disk and renames it to `path`.
 ///
-/// The temporary name is fixed (`.NAME.partial`), so that what a killed run left behind is overwritten by the next one.
+/// The temporary name is fixed (`.NAME.partial`), so that the next run overwrites what a killed run left behind.
 pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
     let destination = &destination(path)?;
     let partial = partial_path(destination);
@@ -31,14 +32,15 @@ pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter
             Ok(value)
         });
     if written.is_err() {
-        // The first error is the one to report; a leftover is overwritten by the next run anyway.
+        // Report the first error; the next run overwrites a leftover anyway.
         let _ = fs::remove_file(&partial);
     }
     written
 }
 
-/// Where a file of this name is written: a symbolic link stays one, and what it leads to is written. An error where something stands that is
-/// no file: the finished file would take the place of a device such as `/dev/stdout`, for every program on the machine.
+/// Returns the path to write to for `path`: a symbolic link stays a link, and its target is written. Anything that is not a
+/// regular file is an error: renaming the finished file over a device such as `/dev/stdout` would replace it for every program on
+/// the machine.
 fn destination(path: &Path) -> Result<PathBuf> {
     refuse_dash(path)?;
     match fs::metadata(path) {
@@ -51,7 +53,7 @@ fn destination(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// `-` stands for the standard output elsewhere, and would be a file of that name here.
+/// Returns an error for `-`, which other programs take as standard output, but which here would create a file of that name.
 fn refuse_dash(path: &Path) -> Result<()> {
     match path.as_os_str() == "-" {
         true => Err(Error::usage("`-` names no file, and nothing is written to the standard output instead")
@@ -60,7 +62,7 @@ fn refuse_dash(path: &Path) -> Result<()> {
     }
 }
 
-/// One path for all names of a file, whether it is there yet or not.
+/// Returns the same path for all names of a file, whether or not the file exists yet.
 pub(crate) fn identified(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -71,17 +73,18 @@ pub(crate) fn identified(path: &Path) -> PathBuf {
     })
 }
 
-/// A folder into which no other process of this program writes while this lives.
+/// A lock on a folder: while this lives, no other process of this program writes into it.
 #[must_use]
 pub(crate) struct Held {
     _lock: File,
 }
 
-/// Makes the folder, and takes it for this process. An error if another one is at work there: both would write into the same files.
+/// Creates the folder and locks it for this process. Returns an error if another process holds it, since both would write the
+/// same files.
 pub(crate) fn hold(folder: &Path) -> Result<Held> {
     refuse_dash(folder)?;
     fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
-    // It stays when the folder is given back: were it removed, a third process could make it anew while a second one waits at the old one.
+    // The lock file is never removed: otherwise a third process could create a new one while a second one waits on the old one.
     let path = folder.join(".lock");
     let lock =
         File::options().create(true).truncate(false).write(true).open(&path).context_at(&path, "cannot create the file")?;
@@ -89,12 +92,12 @@ pub(crate) fn hold(folder: &Path) -> Result<Held> {
         Err(TryLockError::WouldBlock) => Err(Error::new("another command is at work in this folder")
             .at(folder)
             .cure("Wait until it has ended, or name another folder with --out.")),
-        // Some network file systems have no locks.
+        // Some network file systems do not support locks.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(Held { _lock: lock }),
     }
 }
 
-/// The numbers one after the other, `N` bytes each.
+/// Writes the numbers one after the other, `N` bytes each.
 pub(crate) fn write_numbers<T: Copy, const N: usize>(
     file: &mut impl Write,
     numbers: &[T],
@@ -104,8 +107,8 @@ pub(crate) fn write_numbers<T: Copy, const N: usize>(
     let mut bytes = vec![0; N * numbers.len().min(AT_ONCE)];
     for numbers in numbers.chunks(AT_ONCE) {
         let (places, _) = bytes.as_chunks_mut::<N>();
-        // The loop goes by index: an iterator that stays a call, as those of std may where nothing is inlined across units, costs more than
-        // the work.
+        // Indexing instead of iterators: where std's iterator functions are not inlined across codegen units, calling them costs
+        // more than the work itself.
         for i in 0..numbers.len() {
             places[i] = encode(numbers[i]);
         }
@@ -114,7 +117,7 @@ pub(crate) fn write_numbers<T: Copy, const N: usize>(
     Ok(())
 }
 
-/// As lines that people can read, whole or not at all.
+/// Writes `value` as indented JSON, atomically (see [`write_atomically`]).
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomically(path, |file| {
         serde_json::to_writer_pretty(&mut *file, value).context("cannot write JSON")?;
@@ -122,17 +125,17 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     })
 }
 
-/// The last part of a path, for people; nothing where it has none.
+/// The last component of a path, for display; empty if it has none.
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A text as the whole of a file, or no file at all.
+/// Writes `text` as the whole content of a file, atomically (see [`write_atomically`]).
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomically(path, |file| file.write_all(text.as_bytes()).context("cannot write the file"))
 }
 
-/// What [`write_json`] wrote; nothing where there is no such file.
+/// Reads what [`write_json`] wrote; `None` if there is no such file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => {
@@ -143,25 +146,25 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
 }
 
-/// What [`write_json`] wrote into a file that has to be there.
+/// Reads what [`write_json`] wrote; a missing file is an error.
 pub(crate) fn read_existing_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     read_json(path)?.ok_or_else(|| Error::new("cannot read the file, which is not there").at(path))
 }
 
-/// The bytes are on the disk before the folder gets its name.
+/// Writes `bytes` and syncs them to the disk, so that they are there before the enclosing folder gets its final name.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = fs::File::create(path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     written.context_at(path, "cannot write the file")
 }
 
-/// Lets `fill` put files into a folder with a temporary name and then gives it the name `folder`, in place of what stands there. Whenever it is
-/// killed, what stood there before is there again after the next call, whatever becomes of that, or what replaces it.
+/// Lets `fill` put files into a folder with a temporary name, then renames it to `folder`, replacing what was there. If the
+/// program is killed at any point, the next call restores the old folder first, even if that call then fails.
 pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = folder.file_name().ok_or_else(|| Error::usage("expected the name of a new folder").at(folder))?;
     let beside = |end: &str| folder.with_file_name(format!(".{}.{end}", name.to_string_lossy()));
     let (partial, old) = (beside("partial"), beside("old"));
     if old.exists() && !folder.exists() {
-        // A killed call had moved the folder away, and not yet put the new one in its place.
+        // A killed call moved the old folder away before it put the new one in its place.
         fs::rename(&old, folder).context_at(folder, "cannot put the folder back that a broken save has moved")?;
     }
     for leftover in [&partial, &old].into_iter().filter(|path| path.exists()) {
@@ -169,7 +172,7 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
     }
     fs::create_dir_all(&partial).context_at(&partial, "cannot create the folder")?;
     if let Err(error) = fill(&partial) {
-        // The first error is the one to report.
+        // Report the first error.
         let _ = fs::remove_dir_all(&partial);
         return Err(error.at(folder));
     }
@@ -185,7 +188,8 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
     Ok(())
 }
 
-/// An error where Git left the address of a large file in its place. What cannot be opened is for others to say.
+/// Returns an error if the file is a pointer that Git LFS or git-annex left in place of a large file. A file that cannot be
+/// opened is left for the caller to report.
 pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
     let mut start = Vec::new();
     let read = File::open(path).and_then(|file| file.take(POINTER_BYTES).read_to_end(&mut start));
@@ -195,14 +199,14 @@ pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
     }
 }
 
-/// The first bytes of a file that are enough to show whether it is a pointer of Git LFS or git-annex.
+/// How many bytes at the start of a file suffice to recognise a pointer of Git LFS or git-annex.
 const POINTER_BYTES: u64 = 64;
 
-/// The error for a file that begins so, if Git LFS or git-annex put it in the place of a large file.
+/// Returns the error for a file that starts with these bytes, if Git LFS or git-annex put it in place of a large file.
 pub(crate) fn pointer(start: &[u8]) -> Option<Error> {
     const LFS: [&[u8]; 2] = [b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"];
     const ANNEX: &[u8] = b"/annex/objects/";
-    // Where links cannot be made, git-annex writes what the link would hold.
+    // Where symbolic links are not supported, git-annex writes the target of the link into a file.
     let is_annex = start.starts_with(ANNEX) || (start.starts_with(b"../") || start.starts_with(b".git/")) && holds(start, ANNEX);
     let (name, fetch) = if LFS.iter().any(|mark| start.starts_with(mark)) {
         ("Git LFS", "git lfs pull")
@@ -226,7 +230,7 @@ pub(crate) fn file_sha256(path: &Path) -> Result<String> {
     file_digest(Sha256::new(), path)
 }
 
-/// The hash in hexadecimal of what `hasher` has seen and the file's bytes after it.
+/// The hash, in hexadecimal, of what `hasher` has already seen followed by the file's bytes.
 pub(crate) fn file_digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
     let mut file = File::open(path).context_at(path, "cannot open the file")?;
     let read = for_each_chunk(&mut file, "cannot read the file", |chunk| {
@@ -237,7 +241,7 @@ pub(crate) fn file_digest<D: Digest>(mut hasher: D, path: &Path) -> Result<Strin
     Ok(hex(&hasher.finalize()))
 }
 
-/// Hands all bytes of `reader` to `work`, a megabyte at most at a time; `cannot_read` is the message if the reader fails.
+/// Passes all bytes of `reader` to `work` in chunks of at most a megabyte; `cannot_read` is the message if reading fails.
 pub(crate) fn for_each_chunk(reader: &mut dyn Read, cannot_read: &str, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -255,12 +259,12 @@ pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Two lower-case digits a byte.
+/// Two lower-case hexadecimal digits per byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The rename itself reaches the disk with the folder that holds the name.
+/// Syncs the folder that holds `path`: only then is a rename in it on the disk.
 #[cfg(unix)]
 fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -277,7 +281,7 @@ fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.partial"))
 }
 
-/// As `absent` of tests/workdir.rs: what is missing fails in CI unless it is known to be.
+/// Skips a test that lacks something, like `absent` in tests/workdir.rs: in CI this is a failure unless the lack is declared.
 #[cfg(test)]
 pub(crate) fn absent(thing: &str, why: &str) {
     let is_ci = std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()));
@@ -286,7 +290,7 @@ pub(crate) fn absent(thing: &str, why: &str) {
     println!("skipped: {why}");
 }
 
-/// A file of the development data beside the checkout, for tests.
+/// The path of a file of the development data beside the checkout, for tests.
 #[cfg(test)]
 pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name);
@@ -330,7 +334,7 @@ mod tests {
         for (path, found) in [(nowhere.as_path(), "leads to"), (folder.path(), "a folder"), (Path::new("-"), "standard output")] {
             assert!(write_text(path, "new").unwrap_err().to_string().contains(found), "{}", path.display());
         }
-        // A socket is no file either; a real device would be lost if this failed.
+        // A socket is not a regular file either; with a real device, a failure of this test would destroy it.
         let socket = folder.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         assert!(write_text(&socket, "new").unwrap_err().to_string().contains("a device or a pipe"));
@@ -342,7 +346,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (folder, old, partial) =
             (parent.path().join("model"), parent.path().join(".model.old"), parent.path().join(".model.partial"));
-        // As between the two renames.
+        // The state between the two renames.
         for path in [&old, &partial] {
             fs::create_dir(path).unwrap();
             fs::write(path.join("weights"), path.to_string_lossy().as_bytes()).unwrap();
@@ -371,7 +375,7 @@ mod tests {
     #[test]
     fn digests_by_hand() {
         assert_eq!(hex(&[0, 10, 255]), "000aff");
-        // FIPS 180-4, the example of one block.
+        // FIPS 180-4, the one-block example.
         assert_eq!(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -1,6 +1,6 @@
-//! Numbers and parts of texts as people read them.
+//! Formats numbers and excerpts of text for people to read.
 
-/// The first `n` characters of a text, with `..` behind them where it goes on: nobody takes a part for the whole.
+/// The first `n` characters of a text, followed by `..` if it is longer, so that nobody takes the excerpt for the whole.
 pub(crate) fn beginning(text: &str, n: usize) -> String {
     match text.char_indices().nth(n) {
         Some((end, _)) => format!("{}..", &text[..end]),
@@ -8,11 +8,12 @@ pub(crate) fn beginning(text: &str, n: usize) -> String {
     }
 }
 
-/// The marks between which text that is written from right to left keeps its order to itself (Unicode, UAX 9): first strong isolate and its end.
+/// The marks that isolate the direction of right-to-left text from the text around it (Unicode, UAX 9): first strong isolate, and
+/// pop directional isolate.
 pub(crate) const ISOLATE: [char; 2] = ['\u{2068}', '\u{2069}'];
 
-/// Text on one line that cannot do anything but be read: line ends, tabs and control characters are shown by signs, and so are the
-/// invisible characters that would turn the order of the text round (Unicode's bidirectional controls) or hide in it.
+/// Makes text safe to show on one line: replaces line ends, tabs and control characters by visible signs, and also the invisible
+/// characters that could reorder the text (Unicode's bidirectional controls) or hide in it.
 pub(crate) fn visible(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         match c {
@@ -33,9 +34,10 @@ pub(crate) fn visible(text: &str) -> String {
     })
 }
 
-/// Text of several lines that cannot do anything but be read: as [`visible`], but line ends, tabs and what is merely invisible stay as they are.
-/// Whatever goes to a terminal or into a report passes through here, since it may cite a stranger's data: a terminal obeys control characters,
-/// and the order of a line can be turned round so that it says something else. `kept` are marks of the program's own that stay.
+/// Makes text of several lines safe to show: like [`visible`], but keeps line ends, tabs and merely invisible characters.
+/// Everything that goes to a terminal or into a report passes through here, since it may quote untrusted data: control characters
+/// could command the terminal, and bidirectional controls could reorder a line so that it reads differently. `kept` are the
+/// program's own marks, which stay.
 pub(crate) fn harmless(text: &str, kept: &[char]) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         match acts(c) && !kept.contains(&c) {
@@ -46,7 +48,7 @@ pub(crate) fn harmless(text: &str, kept: &[char]) -> String {
     })
 }
 
-/// Does a terminal obey the character, or does it turn the order of a line round? Line ends and tabs are what they seem.
+/// Does a terminal act on the character, or can it reorder a line? Line ends and tabs are harmless.
 pub(crate) fn acts(c: char) -> bool {
     let turns = matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     turns || c.is_control() && !matches!(c, '\n' | '\t')
@@ -60,12 +62,12 @@ fn push_sign(shown: &mut String, c: char) {
     }
 }
 
-/// How many columns of a terminal the text takes: two for a character of Chinese, none for a mark upon another one.
+/// How many columns of a terminal the text takes: two for a Chinese character, none for a combining mark.
 pub(crate) fn n_columns(text: &str) -> usize {
     unicode_width::UnicodeWidthStr::width(text)
 }
 
-/// 1234567 as `1,234,567`.
+/// Formats 1234567 as `1,234,567`.
 pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -83,7 +85,7 @@ pub(crate) fn count(n: u64, what: &str) -> String {
     counted(n, what, &format!("{what}s"))
 }
 
-/// `12,345 rows were cut`, or `1 row was cut`: a number with the words that go with one thing, or with several.
+/// `12,345 rows were cut`, or `1 row was cut`: a number followed by the words for the singular or the plural.
 pub(crate) fn counted(n: u64, one: &str, several: &str) -> String {
     format!("{} {}", thousands(n), if n == 1 { one } else { several })
 }
@@ -93,7 +95,7 @@ pub(crate) fn n_tokens(n: u64) -> String {
     count(n, "token")
 }
 
-/// A share as per cent with three significant digits at most, and two after the point: `12.3 %`, `0.45 %`, `< 0.01 %`.
+/// A share in per cent, with at most three significant digits and two decimals: `12.3 %`, `0.45 %`, `< 0.01 %`.
 pub(crate) fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent.abs() {
@@ -106,15 +108,15 @@ pub(crate) fn percent(share: f64) -> String {
     }
 }
 
-/// A share with its interval: `4.2 % (3.6 to 4.9)`; the share alone where there is none.
+/// A share with its interval, `4.2 % (3.6 to 4.9)`, or the share alone if there is no interval.
 pub(crate) fn percent_with_interval(share: f64, ci95: Option<[f64; 2]>) -> String {
     let end = |share: f64| percent(share).trim_end_matches(" %").to_owned();
     let interval = ci95.map(|[low, high]| format!(" ({} to {})", end(low), end(high)));
     percent(share) + &interval.unwrap_or_default()
 }
 
-/// A number with `digits` after the point, and from a million on with an exponent: nobody reads two hundred digits. `-` for what is
-/// infinite or not a number.
+/// A number with `digits` decimals, from a million on with an exponent, since nobody reads two hundred digits. `-` for an
+/// infinite number or NaN.
 pub(crate) fn number(value: f64, digits: usize) -> String {
     match value.abs() {
         size if !size.is_finite() => "-".to_owned(),
@@ -123,13 +125,13 @@ pub(crate) fn number(value: f64, digits: usize) -> String {
     }
 }
 
-/// `1.20 to 1.35`; `-` where there is no interval, or one with an end that is no number.
+/// `1.20 to 1.35`; `-` if there is no interval or one of its ends is not finite.
 pub(crate) fn ends(ci95: Option<[f64; 2]>, digits: usize) -> String {
     let finite = ci95.filter(|ends| ends.iter().all(|end| end.is_finite()));
     finite.map_or_else(|| "-".to_owned(), |[low, high]| format!("{} to {}", number(low, digits), number(high, digits)))
 }
 
-/// A [`number`] and its interval: `1.27 (1.20 to 1.35)`; `-` where there is none.
+/// A [`number`] with its interval, `1.27 (1.20 to 1.35)`; `-` if there is no number.
 pub(crate) fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, digits: usize) -> String {
     let Some(value) = value else { return "-".to_owned() };
     match ends(ci95, digits).as_str() {
@@ -138,17 +140,17 @@ pub(crate) fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, d
     }
 }
 
-/// A divergence in nats and its interval: four digits after the point, and where these would be 0 two that count: `0.0183`, `9.7e-7`.
+/// A divergence in nats with its interval: four decimals, or two significant digits below 0.001: `0.0183`, `9.7e-7`.
 pub(crate) fn divergence(value: f64, ci95: Option<[f64; 2]>) -> String {
     let number = |x: f64| if x == 0.0 || x.abs() >= 1e-3 { format!("{x:.4}") } else { format!("{x:.1e}") };
     let interval = ci95.map(|[low, high]| format!(" ({} to {})", number(low), number(high)));
     number(value) + &interval.unwrap_or_default()
 }
 
-/// Seconds since 1970 as a moment in UTC: `2026-01-31T23:59:59Z` (RFC 3339).
+/// Seconds since 1970 as a time in UTC: `2026-01-31T23:59:59Z` (RFC 3339).
 pub(crate) fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // From days to a date in the calendar of eras of 400 years that begin in March: Hinnant, chrono-compatible low-level date
+    // Converts days to a calendar date by eras of 400 years that begin in March: Hinnant, chrono-compatible low-level date
     // algorithms (https://howardhinnant.github.io/date_algorithms.html), `civil_from_days`.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
@@ -161,7 +163,7 @@ pub(crate) fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
-/// A float as Python's `json.dumps` writes it: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// A float as Python's `json.dumps` writes it: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
 pub(crate) fn python_float(x: f64) -> String {
     if !x.is_finite() {
         return if x.is_nan() {
@@ -184,7 +186,7 @@ pub(crate) fn python_float(x: f64) -> String {
     }
 }
 
-/// Python's `repr(str)`: in single quotes, or in double ones where it has single ones and no double ones.
+/// Python's `repr(str)`: in single quotes, or in double quotes if the text contains single and no double quotes.
 pub(crate) fn python_quoted(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut out = String::from(quote);
@@ -209,7 +211,7 @@ pub(crate) fn python_quoted(text: &str) -> String {
     out
 }
 
-/// Python's `str.isprintable`, without the code points that Unicode has not assigned yet.
+/// Python's `str.isprintable`, except that unassigned code points count as printable.
 fn is_printable(c: char) -> bool {
     let is_format = matches!(c,
         '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{180e}'
@@ -243,7 +245,7 @@ mod tests {
         let text = "a\u{1B}[31m\r\u{202E}b\u{0}c\u{2028}\u{9B}2J\u{7F}";
         let shown = "a␛[31m␍⟨U+202E⟩b␀c⟨U+2028⟩⟨U+009B⟩2J␡";
         assert_eq!([visible(text), harmless(text, &[])], [shown, shown]);
-        // A family of three characters, a word of Persian, and lines are what they are.
+        // An emoji of three people, a Persian word with a zero-width non-joiner, and line ends stay as they are.
         let plain = "👨\u{200D}👩\u{200D}👧 می\u{200C}خواهم\n\tb";
         assert_eq!(harmless(plain, &[]), plain);
         assert_eq!(visible("a\u{200D}\n\tb\u{A0}"), "a⟨U+200D⟩⏎⇥b⍽");
@@ -263,7 +265,7 @@ mod tests {
         assert_eq!([n_tokens(0), n_tokens(1), count(1200, "row")], ["0 tokens", "1 token", "1,200 rows"]);
         assert_eq!([counted(1, "row was", "rows were"), counted(2, "row was", "rows were")], ["1 row was", "2 rows were"]);
         assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0 %", "< 0.01 %", "0.45 %"]);
-        // What rounds to 1.00 has a digit fewer; a change may be below 0.
+        // What rounds to 1.00 has one decimal less; a change may be negative.
         assert_eq!([percent(0.00996), percent(-0.0123), percent(-0.00001)], ["1.0 %", "-1.2 %", "> -0.01 %"]);
         assert_eq!(percent_with_interval(0.042, Some([0.036, 0.0009])), "4.2 % (3.6 to 0.09)");
         assert_eq!([percent_with_interval(0.042, None), number_with_interval(None, None, 2)], ["4.2 %", "-"]);

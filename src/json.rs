@@ -1,6 +1,6 @@
-//! Values out of a JSON object by key, of the kind that is expected there. `null` is as good as absent; what is of another kind
-//! is an error that names the key. And JSON that others have written: Python's json writes numbers that JSON does not have, and an error names
-//! them.
+//! Typed access to the fields of a JSON object: `null` counts as absent, and a value of the wrong type is an error that names the
+//! key. Also reads JSON that other programs wrote: Python's json writes NaN and Infinity, which JSON does not have, and the error
+//! names them.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::error::{Context, Error, Result};
 use crate::format::beginning;
 
-/// Why a text is not the JSON that is expected.
+/// Why a text is not valid JSON of the expected type.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
     cause: serde_json::Error,
@@ -33,7 +33,7 @@ impl std::fmt::Display for Unreadable {
 
 impl std::error::Error for Unreadable {}
 
-/// As serde_json's function of that name, for texts that other programs may have written.
+/// Like serde_json's function of that name, for text that other programs may have written.
 pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Unreadable> {
     serde_json::from_slice(text).map_err(|cause| {
         let line = text.split(|&byte| byte == b'\n').nth(cause.line().saturating_sub(1));
@@ -41,31 +41,31 @@ pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Unreadab
     })
 }
 
-/// As [`from_slice`].
+/// Like [`from_slice`].
 pub(crate) fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Unreadable> {
     from_slice(text.as_bytes())
 }
 
-/// The number that JSON does not have at which serde_json gave up, in this column (counted from 1) of a line.
+/// The number unknown to JSON at which serde_json stopped, in this column (counted from 1) of a line.
 pub(crate) fn foreign_number(line: &[u8], column: usize) -> Option<&'static str> {
-    // It stops at the first letter, or behind it where there is a sign.
+    // serde_json stops at the first letter, or after it if there is a sign.
     (column.saturating_sub(3)..column).find_map(|at| {
         let rest = line.get(at..)?;
         ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| rest.starts_with(number.as_bytes()))
     })
 }
 
-/// Reads a number back that JSON has no word for: what is infinite or not a number is written as null, and is no number here.
+/// Reads back a number that may be infinite or NaN: JSON cannot express these, they are written as null, and null becomes NaN.
 pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// As [`null_is_nan`], of a number that can be infinite alone, as e to the power of something can.
+/// Like [`null_is_nan`], for a number that can be infinite but never NaN, such as an exponential.
 pub(crate) fn null_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 
-/// Reads an interval back. One with an end that was no number, and is null, tells nothing.
+/// Reads back an interval. If one of its ends was not finite, and is therefore null, there is no interval.
 pub(crate) fn finite_ends<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<[f64; 2]>, D::Error> {
     Ok(match Option::<[Option<f64>; 2]>::deserialize(deserializer)? {
         Some([Some(low), Some(high)]) => Some([low, high]),
@@ -73,7 +73,7 @@ pub(crate) fn finite_ends<'de, D: Deserializer<'de>>(deserializer: D) -> std::re
     })
 }
 
-/// A whole number that must be there.
+/// A whole number that must be present.
 pub(crate) fn count(json: &Value, key: &str) -> Result<usize> {
     optional_count(json, key)?.ok_or_else(|| Error::new(format!("`{key}` is missing; expected a whole number")))
 }
@@ -108,12 +108,12 @@ pub(crate) fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
     }
 }
 
-/// The value, unless it is `null`.
+/// The value, unless it is absent or `null`.
 pub(crate) fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
     json.get(key).filter(|value| !value.is_null())
 }
 
-/// The error of a value that is another than it should be; of a long one its beginning is shown.
+/// The error for a value that is not what was expected; shows only the beginning of a long one.
 pub(crate) fn expected(key: &str, what: &str, found: &Value) -> Error {
     Error::new(format!("expected `{key}` to be {what}, found {}", beginning(&found.to_string(), 60)))
 }
@@ -124,7 +124,7 @@ pub(crate) fn pretty(json: &Value) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The shortest decimal that is this f32: GGUF holds 0.00001 as an f32, and 0.000009999999747378752 is nothing to read.
+/// The shortest decimal that rounds to this f32: GGUF holds 0.00001 as an f32, and 0.000009999999747378752 is hard to read.
 pub(crate) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }
@@ -160,7 +160,7 @@ mod tests {
                 let said = said(&text);
                 assert!(said.starts_with(&format!("found {number} at {place}")), "{text}: {said}");
             }
-            // Of a certain type, and passed over.
+            // Deserialised into a type, and skipped.
             let typed = from_str::<Vec<f64>>(&format!("[1.5, {number}]")).unwrap_err().to_string();
             assert!(typed.starts_with(&format!("found {number} at line 1 column ")), "{typed}");
             let passed = from_str::<Vec<serde::de::IgnoredAny>>(&format!("[1.5, {number}]")).unwrap_err().to_string();

@@ -1,9 +1,9 @@
-//! Parse, run, print the error chain, set the exit code.
+//! The entry point of the program: runs the command line, prints the error with its causes and sets the exit code.
 
 use std::process::ExitCode;
 
-/// Scoring allocates and frees buffers of some megabytes all the time; the system's allocator gives them back to the kernel
-/// and faults them in again each time.
+/// Scoring constantly allocates and frees buffers of several megabytes; the system's allocator returns them to the kernel, so
+/// that each use faults the pages in again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,8 +1,8 @@
-//! What made a result: which program, when, and on which machine. The same record stands in run.json, scores.json and the run.json of
-//! training.
+//! Records what produced a result: which program, when, and on which machine. run.json, scores.json and the run.json of a
+//! training hold this record.
 //!
-//! Version and commit decide about numbers, so that they are part of the identity of every run ([`build`]); the rest tells a reader
-//! what times and speeds are worth.
+//! Version and commit affect the numbers and are therefore part of the identity of every run ([`build`]); the rest tells a reader
+//! how to judge times and speeds.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::format::utc;
 
-/// Fields that are absent were so in the records of older programs, or the system does not tell.
+/// The record. A field is absent if an older program wrote the record or the system does not provide the value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The name of the program.
     pub program: String,
     pub version: String,
-    /// The commit that the program was built from; `-dirty.` and a hash follow where the source differed from it.
+    /// The commit that the program was built from, followed by `-dirty.` and a hash if the source differed from it.
     #[serde(default)]
     pub commit: Option<String>,
-    /// When the process began that wrote the record, such as `2026-01-31T23:59:59Z`.
+    /// When the process that wrote the record began, such as `2026-01-31T23:59:59Z`.
     #[serde(default)]
     pub started: Option<String>,
     /// The processor's name.
     #[serde(default)]
     pub processor: Option<String>,
-    /// The instructions that the kernels used: `avx512bf16`. None where servers ran the model.
+    /// The instruction set that the kernels used, such as `avx512bf16`. `None` if servers ran the model.
     #[serde(default)]
     pub kernel_level: Option<String>,
-    /// How many threads of the processor worked.
+    /// The number of CPU threads.
     #[serde(default)]
     pub threads: Option<usize>,
-    /// Where the model ran.
+    /// The device that ran the model.
     #[serde(default = "cpu")]
     pub device: String,
 }
 
 impl Provenance {
-    /// The record of this process, which began at `started`. `kernel_level` is `None` where the model ran elsewhere: no kernels of this
-    /// process rounded anything then.
+    /// Creates the record of this process, which began at `started`. `kernel_level` is `None` if the model ran elsewhere, since
+    /// then no kernel of this process affected the numbers.
     pub fn new(started: SystemTime, kernel_level: Option<&str>, device: String) -> Provenance {
         Provenance {
             program: env!("CARGO_PKG_NAME").to_owned(),
@@ -52,18 +52,18 @@ impl Provenance {
         }
     }
 
-    /// The program that wrote the record, as [`build`] names this one.
+    /// The version and commit of the program that wrote the record, in the form of [`build`].
     pub fn build(&self) -> String {
         named(&self.version, self.commit.as_deref())
     }
 }
 
-/// The commit that this program was built from; `None` for a build outside of git and of a crate's archive.
+/// The commit that this program was built from; `None` if it was built outside Git and not from a crate's archive.
 pub(crate) fn commit() -> Option<&'static str> {
     Some(env!("DIAGNOSE_COMMIT")).filter(|commit| !commit.is_empty())
 }
 
-/// This program by version and commit, `0.1.0 (6221c8126b41)`: two programs of one name give the same numbers.
+/// The version and commit of this program, `0.1.0 (6221c8126b41)`: programs for which these agree give the same numbers.
 pub(crate) fn build() -> String {
     named(env!("CARGO_PKG_VERSION"), commit())
 }
@@ -72,7 +72,7 @@ fn named(version: &str, commit: Option<&str>) -> String {
     commit.map_or_else(|| version.to_owned(), |commit| format!("{version} ({commit})"))
 }
 
-/// The device of records that were written before there was a choice.
+/// The device of records that were written before there was a choice of device.
 fn cpu() -> String {
     "cpu".to_owned()
 }
@@ -80,7 +80,7 @@ fn cpu() -> String {
 #[cfg(target_os = "linux")]
 pub(crate) fn processor() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    // Arm's kernel tells no name, but may tell the board's.
+    // On Arm, the kernel gives no processor name, but may give the board's.
     let names = ["model name", "Model", "Hardware"];
     let value = |name: &str| text.lines().find_map(|line| line.split_once(':').filter(|(key, _)| key.trim() == name));
     names.into_iter().find_map(value).map(|(_, name)| name.trim().to_owned())

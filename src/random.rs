@@ -1,12 +1,12 @@
-//! Seeded random numbers: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014 (SplitMix64).
+//! Seeded random numbers (SplitMix64): Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
 //!
-//! The numbers are the same on every machine and with any number of threads, so that a run can be repeated to the bit.
+//! The numbers are the same on every machine and for any number of threads, so that a run can be reproduced bit for bit.
 
 use crate::files::sha256;
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A sequence of numbers, drawn one after the other from a state that begins as the seed.
+/// A generator that draws numbers one after the other; the state starts as the seed.
 pub(crate) struct SplitMix(pub u64);
 
 impl SplitMix {
@@ -21,18 +21,19 @@ impl SplitMix {
     }
 }
 
-/// Number `i` of the sequence of `seed`, in 0..1: any of them without those before it, so that threads can share the work.
+/// Number `i` of the sequence for `seed`, in 0..1. It does not depend on the numbers before it, so that threads can share the
+/// work.
 pub(crate) fn uniform(seed: u64, i: u64) -> f32 {
     (number(seed, i) >> 40) as f32 / (1u64 << 24) as f32
 }
 
-/// As [`uniform`], with all the digits of an f64.
+/// Like [`uniform`], with the full precision of an f64.
 pub(crate) fn unit(seed: u64, i: u64) -> f64 {
     (number(seed, i) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// `n` of the numbers `0..of`, in order; all of them if there are no more. Drawn without replacement: those whose own number of the
-/// sequence of `seed` is smallest, so that a larger sample holds the smaller one.
+/// Draws `n` of the numbers `0..of` without replacement, in ascending order; all of them if `n >= of`. Takes those with the
+/// smallest random keys, so that a larger sample contains the smaller one.
 pub(crate) fn sample(seed: u64, of: u32, n: u32) -> Vec<u32> {
     let mut keys: Vec<(u64, u32)> = (0..of).map(|i| (number(seed, u64::from(i)), i)).collect();
     if n < of {
@@ -44,14 +45,14 @@ pub(crate) fn sample(seed: u64, of: u32, n: u32) -> Vec<u32> {
     drawn
 }
 
-/// The numbers `0..n` in an order of which each is as likely as any other.
+/// The numbers `0..n` in random order, all orders being equally likely.
 pub(crate) fn order(seed: u64, n: u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n).collect();
     order.sort_by_cached_key(|&i| number(seed, u64::from(i)));
     order
 }
 
-/// What a name adds to a seed, so that draws for different names differ.
+/// A number derived from a name, to be combined with a seed so that draws for different names differ.
 pub(crate) fn own_seed(name: &str) -> u64 {
     u64::from_str_radix(&sha256(name)[..16], 16).unwrap_or(0)
 }
@@ -72,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_sequence_is_the_published_one() {
-        // The first numbers of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give them.
+        // The first numbers for the seed 1234567, according to the authors' Java code and Vigna's splitmix64.c.
         let mut random = SplitMix(1_234_567);
         assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
     }
@@ -86,9 +87,9 @@ mod tests {
             assert!(drawn.len() == 5 && drawn.is_sorted());
             drawn.iter().for_each(|&i| counts[i as usize] += 1);
         }
-        // 500 each, with a standard deviation of 19: five of them.
+        // 500 expected each, with a standard deviation of 19: allow five of them.
         assert!(counts.iter().all(|count| count.abs_diff(500) < 97), "{counts:?}");
-        // The beginning of an order is a sample.
+        // The first elements of an order are a sample.
         let mut first = order(3, 20)[..5].to_vec();
         first.sort_unstable();
         assert_eq!(first, sample(3, 20, 5));

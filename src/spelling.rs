@@ -1,16 +1,16 @@
-//! How choices are spelt: the names of an enum's variants, and which name was meant by one that nothing has.
+//! The spelling of choices: the names of an enum's variants, and a suggestion for a name that does not exist.
 
 use crate::error::Error;
 
-/// Gives an enum of choices its names: each stands once, beside its variant, and is what is printed, typed and written in files alike. Behind
-/// a `|` stand other programs' spellings, which are read and never written.
+/// Gives the variants of an enum their names, which are used alike in output, on the command line and in files. Names after a `|`
+/// are spellings of other programs, which are read but never written.
 macro_rules! named {
     ($vis:vis $choice:ident, $what:literal: $($variant:ident = $name:literal $(| $other:literal)*),+ $(,)?) => {
         impl $choice {
-            /// All of them, in the order in which messages list them.
+            /// All variants, in the order in which messages list them.
             $vis const ALL: [$choice; [$($name),+].len()] = [$($choice::$variant),+];
 
-            /// As options and files spell it.
+            /// The name in options and files.
             $vis const fn name(self) -> &'static str {
                 match self {
                     $($choice::$variant => $name,)+
@@ -50,14 +50,15 @@ macro_rules! named {
 }
 pub(crate) use named;
 
-/// The error for a text in the place of one of `names`.
+/// The error for `text`, which is none of `names`.
 pub(crate) fn unknown(what: &str, text: &str, names: &[&str]) -> Error {
     let meant = nearest(text, names.iter().copied()).map_or(String::new(), |meant| format!("Did you mean {meant}? "));
     Error::usage(format!("expected {what}, found `{text}`")).cure(format!("{meant}Known are {}.", names.join(", ")))
 }
 
-/// The name that is nearest to what was typed, if it is near enough to have been meant: a slip in every four letters (a letter that is missing,
-/// too many, wrong, or in its neighbour's place), or a word that goes on where the name ends, as `evaluate` does behind `eval`.
+/// The name nearest to what was typed, if it is near enough to have been meant: at most one typo per four letters (a letter
+/// missing, added, wrong or swapped with its neighbour), or one of the two is the beginning of the other, such as `evaluate` for
+/// `eval`.
 pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let slips = |name: &str| match name.len() >= 4 && (typed.starts_with(name) || typed.len() >= 3 && name.starts_with(typed)) {
         true => 1,

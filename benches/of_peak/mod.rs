@@ -1,5 +1,5 @@
-//! criterion's times, with the throughput beside its share of what the machine can do (`diagnose::kernels::peak`). Freed memory stays in
-//! the process, as in the program: or the kernel's clearing of pages would be measured, too.
+//! A criterion measurement that shows throughput beside its share of the machine's peak (`diagnose::kernels::peak`). Like the
+//! program, it keeps freed memory in the process; otherwise the kernel's clearing of pages would be measured, too.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub(crate) struct OfPeak {
     per_second: f64,
 }
 
-/// Benchmarks of products in `dtype`. `Throughput::Elements` are floating-point operations.
+/// Benchmarks of matrix products in `dtype`. `Throughput::Elements` counts floating-point operations.
 #[allow(dead_code, reason = "each bench is a crate of its own and uses what it needs")]
 pub(crate) fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
     allocator::keep_freed_memory();
@@ -23,7 +23,8 @@ pub(crate) fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
     Criterion::default().configure_from_args().with_measurement(OfPeak { unit: "GFLOP/s", per_second })
 }
 
-/// Benchmarks of what mostly moves data. `Throughput::Bytes` are read or written; what fits a cache may go beyond 100 %.
+/// Benchmarks that are limited by memory bandwidth. `Throughput::Bytes` counts bytes read and written; data that fit a cache may
+/// exceed 100 %.
 #[allow(dead_code, reason = "each bench is a crate of its own and uses what it needs")]
 pub(crate) fn of_bandwidth() -> Criterion<OfPeak> {
     allocator::keep_freed_memory();

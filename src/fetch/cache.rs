@@ -1,10 +1,10 @@
-//! The cache folder of Hugging Face's Python library, so that nobody keeps a model twice.
+//! The cache of Hugging Face's Python library, which this program shares, so that no model is stored twice.
 //!
 //! ```text
-//! HF_HUB_CACHE/models--org--name/blobs/ETAG                     the bytes; `ETAG.incomplete` while they are coming
-//! HF_HUB_CACHE/models--org--name/refs/REVISION                  the commit that a branch or a tag stood for
+//! HF_HUB_CACHE/models--org--name/blobs/ETAG                     the bytes; `ETAG.incomplete` during the download
+//! HF_HUB_CACHE/models--org--name/refs/REVISION                  the commit of a branch or a tag
 //! HF_HUB_CACHE/models--org--name/snapshots/COMMIT/FILE          a relative link to the blob
-//! HF_HUB_CACHE/.locks/models--org--name/ETAG.lock               held while the blob is fetched
+//! HF_HUB_CACHE/.locks/models--org--name/ETAG.lock               held during the download of the blob
 //! ```
 
 use std::fs::File;
@@ -21,7 +21,7 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Where the environment puts the cache: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, or the home folder.
+    /// Opens the cache where the environment puts it: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, or the home folder.
     pub(crate) fn from_env(shelf: Shelf, repo: &str) -> Result<Cache> {
         let root = match variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")) {
             Some(root) => root,
@@ -48,7 +48,7 @@ impl Cache {
         self.repo_folder().join("snapshots").join(commit)
     }
 
-    /// The commit that `revision` stands for, as far as the cache knows.
+    /// The commit of `revision`, if the cache knows it.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
@@ -70,7 +70,7 @@ impl Cache {
         written.map(drop).context_at(&path, "cannot write to the cache of models")
     }
 
-    /// The files of a snapshot by their names in the repository, of those that are really there.
+    /// The names, in the repository, of the snapshot's files whose content is present.
     pub(crate) fn files(&self, commit: &str) -> Vec<String> {
         fn walk(folder: &Path, prefix: &str, names: &mut Vec<String>) {
             let Ok(entries) = std::fs::read_dir(folder) else { return };
@@ -90,21 +90,22 @@ impl Cache {
         names
     }
 
-    /// Holds off others who would fetch the same blob, Python's library among them, until the file is dropped.
+    /// Locks the blob against other processes that would fetch it, including Python's library, until the file is dropped.
     pub(crate) fn lock(&self, etag: &str) -> Result<File> {
         let path = self.root.join(".locks").join(&self.folder).join(format!("{etag}.lock"));
         create_parent(&path)?;
         let file = File::options().create(true).append(true).open(&path).context_at(&path, "cannot create a lock file")?;
-        // Some network file systems know no locks. Then two processes may fetch the same file; the hash tells if they mixed it up.
+        // Some network file systems do not support locks. Two processes may then fetch the same file; the hash shows whether it
+        // was corrupted.
         let _ = file.lock();
         Ok(file)
     }
 
-    /// Makes `name` of the snapshot stand for `blob`.
+    /// Links `name` of the snapshot to `blob`.
     pub(crate) fn link(&self, blob: &Path, commit: &str, name: &str) -> Result<()> {
         let path = self.snapshot(commit).join(name);
         create_parent(&path)?;
-        // A link whose blob has been deleted is in the way.
+        // Remove a link whose blob was deleted.
         let _ = std::fs::remove_file(&path);
         link(blob, &path, name).context_at(&path, "cannot write to the cache of models")
     }
@@ -112,28 +113,28 @@ impl Cache {
 
 #[cfg(unix)]
 fn link(blob: &Path, path: &Path, name: &str) -> std::io::Result<()> {
-    // From snapshots/COMMIT/NAME up to the repository's folder, so that the cache can be moved.
+    // Relative, from snapshots/COMMIT/NAME up to the repository's folder, so that the cache can be moved.
     let up = "../".repeat(2 + name.matches('/').count());
     let etag = blob.file_name().unwrap_or_default();
     match std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(etag), path) {
-        // Another process was faster.
+        // Another process created it first.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked,
     }
 }
 
-/// Python's library does the same where links need rights that people do not have.
+/// Copies the file, like Python's library where users may not create links.
 #[cfg(not(unix))]
 fn link(blob: &Path, path: &Path, _name: &str) -> std::io::Result<()> {
     std::fs::copy(blob, path).map(drop)
 }
 
-/// 40 hexadecimal digits.
+/// Is this a commit, 40 hexadecimal digits?
 pub(crate) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// HF_HOME or its default, which holds the cache and the token.
+/// HF_HOME or its default: the folder of the cache and the token.
 pub(crate) fn home() -> Option<PathBuf> {
     variable("HF_HOME").or_else(|| {
         let base = variable("XDG_CACHE_HOME").or_else(|| user_home().map(|home| home.join(".cache")));
@@ -141,7 +142,7 @@ pub(crate) fn home() -> Option<PathBuf> {
     })
 }
 
-/// The folder of this program's own files: `$DIAGNOSE_CACHE`, or `diagnose` in the user's cache folder; `None` where there is neither.
+/// The cache folder of this program: `$DIAGNOSE_CACHE`, or `diagnose` in the user's cache folder; `None` if neither is known.
 pub(crate) fn own_cache() -> Option<PathBuf> {
     variable("DIAGNOSE_CACHE").or_else(|| {
         let in_home = || user_home().map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
@@ -150,8 +151,8 @@ pub(crate) fn own_cache() -> Option<PathBuf> {
     })
 }
 
-/// The folder of what this program has decided once and may not decide otherwise when caches are cleared: `diagnose` in
-/// `$XDG_STATE_HOME`, or in the user's folder for such; `None` where there is neither.
+/// The folder for decisions of this program that must survive clearing the caches: `diagnose` in `$XDG_STATE_HOME`, or in the
+/// user's state folder; `None` if neither is known.
 pub(crate) fn own_state() -> Option<PathBuf> {
     let in_home = || {
         user_home().map(|home| home.join(if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/state" }))
@@ -160,7 +161,7 @@ pub(crate) fn own_state() -> Option<PathBuf> {
     base.map(|base| base.join("diagnose"))
 }
 
-/// A variable that names a path; `~` is the home folder, as in Python's library.
+/// The path in an environment variable; `~` is the home folder, as in Python's library.
 pub(crate) fn variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;
     match path.strip_prefix("~") {
@@ -205,7 +206,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(root.path().join("models--org--name/refs/refs/pr/1")).unwrap(), commit);
         assert_eq!(cache.commit("refs/pr/1").as_deref(), Some(commit));
         assert_eq!(cache.files(commit), ["config.json", "q4/model.gguf"]);
-        // A link whose blob was deleted is no file.
+        // A link whose blob was deleted does not count as a file.
         std::fs::remove_file(&blob).unwrap();
         assert!(cache.files(commit).is_empty());
         assert_eq!(cache.commit("main"), None);

@@ -1,10 +1,10 @@
-//! The hub's protocol, after huggingface_hub's `file_download.py` and `utils/_http.py`.
+//! A client for the hub's protocol, modelled on huggingface_hub's `file_download.py` and `utils/_http.py`.
 //!
-//! `GET /api/models/ID/revision/REVISION` tells the commit and the files. `HEAD /ID/resolve/COMMIT/FILE` tells what a file should
-//! be: its size and its ETag, which is the SHA-256 of a large file (`X-Linked-ETag`) and git's blob hash of a small one. `GET` of
-//! the same address leads, for a large file, to another host. Both hashes are compared before a file gets its name.
+//! `GET /api/models/ID/revision/REVISION` returns the commit and the names of the files. `HEAD /ID/resolve/COMMIT/FILE` returns
+//! the size and the ETag of a file: the SHA-256 of a large file (`X-Linked-ETag`), git's blob hash of a small one. `GET` of the
+//! same address redirects to another host for a large file. Either hash is verified before a file gets its final name.
 //!
-//! The token goes to the hub's own origin only, never along with a redirect to another, and into no message.
+//! The token is sent only to the hub's own origin, never with a redirect to another one, and appears in no message.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -30,7 +30,7 @@ use crate::json;
 /// A connection to one repository.
 pub(crate) struct Client {
     agent: Agent,
-    /// Scheme and host, without a slash at the end.
+    /// Scheme and host, without a trailing slash.
     endpoint: String,
     token: Option<String>,
     id: HubId,
@@ -44,32 +44,32 @@ pub(crate) struct Listing {
     pub files: Vec<String>,
 }
 
-/// What a file of the hub should be.
+/// The expected size and hash of a file on the hub.
 pub(crate) struct Remote {
     url: String,
-    /// SHA-256 of a large file, git's hash of the blob of a small one.
+    /// SHA-256 of a large file, git's blob hash of a small one.
     pub etag: String,
-    /// Size in bytes, where the hub tells it.
+    /// Size in bytes, if the hub provides it.
     pub size: Option<u64>,
 }
 
-/// How a transfer ended.
+/// The result of one transfer.
 enum Transfer {
     Whole,
-    /// Worth another try.
+    /// Interrupted; worth another try.
     Broken(Error),
 }
 
-/// Tries in a row that bring no new byte before a transfer is given up.
+/// Gives up a transfer after so many consecutive tries without a new byte.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
 const REDIRECTS: usize = 8;
 const WAIT_TO_CONNECT: Duration = Duration::from_secs(10);
 const WAIT_FOR_BYTES: Duration = Duration::from_secs(60);
-/// A listing is a few hundred names.
+/// The limit for a listing, which usually holds a few hundred names.
 const LISTING_BYTES: u64 = 64 << 20;
 
-/// HF_HUB_OFFLINE, or Transformers' older name for it.
+/// Is HF_HUB_OFFLINE, or Transformers' older name for it, set?
 pub(crate) fn offline() -> bool {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let value = set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).unwrap_or_default();
@@ -77,7 +77,7 @@ pub(crate) fn offline() -> bool {
 }
 
 impl Client {
-    /// Reads HF_ENDPOINT, the token, SSL_CERT_FILE; ureq reads the proxy variables.
+    /// Creates a client from HF_ENDPOINT, the token and SSL_CERT_FILE; ureq reads the proxy variables.
     pub(crate) fn from_env(id: &HubId) -> Result<Client> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
         let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned()).trim_end_matches('/').to_owned();
@@ -93,7 +93,7 @@ impl Client {
         &self.id.repo
     }
 
-    /// The commit that the revision stands for now, and its files.
+    /// Requests the current commit of the revision, and its files.
     pub(crate) fn listing(&self) -> Result<Listing> {
         let HubId { repo, revision, .. } = &self.id;
         let shelf = match self.id.shelf {
@@ -117,7 +117,7 @@ impl Client {
         Ok(Listing { commit: commit.to_owned(), files })
     }
 
-    /// Asks the hub for the size and the hash of `file`.
+    /// Requests the size and the hash of `file`.
     pub(crate) fn remote(&self, commit: &str, file: &str) -> Result<Remote> {
         let shelf = match self.id.shelf {
             Shelf::Models => "",
@@ -133,7 +133,7 @@ impl Client {
         let size = header(&response, "x-linked-size").or(own_length).and_then(|size| size.parse().ok());
         let etag = header(&response, "x-linked-etag").or_else(|| header(&response, "etag")).unwrap_or_default();
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
-        // It becomes a file name.
+        // The ETag becomes a file name.
         if etag.is_empty() || !etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             return Err(Error::new(format!("the hub gives no usable ETag for `{file}` of `{}`", self.id.repo))
                 .cure("Check HF_ENDPOINT and the proxy variables: an ETag in between may have been removed."));
@@ -141,7 +141,7 @@ impl Client {
         Ok(Remote { url, etag, size })
     }
 
-    /// Fetches the file to `blob`, going on with what an earlier, broken transfer has left. `tick` gets the bytes so far.
+    /// Downloads the file to `blob`, resuming an earlier interrupted transfer. `tick` receives the number of bytes so far.
     pub(crate) fn download(&self, file: &str, remote: &Remote, blob: &Path, tick: &dyn Fn(u64)) -> Result<()> {
         let incomplete = blob.with_file_name(format!("{}.incomplete", remote.etag));
         let folder = blob.parent().unwrap_or(Path::new("."));
@@ -162,14 +162,14 @@ impl Client {
             std::thread::sleep(PAUSE * tries);
         }
         if let Err(error) = self.verify(file, remote, &incomplete) {
-            // What is wrong must not be gone on with.
+            // A corrupt file must not be resumed.
             let _ = std::fs::remove_file(&incomplete);
             return Err(error);
         }
         std::fs::rename(&incomplete, blob).context_at(blob, "cannot move the fetched file to its place")
     }
 
-    /// One request for what is missing of `incomplete`.
+    /// Requests once what `incomplete` lacks.
     fn transfer(&self, file: &str, remote: &Remote, incomplete: &Path, tick: &dyn Fn(u64)) -> Result<Transfer> {
         let mut have = length(incomplete);
         if have > 0 && remote.size == Some(have) {
@@ -185,7 +185,7 @@ impl Client {
         match response.status().as_u16() {
             206 if header(&response, "content-range").is_some_and(|range| range.starts_with(&format!("bytes {have}-"))) => {}
             200 => have = 0,
-            // The server cannot go on from here: the next try starts anew.
+            // The server cannot resume here, so that the next try starts from the beginning.
             206 | 416 => {
                 let _ = std::fs::remove_file(incomplete);
                 return Ok(Transfer::Broken(self.refusal(&response, Some(file))));
@@ -220,7 +220,8 @@ impl Client {
         }
     }
 
-    /// Compares the file with its ETag: SHA-256 of large files, git's blob hash of small ones. A mirror's own tag says nothing.
+    /// Compares the file with its ETag: SHA-256 of a large file, git's blob hash of a small one. A mirror's ETag of another form
+    /// cannot be checked.
     fn verify(&self, file: &str, remote: &Remote, path: &Path) -> Result<()> {
         let (kind, found) = match remote.etag.len() {
             64 => ("SHA-256", file_digest(Sha256::new(), path)?),
@@ -237,7 +238,7 @@ impl Client {
         .cure("Give the same command again; if it stays wrong, check HF_ENDPOINT and the proxy."))
     }
 
-    /// GET or HEAD, following redirects: HEAD within the hub only, since what lies behind tells nothing of hashes.
+    /// Sends GET or HEAD and follows redirects, those of HEAD only within the hub, since other hosts do not return the hashes.
     fn request(&self, head: bool, url: &str, from_byte: Option<u64>) -> std::result::Result<Response<Body>, ureq::Error> {
         let ours = origin(&self.endpoint);
         let mut url = url.to_owned();
@@ -274,7 +275,7 @@ impl Client {
             ))
     }
 
-    /// What a status that is not a success means.
+    /// The error for a status that is not a success.
     fn refusal(&self, response: &Response<Body>, file: Option<&str>) -> Error {
         let HubId { shelf, repo, revision, .. } = &self.id;
         let status = response.status();
@@ -308,7 +309,7 @@ impl Client {
     }
 }
 
-/// HF_TOKEN, or what `hf auth login` left.
+/// The token in HF_TOKEN, or the one that `hf auth login` stored.
 fn token() -> Result<Option<String>> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
     let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(|| {
@@ -316,7 +317,7 @@ fn token() -> Result<Option<String>> {
         std::fs::read_to_string(path).ok()
     });
     let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-    // It is not shown: a message ends up in logs.
+    // The message does not show the token, since messages end up in logs.
     match token {
         Some(token) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
             Err(Error::new("the Hugging Face token holds characters that no token has")
@@ -326,11 +327,11 @@ fn token() -> Result<Option<String>> {
     }
 }
 
-/// What every agent of this program has; how long an answer may take depends on whom it asks.
+/// The configuration of all HTTP agents of this program; each adds its own time limits.
 pub(crate) fn agent_config() -> Result<ConfigBuilder<AgentScope>> {
     Ok(Agent::config_builder()
         .http_status_as_error(false)
-        // Redirects are followed by hand, or not at all: they decide where a token goes.
+        // This program follows redirects itself or not at all, because they decide where a token goes.
         .max_redirects(0)
         .max_redirects_will_error(false)
         .user_agent(concat!("diagnose/", env!("CARGO_PKG_VERSION")))
@@ -340,8 +341,8 @@ pub(crate) fn agent_config() -> Result<ConfigBuilder<AgentScope>> {
         .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build()))
 }
 
-/// An error where the environment has this address asked through a proxy of a kind that this program cannot speak to: ureq without that feature would
-/// ask directly, and nobody would know.
+/// Returns an error if the environment sets a SOCKS proxy for this address: without that feature, ureq would silently connect
+/// directly.
 fn refuse_socks(url: &str) -> Result<()> {
     use ureq::ProxyProtocol::{Socks4, Socks4A, Socks5, Socks5h};
     let Some(proxy) = ureq::Proxy::try_from_env() else { return Ok(()) };
@@ -356,7 +357,7 @@ fn refuse_socks(url: &str) -> Result<()> {
     }
 }
 
-/// Mozilla's authorities, or those of the file that companies with a proxy of their own name.
+/// Mozilla's root certificates, or those of the file that companies with their own proxy name.
 fn root_certificates() -> Result<RootCerts> {
     let Some(path) = cache::variable("SSL_CERT_FILE").or_else(|| cache::variable("REQUESTS_CA_BUNDLE")) else {
         return Ok(RootCerts::WebPki);
@@ -373,7 +374,7 @@ fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
     response.headers().get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Scheme, host and port.
+/// The scheme, host and port of an address.
 fn origin(url: &str) -> Option<(String, String, u16)> {
     let uri: Uri = url.parse().ok()?;
     let scheme = uri.scheme_str()?.to_ascii_lowercase();
@@ -385,7 +386,7 @@ fn origin(url: &str) -> Option<(String, String, u16)> {
     Some((scheme, uri.host()?.to_ascii_lowercase(), port))
 }
 
-/// The address that `location` means when `url` answers with it.
+/// Resolves `location`, the target of a redirect, against `url`.
 fn joined(url: &str, location: &str) -> Option<String> {
     if location.contains("://") {
         return Some(location.to_owned());
@@ -399,13 +400,13 @@ fn joined(url: &str, location: &str) -> Option<String> {
     }
 }
 
-/// `%2F` and the like for every byte but letters, digits, `-._~` and those of `kept`.
+/// Encodes every byte as `%2F` and the like, except letters, digits, `-._~` and the characters in `kept`.
 fn percent_encoded(text: &str, kept: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.as_bytes().contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-/// Zero where there is no file.
+/// The length of a file, 0 if it does not exist.
 fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }

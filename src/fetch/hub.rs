@@ -1,8 +1,9 @@
-//! Files of the hub's repositories, brought into the cache that Python shares.
+//! Fetches files of the hub's repositories into the cache that this program shares with Python.
 //!
-//! A client of our own, after huggingface_hub's `file_download.py`. The hf-hub crate would be the obvious choice, but its
-//! 1.0 brings a second transfer protocol and two cryptography libraries, and its older lines neither resume a broken transfer
-//! nor compare hashes. What is left out: uploads, data sets but for their Parquet copies, the Xet protocol (the hub serves the same files over HTTP).
+//! This is our own client, modelled on huggingface_hub's `file_download.py`. The hf-hub crate would be the obvious choice, but
+//! its 1.0 brings a second transfer protocol and two cryptography libraries, and its older versions neither resume an interrupted
+//! transfer nor verify hashes. Not supported: uploads, data sets other than their Parquet copies, and the Xet protocol (the hub
+//! serves the same files over HTTP).
 
 use std::path::PathBuf;
 
@@ -12,13 +13,13 @@ use super::client::{Client, Remote, offline};
 use super::hub_id::{HubId, Shelf};
 use crate::error::{Error, Result};
 
-/// The files of the data set `repo` whose names `wanted` accepts, as Parquet: the hub keeps a converted copy of every data set
-/// under a revision of its own, with names such as `CONFIG/SPLIT/0000.parquet`. What the cache lacks is fetched.
+/// Returns the Parquet files of the data set `repo` whose names `wanted` accepts, fetching those that the cache lacks. The hub
+/// keeps a converted copy of every data set under a separate revision, with names such as `CONFIG/SPLIT/0000.parquet`.
 pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Progress) -> Result<Vec<PathBuf>> {
     const CONVERTED: &str = "refs/convert/parquet";
     let id = HubId { shelf: Shelf::DataSets, repo: repo.to_owned(), revision: CONVERTED.to_owned(), file: None };
     let cache = Cache::from_env(id.shelf, repo)?;
-    // The revision is written last: where it is, its files are, and benchmarks do not change.
+    // The reference is written last: if it exists, so do its files. It is not refreshed, since benchmarks do not change.
     if let Some(commit) = cache.commit(CONVERTED) {
         let names = cache.files(&commit).into_iter().filter(|name| wanted(name));
         let paths: Vec<PathBuf> = names.map(|name| cache.snapshot(&commit).join(name)).collect();
@@ -42,7 +43,7 @@ pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Pr
     Ok(names.into_iter().map(|name| cache.snapshot(&listing.commit).join(name)).collect())
 }
 
-/// Brings `names` into the snapshot, one after the other; the progress is that of all their bytes.
+/// Fetches `names` into the snapshot, one after the other, and reports the progress over all their bytes.
 pub(crate) fn fetch_all(client: &Client, cache: &Cache, commit: &str, names: &[String], progress: Progress) -> Result<()> {
     let absent = names.iter().filter(|name| !cache.snapshot(commit).join(name).exists());
     let absent = absent.map(|name| Ok((name, client.remote(commit, name)?))).collect::<Result<Vec<(&String, Remote)>>>()?;
@@ -53,7 +54,7 @@ pub(crate) fn fetch_all(client: &Client, cache: &Cache, commit: &str, names: &[S
         let blob = cache.blob(&remote.etag);
         if !blob.exists() {
             let _lock = cache.lock(&remote.etag)?;
-            // Whoever held the lock may have fetched it.
+            // The previous holder of the lock may have fetched it.
             if !blob.exists() {
                 client.download(name, &remote, &blob, &|bytes| progress(&what, done + bytes, total))?;
             }

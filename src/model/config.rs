@@ -70,6 +70,8 @@ pub struct Config {
     pub residual_scale: f64,
     /// Divides the logits, before they are capped.
     pub logit_divisor: f64,
+    /// The padding token, whose input embedding is not trained, as in Transformers (`nn.Embedding(padding_idx)`). It may also be the end token.
+    pub padding: Option<u32>,
     /// Whether the head is the embedding matrix.
     pub tied: bool,
     /// The longest sequence that the model was trained for.
@@ -198,6 +200,7 @@ impl Config {
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_divisor: 1.0,
+            padding: None,
             tied: false,
             max_positions,
             final_softcap: None,

@@ -27,6 +27,8 @@ use crate::kernels::{Dtype, Kernels};
 pub(super) struct Decoder {
     pub(super) embedding: Matrix,
     pub(super) embedding_scale: f64,
+    /// The padding token, whose input embedding is not trained.
+    padding: Option<u32>,
     /// Multiplies the hidden states in place of the logits, so that readers of the head need not know about it.
     pub(super) logit_scale: f64,
     pub(super) blocks: Vec<Block>,
@@ -65,6 +67,7 @@ impl Decoder {
             // The residual stream is stored divided by `residual_scale`, so that additions need no scaling. The norms that read it are
             // invariant to that, except for their epsilon (`RmsNorm::of_stream`).
             embedding_scale: config.embedding_scale / config.residual_scale,
+            padding: config.padding,
             logit_scale: 1.0 / config.logit_divisor,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: RmsNorm::of_stream(config, source, "model.norm.weight", options.kernels)?,
@@ -116,7 +119,7 @@ impl Decoder {
     pub(super) fn embed_backward(&self, batch: &Batch, dx: &Tensor) -> Result<()> {
         if let Some(trained) = self.embedding.trained() {
             let dx = scaled(dx.clone(), self.embedding_scale)?;
-            with_floats(&dx, |dx| trained.add_row_gradients(&batch.ids, dx))?;
+            with_floats(&dx, |dx| trained.add_row_gradients(&batch.ids, self.padding, dx))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::families::keys;
 use super::files::adapter::{self, Adapter};
 use super::files::folder::{self, Folder};
 use super::files::gguf::Gguf;
@@ -127,6 +128,18 @@ impl Reference {
     /// weights.
     pub(crate) fn adapts_experts(&self, targets: &[String]) -> Result<bool> {
         Ok(self.config()?.and_then(|config| config.experts).is_some_and(|experts| experts.are_adapted(targets)))
+    }
+
+    /// Sentences about training settings in the model's config.json (for an adapter, the base's) that this program does not apply. Does not
+    /// need the weights.
+    pub(crate) fn training_remarks(&self) -> Result<Vec<String>> {
+        let json = match &self.kind {
+            Kind::Adapter(base) => return base.training_remarks(),
+            Kind::Folder => folder::json(&self.path, folder::CONFIG)?,
+            Kind::Default | Kind::Gguf => None,
+        };
+        let text = json.as_ref().map(|json| json.get("text_config").unwrap_or(json));
+        Ok(text.map_or_else(Vec::new, keys::unapplied_in_training))
     }
 
     /// How to merge an adapter into a standalone model, so that another adapter can be put on it.

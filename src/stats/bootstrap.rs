@@ -1,22 +1,22 @@
-//! Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+//! Bootstrap percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
 use rayon::prelude::*;
 
 use super::shares::{Z_975, student_t_975};
 use crate::random::SplitMix;
 
-/// Bootstrap samples: the ends of a 95 % interval are then known to about a twentieth of its width.
+/// The number of bootstrap samples: enough to know the ends of a 95 % interval to about a twentieth of its width.
 const RESAMPLES: usize = 2000;
 const SEED: u64 = 20_260_102;
 
-/// How much wider the percentile interval of `n` units has to be: few units vary less among each other than they do where they come from, by
-/// sqrt(n / (n - 1)), and by how much is not known, as Student's t says (Hesterberg, The American Statistician 69, 2015). 9.2 for two units, 1.6
-/// for five, 1.05 for forty.
+/// The factor by which the percentile interval of `n` units is widened. A few units vary less among themselves than the
+/// population they come from, by sqrt((n - 1) / n), and their spread is itself uncertain, as Student's t accounts for
+/// (Hesterberg, The American Statistician 69, 2015). 9.2 for two units, 1.6 for five, 1.05 for forty.
 pub(super) fn stretch(n: usize) -> f64 {
     (n as f64 / (n as f64 - 1.0)).sqrt() * student_t_975(n as u64 - 1) / Z_975
 }
 
-/// The interval of `statistic` of draws of `n` out of `n` with replacement.
+/// The percentile interval of `statistic` over samples of `n` out of `n` with replacement.
 pub(super) fn bootstrap_interval(n: usize, statistic: impl Fn(&[u32]) -> f64) -> [f64; 2] {
     let mut random = SplitMix(SEED);
     let mut draw = vec![0; n];
@@ -27,9 +27,9 @@ pub(super) fn bootstrap_interval(n: usize, statistic: impl Fn(&[u32]) -> f64) ->
     percentile_interval(samples.collect())
 }
 
-/// The intervals of some statistics of two samples, each drawn again by itself: `value - (quantile - value)` of the draws, so that what the
-/// draws lie too high by on average, such as distances, which noise only makes larger, is taken off twice. As wide as the smaller sample asks
-/// for.
+/// Intervals of several statistics of two samples, which are resampled independently. They are basic bootstrap intervals, with
+/// ends `value - (quantile - value)`: a statistic such as a distance, which noise can only increase, is biased upwards in the
+/// sample and again in the resamples, and this form removes both biases. Widened as the smaller sample requires.
 pub(crate) fn two_sample_intervals<const K: usize>(
     sizes: [usize; 2],
     values: [f64; K],
@@ -48,13 +48,13 @@ pub(crate) fn two_sample_intervals<const K: usize>(
     })
 }
 
-/// The numbers of one resample. Its seed is itself drawn: seeds that differ by multiples of SplitMix's step would give pieces of one sequence,
-/// which overlap.
+/// The random numbers of one resample. The seed is itself drawn: seeds that differ by multiples of SplitMix's step would give
+/// overlapping pieces of one sequence.
 fn stream(resample: usize) -> SplitMix {
     SplitMix(SplitMix(SEED ^ resample as u64).next())
 }
 
-/// The interval from the 2.5 % to the 97.5 % quantile, interpolated as NumPy does.
+/// The interval between the 2.5 % and the 97.5 % quantile, interpolated as NumPy does.
 fn percentile_interval(mut samples: Vec<f64>) -> [f64; 2] {
     samples.sort_by(f64::total_cmp);
     [0.025, 0.975].map(|share| {
@@ -77,7 +77,7 @@ mod tests {
             let mut random = stream(resample);
             (0..N_EACH).map(move |_| random.next())
         });
-        // No two of 400,000 numbers of 64 bits are equal but by an accident of one in 10^8.
+        // 400,000 random 64-bit numbers contain a duplicate with a probability of only about 10^-8.
         assert_eq!(numbers.collect::<HashSet<u64>>().len(), RESAMPLES * N_EACH);
     }
 }

@@ -1,30 +1,31 @@
-//! A ratio of sums over clusters that were drawn whole, such as rows of tokens: how sure it is, without keeping the clusters.
+//! Estimates a ratio of sums over clusters that were sampled whole, such as rows of tokens, with its uncertainty, without storing
+//! the clusters.
 //!
-//! The linearised error over the clusters' sums, which one pass over a table of any size can collect, and an interval by Student's t on
-//! the scale on which it is near symmetric.
+//! One pass over a table of any size collects the sums from which the linearised error follows; the interval is Student's t on
+//! the scale on which it is nearly symmetric.
 
 use super::bootstrap::{bootstrap_interval, stretch};
 use super::shares::{student_t_975, wilson};
 use super::terms::{Estimate, Interval, Term};
 
-/// Sums over clusters that were drawn whole, from which a ratio follows and how sure it is, without keeping the clusters.
+/// Sums over clusters that were sampled whole, which suffice for a ratio and its uncertainty.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct ClusterSums {
     clusters: u64,
     numerator: f64,
     denominator: f64,
-    /// Sums of the squares of numerator and denominator, and of their product.
+    /// Sums of the squared numerators, of the products and of the squared denominators.
     aa: f64,
     ab: f64,
     bb: f64,
 }
 
-/// The scale on which an interval reaches as far up as down; its ends are taken back from there, so that they stay in the range.
+/// The scale on which an interval is symmetric. Its ends are transformed back, so that they stay within the range of the value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scale {
     /// Any number.
     Plain,
-    /// Positive numbers: factors.
+    /// Positive numbers: ratios of two quantities.
     Log,
     /// Shares and probabilities, strictly between 0 and 1.
     LogOdds,
@@ -41,14 +42,15 @@ impl ClusterSums {
         self.bb += b * b;
     }
 
-    /// `sum numerator / sum denominator` with its interval; the uncertainty is absent for fewer than two clusters.
+    /// `sum numerator / sum denominator` with its interval; without uncertainty for fewer than two clusters.
     pub(crate) fn estimate(&self, scale: Scale) -> Estimate {
         let value = self.numerator / self.denominator;
         if self.clusters < 2 {
             return Estimate::bare(value);
         }
         let n = self.clusters as f64;
-        // The sum of (a - ratio b)^2, of which rounding leaves something, above or below zero, where all clusters are alike.
+        // The sum of (a - ratio b)^2. If all clusters are alike, rounding leaves a small remainder, positive or negative, instead
+        // of zero.
         let squares = self.aa - 2.0 * value * self.ab + value * value * self.bb;
         let squares = if squares > ROUNDING * (self.aa + value * value * self.bb) { squares } else { 0.0 };
         let stderr = (squares * n / (n - 1.0)).sqrt() / self.denominator.abs();
@@ -57,21 +59,22 @@ impl ClusterSums {
         Estimate { value, stderr: Some(stderr), ci95, interval: ci95.map(|_| interval) }
     }
 
-    /// The interval alone. It is absent, too, for a share of 0 or 1, of which no cluster tells how it varies.
+    /// The interval alone. It is also absent for a share of 0 or 1, since then no cluster shows how the share varies.
     pub(crate) fn ci95(&self, scale: Scale) -> Option<[f64; 2]> {
         self.estimate(scale).ci95
     }
 }
 
-/// Of sums of squares that differ by less than this share of them nobody can tell the difference from that of rounding.
+/// Sums of squares that differ by less than this fraction of them count as equal but for rounding.
 const ROUNDING: f64 = 1e-12;
 
-/// The 95 % interval of `value`, whose standard error follows from so many clusters. Absent where it means nothing, as where clusters that
-/// are all alike do not tell how far others would be. Of a share they tell as much as so many items do, by Wilson's interval.
+/// The 95 % interval of `value` with standard error `stderr` over `clusters` clusters. Absent where it is not defined, for
+/// example where all clusters are alike and so do not show how much others would vary; for a share, Wilson's interval then counts
+/// each cluster as one item.
 pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Scale) -> Option<[f64; 2]> {
-    // The error on the scale is that of the value times the slope there.
+    // The error on the transformed scale is the error of the value times the slope of the transformation.
     let (at, slope) = match scale {
-        // Nothing in any cluster: two models that are one.
+        // All clusters are zero, for example when a model is compared with itself.
         Scale::Log | Scale::Plain if value == 0.0 && stderr == 0.0 && clusters > 1 => return Some([0.0; 2]),
         Scale::Plain => (value, 1.0),
         Scale::Log => (value.ln(), 1.0 / value),
@@ -89,15 +92,16 @@ pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Sc
         Scale::Log => end.exp(),
         Scale::LogOdds => 1.0 / (1.0 + (-end).exp()),
     });
-    // A factor's upper end may lie beyond the numbers.
+    // The upper end of a ratio may overflow.
     Some(ends).filter(|ends| ends.iter().all(|end| end.is_finite()))
 }
 
-/// From more than this many clusters on, the linearised error of their sums tells what a bootstrap would tell, in less time.
+/// Above this number of clusters, the linearised error gives the same result as a bootstrap in less time.
 const MANY: usize = 2000;
 
-/// `sum numerator / sum denominator` of clusters, one term each, of any number as value: with a percentile bootstrap over the clusters, stretched where
-/// they are few as for groups of items ([`super::items`]), and of more than [`MANY`] with the linearised error.
+/// `sum numerator / sum denominator` of clusters, one term each, for any value range. The interval is a percentile bootstrap over
+/// the clusters, widened for few clusters as for groups of items ([`super::items`]); above [`MANY`] clusters it follows from the
+/// linearised error.
 pub(crate) fn over_clusters(terms: &[Term]) -> Estimate {
     let mut sums = ClusterSums::default();
     terms.iter().for_each(|&term| sums.add(term));

@@ -1,7 +1,7 @@
-//! Which items of a task were drawn together, and which parts it has.
+//! Describes how the items of a task were sampled: which were drawn together, and which parts the task has.
 //!
-//! Items of one *group* share something, such as the passage that they ask about: they are drawn together, and a group counts as one
-//! draw. *Parts* are there in any draw, such as the subjects of MMLU: what differs from part to part is no chance.
+//! Items of one *group* share something, such as the passage that they ask about: they were drawn together, and a group counts as
+//! one draw. *Parts*, such as the subjects of MMLU, are the same in every draw: differences between them are not due to chance.
 
 use std::collections::HashMap;
 
@@ -9,20 +9,20 @@ use super::terms::Term;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Design {
-    /// The number of the group of each item; empty where every item is drawn on its own.
+    /// The group number of each item; empty if every item was drawn independently.
     group_of: Vec<u32>,
     n_groups: usize,
-    /// The index in `parts` of the part of each item; empty where there is one part.
+    /// The index in `parts` of each item's part; empty if there is only one part.
     part_of: Vec<u32>,
     /// The names of the parts.
     pub parts: Vec<String>,
 }
 
 impl Design {
-    /// Every item is drawn on its own, in one part.
+    /// Every item drawn independently, in one part.
     pub(crate) const ALONE: Design = Design { group_of: Vec::new(), n_groups: 0, part_of: Vec::new(), parts: Vec::new() };
 
-    /// Built from the names of every item's part and group, in the order of the items; `None` where an item has none.
+    /// Builds the design from each item's part and group names, in the order of the items; `None` for an item without one.
     pub(crate) fn of<'a>(items: impl Iterator<Item = (Option<&'a str>, Option<&'a str>)>) -> Design {
         let (mut parts, mut groups) = (HashMap::new(), HashMap::new());
         let mut design = Design::ALONE;
@@ -34,7 +34,7 @@ impl Design {
             });
             design.part_of.push(part);
             has_groups |= group.is_some();
-            // An item without a group is one of its own; a name means something within its part.
+            // An item without a group forms its own group; group names are local to their part.
             let n_groups = groups.len() as u32;
             let own = group.map_or((part, None, idx), |name| (part, Some(name), 0));
             design.group_of.push(*groups.entry(own).or_insert(n_groups));
@@ -53,12 +53,12 @@ impl Design {
         !self.group_of.is_empty()
     }
 
-    /// Groups of items, and items on their own; `None` where there are no groups.
+    /// The number of groups, with items outside groups counting as one each; `None` if there are no groups.
     pub(crate) fn n_groups(&self) -> Option<usize> {
         self.has_groups().then_some(self.n_groups)
     }
 
-    /// How much more each group gained than it lost from `before` to `after`, in whole items.
+    /// By how many whole items each group's gains exceed its losses from `before` to `after`.
     pub(crate) fn nets(&self, before: &[Term], after: &[Term]) -> Vec<i64> {
         let moved = |(before, after): (Term, Term)| (after.numerator - before.numerator).round() as i64;
         self.units(before).into_iter().zip(self.units(after)).map(moved).collect()
@@ -69,13 +69,13 @@ impl Design {
         (0..self.part_of.len()).filter(|&idx| self.part_of[idx] as usize == part).collect()
     }
 
-    /// The design of some of the items, given by their indices: their groups stay, and all of them are taken as one part.
+    /// The design of a subset of the items, given by their indices: groups stay, and all items form one part.
     pub(crate) fn within(&self, items: &[usize]) -> Design {
         let names: Vec<String> = items.iter().filter_map(|&idx| self.group_of.get(idx)).map(u32::to_string).collect();
         Design::of((0..items.len()).map(|idx| (None, names.get(idx).map(String::as_str))))
     }
 
-    /// What is drawn as one: the items, or the sums over their groups.
+    /// The sampling units: the items, or the sums over their groups.
     pub(super) fn units(&self, terms: &[Term]) -> Vec<Term> {
         if !self.has_groups() {
             return terms.to_vec();
@@ -85,8 +85,8 @@ impl Design {
         sums
     }
 
-    /// The part of each unit, and how many parts there are. One for all where a part has a single unit, which does not tell how it
-    /// varies: differences between parts are then taken for chance.
+    /// The part of each unit, and the number of parts. All units are in one part if some part has a single unit, which does not
+    /// show how that part varies: differences between parts then count as chance.
     pub(super) fn parts_of_units(&self, n_units: usize) -> (Vec<usize>, usize) {
         let mut part_of = vec![0; n_units];
         for (idx, &part) in self.part_of.iter().enumerate() {
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!((design.parts_of_units(4), design.parts.join(" ")), ((vec![0, 0, 1, 1], 2), "a b".to_owned()));
         assert_eq!(design.items_of(0), [0, 1, 2]);
         assert_eq!(design.within(&[0, 1, 2]).units(&terms[..3]).len(), 2);
-        // One item of a part does not tell how it varies.
+        // A single item does not show how its part varies.
         let lone = Design::of([Some("a"), Some("a"), Some("b")].into_iter().map(|part| (part, None)));
         assert_eq!((lone.parts_of_units(3).1, lone.has_groups()), (1, false));
         assert_eq!(Design::of([(Some("a"), None); 3].into_iter()), Design::ALONE);

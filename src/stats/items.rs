@@ -1,12 +1,14 @@
-//! Items -> estimates and paired differences.
+//! Estimates and paired differences of metrics over items.
 //!
-//! - standard error: of the linearised ratio, sqrt(n/(n-k) sum (e - mean of e in its part)^2) with e = (a - r b) / sum b over the n units
-//!   that were drawn, in k parts. For means of items in one part it is the sample deviation over sqrt(n), which is what
-//!   lm-evaluation-harness gives (`lm_eval/api/metrics.py`, `mean_stderr`); in several parts that of its groups (`pooled_sample_stderr`);
-//!   over groups of items the clustered error (Liang and Zeger, Biometrika 73, 1986). Times f' where f is exp;
-//! - interval of a share: Wilson's, and of a paired difference of shares: Tango's, which take differences between parts for chance;
-//! - interval of everything else, and of items in groups: percentile bootstrap of the units, those of two models drawn together, stretched where
-//!   they are few. Where all groups are alike it would know no doubt: Wilson's or Tango's then, a group counting as one item;
+//! - standard error: of the linearised ratio, sqrt(n/(n-k) sum (e - mean of e in its part)^2) with e = (a - r b) / sum b over the
+//!   n units that were drawn, in k parts. For means of items in one part, this is the sample deviation over sqrt(n), as in
+//!   lm-evaluation-harness (`lm_eval/api/metrics.py`, `mean_stderr`); in several parts, that of its groups
+//!   (`pooled_sample_stderr`); over groups of items, the clustered error (Liang and Zeger, Biometrika 73, 1986). Multiplied by f'
+//!   where f is exp;
+//! - interval of a share: Wilson's; of a paired difference of shares: Tango's. Both treat differences between parts as chance;
+//! - any other interval, and those over groups of items: percentile bootstrap of the units, resampled jointly for two models,
+//!   widened for few units. If all groups are alike, its width would be 0; shares then get Wilson's or Tango's interval, with
+//!   each group as one item;
 //! - over tasks: half widths added in squares (Zou and Donner, Statistics in Medicine 27, 2008).
 
 use super::bootstrap::{bootstrap_interval, stretch};
@@ -49,7 +51,7 @@ pub(crate) fn estimate(terms: &[Term], design: &Design, link: Link) -> Estimate 
     Estimate { value, stderr, ci95: Some(ci95), interval: Some(by_bootstrap(design)) }
 }
 
-/// `after - before`, where `before[i]` and `after[i]` are the same item.
+/// `after - before`, where `before[i]` and `after[i]` belong to the same item.
 pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design, link: Link) -> Estimate {
     let value = ratio(after, link) - ratio(before, link);
     let (old, new) = (design.units(before), design.units(after));
@@ -87,17 +89,18 @@ pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design
     Estimate { value, stderr, ci95: Some(ci95), interval: Some(by_bootstrap(design)) }
 }
 
-/// The mean over the parts of the task, each with the same weight; `None` where there is one part. The interval is Wilson's with as many
-/// items as the standard error speaks of.
+/// The mean over the parts of the task, equally weighted; `None` if there is one part, or if an item's value is not a share. The
+/// interval is Wilson's for the effective number of items that follows from the standard error.
 pub(crate) fn mean_over_parts(terms: &[Term], design: &Design) -> Option<Estimate> {
     let parts = parts(design, &[terms], |part, design| estimate_without_interval(part[0], design))?;
     Some(parts.mean(|value, n| (wilson(value * n, n), Interval::Wilson), |value| value * (1.0 - value)))
 }
 
-/// The mean over the parts of their differences, each with the same weight. The interval is Tango's, likewise.
+/// The mean over the parts of their paired differences, equally weighted. The interval is Tango's for the effective number of
+/// items.
 pub(crate) fn mean_difference_over_parts(before: &[Term], after: &[Term], design: &Design) -> Option<Estimate> {
     let parts = parts(design, &[before, after], |part, design| difference_without_interval(part[0], part[1], design))?;
-    // Shares of lost and gained items, a part weighing as much as another.
+    // Shares of lost and gained items, with equal weights for all parts.
     let n_parts = design.parts.len() as f64;
     let flipped = (0..design.parts.len()).map(|part| {
         let items = design.items_of(part);
@@ -112,7 +115,7 @@ pub(crate) fn mean_difference_over_parts(before: &[Term], after: &[Term], design
     Some(parts.mean(interval, |value| flipped - value * value))
 }
 
-/// Mean over tasks of their differences.
+/// The mean over tasks of their differences.
 pub(crate) fn macro_difference(tasks: &[Estimate]) -> Estimate {
     let n = tasks.len() as f64;
     let value = tasks.iter().map(|task| task.value).sum::<f64>() / n;
@@ -123,14 +126,14 @@ pub(crate) fn macro_difference(tasks: &[Estimate]) -> Estimate {
     Estimate { value, stderr, ci95, interval: ci95.map(|_| Interval::Combined) }
 }
 
-/// How many times larger the variance of a paired difference is than if every item had been drawn on its own.
+/// The factor by which grouping increases the variance of a paired difference, compared with independently drawn items.
 pub(crate) fn variance_inflation(before: &[Term], after: &[Term], design: &Design) -> f64 {
     let of = |design: &Design| difference_without_interval(before, after, design).map_or(0.0, |(_, stderr)| stderr * stderr);
     let alone = of(&Design::ALONE);
     if design.has_groups() && alone > 0.0 { (of(design) / alone).max(1.0) } else { 1.0 }
 }
 
-/// The values of the parts of a task, their standard errors, and what was drawn of each.
+/// For each part of a task: its value, its standard error and the number of units drawn.
 struct Parts {
     values: Vec<f64>,
     stderrs: Vec<Option<f64>>,
@@ -138,17 +141,18 @@ struct Parts {
 }
 
 impl Parts {
-    /// `interval` gives one of so many items, `variance` that of an item.
+    /// The mean over parts. `interval` maps a value and a number of items to an interval, `variance` a value to the variance of
+    /// one item.
     fn mean(&self, interval: impl Fn(f64, f64) -> ([f64; 2], Interval), variance: impl Fn(f64) -> f64) -> Estimate {
         let k = self.values.len() as f64;
         let value = self.values.iter().sum::<f64>() / k;
         let own: Option<Vec<f64>> = self.stderrs.iter().copied().collect();
         let stderr = match own {
             Some(own) => own.iter().map(|stderr| stderr * stderr).sum::<f64>().sqrt() / k,
-            // A part of one item does not tell how it varies; the parts among each other do.
+            // A part with a single item does not show how it varies; the spread between the parts does.
             None => (self.values.iter().map(|own| (own - value).powi(2)).sum::<f64>() / (k - 1.0) / k).sqrt(),
         };
-        // Kish's number for the weights that items of larger and smaller parts have.
+        // Kish's effective number for items that weigh more or less because their parts differ in size.
         let n_weighted = k * k / self.units.iter().map(|n| 1.0 / n).sum::<f64>();
         let n_effective = if stderr > 0.0 { variance(value).max(0.0) / (stderr * stderr) } else { 0.0 };
         let n = if n_effective > 0.0 { n_effective } else { n_weighted };
@@ -164,7 +168,7 @@ fn parts(design: &Design, sides: &[&[Term]], of: impl Fn(&[&[Term]], &Design) ->
         let own = design.within(&items);
         let terms: Vec<Vec<Term>> = sides.iter().map(|side| items.iter().map(|&idx| side[idx]).collect()).collect();
         let terms: Vec<&[Term]> = terms.iter().map(Vec::as_slice).collect();
-        // Right, wrong, or the share of several answers that are right.
+        // Each item is right, wrong, or has the share of its several answers that are right.
         if !terms.iter().flat_map(|terms| terms.iter()).all(|term| term.is_share() && term.denominator == 1.0) {
             return None;
         }
@@ -177,7 +181,7 @@ fn parts(design: &Design, sides: &[&[Term]], of: impl Fn(&[&[Term]], &Design) ->
     (parts.values.len() > 1).then_some(parts)
 }
 
-/// Value and standard error of a mean.
+/// The value and the standard error of a mean.
 fn estimate_without_interval(terms: &[Term], design: &Design) -> Option<(f64, f64)> {
     let units = design.units(terms);
     (units.len() > 1).then(|| (ratio(terms, Link::Identity), deviation(&influences(&units, Link::Identity), design)))
@@ -194,7 +198,7 @@ fn by_bootstrap(design: &Design) -> Interval {
     if design.has_groups() { Interval::GroupBootstrap } else { Interval::Bootstrap }
 }
 
-/// The ends of a percentile interval over `n_units`, as wide as so few ask for, within the range that there is.
+/// Widens the ends of a percentile interval as `n_units` requires, and clamps them to the possible range.
 fn stretched(value: f64, ends: [f64; 2], n_units: usize, range: [f64; 2]) -> [f64; 2] {
     ends.map(|end| (value + stretch(n_units) * (end - value)).clamp(range[0], range[1]))
 }
@@ -209,7 +213,7 @@ fn is_right_or_wrong(terms: &[Term], link: Link) -> bool {
     link == Link::Identity && terms.iter().all(Term::is_right_or_wrong)
 }
 
-/// How many items were lost and how many gained.
+/// The number of lost and of gained items.
 fn flips(before: &[Term], after: &[Term]) -> [f64; 2] {
     let mut flips = [0.0; 2];
     for (before, after) in before.iter().zip(after) {
@@ -218,7 +222,7 @@ fn flips(before: &[Term], after: &[Term]) -> [f64; 2] {
     flips
 }
 
-/// How much each unit moves the metric, in the unit of the metric.
+/// The influence of each unit on the metric, in the unit of the metric.
 fn influences(units: &[Term], link: Link) -> Vec<f64> {
     let total = sum(units);
     let ratio = total.numerator / total.denominator;
@@ -226,7 +230,7 @@ fn influences(units: &[Term], link: Link) -> Vec<f64> {
     units.iter().map(|unit| slope * (unit.numerator - ratio * unit.denominator) / total.denominator).collect()
 }
 
-/// Do the units move the metric alike, but for rounding?
+/// Do all units have the same influence, up to rounding?
 fn are_alike(influences: &[f64]) -> bool {
     let squares: f64 = influences.iter().map(|influence| influence * influence).sum();
     squares.sqrt() < 1e-13

@@ -1,13 +1,14 @@
-//! How sure a score is, and a difference of two scores on the same items. All of it in f64, all of it with a fixed seed.
+//! Computes how certain a score is, and the difference of two scores on the same items. Everything is computed in f64 and with
+//! fixed seeds.
 //!
 //! ```text
-//! terms.rs      a metric as a ratio of sums over items, a number with its uncertainty, and how the latter was found
+//! terms.rs      a metric as a ratio of sums over items; an estimate with its uncertainty and the method
 //! shares.rs     intervals of shares and of their differences: Wilson's, Tango's
 //! bootstrap.rs  percentile intervals of everything else
 //! design.rs     which items were drawn together, and which parts a task has
 //! items.rs      items -> estimates and paired differences, also over the parts of a task and over tasks
-//! flips.rs      tests of what flipped, corrections for many of them, and their power
-//! clusters.rs   the same for sums over rows, in one pass over a table of any size
+//! flips.rs      tests of flipped items, corrections for multiple tests, and their power
+//! clusters.rs   estimates over rows, in one pass over a table of any size
 //! ```
 
 mod bootstrap;

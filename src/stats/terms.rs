@@ -1,27 +1,29 @@
-//! A metric as a ratio of sums over items, `f(sum numerator / sum denominator)`: accuracy has denominators of 1, bits per byte those of
-//! the bytes, and `f` is exp for a perplexity. One form serves standard error, interval and paired difference.
+//! A metric as a ratio of sums over items, `f(sum numerator / sum denominator)`: for accuracy the denominators are 1, for bits
+//! per byte they are the numbers of bytes, and for perplexity `f` is exp. Standard error, interval and paired difference all use
+//! this form.
 
 use serde::{Deserialize, Serialize};
 
 use crate::json::{finite_ends, null_is_nan};
 
-/// A number with its uncertainty; without it where there are fewer than two items.
+/// A number with its uncertainty, which is absent for fewer than two items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The metric itself; null in a file where it is infinite or not a number, as a perplexity beyond the range of the numbers.
+    /// The metric itself; null in a file if it is infinite or NaN, such as a perplexity that overflows.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
-    /// Its standard error, in the unit of the metric; absent where there is too little to tell.
+    /// The standard error, in the unit of the metric; absent if there are too few items.
     pub stderr: Option<f64>,
-    /// Of width 0 only for a difference where nothing differs at all. Absent, too, where all items of a metric without bounds are alike: nothing then tells how far others would be.
+    /// The 95 % interval. It has width 0 only for a difference that is 0 in every cluster. It is also absent if all items of an
+    /// unbounded metric are alike, since they do not show how much others would vary.
     #[serde(default, deserialize_with = "finite_ends")]
     pub ci95: Option<[f64; 2]>,
-    /// How `ci95` was found.
+    /// The method of `ci95`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Interval>,
 }
 
-/// How a 95 % interval was found.
+/// The method of a 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interval {
@@ -33,22 +35,22 @@ pub enum Interval {
     Bootstrap,
     /// Percentile bootstrap over groups of items, drawn whole.
     GroupBootstrap,
-    /// The intervals of several tasks: their half widths, added in squares.
+    /// The half widths of several tasks' intervals, added in squares.
     Combined,
     /// Student's t over clusters, on the scale on which the interval is symmetric.
     StudentT,
 }
 
-/// What one item adds to a metric.
+/// The contribution of one item to a metric.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Term {
-    /// What the item adds to the sum above the line, such as 1 for a right answer.
+    /// Added to the sum of the numerators, such as 1 for a right answer.
     pub numerator: f64,
-    /// What it adds to the sum below the line, such as 1 or its number of bytes.
+    /// Added to the sum of the denominators, such as 1 or the number of bytes.
     pub denominator: f64,
 }
 
-/// What is done with the ratio.
+/// The function applied to the ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Link {
     Identity,
@@ -56,14 +58,14 @@ pub enum Link {
 }
 
 impl Estimate {
-    /// A value without standard error and interval: there is too little to say how sure it is.
+    /// A value without standard error and interval, for which there are too few items.
     pub(crate) fn bare(value: f64) -> Estimate {
         Estimate { value, stderr: None, ci95: None, interval: None }
     }
 }
 
 impl Interval {
-    /// The name of the interval in sentences.
+    /// The name of the method in prose.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Interval::Wilson => "Wilson's",
@@ -77,7 +79,7 @@ impl Interval {
 }
 
 impl Term {
-    /// Is the item right or wrong, and nothing between?
+    /// Is the item either right or wrong, with nothing in between?
     pub(crate) fn is_right_or_wrong(&self) -> bool {
         self.denominator == 1.0 && [0.0, 1.0].contains(&self.numerator)
     }
@@ -112,12 +114,13 @@ impl Link {
     }
 }
 
-/// As many equally weighted things would give a mean of the same variance: `(sum w)^2 / sum w^2` (Kish, 1965), and 0 of nothing.
+/// Kish's effective number (1965), `(sum w)^2 / sum w^2`: so many equally weighted items would give a mean of the same variance.
+/// 0 if there are none.
 pub(crate) fn effective_number(sum: f64, sum_of_squares: f64) -> f64 {
     share(sum * sum, sum_of_squares)
 }
 
-/// `part / whole`, and 0 of nothing.
+/// `part / whole`, or 0 if `whole` is 0.
 pub(crate) fn share(part: f64, whole: f64) -> f64 {
     if whole == 0.0 { 0.0 } else { part / whole }
 }

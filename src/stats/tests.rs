@@ -1,10 +1,10 @@
-//! The estimates against numbers found by hand, against scipy and statsmodels, and against simulations.
+//! Compares the estimates with numbers computed by hand, with scipy and statsmodels, and with simulations.
 
 use super::shares::{student_t_975, tango, wilson};
 use super::*;
 use crate::random::SplitMix;
 
-/// Every item drawn on its own.
+/// Every item drawn independently.
 const ALONE: Design = Design::ALONE;
 
 fn plain(values: &[f64]) -> Vec<Term> {
@@ -47,26 +47,26 @@ fn scipy_and_statsmodels_give_the_same() {
     let values: Vec<f64> = (0..40).map(|i| f64::from(i % 7) / 7.0 + f64::from(i) / 40.0).collect();
     let own = estimate(&plain(&values), &ALONE, Link::Identity);
     close(own.stderr.unwrap(), SEM, 1e-12);
-    // Ours are wider, as forty items ask for: by Student's t with 39 degrees of freedom, 2.0227, and sqrt(40/39).
+    // Ours are wider, because 40 items require it: by Student's t with 39 degrees of freedom, 2.0227, and sqrt(40/39).
     let wider = |value: f64, end: f64| value + (40f64 / 39.0).sqrt() * 2.0227 / 1.96 * (end - value);
-    // 2000 draws place each end to about 0.05 standard errors.
+    // 2000 resamples determine each end to about 0.05 standard errors.
     for (found, expected) in own.ci95.unwrap().into_iter().zip(BOOTSTRAP) {
         close(found, wider(own.value, expected), 0.15 * SEM);
     }
-    // The paired difference to y = x * 0.9 + (np.arange(40) % 3) / 10, whose items are x's own.
+    // The paired difference between x and y = x * 0.9 + (np.arange(40) % 3) / 10.
     let after: Vec<f64> = values.iter().zip(0..).map(|(x, i)| 0.9 * x + f64::from(i % 3) / 10.0).collect();
     let difference = paired_difference(&plain(&values), &plain(&after), &ALONE, Link::Identity);
     for (found, expected) in difference.ci95.unwrap().into_iter().zip(PAIRED_BOOTSTRAP) {
         close(found, wider(difference.value, expected), 0.15 * PAIRED_SEM);
     }
-    // And for exp of the mean, by scipy.stats.bootstrap((x,), lambda x, axis: np.exp(x.mean(axis=axis)), ...).
+    // The same for exp of the mean, by scipy.stats.bootstrap((x,), lambda x, axis: np.exp(x.mean(axis=axis)), ...).
     let perplexity = estimate(&plain(&values), &ALONE, Link::Exp);
     for (found, expected) in perplexity.ci95.unwrap().into_iter().zip(EXP_BOOTSTRAP) {
         close(found, wider(own.value, expected.ln()).exp(), 0.15 * perplexity.stderr.unwrap());
     }
 }
 
-/// Nominal 95 %; 400 experiments leave a standard deviation of 1.1 points.
+/// Nominally 95 %; 400 experiments leave a standard deviation of 1.1 points.
 #[test]
 fn intervals_cover_the_truth_as_often_as_they_say() {
     let mut random = SplitMix(5);
@@ -74,7 +74,8 @@ fn intervals_cover_the_truth_as_often_as_they_say() {
     let (n, n_experiments) = (150, 400);
     let (mut covered, mut covered_difference, mut false_alarms) = (0, 0, 0);
     for _ in 0..n_experiments {
-        // Right before with 0.6; after, one in ten of the right ones is lost and one in ten of the wrong ones gained.
+        // Before, an item is right with probability 0.6; after, one in ten of the right ones is lost and one in ten of the wrong
+        // ones gained.
         let before: Vec<f64> = (0..n).map(|_| f64::from(u8::from(uniform() < 0.6))).collect();
         let flip = |x: &f64, flips: bool| if flips { 1.0 - x } else { *x };
         let after: Vec<f64> = before.iter().map(|x| flip(x, uniform() < 0.1)).collect();
@@ -85,19 +86,20 @@ fn intervals_cover_the_truth_as_often_as_they_say() {
         covered += usize::from(within(estimate(&plain(&before), &ALONE, Link::Identity), 0.6));
         let difference = paired_difference(&plain(&before), &plain(&after), &ALONE, Link::Identity);
         covered_difference += usize::from(within(difference, 0.1 * (0.4 - 0.6)));
-        // The true drop is 2 points: an alarm at 2 is false.
+        // The true drop is 2 points, so that an alarm for more than 2 is false.
         false_alarms += usize::from(macro_difference(&[difference]).ci95.unwrap()[1] < -0.02);
     }
     let share = |count: usize| count as f64 / f64::from(n_experiments);
     println!("covered {} and {}, false alarms {}", share(covered), share(covered_difference), share(false_alarms));
     assert!((0.90..=0.97).contains(&share(covered)) && (0.90..=0.97).contains(&share(covered_difference)));
-    // Nominal 2.5 %.
+    // Nominally 2.5 %.
     assert!(share(false_alarms) <= 0.05);
 }
 
-/// Shares near the ends, rare flips, groups of all sizes whose items go together, and subjects of unlike difficulty. Nominal 95 %; 1000
-/// experiments leave a standard deviation of 0.7 points. Score intervals of counts as small as these are conservative where few
-/// counts are likely, groups and rows are somewhat too short where they are few: the bounds admit both.
+/// Shares near 0 and 1, rare flips, groups of different sizes with correlated items, and subjects of different difficulty.
+/// Nominally 95 %; 1000 experiments leave a standard deviation of 0.7 points. Score intervals of such small counts are
+/// conservative because few counts are likely; intervals over few groups or rows are somewhat too short: the bounds allow for
+/// both.
 #[test]
 fn intervals_of_few_events_groups_and_subjects_cover_the_truth() {
     let mut random = SplitMix(41);
@@ -172,7 +174,7 @@ fn intervals_of_few_events_groups_and_subjects_cover_the_truth() {
             covers(paired_difference(&before, &after, &design, Link::Identity), 0.0)
         });
     }
-    // Eight subjects with chances of 0.2 to 0.9 and of 5 to 26 items, the same in every draw.
+    // Eight subjects with probabilities of 0.2 to 0.9 and 5 to 26 items, the same in every draw.
     let sizes: Vec<usize> = (0..8).map(|subject| 5 + 3 * subject).collect();
     let chance = |subject: usize| 0.2 + 0.1 * subject as f64;
     let subjects: Vec<f64> = sizes.iter().enumerate().flat_map(|(subject, &n)| vec![subject as f64; n]).collect();
@@ -203,7 +205,7 @@ fn intervals_over_clusters_by_hand() {
     for (degrees, expected) in [1, 2, 3, 5, 10, 30, 1000].into_iter().zip(expected) {
         close(student_t_975(degrees), expected, 0.003 * expected);
     }
-    // Four rows with 1, 2, 3, 4 of 10: the ratio is 1/4, and its error that of the mean of 0.1, 0.2, 0.3, 0.4.
+    // Four rows with 1, 2, 3, 4 of 10: the ratio is 1/4, and its error is that of the mean of 0.1, 0.2, 0.3, 0.4.
     let mut sums = ClusterSums::default();
     (1..=4).for_each(|i| sums.add(Term { numerator: f64::from(i), denominator: 10.0 }));
     let reach = student_t_975(3) * (0.05f64 / 3.0 / 4.0).sqrt();
@@ -212,15 +214,15 @@ fn intervals_over_clusters_by_hand() {
     }
     let [low, high] = sums.ci95(Scale::LogOdds).unwrap();
     close((low / (1.0 - low)).ln() + (high / (1.0 - high)).ln(), 2.0 * (1.0f64 / 3.0).ln(), 1e-12);
-    // Rows that are all alike do not tell how far others would be: nothing of a factor, and of a share what as many items tell. All or
-    // none of a share has no odds.
+    // Rows that are all alike do not show how much others would vary: a ratio has no interval then, and a share that of as many
+    // items. A share of 1 has no odds.
     let alike = |share: f64| {
         let mut alike = ClusterSums::default();
         (1..=4).for_each(|i| alike.add(Term { numerator: share * f64::from(i), denominator: f64::from(i) }));
         [Scale::Plain, Scale::Log, Scale::LogOdds].map(|scale| alike.ci95(scale))
     };
     assert_eq!(alike(1.0), [None; 3]);
-    // 0.1 i is rounded.
+    // 0.1 * i is rounded.
     let [plain, factor, share] = alike(0.1);
     assert_eq!((plain, factor), (None, None));
     for (found, expected) in share.unwrap().into_iter().zip(wilson(0.1 * 4.0, 4.0)) {
@@ -231,9 +233,9 @@ fn intervals_over_clusters_by_hand() {
     assert_eq!((ClusterSums::default().ci95(Scale::Plain), cluster_interval(0.0, 0.1, 9, Scale::LogOdds)), (None, None));
 }
 
-/// Rows of all lengths, in some of which every other token is odd and in most hardly one: shares of tokens and of a heavy-tailed
-/// loss, and the factor between two sums. Nominal 95 %; 1000 experiments leave a standard deviation of 0.7 points. With few rows
-/// and heavy tails the intervals are somewhat too short, which the bounds admit.
+/// Rows of different lengths; in some, every other token is odd, in most, hardly any. Shares of tokens and of a heavy-tailed
+/// loss, and the ratio of two sums. Nominally 95 %; 1000 experiments leave a standard deviation of 0.7 points. With few rows and
+/// heavy tails the intervals are somewhat too short, which the bounds allow for.
 #[test]
 fn intervals_over_clusters_cover_the_truth_as_often_as_they_say() {
     for (n_rows, lowest) in [(40, 0.90), (160, 0.92)] {
@@ -245,7 +247,7 @@ fn intervals_over_clusters_cover_the_truth_as_often_as_they_say() {
             let (mut n_odd, mut loss, mut odd_loss) = (0.0, 0.0, 0.0);
             for _ in 0..tokens as usize {
                 let is_odd = uniform() < odd;
-                // An exponential's square has a variance of twenty times the square of its mean.
+                // The square of an exponential variable of mean 1 has a mean of 2 and a variance of 20.
                 let own = (1.0 - uniform()).ln().powi(2) * if is_odd { 3.0 } else { 1.0 };
                 loss += own;
                 if is_odd {
@@ -282,8 +284,9 @@ fn intervals_over_clusters_cover_the_truth_as_often_as_they_say() {
     }
 }
 
-/// Changes of rows of all lengths, of whose tokens few change much and those of a row together. Nominal 95 %; 400 experiments leave a standard
-/// deviation of 1.1 points; the bounds admit that intervals over few rows with heavy tails are somewhat too short.
+/// Changes over rows of different lengths, in which few tokens change much and the tokens of a row change together. Nominally 95
+/// %; 400 experiments leave a standard deviation of 1.1 points; the bounds allow for intervals over few rows with heavy tails
+/// being somewhat too short.
 #[test]
 fn changes_over_rows_cover_the_truth_as_often_as_they_say() {
     for (n_rows, lowest) in [(12, 0.90), (60, 0.91)] {
@@ -314,7 +317,7 @@ fn changes_over_rows_cover_the_truth_as_often_as_they_say() {
     assert_eq!(over_clusters(&[Term { numerator: 0.0, denominator: 2.0 }; 3]).ci95, Some([0.0, 0.0]));
 }
 
-/// McNemar's exact test is somewhat conservative, so that its power at the computed drop is a little below 0.8.
+/// McNemar's exact test is somewhat conservative, so that its power at the computed drop is slightly below 0.8.
 #[test]
 fn the_detectable_drop_is_detected_four_times_in_five() {
     let (n, flipping) = (400, 0.2);
@@ -342,7 +345,7 @@ fn a_model_against_itself_differs_by_nothing() {
     let terms = plain(&[1.0, 0.0, 1.0, 1.0, 0.0]);
     let difference = |n: usize| paired_difference(&terms[..n], &terms[..n], &ALONE, Link::Identity);
     for same in [paired_difference(&terms, &terms, &ALONE, Link::Identity), macro_difference(&[difference(5), difference(2)])] {
-        // No item has changed, but five items are no proof that none would.
+        // No item has changed, but five items do not prove that none would.
         let [low, high] = same.ci95.unwrap();
         assert!(same.value == 0.0 && same.stderr == Some(0.0) && low < -0.2 && high > 0.2, "{same:?}");
     }
@@ -373,7 +376,7 @@ fn score_intervals_are_those_of_statsmodels_and_of_the_definition() {
     for case in fixture["tango"].as_array().unwrap() {
         let [lost, gained, n, low, high] = numbers(case)[..] else { panic!() };
         let found = tango(lost, gained, n);
-        // The script's maximum of the likelihood is good to 1e-10.
+        // The script's maximum of the likelihood is accurate to 1e-10.
         close(found[0], low, 1e-8);
         close(found[1], high, 1e-8);
         let side = |flipped: f64, from: f64| {
@@ -418,7 +421,7 @@ fn errors_over_groups_are_statsmodels_and_over_subjects_the_harness() {
     assert!(same.value == 0.0 && same.ci95.is_some_and(|[low, high]| low < -0.02 && high > 0.02), "{same:?}");
 }
 
-/// An item with several answers counts with the share of them that are right. Three parts of 2, 4 and 8 items.
+/// An item with several answers counts as the share of them that are right. Three parts of 2, 4 and 8 items.
 #[test]
 fn means_over_subjects_take_shares() {
     let subjects = [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
@@ -432,7 +435,7 @@ fn means_over_subjects_take_shares() {
     let better = plain(&shares.map(|share| (share + 0.25).min(1.0)));
     let difference = mean_difference_over_parts(&terms, &better, &subjects).unwrap();
     close(difference.value, (0.25 + 0.75 / 4.0 + 1.0 / 8.0) / 3.0, 1e-12);
-    // Losses in nats are no shares.
+    // Losses in nats are not shares.
     assert_eq!(mean_over_parts(&plain(&[1.5; 14]), &subjects), None);
 }
 
@@ -452,12 +455,12 @@ fn certainty_is_never_whole() {
             let over_parts = [mean_over_parts(&terms, design), mean_difference_over_parts(&terms, &terms, design)];
             assert!(over_parts.into_iter().flatten().all(is_doubtful), "{over_parts:?}");
         }
-        // Ten groups of four that are alike are no more than ten items.
+        // Ten groups of four equal items count as ten items.
         if n == 40 {
             assert_eq!(estimate(&terms, &groups, Link::Identity).ci95, Some(wilson(0.0, 10.0)));
         }
     }
-    // Groups that all lost one of two, subjects that are all right or all wrong.
+    // Groups that all lost one of two items, and subjects that are all right or all wrong.
     let half = plain(&[1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
     let pairs = design(None, Some(&[0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]));
     let none = plain(&[0.0; 8]);
@@ -465,7 +468,7 @@ fn certainty_is_never_whole() {
     assert!(is_doubtful(lost) && lost.ci95 == Some(tango(2.0, 0.0, 4.0)), "{lost:?}");
     let subjects = design(Some(&[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]), None);
     assert!(is_doubtful(mean_over_parts(&half, &subjects).unwrap()) && is_doubtful(estimate(&half, &subjects, Link::Identity)));
-    // Perplexities of equal texts have no bounds, so that nothing is said of those that were not drawn.
+    // Perplexities are unbounded, so that equal texts do not show how much others would vary.
     let texts = plain(&[2.5; 6]);
     assert_eq!(estimate(&texts, &ALONE, Link::Exp).ci95, None);
     assert_eq!(paired_difference(&texts, &texts, &ALONE, Link::Exp).ci95, None);
@@ -473,13 +476,13 @@ fn certainty_is_never_whole() {
 
 #[test]
 fn flips_in_groups_by_hand() {
-    // Two groups that gained two each: 4 of the sums -4, 0, 0, 4 in two of four cases.
+    // Two groups that gained two each: of the four equally likely sums -4, 0, 0, 4, two are as extreme.
     assert_eq!(sign_flip(&[2, 0, 2]), 0.5);
     assert_eq!((sign_flip(&[]), sign_flip(&[3, -3])), (1.0, 1.0));
-    // Single items are McNemar's.
+    // With single items, the test equals McNemar's.
     let nets: Vec<i64> = [1; 9].into_iter().chain([-1; 3]).collect();
     close(sign_flip(&nets), mcnemar_exact(3, 9), 1e-12);
-    // 3 + 1 against 1: of +-3 +-1 +-1, those at 3 or beyond: 6 of 8.
+    // 3 + 1 - 1: of the eight sums +-3 +-1 +-1, six are 3 or more in absolute value.
     assert_eq!(sign_flip(&[3, 1, -1]), 0.75);
 }
 

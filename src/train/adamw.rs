@@ -1,4 +1,4 @@
-//! The optimiser: AdamW over all parameters, with weight decay for all but norms and biases, as in Transformers.
+//! The AdamW optimiser, with weight decay for all parameters except norms and biases, as in Transformers.
 
 use rayon::prelude::*;
 
@@ -13,7 +13,7 @@ pub(crate) struct AdamWOptions {
     pub beta2: f64,
     pub eps: f64,
     pub weight_decay: f64,
-    /// What the moments are kept in; bf16, rounded at random, takes half the memory.
+    /// The number format of the moments; bf16, rounded stochastically, takes half the memory.
     pub moments: Stored,
 }
 
@@ -25,13 +25,13 @@ impl Default for AdamWOptions {
 
 pub(crate) struct AdamW {
     options: AdamWOptions,
-    /// Updates done.
+    /// The number of updates so far.
     pub step: u64,
     /// The moments of each parameter, in the order of its flat array.
     pub moments: Vec<Moments>,
 }
 
-/// Numbers of a task; sums go over blocks in their order, so that threads do not change them.
+/// Numbers per parallel task. Sums add up the blocks in order, so that the number of threads does not change them.
 const BLOCK: usize = 1 << 16;
 
 impl AdamW {
@@ -40,7 +40,7 @@ impl AdamW {
         AdamW { options, step: 0, moments: parameters.iter().map(zeros).collect() }
     }
 
-    /// Updates every parameter with its gradient times `factor`, and sets the gradient to 0.
+    /// Updates every parameter with its gradient times `factor`, and resets the gradient to 0.
     pub(crate) fn update(&mut self, parameters: &[Parameter], learning_rate: f64, factor: f32) -> Result<()> {
         self.step += 1;
         let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = self.options;
@@ -65,7 +65,7 @@ impl AdamW {
     }
 }
 
-/// The sum of the squares, in several sums side by side: one alone would wait for each addition.
+/// The sum of squares, in several independent partial sums: a single one would make each addition wait for the previous.
 fn squares(numbers: &[f32]) -> f64 {
     const SUMS: usize = 16;
     let mut sums = [0.0; SUMS];

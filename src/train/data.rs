@@ -1,8 +1,8 @@
-//! The training set in memory, and which of its sequences each step sees.
+//! The training set in memory, and the sequences of each step.
 //!
-//! The order follows from the seed and the epoch alone (Fisher and Yates), so that a run can be taken up at any step. Sources with
-//! a weight of their own appear in each epoch that many times: 0.5 for a half of their rows, another half each epoch, 2 for all
-//! rows twice.
+//! The order depends only on the seed and the epoch (a Fisher-Yates shuffle), so that a run can resume at any step. A source with
+//! a weight appears that many times in each epoch: 0.5 means half of its rows, a different half each epoch, 2 means all rows
+//! twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -12,34 +12,35 @@ use crate::error::{Error, Result};
 use crate::random::SplitMix;
 use crate::tokens::{Audit, Renderer, Sequence, rendered};
 
-/// Sequences with something to learn, and the rows held out.
+/// Sequences with supervised tokens, and the held-out rows.
 pub(crate) struct TrainingSet {
-    /// The rows to learn from, rendered and cut.
+    /// The rows to train on, rendered and truncated.
     pub sequences: Vec<Sequence>,
-    /// The index into `sources` of each sequence.
+    /// For each sequence, the index of its source in `sources`.
     source_of: Vec<usize>,
     /// The names of the sources.
     pub sources: Vec<String>,
-    /// How people find the row of each sequence again.
+    /// For each sequence, the name of its row in messages.
     pub names: Vec<RowName>,
-    /// The weights of each sequence's targets, which are those of their turns; the inner list is empty where all are 1.
+    /// The weights of each sequence's targets, which follow from the weights of their turns; the inner list is empty if all are
+    /// 1.
     pub target_weights: Vec<Vec<f32>>,
-    /// The rows held out.
+    /// The held-out rows.
     pub validation: Vec<Sequence>,
-    /// What the mask audit found in all rows.
+    /// The results of the mask audit over all rows.
     pub audit: Audit,
 }
 
-/// How people find a row again.
+/// Identifies a row for people.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RowName {
-    /// The file, and the line of the row's first byte.
+    /// The file, and the line on which the row begins.
     pub place: Place,
     /// The row's own `id`, if it has one.
     pub id: Option<String>,
 }
 
-/// What one epoch holds.
+/// Determines the sequences of each epoch and their order.
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     seed: u64,
@@ -47,28 +48,29 @@ pub(crate) struct Order {
     weights: Vec<f64>,
 }
 
-/// The steps of all epochs. Epochs whose lengths are drawn are counted when they are asked for, so that a run of any length begins at once.
+/// The steps of all epochs. If the lengths of epochs are random, they are counted only when needed, so that a run of any length
+/// starts at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Epochs {
     order: Order,
-    /// The sequences of a step.
+    /// Sequences per step.
     batch: usize,
-    /// The steps of every epoch, where all weights are whole numbers.
+    /// The steps per epoch, if all weights are whole numbers.
     alike: Option<u64>,
-    /// Otherwise after how many steps each epoch ends, of the first ones.
+    /// Otherwise the step at which each epoch ends, for the epochs counted so far.
     ends: Vec<u64>,
 }
 
-/// Which rows are looked at and not trained on.
+/// The rows that are evaluated but not trained on.
 #[derive(Clone, Copy)]
 pub(crate) enum HeldOut<'a> {
-    /// This share of those with something to learn, drawn by seed, one at least; 0 for none.
+    /// A share of the rows with supervised tokens, drawn by the seed, at least one row; 0 for none.
     Share(f64),
     /// The rows of another data set.
     Apart(&'a Dataset),
 }
 
-/// A row with something to learn.
+/// A row with supervised tokens.
 struct Row {
     sequence: Sequence,
     source: String,
@@ -77,7 +79,7 @@ struct Row {
 }
 
 impl TrainingSet {
-    /// Reads and renders everything, and sets aside the rows that are held out.
+    /// Reads and renders all rows, and sets the held-out ones aside.
     pub(crate) fn read(
         dataset: &Dataset,
         renderer: &Renderer,
@@ -104,7 +106,7 @@ impl TrainingSet {
                 0.0
             }
         };
-        // Rows that are equal token by token go by the number of the first of them, so that none stands on both sides.
+        // Rows with equal tokens share the number of the first of them, so that the split never separates them.
         let mut firsts: HashMap<&[u32], u32> = HashMap::new();
         let numbers: Vec<u32> = rows.iter().map(|row| *firsts.entry(&row.sequence.ids).or_insert(row.sequence.row)).collect();
         let n_equal = rows.len() - firsts.len();
@@ -115,7 +117,7 @@ impl TrainingSet {
             ));
         }
         let drawn = drawn(&numbers, share, seed);
-        // A crawled set has a source for every row.
+        // A crawled data set may have a different source for every row, hence the map.
         let mut numbers_of: HashMap<_, usize> = HashMap::new();
         for (Row { sequence, source, name, target_weights }, is_drawn) in rows.into_iter().zip(drawn) {
             if is_drawn {
@@ -138,7 +140,7 @@ impl TrainingSet {
         Ok(set)
     }
 
-    /// Holds out the rows of `apart`, all of them but those that are equal, token by token, to one of `rows`, which are trained on.
+    /// Holds out the rows of `apart`, except those whose tokens equal those of one of `rows`, which are trained on.
     fn hold_out_apart(
         &mut self,
         apart: &Dataset,
@@ -172,7 +174,7 @@ impl TrainingSet {
         Ok(())
     }
 
-    /// The order of the epochs; `mix` gives sources a weight other than 1.
+    /// The order of the epochs; `mix` gives sources weights other than 1.
     pub(crate) fn order(&self, mix: &BTreeMap<String, f64>, seed: u64) -> Result<Order> {
         if let Some(unknown) = mix.keys().find(|name| !self.sources.contains(name)) {
             return Err(Error::usage(format!("--mix names `{unknown}`, which no row comes from"))
@@ -187,8 +189,8 @@ impl TrainingSet {
         Ok(order)
     }
 
-    /// Which sequences are among the rows that `names` name, by source, by the row's own id or as `file:line`. An error where a name
-    /// fits none.
+    /// Which sequences belong to the rows that `names` name, by source, by the row's id or as `file:line`. Returns an error for a
+    /// name without a match.
     pub(crate) fn named(&self, names: &[String]) -> Result<Vec<bool>> {
         let mut named = vec![false; self.sequences.len()];
         for name in names {
@@ -211,7 +213,7 @@ impl TrainingSet {
     }
 }
 
-/// The chosen rows with something to learn, and what is odd about all of them.
+/// The chosen rows with supervised tokens, and the audit of all rows.
 fn read_rows(
     dataset: &Dataset,
     renderer: &Renderer,
@@ -224,7 +226,7 @@ fn read_rows(
         for item in chunk? {
             records += 1;
             let Some(rendered) = audit.take(item.row, &item.place, item.rendered, strict)? else { continue };
-            // The spans are for maps; training does without.
+            // Training does not need the spans, which serve the maps.
             let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
             if !sequence.has_targets() {
                 continue;
@@ -239,8 +241,8 @@ fn read_rows(
     Ok((rows, audit))
 }
 
-/// Which of the rows with these numbers are held out; never all of them. A row's draw follows from its number, so that rows that are
-/// added to a file leave most of the others on their side.
+/// Which of the rows with these numbers are held out; never all of them. The draw of a row depends only on its number, so that
+/// adding rows to a file leaves most others on their side of the split.
 fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
     if share == 0.0 {
         return vec![false; rows.len()];
@@ -248,7 +250,7 @@ fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
     let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_cached_key(|&index| Random::new(seed ^ VALIDATION, u64::from(rows[index])).next());
-    // Equal rows have one number and stand side by side: the cut must not part them.
+    // Equal rows have the same number and are adjacent in this order: the cut must not separate them.
     let is_cut_through = |n: usize| (1..order.len()).contains(&n) && rows[order[n]] == rows[order[n - 1]];
     let up = (n..=order.len()).find(|&n| !is_cut_through(n)).filter(|&n| n < order.len());
     let n = up.or_else(|| (0..=n).rev().find(|&n| !is_cut_through(n))).unwrap_or(0);
@@ -260,7 +262,7 @@ fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
 impl RowName {
     fn is_called(&self, name: &str) -> bool {
         let at = |(path, line): (&str, &str)| {
-            // By its name, and by as many of the folders before it as are given.
+            // Matches the file name, and as many of its parent folders as are given.
             line.parse() == Ok(self.place.line) && self.place.path.ends_with(path)
         };
         self.id.as_deref() == Some(name) || name.rsplit_once(':').is_some_and(at)
@@ -275,7 +277,7 @@ impl fmt::Display for RowName {
 }
 
 impl Order {
-    /// Indices of the sequences of an epoch, in the order in which they are seen.
+    /// The indices of an epoch's sequences, in training order.
     pub(crate) fn epoch(&self, epoch: u64) -> Vec<u32> {
         let mut order = Vec::new();
         let mut random = Random::new(self.seed, epoch);
@@ -298,17 +300,17 @@ impl Epochs {
         Epochs { order, batch, alike, ends: Vec::new() }
     }
 
-    /// The indices of the sequences of an epoch, in the order in which they are seen.
+    /// The indices of an epoch's sequences, in training order.
     pub(crate) fn order(&self, epoch: u64) -> Vec<u32> {
         self.order.epoch(epoch)
     }
 
-    /// The steps of the first epoch.
+    /// The number of steps in the first epoch.
     pub(crate) fn first(&mut self) -> u64 {
         self.end(0)
     }
 
-    /// After how many steps an epoch ends.
+    /// The step at which an epoch ends.
     fn end(&mut self, epoch: u64) -> u64 {
         if let Some(steps) = self.alike {
             return (epoch + 1).saturating_mul(steps);
@@ -320,8 +322,9 @@ impl Epochs {
         self.ends[epoch as usize]
     }
 
-    /// How many steps `epochs` take: the last one may be a fraction, rounded up to a step. Where all are as long, the product is Transformers', so
-    /// that 1.1 epochs of 10 steps are 11: `1.1 - 1.0` is more than a tenth.
+    /// The number of steps in `epochs` epochs; the last one may be a fraction, which is rounded up to a whole step. If all epochs
+    /// have the same length, the product is computed as in Transformers, so that 1.1 epochs of 10 steps are 11 steps, although
+    /// `1.1 - 1.0` is more than a tenth.
     pub(crate) fn steps(&mut self, epochs: f64) -> u64 {
         let Some(last) = (epochs.ceil() as u64).checked_sub(1) else { return 0 };
         let begin = last.checked_sub(1).map_or(0, |before| self.end(before));
@@ -329,7 +332,7 @@ impl Epochs {
         begin + ((epochs * steps as f64).ceil() as u64).saturating_sub(last.saturating_mul(steps))
     }
 
-    /// The epoch of a step, which counts from 0, and the step with which that begins.
+    /// The epoch of a step, both counted from 0, and the step at which that epoch begins.
     pub(crate) fn of_step(&mut self, step: u64) -> (u64, u64) {
         if let Some(steps) = self.alike {
             let epoch = step / steps.max(1);
@@ -342,25 +345,25 @@ impl Epochs {
         (epoch as u64, epoch.checked_sub(1).map_or(0, |before| self.ends[before]))
     }
 
-    /// Is an epoch over after so many steps?
+    /// Does an epoch end after this many steps?
     pub(crate) fn ends_after(&mut self, steps: u64) -> bool {
         steps > 0 && self.of_step(steps).1 == steps
     }
 }
 
-/// The steps of `batch` sequences that an epoch takes.
+/// The number of steps of `batch` sequences in an epoch.
 fn steps_of(order: &Order, epoch: u64, batch: usize) -> u64 {
     order.epoch(epoch).len().div_ceil(batch) as u64
 }
 
-/// Keeps the draws for held-out rows apart from those for the order.
+/// Separates the draws of held-out rows from those of the order.
 const VALIDATION: u64 = 0x7661_6c69_6461_7465;
 
-/// Draws of one purpose.
+/// A random stream for one purpose.
 pub(crate) struct Random(SplitMix);
 
 impl Random {
-    /// Equal `seed` and `stream` give equal numbers.
+    /// Creates the stream; equal `seed` and `stream` give equal numbers.
     pub(crate) fn new(seed: u64, stream: u64) -> Random {
         let mut random = Random(SplitMix(seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)));
         random.next();
@@ -371,12 +374,12 @@ impl Random {
         self.0.next()
     }
 
-    /// A number in 0..1, evenly.
+    /// A uniform number in 0..1.
     fn share(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A whole number in 0..n, evenly but for one part in 2^64 / n.
+    /// A whole number in 0..n, uniform up to a bias of n in 2^64.
     fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
@@ -402,9 +405,9 @@ mod tests {
         let mut fours = Epochs::new(order.clone(), 32);
         assert_eq!([0, 3, 4, 7, 8].map(|step| fours.of_step(step)), [(0, 0), (0, 0), (1, 4), (1, 4), (2, 8)]);
         assert_eq!([0, 3, 4, 5, 8].map(|steps| fours.ends_after(steps)), [false, false, true, false, true]);
-        // 2.5 epochs end within the third, half an epoch within the first; a fraction of a step is one.
+        // 2.5 epochs end within the third, half an epoch within the first; a fraction of a step counts as one.
         assert_eq!([1.0, 2.0, 2.5, 2.6, 0.5].map(|epochs| fours.steps(epochs)), [4, 8, 10, 11, 2]);
-        // Transformers' math.ceil(epochs * steps), in the same arithmetic.
+        // Transformers' math.ceil(epochs * steps), with the same floating-point arithmetic.
         let mut tens = Epochs::new(order, 10);
         assert_eq!([1.1, 2.2, 2.15, 0.3].map(|epochs| tens.steps(epochs)), [11, 22, 22, 3]);
     }
@@ -416,7 +419,8 @@ mod tests {
             (whole.first(), whole.steps(1e12), whole.of_step(4_000_000_000_001)),
             (4, 4_000_000_000_000, (1_000_000_000_000, 4_000_000_000_000))
         );
-        // The lengths of these are drawn: each is what its order has, and only those before a step are counted for it.
+        // The lengths of these epochs are random: each equals that of its order, and a step causes only the epochs before it to
+        // be counted.
         let order = Order { seed: 7, weights: vec![0.4; 8] };
         let mut drawn = Epochs::new(order.clone(), 1);
         let lengths: Vec<u64> = (0..40).map(|epoch| order.epoch(epoch).len() as u64).collect();
@@ -445,7 +449,7 @@ mod tests {
         assert_eq!((count(0.0, 1), count(0.001, 1), count(0.25, 1), count(0.27, 1), count(0.999, 1)), (0, 1, 10, 11, 39));
         assert_ne!(drawn(&rows, 0.25, 1), drawn(&rows, 0.25, 2));
         assert_eq!(drawn(&[7], 0.5, 1), [false]);
-        // What was held out of fewer rows is held out of more, but for those that the new ones displace.
+        // The rows held out of fewer rows are also held out of more, except those that new rows displace.
         let (fewer, more) = (drawn(&rows[..36], 0.25, 1), drawn(&rows, 0.25, 1));
         assert!(fewer.iter().zip(&more).filter(|(fewer, more)| fewer != more).count() <= 4);
         assert!(drawn(&[], 0.5, 1).is_empty());
@@ -471,7 +475,7 @@ mod tests {
         let mut counts = [0usize; 4];
         order.epoch(3).iter().for_each(|&index| counts[index as usize / 1000] += 1);
         assert_eq!((counts[0], counts[2]), (0, 1000));
-        // Four standard deviations of a thousand draws at a half.
+        // Four standard deviations of a thousand draws with probability a half.
         assert!(counts[1].abs_diff(500) < 64 && counts[3].abs_diff(2500) < 64, "{counts:?}");
     }
 }

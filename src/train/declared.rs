@@ -1,4 +1,5 @@
-//! What an option is: its name, its sentence, where help shows it. [`options`](super::options) declares them all, once.
+//! Describes a training option: its name, its help text and where help shows it. [`options`](super::options) declares all of
+//! them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,17 +12,17 @@ use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Stored};
 use crate::tokens::Supervise;
 
-/// An option, as the command line, `--set`, files and help have it.
+/// An option of the command line, `--set`, configuration files and help.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Declared {
     field: &'static str,
     pub group: OptionGroup,
     pub kind: ValueKind,
-    /// What it does, as lines of the field's documentation.
+    /// Its documentation comment, with its line breaks.
     lines: &'static str,
 }
 
-/// Where help shows an option.
+/// The section of the help that shows an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OptionGroup {
     Run,
@@ -30,20 +31,20 @@ pub(crate) enum OptionGroup {
     Optimiser,
     Looking,
     Data,
-    /// For those who know why: shown by `--list-options`.
+    /// For experts: shown by `--list-options`.
     Expert,
 }
 
-/// What is written behind an option.
+/// The kind of value that an option takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValueKind {
     Switch,
     Whole,
     Number,
     Text,
-    /// Given several times.
+    /// May be given several times.
     Texts,
-    /// Given several times, as NAME=NUMBER.
+    /// May be given several times, as NAME=NUMBER.
     Numbers,
 }
 
@@ -52,17 +53,17 @@ impl Declared {
         Declared { field, group, kind, lines }
     }
 
-    /// As in files and, with two dashes before it, on the command line.
+    /// The name in files and, after two dashes, on the command line.
     pub(crate) fn name(&self) -> String {
         self.field.replace('_', "-")
     }
 
-    /// The option's sentence in help.
+    /// The help text as one line.
     pub(crate) fn help(&self) -> String {
         self.lines.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// The value that `text` writes.
+    /// Parses the value of this option.
     pub(crate) fn value(&self, text: &str) -> Result<toml::Value> {
         let wrong = |expected: &str| Error::usage(format!("--{} {text}: expected {expected}", self.name()));
         match self.kind {
@@ -79,7 +80,7 @@ impl Declared {
         }
     }
 
-    /// Adds the value that `text` writes to those of a table: an option that is given several times keeps them all.
+    /// Parses `text` and adds the value to a table: an option that is given several times keeps all its values.
     pub(crate) fn add(&self, table: &mut toml::Table, text: &str) -> Result<()> {
         let value = self.value(text)?;
         match (table.get_mut(&self.name()), value) {
@@ -108,14 +109,14 @@ impl OptionGroup {
             OptionGroup::Loss => "Loss",
             OptionGroup::Lora => "LoRA",
             OptionGroup::Optimiser => "Optimiser",
-            OptionGroup::Looking => "Looking and saving",
+            OptionGroup::Looking => "Evaluation and checkpoints",
             OptionGroup::Data => "Data",
             OptionGroup::Expert => "For --set and --config",
         }
     }
 }
 
-/// Tells from a type what is written for it.
+/// Maps the type of an option to the kind of value that it takes.
 pub(crate) trait Typed {
     const KIND: ValueKind;
 }
@@ -137,7 +138,7 @@ impl<T: Typed> Typed for Option<T> {
     const KIND: ValueKind = T::KIND;
 }
 
-/// Names of other programs (Transformers, LLaMA-Factory, axolotl) for what has another name here, by underscores.
+/// Names in other programs (Transformers, LLaMA-Factory, axolotl), with underscores, of options that have a different name here.
 const SAME: &[(&str, &str)] = &[
     ("model_name_or_path", "model"),
     ("base_model", "model"),
@@ -184,7 +185,7 @@ const ADAPTER: &str = "Merge it with `diagnose export ADAPTER --out DIR` and giv
 const WHOLE: &str =
     "Give supervise = \"all\" for true, which learns the whole text, and leave it out for false: answers alone are learnt.";
 
-/// Options of other programs that have no place here, and what takes it.
+/// Options of other programs that have no counterpart here, and what to give instead.
 const INSTEAD: &[(&str, &str)] = &[
     ("gradient_accumulation_steps", BATCH),
     ("per_device_train_batch_size", BATCH),
@@ -274,23 +275,24 @@ const INSTEAD: &[(&str, &str)] = &[
     ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
 ];
 
-/// Names of other programs that stand for `name`.
+/// The names of option `name` in other programs.
 pub(crate) fn other_names(name: &str) -> impl Iterator<Item = &'static str> {
     SAME.iter().filter(move |(_, ours)| *ours == name).map(|(theirs, _)| *theirs)
 }
 
-/// Names of other programs that are answered with ours.
+/// Names in other programs that [`instead_of`] answers.
 pub(crate) fn answered_names() -> impl Iterator<Item = &'static str> {
     INSTEAD.iter().map(|(name, _)| *name)
 }
 
-/// What to give in place of an option of other programs that has no counterpart here.
+/// What to give instead of another program's option that has no counterpart here.
 pub(crate) fn instead_of(name: &str) -> Option<&'static str> {
     let theirs = name.replace('-', "_");
     INSTEAD.iter().find(|(name, _)| *name == theirs).map(|(_, answer)| *answer)
 }
 
-/// The option that a name from here or elsewhere means, with dashes or underscores; as it stands if it means none.
+/// Our name of an option, given by our name or another program's, with dashes or underscores; an unknown name stays as it is,
+/// with dashes.
 pub(crate) fn our_name(name: &str) -> Result<String> {
     if let Some(answer) = instead_of(name) {
         return Err(Error::usage(format!("`{name}` is not an option of this program")).cure(answer));

@@ -1,6 +1,6 @@
-//! How far training has moved the model on general text, which it does not train on: [`Divergence`] from the base model, as `diagnose diff`
-//! measures it, on the first of the same texts. The base model's logits there are kept from before the first step, in a file: a hundred
-//! megabytes with a vocabulary of 49,152, five hundred with one of 262,144.
+//! Measures how far training has moved the model on general text, which it is not trained on: the [`Divergence`] from the base
+//! model that `diagnose diff` also measures, on the first of the same texts. The base model's logits are computed before the
+//! first step and kept in a file: a hundred megabytes with a vocabulary of 49,152, five hundred with one of 262,144.
 
 use std::path::Path;
 
@@ -15,12 +15,12 @@ use super::metrics::Drift;
 pub(crate) struct DriftProbe {
     sequences: Vec<Sequence>,
     kept: KeptLogits,
-    /// How the base itself stands: no divergence, and its cross-entropy.
+    /// The values of the base model itself: no divergence, and its cross-entropy.
     pub base: Drift,
 }
 
 impl DriftProbe {
-    /// Keeps what `base` says now of general text, read in windows of `max_len` tokens, in `folder`.
+    /// Stores the logits of `base` on general text, in windows of `max_len` tokens, in `folder`.
     pub(crate) fn new(base: &Model, max_len: usize, folder: &Path) -> Result<DriftProbe> {
         let sequences = general_text(&base.tokenizer, max_len, FEW_TOKENS)?;
         let kept = KeptLogits::of(base, &sequences, folder)?;
@@ -28,7 +28,7 @@ impl DriftProbe {
         Ok(DriftProbe { sequences, kept, base })
     }
 
-    /// How far `model` is from the base now.
+    /// Measures how far `model` is from the base.
     pub(crate) fn measure(&self, model: &Model) -> Result<Drift> {
         Ok(drift(&self.sequences, &self.kept.divergence(model)?))
     }

@@ -1,6 +1,6 @@
-//! What files of other programs (Transformers, LLaMA-Factory, axolotl, TRL) say that has no option here: what has nothing like it, what changes
-//! no result, values that mean something else there, and what they do otherwise with an option that is taken. Names that are taken, or have
-//! another one here, stand in declared.rs.
+//! Handles options in the files of other programs (Transformers, LLaMA-Factory, axolotl, TRL) that have no option here: those
+//! without a counterpart, those that do not change the result, values that mean something different there, and differences in the
+//! effect of accepted options. Names that are accepted, or have another name here, are in declared.rs.
 
 use std::path::Path;
 
@@ -8,9 +8,10 @@ use toml::Value;
 
 use crate::error::{Error, Result};
 
-/// What changes the training there and has nothing like it here. `false` is what all of these are without; `*` stands for any end of a name.
+/// Options that change the training there and have no counterpart here. `false` turns each of them off; a final `*` matches any
+/// ending.
 const WITHOUT_COUNTERPART: &[&str] = &[
-    // What learns, and from which numbers it starts.
+    // The trained parameters and their initial values.
     "additional_target",
     "embedding_lr*",
     "freeze_*",
@@ -37,7 +38,7 @@ const WITHOUT_COUNTERPART: &[&str] = &[
     "unfrozen_parameters",
     "use_dora",
     "use_llama_pro",
-    // The numbers that it is computed with.
+    // Number formats.
     "bfloat16",
     "float16",
     "fp8*",
@@ -102,7 +103,8 @@ const WITHOUT_COUNTERPART: &[&str] = &[
     "train_sampling_strategy",
 ];
 
-/// What changes nothing that is learnt: how it is computed, saved, watched and told. `*` stands for any end of a name.
+/// Options that change nothing about what is learnt, but how it is computed, saved, monitored and logged. A final `*` matches any
+/// ending.
 const WITHOUT_RESULT: &[&str] = &[
     "activation_offloading",
     "attn_implementation",
@@ -184,7 +186,7 @@ fn is_of(names: &[&str], name: &str) -> bool {
     names.iter().any(|known| known.strip_suffix('*').map_or(*known == name, |start| name.starts_with(start)))
 }
 
-/// Is this an option of another program that has nothing like it here, switched off?
+/// Is this another program's option without a counterpart here, turned off?
 pub(super) fn is_off(name: &str, value: &Value) -> bool {
     *value == Value::Boolean(false) && is_of(WITHOUT_COUNTERPART, name)
 }
@@ -197,12 +199,12 @@ pub(super) fn answer(name: &str) -> Option<&'static str> {
     is_of(WITHOUT_RESULT, name).then_some("leave it out: it changes nothing that is learnt.")
 }
 
-/// The value of our option `ours` that the file has under `name`, where another program's means the same here, and `None` where it says what holds
-/// without it. An error where it means something else.
+/// The value of our option `ours`, which the file gives under `name`: `None` if another program's value only states the default,
+/// and an error if it means something different here.
 pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value>> {
     let refused = |what: &str, cure: &str| Err(Error::usage(format!("`{name}: {}` {what}", shown(&value))).cure(cure));
     match (ours, &value) {
-        // Transformers' default, by which epochs have their say.
+        // Transformers' default, which leaves the number of steps to the epochs.
         ("max-steps", Value::Integer(..0)) => Ok(None),
         ("validation-share", Value::Integer(1..)) => refused(ROWS, HOLD_OUT),
         ("validation-share", Value::Float(rows)) if *rows >= 1.0 => refused(ROWS, HOLD_OUT),
@@ -210,7 +212,7 @@ pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value
             "is a share of the run, and here it is a number of steps",
             &format!("Give {ours} as a number of steps: `diagnose train --dry-run` says how many the run has."),
         ),
-        // axolotl's word for the model's own.
+        // axolotl's name for the model's own template.
         ("chat-template", Value::String(template)) if template == "tokenizer_default" => Ok(None),
         ("chat-template", Value::String(template)) if !template.contains(['.', '/', '\\']) && !Path::new(template).exists() => {
             refused(
@@ -237,7 +239,7 @@ fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// What another program does otherwise with an option that is taken.
+/// A warning if another program treats an accepted option differently.
 pub(super) fn remark(name: &str) -> Option<&'static str> {
     match name.replace('-', "_").as_str() {
         "sequence_len" => Some(

@@ -1,13 +1,13 @@
-//! Which model of a run is kept, and when the run ends early, by the loss on held-out rows.
+//! Decides which model of a run is kept, and when the run stops early, by the loss on held-out rows.
 //!
-//! A look at these rows is the lowest if its loss is below that of every look before it: of equal ones the first counts, and a loss
-//! that is not finite is never the lowest. Looks come after updates; the base model is not a candidate.
+//! An evaluation is the lowest if its loss is below that of all before it: of equal losses, the first counts, and a loss that is
+//! not finite never does. Evaluations follow updates; the base model is not a candidate.
 
 use serde::{Deserialize, Serialize};
 
 use crate::spelling::named;
 
-/// The model that a run leaves as its result.
+/// The model that a run saves as its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
     /// The model after the last step.
@@ -21,16 +21,16 @@ named! { pub(crate) Keep, "the model to keep": Last = "last", Best = "best" }
 /// The lowest held-out loss so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Lowest {
-    /// The number of steps after which it was reached; absent while no look has given a finite loss.
+    /// The number of steps after which it was reached; absent until an evaluation gives a finite loss.
     pub step: Option<u64>,
-    /// That loss: mean -ln p, nats per token.
+    /// The loss: mean -ln p in nats per token.
     pub cross_entropy: Option<f64>,
-    /// Looks since then, none of which was lower.
+    /// The number of evaluations since then, none of which was lower.
     pub worse_since: u64,
 }
 
 impl Lowest {
-    /// Takes account of a look after `step` steps. Is it the lowest?
+    /// Records the evaluation after `step` steps, and returns whether it is the lowest.
     pub(crate) fn look(&mut self, step: u64, cross_entropy: f64) -> bool {
         let is_lowest = match self.cross_entropy {
             Some(lowest) => cross_entropy < lowest,

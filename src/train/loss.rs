@@ -1,8 +1,8 @@
-//! A method with its numbers, as a step applies it: a token's statistics -> the factors of its loss terms.
+//! A training method with its parameters: maps a token's statistics to the factors of its loss terms.
 //!
-//! The methods, their formulas and sources are listed once, in [`METHODS`](crate::diagnosis::gate::METHODS). With `N` supervised tokens
-//! in the batch of an optimiser step, a token's loss is `weight (-ln p) + b KL`, over `N`. In rows named by `--intended` a token counts
-//! fully: its weight and its row's are 1 (`+ b KL` stays).
+//! The methods, their formulas and sources are listed in [`METHODS`](crate::diagnosis::gate::METHODS). With `N` supervised tokens
+//! in the batch of an optimiser step, a token's loss is `weight (-ln p) + b KL`, divided by `N`. In rows named by `--intended` a
+//! token counts fully: its weight and its row's are 1 (`+ b KL` stays).
 
 use crate::diagnosis::gate::{Beside, Gate, Method, Token, Weight};
 use crate::diagnosis::population::Population;
@@ -11,16 +11,16 @@ use crate::kernels::TokenStatistics;
 use crate::kernels::statistics::{Divergence, TokenLoss};
 use crate::stats::share;
 
-/// A method with its numbers.
+/// A method with its parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct Loss {
     /// The training method.
     pub method: Method,
-    /// The method's gate, with what the user changed.
+    /// The method's gate, with the user's changes.
     pub gate: Gate,
-    /// Factor of the divergence from the base model.
+    /// The factor of the divergence from the base model.
     kl_weight: f32,
-    /// What the gate needs to know of the data set.
+    /// The statistics of the data set that the gate needs.
     population: Population,
 }
 
@@ -28,27 +28,27 @@ pub(crate) struct Loss {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchLoss {
     weight: Weight,
-    /// Factors of `KL(base || model)` and of `KL(model || base)`.
+    /// The factors of `KL(base || model)` and of `KL(model || base)`.
     from_base: f32,
     to_base: f32,
 }
 
-/// How much a token counts: the weights of the sequences that have it, over `N`.
+/// How much a token counts: the sum of the weights of the sequences that contain it, over `N`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Share {
-    /// The weights of those sequences where the method weighs the token.
+    /// The weights of those sequences where the method weights the token.
     pub weighted: f32,
     /// The weights of those sequences whose conflicts are intended.
     pub whole: f32,
 }
 
 impl Loss {
-    /// `kl_weight` replaces the method's own.
+    /// Creates the loss; `kl_weight` replaces the method's default.
     pub(crate) fn new(method: Method, gate: Gate, kl_weight: Option<f32>, population: Population) -> Loss {
         Loss { method, gate, kl_weight: kl_weight.unwrap_or(method.kl_weight()), population }
     }
 
-    /// The loss of one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
+    /// The loss of one step. `mean_losses` are the mean `-ln p` of the batch's sequences, if the gate needs them.
     pub(crate) fn of_batch(&self, mean_losses: Option<&mut [f64]>) -> Result<BatchLoss> {
         let weight = match mean_losses {
             Some(means) => self.gate.bind(&self.population.clone().with_batch_tau(means))?,
@@ -62,7 +62,7 @@ impl Loss {
         Ok(BatchLoss { weight, from_base, to_base })
     }
 
-    /// The divergence that the method adds, of a token.
+    /// The divergence of a token that the method adds to its loss.
     pub(crate) fn divergence(&self, divergence: &Divergence) -> f32 {
         match self.method.beside {
             Beside::FromBase { .. } => divergence.from_reference,
@@ -87,7 +87,7 @@ impl BatchLoss {
         }
     }
 
-    /// The token's loss before it is divided by `N`, in a row whose conflicts are intended or not.
+    /// The token's loss before division by `N`; `intended` says whether the conflicts of its row are intended.
     pub(crate) fn value(&self, token: &Token, divergence: &Divergence, intended: bool) -> f64 {
         let weighed = if intended { -f64::from(token.logprob) } else { self.weight.loss(token) };
         weighed
@@ -96,12 +96,12 @@ impl BatchLoss {
     }
 }
 
-/// Mean `-ln p` of a sequence's targets, in nats; 0 without any.
+/// The mean `-ln p` of a sequence's targets, in nats; 0 without targets.
 pub(crate) fn mean_loss(tokens: &[TokenStatistics]) -> f64 {
     -share(tokens.iter().map(|token| f64::from(token.logprob)).sum(), tokens.len() as f64)
 }
 
-/// FLOW's weights of the sequences from the base model's mean losses of them: `exp(-l_i / tau)`, scaled to mean 1.
+/// FLOW's weights of the sequences, from their mean losses under the base model: `exp(-l_i / tau)`, scaled to mean 1.
 pub(crate) fn flow_weights(mean_losses: &[f64]) -> Vec<f32> {
     let mut sorted = mean_losses.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);

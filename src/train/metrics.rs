@@ -1,4 +1,4 @@
-//! What is logged at a step: one object of metrics.jsonl, and the same as TensorBoard scalars.
+//! The metrics of a step: one object of metrics.jsonl, also logged as TensorBoard scalars.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,19 +12,19 @@ use crate::stats::{ClusterSums, Scale, Term, effective_number};
 use crate::table::Quadrant;
 use crate::tokens::Sequence;
 
-/// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
+/// Bounds for tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
 const HIGH_ENTROPY: f32 = 2.0;
 const LOW_ENTROPY: f32 = 0.5;
 
-/// One step, before its update. Means are over the supervised tokens; of no tokens they are absent. JSON has no number for what is not finite:
-/// a line with such a loss is read again all the same.
+/// The metrics of one step, before its update. Means are over the supervised tokens. JSON writes a number that is not finite as
+/// null; such a line can still be read back.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepMetrics {
     /// Counted from 1.
     pub step: u64,
-    /// How many times the data have been gone through, in parts of an epoch.
+    /// The number of passes over the data so far, with a fraction.
     pub epoch: f64,
-    /// The loss that is minimised.
+    /// The loss that training minimises.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Mean -ln p, nats.
@@ -33,7 +33,7 @@ pub(crate) struct StepMetrics {
     /// Mean entropy over the vocabulary, nats.
     #[serde(deserialize_with = "null_is_nan")]
     pub entropy: f64,
-    /// Share of targets that are the model's first choice.
+    /// The share of targets that are the model's most probable token.
     pub accuracy: f64,
     /// The L2 norm of the whole gradient, before clipping.
     #[serde(deserialize_with = "null_is_nan")]
@@ -43,7 +43,7 @@ pub(crate) struct StepMetrics {
     pub tokens: u64,
     /// Supervised tokens of the step.
     pub supervised: u64,
-    /// (sum w)^2 / sum w^2: as many tokens with equal weights would weigh in like these.
+    /// The effective number of tokens, (sum w)^2 / sum w^2: so many tokens of equal weight would count as much.
     #[serde(deserialize_with = "null_is_nan")]
     pub effective_tokens: f64,
     /// Mean weight of the supervised tokens.
@@ -51,42 +51,42 @@ pub(crate) struct StepMetrics {
     pub mean_weight: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub tokens_per_second: f64,
-    /// Mean divergence from the base model at these tokens, for the methods that compute it.
+    /// The mean divergence from the base model on these tokens, for the methods that compute it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kl_to_base: Option<f64>,
-    /// The supervised tokens by their quadrants.
+    /// The supervised tokens by quadrant.
     pub by_quadrant: ByQuadrant<Group>,
     /// Tokens with an entropy of 2 nats or more.
     pub high_entropy: Group,
     /// Tokens with an entropy of half a nat or less.
     pub low_entropy: Group,
-    /// How the model stands with what it does not learn from: measured every so many steps, else empty.
+    /// The metrics on data that the model is not trained on: measured at intervals, otherwise empty.
     #[serde(flatten)]
     pub standing: Standing,
-    /// The lowest held-out loss up to here, where this step has looked.
+    /// The lowest held-out loss so far, if this step has evaluated it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lowest: Option<Lowest>,
 }
 
-/// Some of a step's tokens.
+/// A group of a step's tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Group {
-    /// How many they are.
+    /// The number of tokens in the group.
     pub tokens: u64,
-    /// Their mean -ln p, nats.
+    /// Their mean -ln p in nats; absent for an empty group.
     pub cross_entropy: Option<f64>,
 }
 
-/// How the model stands on the held-out rows.
+/// The metrics on the held-out rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Validation {
-    /// Mean -ln p, nats per token.
+    /// Mean -ln p in nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     /// Its 95 % interval over the rows.
     #[serde(default, deserialize_with = "finite_ends")]
     pub cross_entropy_ci95: Option<[f64; 2]>,
-    /// Share of targets that are the model's first choice.
+    /// The share of targets that are the model's most probable token.
     pub accuracy: f64,
     /// Its 95 % interval over the rows.
     #[serde(default, deserialize_with = "finite_ends")]
@@ -96,16 +96,16 @@ pub(crate) struct Validation {
     pub tokens: u64,
 }
 
-/// How far the model has moved from the base on text that it was not trained on: `eval::divergence` says which.
+/// How far the model has moved from the base on text that it was not trained on; `eval::divergence` defines the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drift {
-    /// Mean KL(base || model), nats per token.
+    /// Mean KL(base || model) in nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl: f64,
     /// Its 95 % interval over the texts.
     #[serde(default, deserialize_with = "finite_ends")]
     pub kl_ci95: Option<[f64; 2]>,
-    /// Mean -ln p of the model, nats per token.
+    /// Mean -ln p of the model in nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     #[serde(default)]
@@ -113,7 +113,7 @@ pub(crate) struct Drift {
     pub tokens: u64,
 }
 
-/// How a model stands with what it does not learn from: held-out rows, if there are any, and general text.
+/// The metrics on data that the model is not trained on: held-out rows, if there are any, and general text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Standing {
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -123,7 +123,7 @@ pub(crate) struct Standing {
 }
 
 impl Validation {
-    /// Sums up the statistics of the supervised tokens of rows that are held out.
+    /// Summarises the statistics of the supervised tokens of held-out rows.
     pub(crate) fn of(sequences: &[Sequence], rows: &[Vec<TokenStatistics>]) -> Validation {
         let (mut loss, mut right, mut tokens) = (ClusterSums::default(), ClusterSums::default(), 0);
         for (sequence, row) in sequences.iter().zip(rows).filter(|(_, row)| !row.is_empty()) {
@@ -146,7 +146,7 @@ impl Validation {
 }
 
 impl StepMetrics {
-    /// What the tokens of a step say; the caller adds the rest.
+    /// The metrics that follow from the tokens of a step; the caller adds the others.
     pub(crate) fn of(tokens: &[Vec<StepToken>], thresholds: &Resolved) -> StepMetrics {
         let all = || tokens.iter().flatten();
         let n = all().count().max(1) as f64;
@@ -179,7 +179,7 @@ impl StepMetrics {
         }
     }
 
-    /// The numbers that TensorBoard shows, with their names.
+    /// The scalars for TensorBoard, with their names.
     pub(crate) fn scalars(&self) -> Vec<(&'static str, f64)> {
         let mut scalars = vec![
             ("train/loss", self.loss),
@@ -213,7 +213,7 @@ impl StepMetrics {
     }
 }
 
-/// The quadrants of the default thresholds, which need no table.
+/// The quadrants of the default thresholds, which do not depend on a table.
 pub(crate) fn fixed_thresholds() -> crate::Result<Resolved> {
     crate::diagnosis::quadrants::resolve(Thresholds::default(), &[])
 }
@@ -225,7 +225,7 @@ mod tests {
 
     const TARGET: u32 = 7;
 
-    /// The statistics of rows all of whose targets are [`TARGET`].
+    /// The metrics of rows all of whose targets are [`TARGET`].
     fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
         let sequence = |row: &Vec<TokenStatistics>| Sequence {
             row: 0,
@@ -236,7 +236,7 @@ mod tests {
         Validation::of(&rows.iter().map(sequence).collect::<Vec<_>>(), rows)
     }
 
-    /// Where all logits are equal no word is above the target, and the first id is the choice nonetheless.
+    /// If all logits are equal, no token ranks above the target, and yet the most probable one is the first id.
     #[test]
     fn a_model_that_knows_nothing_is_right_about_one_id_alone() {
         let statistics = crate::kernels::statistics::statistics_of_logits(&[0.5; 12], TARGET, 4);
@@ -253,13 +253,14 @@ mod tests {
         let rows = [vec![token(-1.0, TARGET), token(-3.0, 2)], vec![], vec![token(-2.0, TARGET), token(-2.0, 4)]];
         let found = of(&rows);
         assert_eq!((found.cross_entropy, found.accuracy, found.rows, found.tokens), (2.0, 0.5, 2, 4));
-        // Both rows have a mean of 2 and one token in two right: of the loss that tells nothing, of the share what two items tell (Wilson).
+        // Both rows have a mean of 2 and one of two tokens right: the loss gets no interval, and the share that of two items
+        // (Wilson).
         let [low, high] = found.accuracy_ci95.unwrap();
         assert!(found.cross_entropy_ci95.is_none() && (low - 0.094_531).abs() < 1e-6 && (high - 0.905_469).abs() < 1e-6);
         assert_eq!(of(&rows[..1]).cross_entropy_ci95, None);
     }
 
-    /// A run that goes on reads the lines before again, also where a loss was no number.
+    /// A resumed run reads back the previous lines, including those whose loss was not finite.
     #[test]
     fn a_line_whose_loss_is_not_finite_is_read_again() {
         let validation = Validation { cross_entropy: f64::NAN, ..Validation::default() };
@@ -283,7 +284,8 @@ mod tests {
         assert_eq!((again.step, again.lowest, serde_json::to_string(&again).unwrap()), (3, metrics.lowest, line));
     }
 
-    /// Rows of one to sixty tokens, each with a level of its own. Nominal 95 %; 1000 experiments leave a standard deviation of 0.7 points.
+    /// Rows of one to sixty tokens, each row with its own level. Nominally 95 %; 1000 experiments leave a standard deviation of
+    /// 0.7 points.
     #[test]
     fn intervals_of_held_out_rows_cover_the_truth_as_often_as_they_say() {
         let mut random = crate::random::SplitMix(41);

@@ -1,17 +1,18 @@
-//! Fine-tuning on the engine that scores: EAFT and the losses it is compared with, in full or by low-rank adapters.
+//! Fine-tuning with the engine that also scores: EAFT and the losses that it is compared with, for all weights or low-rank
+//! adapters.
 //!
 //! ```text
-//! options.rs     a TOML file under the command line -> what decides a run, and options/check.rs what is refused; declared.rs what an
-//!                option is, and other programs' names; elsewhere.rs what else their files say
+//! options.rs     a TOML file and the command line -> the options of a run; options/check.rs rejects invalid ones; declared.rs describes an
+//!                option and knows other programs' names for it; elsewhere.rs handles what else their files contain
 //! data.rs        sequences in memory, held-out rows, the order of each epoch
 //! step.rs        sequences -> packs -> forward, head, backward: the gradient of one step
 //! loss.rs        a token's statistics -> the factors of its loss, for every method of `diagnosis::gate`
-//! adamw.rs       the update; schedule.rs its rate
-//! keep.rs        which model of a run is kept, and when it ends early
-//! metrics.rs     what is logged; drift.rs how far general text has moved
+//! adamw.rs       the update; schedule.rs its learning rate
+//! keep.rs        which model of a run is kept, and when it stops early
+//! metrics.rs     the logged metrics; drift.rs how far the model has moved on general text
 //! ```
 //!
-//! Left out: training on a GPU, generation during training; run folders and the loop over steps, which are `jobs::train`'s.
+//! Not supported: training on a GPU, and generation during training. Run folders and the loop over steps are in `jobs::train`.
 
 pub(crate) mod adamw;
 pub(crate) mod data;

@@ -1,8 +1,8 @@
-//! What a training run is told: a TOML or YAML file, the command line over it, defaults under both. The resolved options are saved
-//! beside the results as `train.toml`, which `--config` takes again.
+//! The options of a training run: a TOML or YAML file, overridden by the command line, with defaults for the rest. The resolved
+//! options are saved beside the results as `train.toml`, which `--config` accepts.
 //!
-//! Each option is declared once, below: its name, type, default and sentence. The struct, the command line, `--help` and what reads
-//! files follow from that.
+//! Each option is declared once, below: its name, type, default and help text. The struct, the command line, `--help` and the
+//! reading of files are derived from this.
 
 mod check;
 
@@ -24,11 +24,11 @@ use crate::model::{LoraOptions, ModelName};
 use crate::spelling::nearest;
 use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
-/// Declares the options once: groups of fields, each with its type, its default and its sentence. The last may say a default that is no
-/// number, in brackets; help adds those that are.
+/// Declares the options: groups of fields, each with its type, its default and its help text. The help text may end with a
+/// default that is not a number in brackets; help adds the numeric ones.
 macro_rules! options {
     ($($group:ident { $($(#[doc = $help:literal])+ $name:ident: $type:ty = $default:expr;)* })*) => {
-        /// Everything that decides a training run; names are those of the command line.
+        /// All options of a training run; the names are those of the command line.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         pub(crate) struct Options {
@@ -50,150 +50,150 @@ macro_rules! options {
 
 options! {
     Run {
-        /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard input.
+        /// Data files (JSONL, JSON, CSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz or .zip), folders, globs, or `-` for standard input.
         datasets: Vec<String> = Vec::new();
         /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id [default: SmolLM2-135M-Instruct].
         model: Option<String> = None;
-        /// For an adapter: the model that it is put on [default: the one that its config names].
+        /// For an adapter: its base model [default: the one named in its config].
         base: Option<String> = None;
         /// The run folder [default: one under runs/].
         out: Option<PathBuf> = None;
-        /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: near f32); what learns is kept in f32.
+        /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: close to f32); trained weights are kept in f32.
         dtype: Dtype = Dtype::F32;
     }
     Loss {
-        /// The loss, as the guide lists them: METHODS.
+        /// Loss (`diagnose guide training` describes them): METHODS.
         method: Method = EAFT;
         /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl [default: linear].
         gate: Option<String> = None;
-        /// What EAFT's entropy is divided by: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl) [default: ln-k].
+        /// Divisor of EAFT's entropy: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl) [default: ln-k].
         normaliser: Option<Normaliser> = None;
-        /// K of EAFT's entropy [default: 20].
+        /// K of EAFT's top-K entropy [default: 20].
         top_k: Option<usize> = None;
-        /// Rows whose conflicts are meant to be learnt, such as knowledge edits, get full weight: a source, a row's own id, or
-        /// edits.jsonl:17; may be given several times.
+        /// Rows whose conflicts should be learnt, such as knowledge edits, and get full weight: a source, a row's own id, or
+        /// edits.jsonl:17; repeatable.
         intended: Vec<String> = Vec::new();
     }
     Lora {
-        /// Trains low-rank adapters instead of all weights.
+        /// Train low-rank adapters (LoRA) instead of all weights.
         lora: bool = false;
-        /// The adapters have this rank.
+        /// LoRA rank.
         lora_r: usize = 16;
-        /// An adapter counts alpha / r [default: 2 r].
+        /// LoRA alpha; adapters are scaled by alpha / r [default: 2 r].
         lora_alpha: Option<f64> = None;
-        /// Saves the base with the adapter added, too.
+        /// Also save the base model with the adapter merged into it.
         merge: bool = false;
     }
     Optimiser {
-        /// The peak learning rate [default: 1e-5, with --lora 1e-4].
+        /// Peak learning rate [default: 1e-5, with --lora 1e-4].
         lr: Option<f64> = None;
-        /// The data are seen this often; a fraction ends within an epoch.
+        /// Passes over the data; a fraction ends within an epoch.
         epochs: f64 = 1.0;
-        /// Trains for this many steps, over as many epochs as they take, instead of --epochs.
+        /// Train for this many optimiser steps instead of --epochs, over as many epochs as that takes.
         max_steps: Option<u64> = None;
-        /// An optimiser step takes this many sequences.
+        /// Sequences per optimiser step.
         batch_size: usize = 16;
-        /// The learning rate rises over so many steps; below 1, over this share of them [default: what --warmup-ratio says].
+        /// Warm-up steps; a number below 1 is a share of all steps [default: from --warmup-ratio].
         warmup_steps: Option<f64> = None;
     }
     Looking {
-        /// This share of the rows is held out and looked at now and then.
+        /// Share of the rows to hold out for evaluation during training.
         validation_share: f64 = 0.0;
-        /// A file of rows to hold out beside the data, all of it, read and masked as the data are; may be given several times.
+        /// A file of held-out rows, read and masked like the data; repeatable.
         validation: Vec<String> = Vec::new();
-        /// Steps from one look at held-out rows and general text to the next [default: a tenth of the run].
+        /// Steps between evaluations on held-out rows and general text [default: a tenth of the run].
         eval_every: Option<u64> = None;
-        /// The model that is saved at the end: last, or best, which is that of the lowest held-out loss [default: last, with
-        /// --stop-after-worse best].
+        /// Which model to save at the end: last, or best (lowest held-out loss) [default: last, with --stop-after-worse
+        /// best].
         keep: Option<Keep> = None;
-        /// Ends the run after so many looks in a row at the held-out rows without a new lowest loss [default: never].
+        /// End the run after this many evaluations in a row without a new lowest held-out loss [default: never].
         stop_after_worse: Option<u64> = None;
-        /// Steps from one checkpoint to the next [default: an epoch].
+        /// Steps between checkpoints [default: an epoch].
         save_every: Option<u64> = None;
     }
     Data {
-        /// Longest sequence in tokens; what is longer is cut at its end and counted [default: 2048, or what the model takes, if that is
-        /// less].
+        /// Longest sequence in tokens; longer ones are cut at their end and counted [default: 2048, or the model's limit if
+        /// lower].
         max_len: Option<usize> = None;
-        /// Reads only the first N records [default: all].
+        /// Read only the first N records [default: all].
         limit: Option<u64> = None;
-        /// Reads N records drawn at random by --seed; a larger sample holds the smaller one [default: all].
+        /// Read N records drawn at random by --seed; a larger sample contains the smaller one [default: all].
         sample: Option<u64> = None;
-        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes another half each time.
+        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes a different half in each.
         mix: BTreeMap<String, f64> = BTreeMap::new();
-        /// The order of the rows, the adapters' first weights, dropout and the held-out rows follow from this number.
+        /// Random seed for the order of rows, the adapters' initial weights, dropout and the held-out rows.
         seed: u64 = 0;
     }
     Expert {
-        /// Factor of the divergence from the base model [default: 0.5 in sft-kl, 0.1 in asft].
+        /// Weight of the divergence from the base model [default: 0.5 in sft-kl, 0.1 in asft].
         kl_weight: Option<f32> = None;
-        /// Optimiser steps from one snapshot of psft's old model to the next [default: 8].
+        /// Optimiser steps between snapshots of psft's old model [default: 8].
         snapshot_every: Option<u64> = None;
-        /// Inputs of the adapters are dropped at this rate.
+        /// LoRA dropout.
         lora_dropout: f32 = 0.0;
-        /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks; the guide's page on models says which
-        /// of a mixture of experts].
+        /// Modules that get adapters, such as q_proj,v_proj [default: all linear modules of the blocks; for mixtures of experts see
+        /// `diagnose guide models`].
         lora_targets: Vec<String> = Vec::new();
-        /// The learning rate falls as cosine or linear says, or stays as constant (without a warm-up) or constant-with-warmup says.
+        /// Learning-rate schedule: cosine, linear, constant (without warm-up) or constant-with-warmup.
         schedule: Shape = Shape::Cosine;
-        /// The learning rate rises over this share of the steps.
+        /// Share of the steps that are warm-up.
         warmup_ratio: f64 = 0.03;
-        /// AdamW's mean of the gradient keeps this much of the last step's.
+        /// AdamW's beta1: decay of the mean gradient.
         beta1: f64 = 0.9;
-        /// AdamW's mean of the squared gradient keeps this much of the last step's.
+        /// AdamW's beta2: decay of the mean squared gradient.
         beta2: f64 = 0.999;
-        /// AdamW adds this to what it divides by.
+        /// AdamW's epsilon, added to the denominator.
         eps: f64 = 1e-8;
-        /// All weights but norms and biases decay at this rate times the learning rate.
+        /// Weight decay (norms and biases excluded).
         weight_decay: f64 = 0.0;
-        /// Number format of AdamW's moments: f32, or bf16, rounded at random, for a quarter less memory and held-out losses that differ in
-        /// the fourth decimal [default: f32 for LoRA, else bf16].
+        /// Number format of AdamW's moments: f32, or bf16 with stochastic rounding, which saves a quarter of the memory and changes
+        /// held-out losses in the fourth decimal [default: f32 for LoRA, else bf16].
         moments: Option<Stored> = None;
-        /// Gradients of a larger norm are scaled to this one; 0 for none.
+        /// Maximum gradient norm; 0 disables clipping.
         clip: f64 = 1.0;
-        /// Tokens that go through the model together; changes memory and speed, not results, but for the masks of --lora-dropout.
+        /// Tokens per forward pass; changes memory and speed, not results (except the masks of --lora-dropout).
         pack_tokens: usize = 2048;
-        /// MiB of activations that are kept instead of computed again; changes memory and speed, not results [default: 1024 for LoRA, else
+        /// MiB of activations to keep instead of recomputing; changes memory and speed, not results [default: 1024 for LoRA, else
         /// 256].
         activation_memory: Option<usize> = None;
         /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
         save_dtype: Stored = Stored::F32;
-        /// So many checkpoints are kept, and beside them that of the lowest held-out loss where it is to be the result.
+        /// Number of checkpoints to keep, in addition to the one with the lowest held-out loss if --keep is best.
         keep_checkpoints: usize = 1;
-        /// Format of the data, where it is not to be guessed [default: guessed].
+        /// Data format [default: detected].
         format: Option<Format> = None;
-        /// Where a field comes from, as FIELD=COLUMN, for data of no known format.
+        /// Which column a field is read from, as FIELD=COLUMN, for data in no known format.
         map: Vec<String> = Vec::new();
-        /// What a speaker of the data is, as NAME=ROLE, such as patient=user.
+        /// Role of a speaker in the data, as NAME=ROLE, such as patient=user.
         role: Vec<String> = Vec::new();
-        /// Stops at the first bad row instead of skipping it.
+        /// Stop at the first bad row instead of skipping it.
         strict: bool = false;
-        /// A system prompt for conversations that have none [default: none].
+        /// System prompt for conversations without one [default: none].
         system: Option<String> = None;
-        /// A Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
+        /// Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
         chat_template: Option<PathBuf> = None;
-        /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own come first [default: none].
+        /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own take precedence [default: none].
         chat_template_kwargs: Option<String> = None;
-        /// Puts the end token behind plain texts that do not end with it, as TRL does.
+        /// Append the end token to plain texts that do not end with it, as TRL does.
         append_eos: bool = false;
-        /// Which tokens count: assistant, last or all.
+        /// Which turns are supervised: assistant, last or all.
         supervise: Supervise = Supervise::Assistant;
     }
 }
 
 impl Options {
-    /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
+    /// Reads `file`, applies `overrides` (with the same keys as the file), and checks the result.
     pub(crate) fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
         Ok(Options::resolve_with_remarks(file, overrides)?.0)
     }
 
-    /// As [`Options::resolve`]; also what other programs would do otherwise with the file's options.
+    /// Like [`Options::resolve`], and also returns warnings about options of the file that other programs treat differently.
     pub(crate) fn resolve_with_remarks(file: Option<&Path>, overrides: toml::Table) -> Result<(Options, Vec<String>)> {
         let (mut table, mut remarks) = file.map_or(Ok(Default::default()), read_table)?;
         remarks.retain(|(name, _)| !overrides.contains_key(name));
-        // A file that a run has left names every option; on the command line one was meant, even where it says the default.
+        // A run's own file names every option; on the command line, naming one is a request, even if the value is the default.
         let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
-        // What is typed goes over what the file says of the same thing, whichever of its two names either has.
+        // An option on the command line overrides its rival in the file, whichever of the two names is used where.
         for [a, b] in RIVALS {
             match [a, b].map(|name| overrides.contains_key(name)) {
                 [true, true] => {
@@ -207,7 +207,7 @@ impl Options {
         }
         table.extend(overrides);
         for declared in DECLARED.iter().filter(|declared| declared.kind == ValueKind::Texts) {
-            // As LLaMA-Factory's files have a list of one.
+            // LLaMA-Factory's files may have a string in place of a list with one element.
             if let Some(value @ toml::Value::String(_)) = table.get_mut(&declared.name()) {
                 *value = toml::Value::Array(vec![value.clone()]);
             }
@@ -220,7 +220,7 @@ impl Options {
         }
     }
 
-    /// The options as a file that `--config` takes.
+    /// The options as a file that `--config` accepts.
     pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self).context("cannot write the options")
     }
@@ -229,7 +229,7 @@ impl Options {
         ModelName { written: self.model.clone(), base: self.base.clone() }
     }
 
-    /// Are there rows that are looked at and not trained on?
+    /// Are there held-out rows?
     pub(crate) fn holds_out(&self) -> bool {
         self.validation_share > 0.0 || !self.validation.is_empty()
     }
@@ -247,12 +247,12 @@ impl Options {
         }
     }
 
-    /// What a token is weighed by: the method's gate, and EAFT's as it was asked for.
+    /// The gate that weights the tokens: the method's, or EAFT's with the requested options.
     pub(crate) fn gate(&self) -> Result<Gate> {
         self.method.gate_under(self.gate.as_deref(), self.normaliser, self.top_k)
     }
 
-    /// Optimiser steps from one snapshot to the next, for the method that takes them.
+    /// The number of optimiser steps between snapshots, for the method that takes them.
     pub(crate) fn snapshot_every(&self) -> Option<u64> {
         match self.method.beside {
             Beside::Snapshots { every } => Some(self.snapshot_every.unwrap_or(every)),
@@ -264,7 +264,7 @@ impl Options {
         self.lr.unwrap_or(if self.lora { 1e-4 } else { 1e-5 })
     }
 
-    /// Once the model is known, it is written into `max_len` if that is less than the usual length.
+    /// The longest sequence. Once the model is known, its limit is stored in `max_len` if that is below the default.
     pub(crate) fn max_len(&self) -> usize {
         self.max_len.unwrap_or(DEFAULT_MAX_LEN)
     }
@@ -298,7 +298,8 @@ impl Options {
         })
     }
 
-    /// Modules to adapt; LLaMA-Factory writes a text with commas, and `all` by itself for all of them, PEFT `all-linear`.
+    /// The modules to adapt. LLaMA-Factory writes a comma-separated text, and `all` alone for all modules; PEFT writes
+    /// `all-linear`.
     fn lora_targets(&self) -> Vec<String> {
         let names: Vec<&str> = self.lora_targets.iter().flat_map(|names| names.split(',')).map(str::trim).collect();
         match names[..] {
@@ -307,14 +308,15 @@ impl Options {
         }
     }
 
-    /// Steps over which the learning rate rises, in a run of so many.
+    /// The number of warm-up steps in a run of `total` steps.
     pub(crate) fn warmup(&self, total: u64) -> u64 {
         if self.schedule == Shape::Constant {
             return 0;
         }
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
         let names_ratio = self.warmup_ratio != Options::default().warmup_ratio;
-        // As in Transformers' `TrainingArguments`: of both, steps count unless they are 0, and those below 1 are a share.
+        // As in Transformers' `TrainingArguments`: if both are given, the steps apply unless they are 0; a value below 1 is a
+        // share.
         match self.warmup_steps.filter(|steps| *steps > 0.0 || !names_ratio) {
             None => of_share(self.warmup_ratio),
             Some(share) if share < 1.0 => of_share(share),
@@ -322,12 +324,12 @@ impl Options {
         }
     }
 
-    /// The base model is held beside the one that learns; adapters are switched off instead.
+    /// Must the base model be loaded beside the trained one? With adapters it suffices to switch these off.
     pub(crate) fn needs_base(&self) -> bool {
         self.method.needs_reference() && !self.lora
     }
 
-    /// Bytes of activations to keep.
+    /// How many bytes of activations to keep.
     pub(crate) fn activation_bytes(&self) -> usize {
         self.activation_memory.unwrap_or(if self.lora { 1024 } else { 256 }).saturating_mul(1 << 20)
     }
@@ -338,7 +340,7 @@ impl Options {
         AdamWOptions { beta1, beta2, eps, weight_decay, moments }
     }
 
-    /// The options without those that change no result: two runs of equal identity may continue each other.
+    /// The options without those that do not change the result: a run can resume another one whose identity is equal.
     pub(crate) fn identity(&self) -> Options {
         Options {
             out: None,
@@ -350,7 +352,8 @@ impl Options {
     }
 }
 
-/// An error out of the text of another one: what is wrong, on further lines perhaps a cure, and "in `lr`".
+/// Builds an error from the text of another one, which consists of the message, optionally a cure on further lines, and "in
+/// `lr`".
 fn wrong_option(text: &str, file: Option<&Path>) -> Error {
     let text = text.trim_end();
     let (what, name) = match text.strip_suffix('`').and_then(|text| text.rsplit_once("\nin `")) {
@@ -372,8 +375,8 @@ fn without_adapters(name: &str) -> Error {
 
 const READ_BY_NAME: &str = "A file whose name ends in .yaml or .yml is read as YAML, and any other as TOML.";
 
-/// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
-/// for an option left out. Also what another program does otherwise with an option, by our name.
+/// Reads the options of a file under our names. Accepts other programs' names and underscores for dashes; in YAML, `null` leaves
+/// an option out. Also returns warnings, under our names, about options that other programs treat differently.
 fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)> {
     let text = std::fs::read_to_string(path).context_at(path, "cannot read the configuration")?;
     let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
@@ -403,7 +406,7 @@ fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)>
     Ok((ours, remarks))
 }
 
-/// An error that names all the options that are none of this program, each with what to give instead: a file of another program has several.
+/// Returns an error that names all unknown options, each with what to give instead, since a file of another program has several.
 fn refuse_unknown(table: &toml::Table) -> Result<()> {
     let answer = |name: &String| {
         if let Some(answer) = instead_of(name) {
@@ -433,7 +436,7 @@ fn refuse_unknown(table: &toml::Table) -> Result<()> {
     Err(Error::usage(what).cure(format!("{}\n  `diagnose train --list-options` shows them all.", answers.join("\n  "))))
 }
 
-/// Options of which only one can have its say.
+/// Pairs of options that exclude each other.
 const RIVALS: [[&str; 2]; 2] = [["epochs", "max-steps"], ["warmup-ratio", "warmup-steps"]];
 
 #[cfg(test)]

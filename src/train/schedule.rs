@@ -1,4 +1,5 @@
-//! The learning rate of each step, as in Transformers' `optimization.py`: a linear warm-up, then constant, a line or half a cosine to 0.
+//! The learning rate of each step, as in Transformers' `optimization.py`: a linear warm-up, then constant, linear or half a
+//! cosine to 0.
 
 use std::f64::consts::PI;
 
@@ -11,9 +12,9 @@ pub(crate) enum Shape {
     #[default]
     Cosine,
     Linear,
-    /// From the first step on: in Transformers no warm-up goes before it, whatever its options say.
+    /// Constant from the first step on: in Transformers it has no warm-up, whatever the options say.
     Constant,
-    // Transformers' name of it.
+    // Transformers' name for it.
     ConstantWithWarmup,
 }
 
@@ -28,21 +29,21 @@ named! {
 /// The learning rate of each step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
-    /// How the rate falls after the warm-up.
+    /// How the rate decays after the warm-up.
     pub shape: Shape,
-    /// The largest rate.
+    /// The highest rate.
     pub peak: f64,
-    /// Steps of the warm-up.
+    /// The number of warm-up steps.
     pub warmup: u64,
-    /// Steps in all.
+    /// The number of steps in total.
     pub total: u64,
 }
 
 impl Schedule {
-    /// An error where the rate is 0 at every step.
+    /// Returns an error if the rate is 0 at every step.
     pub(crate) fn check(&self) -> Result<()> {
         let Schedule { total, warmup, .. } = *self;
-        // The rate rises along a line to the peak, and falls from there.
+        // The rate rises linearly to the peak and decays from there.
         if [0, 1, warmup].into_iter().any(|step| step < total && self.rate(step) > 0.0) {
             return Ok(());
         }
@@ -81,7 +82,7 @@ mod tests {
         assert!((cosine.rate(6) - 0.5).abs() < 1e-12 && cosine.rate(10) < 1e-12);
         assert_eq!([2, 4, 10].map(|step| schedule(Shape::Linear).rate(step)), [1.0, 0.75, 0.0]);
         assert_eq!(schedule(Shape::Constant).rate(9), 1.0);
-        // A warm-up that takes all steps, of which the first has the rate 0, teaches something from the second on.
+        // A warm-up over all steps, the first of which has rate 0, trains from the second step on.
         let of = |peak, warmup, total| Schedule { shape: Shape::Linear, peak, warmup, total }.check();
         assert!(of(1.0, 0, 1).is_ok() && of(1.0, 2, 2).is_ok());
         let error = of(1.0, 1, 1).unwrap_err();

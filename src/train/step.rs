@@ -1,8 +1,9 @@
-//! The gradient of one optimiser step: its sequences, a token budget at a time, into the parameters.
+//! Computes the gradient of one optimiser step: processes its sequences one token budget at a time and accumulates into the
+//! parameters.
 //!
-//! The sum over tokens is divided once, by the supervised tokens of the whole step (each counted by the weight of its turn), so that
-//! however the sequences are split into packs the gradient is that of the large batch. Sequences with a common prefix share its rows:
-//! a row's gradient is the sum over all who read it.
+//! The sum over tokens is divided once, by the number of supervised tokens of the whole step (each counted with the weight of its
+//! turn), so that the gradient does not depend on how the sequences are split into packs. Sequences with a common prefix share
+//! its rows: the gradient of a row is the sum over all sequences that use it.
 
 use crate::engine::{self, Packed, pack};
 use crate::error::{Error, Result};
@@ -14,10 +15,10 @@ use crate::tokens::Sequence;
 use super::loss::{BatchLoss, Loss, Share, mean_loss};
 use crate::diagnosis::gate::Token;
 
-/// Where the base model's distributions come from, for the methods that stay near it.
+/// The source of the base model's distributions, for methods that stay close to it.
 pub(crate) enum Base<'a> {
     None,
-    /// A model of its own.
+    /// A separate model.
     Model(&'a Model),
     /// The trained model without its adapters.
     WithoutAdapters,
@@ -28,11 +29,11 @@ pub(crate) enum Base<'a> {
 pub(crate) struct RowWeight {
     /// The method's weight of the whole sequence.
     pub weight: f32,
-    /// Its conflicts are meant to be learnt: the method's weights of single tokens do not apply.
+    /// The conflicts of the row are intended: the method's token weights do not apply.
     pub intended: bool,
-    /// The weight of each target, as the data have it; empty where all are 1. A target of weight 2 counts as two tokens.
+    /// The weight of each target, as given in the data; empty if all are 1. A target of weight 2 counts as two tokens.
     pub targets: Vec<f32>,
-    /// ln p of each target under an earlier model, for the gates that look at it; empty for all others.
+    /// ln p of each target under an earlier model, for the gates that use it; empty for all others.
     pub earlier: Vec<f32>,
 }
 
@@ -42,17 +43,17 @@ impl RowWeight {
         self.of_target(n) * if self.intended { 1.0 } else { loss.weight(&self.token(n, statistics)) }
     }
 
-    /// Target `n` as gates see it.
+    /// Target `n` in the form that gates take.
     fn token(&self, n: usize, statistics: &TokenStatistics) -> Token {
         Token::new(statistics, self.earlier.get(n).copied())
     }
 
-    /// The constant before the whole loss of target `n`.
+    /// The constant factor of the whole loss of target `n`.
     fn of_target(&self, n: usize) -> f32 {
         self.weight * self.targets.get(n).unwrap_or(&1.0)
     }
 
-    /// As how many tokens those of `sequence` count.
+    /// The number of tokens that the targets of `sequence` count as.
     fn tokens(&self, sequence: &Sequence) -> f64 {
         if self.targets.is_empty() {
             return sequence.n_targets() as f64;
@@ -61,21 +62,21 @@ impl RowWeight {
     }
 }
 
-/// How a step is computed.
+/// The settings of a step.
 pub(crate) struct StepOptions<'a> {
     pub loss: &'a Loss,
-    /// Tokens that go through the model together.
+    /// The number of tokens per forward pass.
     pub pack_tokens: usize,
-    /// Bytes of activations that are kept instead of computed again.
+    /// The bytes of activations to keep instead of recomputing.
     pub activation_bytes: usize,
     pub base: Base<'a>,
-    /// The share of the adapters' inputs that is dropped.
+    /// The dropout rate of the adapters' inputs.
     pub dropout: f32,
-    /// The key of this step's draws.
+    /// The key for the random draws of this step.
     pub dropout_key: u64,
 }
 
-/// A supervised token of a sequence and what became of it.
+/// A supervised token of a sequence with its results.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StepToken {
     /// The token's id.
@@ -88,7 +89,7 @@ pub(crate) struct StepToken {
     pub loss: f64,
 }
 
-/// A step before its update.
+/// The results of a step, before its update.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StepResult {
     /// The supervised tokens of each sequence, in order.
@@ -96,11 +97,11 @@ pub(crate) struct StepResult {
     /// The loss that is minimised: the mean over the supervised tokens.
     pub loss: f64,
     pub input_tokens: u64,
-    /// Sequences with a token whose loss is not a number. If there are any, the step ended with them and its gradient is void.
+    /// The sequences with a token whose loss is NaN. If there are any, the step stopped there and its gradient is invalid.
     pub diverged: Vec<usize>,
 }
 
-/// Adds the gradient of the mean loss over `sequences`, which have these `weights`, to the model's parameters.
+/// Adds the gradient of the mean loss over `sequences`, weighted by `weights`, to the model's parameters.
 pub(crate) fn accumulate(
     model: &Model,
     sequences: &[Sequence],
@@ -115,9 +116,10 @@ pub(crate) fn accumulate(
     let mut result = StepResult { tokens: vec![Vec::new(); sequences.len()], ..StepResult::default() };
     for (number, packed) in (0..).zip(pack(sequences, options.pack_tokens, options.pack_tokens)) {
         let Packed { batch, rows, targets, scatter } = packed;
-        // A target counts once for each sequence that has it.
+        // A target counts once for each sequence that contains it.
         let mut shares = vec![Share::default(); targets.len()];
-        // Sequences that share a target share what any model makes of it.
+        // Sequences share a target only with all tokens before it, so that any model gives it the same probability in all of
+        // them.
         let mut earlier = vec![None; targets.len()];
         for (sequence, indices) in &scatter {
             let row = &weights[*sequence];
@@ -172,7 +174,7 @@ fn base_hidden(model: &Model, base: &Base, batch: &Batch, rows: &[u32]) -> Resul
     }
 }
 
-/// The loss with what it needs to know about the batch: TALR's temperature takes a pass of its own.
+/// The loss of a step with what it needs to know about the batch: TALR's temperature takes a separate forward pass.
 fn batch_loss(model: &Model, sequences: &[Sequence], options: &StepOptions) -> Result<BatchLoss> {
     if !options.loss.gate.needs().tau {
         return options.loss.of_batch(None);

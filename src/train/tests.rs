@@ -1,5 +1,5 @@
-//! Training against PyTorch: gradients of every tensor of every family, losses on fixed logits, ten steps. The fixtures and the script
-//! that made them: tests/fixtures/train/make.py.
+//! Compares training with PyTorch: gradients of every tensor of every family, losses on fixed logits, ten steps.
+//! tests/fixtures/train/make.py generates the fixtures.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::kernels::{Dtype, Kernels, Stored};
 use crate::model::{Adapters, LoadOptions, LoraOptions, Model, Parameter, Placement, Reference};
 use crate::tokens::Sequence;
 
-/// Those that make.py has gradients of; `model::families` asks for one of each family.
+/// The families for which make.py has gradients; `model::families` requires each family to have them.
 fn families() -> Vec<String> {
     let files = std::fs::read_dir(fixture("train/gradients")).unwrap();
     let mut names: Vec<String> = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned()).collect();
@@ -35,8 +35,11 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn tiny(family: &str) -> Model {
-    let path = fixture("families").join(family);
-    let reference = Reference::local(&path).unwrap();
+    tiny_at(&fixture("families").join(family))
+}
+
+fn tiny_at(path: &Path) -> Model {
+    let reference = Reference::local(path).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
     Model::load(&reference, options, 32).unwrap()
 }
@@ -49,7 +52,7 @@ fn sequence(ids: Vec<u32>, supervised: Vec<bool>) -> Sequence {
     Sequence { row: 0, spans: Vec::new(), ids, supervised }
 }
 
-/// The norm of the difference over the norm of what was expected.
+/// The norm of the difference relative to the norm of the expected values.
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
@@ -66,7 +69,7 @@ fn step_options<'a>(loss: &'a Loss, pack_tokens: usize, activation_bytes: usize)
     StepOptions { loss, pack_tokens, activation_bytes, base: Base::None, dropout: 0.0, dropout_key: 0 }
 }
 
-/// All gradients, by the names of the checkpoint.
+/// All gradients, by their names in the checkpoint.
 fn gradients(parameters: &[Parameter]) -> HashMap<String, Vec<f32>> {
     let of = |parameter: &Parameter| -> Vec<(String, Vec<f32>)> {
         let part =
@@ -83,7 +86,7 @@ fn clear(parameters: &[Parameter]) {
     }
 }
 
-/// Gradients of `sum w (-ln p) / N` with given weights: the fixture's loss.
+/// Computes the gradients of the fixture's loss, `sum w (-ln p) / N`, for given weights.
 fn weighted_gradients(model: &Model, sequences: &[(Vec<u32>, Vec<f32>)], n: usize) -> f64 {
     let mut loss = 0.0;
     for (ids, weights) in sequences {
@@ -130,7 +133,8 @@ fn every_gradient_of_every_family_is_pytorchs() {
         let trained: usize = parameters.iter().map(Parameter::elements).sum();
         assert_eq!(compared, trained, "{family}: tensors that the fixture does not have");
 
-        // And along its own direction each is what the loss does: differences over four points, which are off by a fifth derivative.
+        // The norm of each gradient must equal the slope of the loss along it, here by a four-point difference with an error in
+        // the fifth derivative.
         clear(&parameters);
         weighted_gradients(&model, &sequences, n);
         let mut directions = gradients(&parameters);
@@ -147,14 +151,48 @@ fn every_gradient_of_every_family_is_pytorchs() {
             const STEP: f64 = 2e-3;
             let slope = (8.0 * (at(STEP) - at(-STEP)) - (at(2.0 * STEP) - at(-2.0 * STEP))) / (12.0 * STEP);
             parameter.set(&part.name, &values).unwrap();
-            // Measured: off by 2e-3 at most. The loss is rounded by 1e-7, so the slope by 1e-4.
+            // Measured error: at most 2e-3. The loss is rounded to 1e-7, hence the slope to 1e-4.
             assert!((slope - norm).abs() < 5e-3 * norm + 1e-4, "{family}: {} slope {slope}, norm {norm}", part.name);
         }
     }
 }
 
-/// One gradient of Transformers' stacked layout from those of the single experts. gpt-oss, whose experts have biases, stacks inputs by
-/// outputs, and its gates and ups alternate.
+/// PyTorch leaves the row of `nn.Embedding(padding_idx)` out of the embedding's gradient, and everything else as it is.
+#[test]
+fn the_padding_token_is_not_trained_as_an_input() {
+    let expected = load(fixture("train/gradients/llama.safetensors"), &Device::Cpu).unwrap();
+    let ids: Vec<u32> = expected["ids.0"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let (weights, padding) = (numbers(&expected["weights.0"]), ids[3]);
+    let gradients_of = |padding: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(fixture("families/llama")).unwrap().map(|file| file.unwrap()) {
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(config["tie_word_embeddings"], false);
+        config["pad_token_id"] = padding;
+        std::fs::write(path, config.to_string()).unwrap();
+        let mut model = tiny_at(folder.path());
+        let parameters = model.train(Dtype::F32).unwrap();
+        weighted_gradients(&model, &[(ids.clone(), weights.clone())], ids.len());
+        (gradients(&parameters), model.config.vocab_size, model.config.hidden_size)
+    };
+    let (whole, vocab_size, width) = gradients_of(Value::Null);
+    let negative = i64::from(padding) - vocab_size as i64;
+    for id in [Value::from(padding), negative.into()] {
+        let (mut found, ..) = gradients_of(id);
+        let embedding = found.get_mut("model.embed_tokens.weight").unwrap();
+        let row = padding as usize * width..(padding as usize + 1) * width;
+        let own = &whole["model.embed_tokens.weight"][row.clone()];
+        assert!(embedding[row.clone()].iter().all(|g| *g == 0.0) && own.iter().any(|g| *g != 0.0));
+        embedding[row].copy_from_slice(own);
+        assert_eq!(found, whole);
+    }
+}
+
+/// One gradient in Transformers' stacked layout from those of the single experts. gpt-oss, whose experts have biases, stores
+/// inputs by outputs, with gates and ups interleaved.
 fn stacked(found: &HashMap<String, Vec<f32>>, name: &str, shape: &[usize]) -> Vec<f32> {
     let (module, kind) = name.rsplit_once('.').unwrap();
     if found.contains_key(&format!("{module}.0.down_proj.bias")) {
@@ -178,7 +216,7 @@ fn stacked(found: &HashMap<String, Vec<f32>>, name: &str, shape: &[usize]) -> Ve
 }
 
 fn example_batch() -> Vec<Sequence> {
-    // Two that begin alike, one that does not, and one twice.
+    // Two sequences with a common prefix, and a different one that appears twice.
     let ids = |seed: u32, n: u32| (0..n).map(move |t| (t * t * 7 + t * seed + 3 * seed) % 250 + 3);
     let prefix: Vec<u32> = ids(5, 10).collect();
     let with = |tail: Vec<u32>| {
@@ -207,18 +245,17 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
             (result.loss, result.tokens, gradients(&parameters))
         };
         let whole = run(10_000, 0);
-        // Recomputed or kept: the same bits.
+        // Recomputing or keeping activations gives the same bits.
         assert!(run(10_000, 1 << 30) == whole && run(10_000, 20_000) == whole, "{family}: what is kept changes the result");
         let alone = run(1, 0);
         assert!((alone.0 - whole.0).abs() < 1e-6, "{family}: loss {} and {}", alone.0, whole.0);
         for (name, expected) in &whole.2 {
-            // Sums of some dozen terms in another order.
+            // The order of summation over some dozen terms differs.
             let error = relative(&alone.2[name], expected);
             assert!(error < 1e-5, "{family}: {name} is off by {error:e} when nothing is packed");
         }
-        // The loss by hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are
-        // intended;
-        // those of the last row count half.
+        // The loss by hand: the mean over all supervised tokens of weight times gate times -ln p, without gate where conflicts
+        // are intended; those of the last row count half.
         let supervised = |row: usize| batch[row].n_targets() as f64;
         let n = supervised(0) + supervised(1) + supervised(2) + 0.5 * supervised(3);
         let by_hand: f64 = whole
@@ -326,7 +363,7 @@ fn every_loss_is_pytorchs_transcription_of_its_formula() {
     }
 }
 
-/// Method, gate and normaliser behind a name of the fixture.
+/// The method, gate and normaliser for a name in the fixture.
 fn as_typed(name: &str) -> (&str, Option<String>, Option<Normaliser>) {
     match name {
         "eaft_llama_factory" => ("eaft", None, Some(Normaliser::Three)),
@@ -391,7 +428,7 @@ fn ten_steps_follow_pytorch() {
                 let expected = expected[key].as_f64().unwrap();
                 assert!((found - expected).abs() < tolerance, "{name} step {step}: {key} {found}, PyTorch {expected}");
             };
-            // The bar is 1e-3. PyTorch in f64 differs from PyTorch in f32 by 3e-6.
+            // The requirement is 1e-3. PyTorch in f64 differs from PyTorch in f32 by 3e-6.
             close(result.loss, "loss", 5e-5);
             close(norm, "gradient_norm", 1e-3 * norm.max(1.0));
             close(rate, "lr", 1e-9);

@@ -41,7 +41,7 @@ pub(crate) const COMMON: Rules = &[
     // Written by converters of Llama; true for every `llama` checkpoint that Transformers reads.
     ("is_llama_config", Only(&["true"])),
     ("rope_interleaved", Only(&["false"])),
-    // Training settings.
+    // Training settings. `unapplied_in_training` reports those that Transformers would apply, before the first step.
     ("attention_dropout", Irrelevant),
     ("hidden_dropout", Irrelevant),
     ("resid_pdrop", Irrelevant),
@@ -62,7 +62,7 @@ pub(crate) const COMMON: Rules = &[
     ("cache_implementation", Irrelevant),
     ("bos_token_id", Irrelevant),
     ("eos_token_id", Irrelevant),
-    ("pad_token_id", Irrelevant),
+    ("pad_token_id", Optional),
     ("sep_token_id", Irrelevant),
     ("unk_token_id", Irrelevant),
     ("decoder_start_token_id", Irrelevant),
@@ -241,4 +241,23 @@ pub(crate) fn rule(key: &str, family: &Family) -> Option<Rule> {
 
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+/// Sentences about training settings of config.json that Transformers applies and this program does not: dropout, and the router's
+/// auxiliary loss. Scoring does not depend on them.
+pub(crate) fn unapplied_in_training(json: &Value) -> Vec<String> {
+    let number = |key: &str| json.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+    let elsewhere = "Transformers and the trainers built on it apply it, and this program does not";
+    let rates = ["attention_dropout", "resid_pdrop"].into_iter().filter(|key| number(key) != 0.0);
+    let mut said: Vec<String> = rates
+        .map(|key| {
+            format!("config.json asks for {key} {} in training: {elsewhere}; set it to 0 for the same training", number(key))
+        })
+        .collect();
+    if json.get("output_router_logits").and_then(Value::as_bool) == Some(true) {
+        said.push(format!(
+            "config.json adds the router's load-balancing loss to training (output_router_logits): {elsewhere}; set it to false for the same \
+             training"
+        ));
+    }
+    said
 }

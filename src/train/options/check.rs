@@ -1,4 +1,4 @@
-//! What is refused of the options: numbers out of range, and options that mean nothing without, or beside, others.
+//! Rejects invalid options: numbers out of range, and options that have no effect without others or contradict them.
 
 use super::{Options, without_adapters};
 use crate::diagnosis::gate::Beside;
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::train::keep::Keep;
 use crate::train::schedule::Shape;
 
-/// Numbers of training stay below: what is larger was meant for something else, and overflows in f32 products sooner or later.
+/// The bound for most numbers: larger ones are mistakes, and sooner or later overflow in f32 products.
 const MOST: f64 = 1e6;
 
 impl Options {
@@ -20,14 +20,14 @@ impl Options {
         self.check_rows()?;
         self.check_method()?;
         self.check_adapters()?;
-        // What has a language of its own.
+        // These options have a syntax of their own.
         self.gate()?;
         self.render()?;
         self.read()?;
         Ok(())
     }
 
-    /// What can be read once.
+    /// Checks the inputs that can be read only once.
     fn check_streams(&self) -> Result<()> {
         let is_stream =
             |name: &String| name == "-" || std::fs::metadata(name).is_ok_and(|found| !found.is_file() && !found.is_dir());
@@ -46,7 +46,7 @@ impl Options {
         Ok(())
     }
 
-    /// Whole numbers.
+    /// Checks the whole numbers.
     fn check_counts(&self) -> Result<()> {
         let whole = |count: usize| Some(count as u64);
         let counts = [
@@ -72,7 +72,7 @@ impl Options {
         Ok(())
     }
 
-    /// Numbers with a fraction, and the schedule that some of them are for.
+    /// Checks the fractional numbers, and that a given warm-up fits the schedule.
     fn check_rates(&self) -> Result<()> {
         let above = [("epochs", self.epochs), ("lora-alpha", self.lora_alpha.unwrap_or(1.0))];
         if let Some((name, value)) = above.into_iter().find(|(_, value)| !(*value > 0.0 && *value < MOST)) {
@@ -87,11 +87,11 @@ impl Options {
             ("beta1", self.beta1, 1.0),
             ("beta2", self.beta2, 1.0),
             ("warmup-ratio", self.warmup_ratio, 1.0),
-            // Whole numbers that a float holds to the last digit.
+            // Below this bound, a float represents every whole number exactly.
             ("warmup-steps", self.warmup_steps.unwrap_or(0.0), 1e15),
             ("weight-decay", self.weight_decay, MOST),
             ("kl-weight", f64::from(self.kl_weight.unwrap_or(0.0)), MOST),
-            // However large, it says that no gradient is to be scaled.
+            // An arbitrarily large bound means that no gradient is clipped.
             ("clip", self.clip, f64::INFINITY),
             ("eps", self.eps, MOST),
             ("lr", self.learning_rate(), MOST),
@@ -110,7 +110,7 @@ impl Options {
         Ok(())
     }
 
-    /// Which rows are read, which of them are held out, and how often they come.
+    /// Checks which rows are read, which are held out, and how often they appear.
     fn check_rows(&self) -> Result<()> {
         if self.limit.is_some() && self.sample.is_some() {
             return wrong("--limit takes the first rows and --sample random ones: give one of them");
@@ -132,7 +132,7 @@ impl Options {
         Ok(())
     }
 
-    /// What some methods have and others have not.
+    /// Checks the options that only some methods have.
     fn check_method(&self) -> Result<()> {
         if !self.intended.is_empty() && !self.method.has_weights() {
             return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
@@ -154,7 +154,7 @@ impl Options {
         }
     }
 
-    /// What is for adapters, where all weights are trained.
+    /// Rejects options for adapters if all weights are trained.
     fn check_adapters(&self) -> Result<()> {
         let plain = Options::default();
         let of_adapters = [

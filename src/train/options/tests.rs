@@ -1,4 +1,4 @@
-//! What a file and the command line say together, which names of other programs are taken, and what is refused.
+//! Tests how a file and the command line combine, which names of other programs are accepted, and what is rejected.
 
 use super::*;
 
@@ -59,7 +59,7 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
         let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();
         assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{line}: {error}");
     }
-    // All of a file at once, and what may be meant by a name that nobody has.
+    // The error lists all unknown options of a file, and suggests known names.
     let error =
         read("datasets: [a.jsonl]\nbf16: true\nuse_dft_loss: true\nlearning_rte: 1.0e-4\nbatchsize: 4\ndeepspeed_zz: x\n")
             .unwrap_err();
@@ -75,7 +75,8 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
     assert!(read("datasets: [a.jsonl]\nlearning_rte: 1.0e-4\n").unwrap_err().to_string().contains("an option of the file"));
 }
 
-/// What changes the training is never to be left out: it has a counterpart here, or the training is another one without it.
+/// The answer must never be to leave out an option that changes the training: it either has a counterpart here, or its absence is
+/// stated to change the training.
 #[test]
 fn keys_of_other_programs_are_answered_by_what_they_change() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,7 +125,7 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains("eave it out: it changes nothing that is learnt"), "{line}: {error}");
     }
-    // Of a name that nobody knows nobody says that it may be left out.
+    // The answer for an unknown name must not suggest leaving it out.
     let error = read("some_new_option: 3").unwrap_err().to_string();
     assert!(error.contains("some_new_option`: this program does not know it") && !error.contains("eave it out"), "{error}");
     assert_eq!(read("max_length: 512").unwrap().max_len, Some(512));
@@ -146,7 +147,7 @@ fn values_of_other_programs_are_taken_or_answered() {
         let options = read(&format!("lora: true\nlora_target_modules: {targets}")).unwrap();
         assert_eq!(options.lora().unwrap().targets, Vec::<String>::new(), "{targets}");
     }
-    // Beside others, PEFT and LLaMA-Factory look for a module of this name.
+    // Together with other names, PEFT and LLaMA-Factory take `all` as the name of a module.
     let both = read("lora: true\nlora_target: all,q_proj").unwrap();
     assert_eq!(both.lora().unwrap().targets, ["all", "q_proj"]);
     for (line, expected, cure) in [
@@ -168,7 +169,7 @@ fn values_of_other_programs_are_taken_or_answered() {
     }
 }
 
-/// Rows that are longer than a limit are cut at their end here, whoever's name the limit has.
+/// Rows above the length limit are truncated at the end, whichever program the limit's name comes from.
 #[test]
 fn what_other_programs_do_with_longer_rows_is_said() {
     let folder = tempfile::tempdir().unwrap();
@@ -195,7 +196,7 @@ fn what_is_for_adapters_is_refused_without_them() {
         assert!(error.to_string().contains("Give --lora, too") && error.exit_code() == 2, "{line}: {error}");
         resolved("lora = true").unwrap();
     }
-    // The file that a run leaves names every option.
+    // The file that a run saves names every option.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("train.toml");
     let left = Options { datasets: vec!["a".to_owned()], ..Options::default() }.to_toml().unwrap();
@@ -217,7 +218,7 @@ fn warm_up_is_a_share_or_steps() {
     let both =
         ["0", "7", "0.25"].map(|steps| of_file(&format!("warmup-ratio = 0.5\nwarmup-steps = {steps}"), "").unwrap().warmup(100));
     assert_eq!(both, [50, 7, 25]);
-    // What is typed has its say against the other name for the same in the file; two that are typed are refused.
+    // The command line overrides the file's other name for the same thing; giving both on the command line is an error.
     assert_eq!(of_file("warmup-steps = 3", "warmup-ratio = 0.5").unwrap().warmup(100), 50);
     assert_eq!(of_file("warmup-ratio = 0.5", "warmup-steps = 3").unwrap().warmup(100), 3);
     let options = of_file("max-steps = 10", "epochs = 5.0").unwrap();
@@ -302,7 +303,7 @@ fn wrong_options_are_refused_by_name() {
     }
 }
 
-/// A run goes on from what an earlier version of the program has left: names, values and their order in the file are part of its identity.
+/// A run resumes from the file of an earlier version of the program: names, values and their order are part of its identity.
 #[test]
 fn the_file_of_an_earlier_run_is_read_and_written_again_to_the_letter() {
     let folder = tempfile::tempdir().unwrap();
@@ -353,22 +354,22 @@ supervise = "last"
     assert_eq!((options.dtype, options.moments, options.save_dtype), (Dtype::Bf16x3, Some(Stored::Bf16), Stored::Bf16));
     assert_eq!((options.format, options.supervise), (Some(Format::PromptCompletion), Supervise::Last));
     assert_eq!(options.to_toml().unwrap(), left);
-    // run.json of a training run holds them, too.
+    // run.json of a training run also holds them.
     let record = serde_json::to_value(&options).unwrap();
     assert_eq!([&record["dtype"], &record["moments"], &record["keep"]], ["bf16x3", "bf16", "best"]);
     assert_eq!(serde_json::from_value::<Options>(record).unwrap(), options);
 }
 
-/// Every number of a training run is refused by the option's name where it means nothing, on the command line and in files.
+/// Every numeric training option rejects meaningless values and names the option, on the command line and in files.
 #[test]
 fn numbers_out_of_range_are_refused_by_name() {
-    /// What has a meaning: 0 turns something off, a bound that nothing reaches.
+    /// Extreme values that are valid: 0 turns something off, and a bound may be too large to ever be reached.
     const MEANS: &[(&str, &[&str])] = &[
-        // Refused where the schedule is known, with the number of steps that would change nothing.
+        // Rejected once the schedule is known, with the number of steps that would change nothing.
         ("lr", &["0"]),
         ("clip", &["0", "1e30"]),
         ("seed", &["0"]),
-        // Nothing is kept: all is computed again.
+        // Keeps nothing and recomputes everything.
         ("activation-memory", &["0"]),
         ("mix", &["0"]),
         ("validation-share", &["0"]),
@@ -406,7 +407,7 @@ fn numbers_out_of_range_are_refused_by_name() {
                 Options::resolve(None, table)
             });
             let line = if of.is_empty() { format!("{name} = {value}") } else { format!("{name} = {{ a = {value} }}") };
-            // What TOML itself does not read, it says with its place in the file.
+            // TOML itself rejects what it cannot parse, and names the position in the file.
             let filed = format!("{plain}{line}").parse::<toml::Table>().ok().map(|table| Options::resolve(None, table));
             for resolved in filed.into_iter().chain([typed]) {
                 let means = MEANS.iter().any(|(known, values)| *known == name && values.contains(value));
