@@ -622,7 +622,7 @@ fn an_end_of_turn_that_generation_does_not_know_is_added_and_said() {
     assert_eq!(read_json(&workdir.path("merged/model/config.json"))["eos_token_id"], serde_json::json!([256, 258]));
 }
 
-/// Rows are packed, not padded, so that a padding token in a row is a token like any other.
+/// Rows are packed, not padded, so that a padding token in a row is a target like any other; as an input it is not trained, as in Transformers.
 #[test]
 fn a_pad_token_that_is_trained_stays_trained() {
     let workdir = prepared(8);
@@ -638,6 +638,27 @@ fn a_pad_token_that_is_trained_stays_trained() {
     };
     let (without, with) = (first("without", Value::Null), first("with", 258.into()));
     assert_eq!((&without["supervised"], &without["loss"]), (&with["supervised"], &with["loss"]));
+    let norm = |metrics: &Value| metrics["gradient_norm"].as_f64().unwrap();
+    assert!(norm(&with) < norm(&without), "{with} {without}");
+}
+
+#[test]
+fn what_transformers_alone_applies_in_training_is_named_before_the_first_step() {
+    let workdir = prepared(8);
+    let model = tiny_folder(&workdir);
+    let options = |more: &[&'static str]| {
+        let train = ["train", "rows.jsonl", "--model", model.to_str().unwrap(), "--batch-size", "4"];
+        workdir.run(&[&train[..], more].concat()).ok().stderr
+    };
+    assert!(!options(&["--dry-run"]).contains("config.json asks"));
+    edit(&model.join("config.json"), |config| {
+        config["attention_dropout"] = 0.1.into();
+        config["output_router_logits"] = true.into();
+    });
+    for more in [&["--dry-run"][..], &["--emit", "axolotl", "--out", "emitted"]] {
+        let said = options(more);
+        assert!(said.contains("attention_dropout 0.1") && said.contains("output_router_logits"), "{said}");
+    }
 }
 
 #[test]

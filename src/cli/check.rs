@@ -13,10 +13,10 @@ use crate::format::{count, counted, harmless, thousands};
 use crate::jobs::check::{self, Checked, Job, Repeated};
 use crate::spelling;
 
-/// Say in seconds whether what you think is trained is really trained
+/// Check which tokens the loss mask covers, in seconds
 ///
-/// Reads and renders every row with the model's tokenizer and chat template, without its weights: formats, rows that are skipped and why,
-/// the first rows with what is learnt marked, lengths, duplicates, prompts with contradictory answers, and the mask audit.
+/// Reads and renders every row with the model's tokenizer and chat template, without its weights, and prints formats, skipped rows with reasons,
+/// the first rows with the supervised text highlighted, lengths, duplicates, prompts with contradictory answers, and the mask audit.
 #[derive(clap::Args)]
 #[command(mut_arg("model", |model| model.help(
     "The model to train: a Hugging Face folder (its weights may be missing), a .gguf file, an adapter folder, or a hub id"
@@ -32,20 +32,20 @@ pub(super) struct Args {
     #[command(flatten)]
     rows: RowArgs,
 
-    /// Options of `diagnose DATASET` from a TOML file, as far as they concern the rows. By default diagnose.toml beside the data
+    /// TOML file with options of `diagnose DATASET`; those about rows are used [default: diagnose.toml beside the data]
     #[arg(long, value_name = "FILE")]
     #[allow(dead_code, reason = "config.rs reads it before the rest is parsed")]
     config: Option<PathBuf>,
 
-    /// How many rows to show with what is learnt marked
+    /// How many rows to print, with the supervised text highlighted
     #[arg(long, value_name = "N", default_value_t = 2)]
     show: usize,
 
-    /// End with exit code 3 where this was found, such as unused_switches, empty_mask, duplicates, or any
+    /// Exit with code 3 on this finding, such as unused_switches, empty_mask, duplicates, or any
     #[arg(long, value_name = "FINDING", value_delimiter = ',')]
     fail_on: Vec<String>,
 
-    /// Print what was found as JSON
+    /// Print the findings as JSON
     #[arg(long)]
     json: bool,
 }

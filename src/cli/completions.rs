@@ -12,7 +12,7 @@ use crate::error::{Context, Result};
 use crate::files::write_atomically;
 use crate::jobs::check;
 
-/// Print what makes a shell complete subcommands, options and the names they take
+/// Print a shell completion script for subcommands, options and their values
 ///
 /// For bash: `diagnose completions bash > ~/.local/share/bash-completion/completions/diagnose`. For zsh: into a folder of `$fpath`, as
 /// `_diagnose`. For fish: `diagnose completions fish > ~/.config/fish/completions/diagnose.fish`.

@@ -11,19 +11,19 @@ use crate::jobs::diff::{self, Job};
 use crate::jobs::folders::runs_of;
 use crate::report::diff::terminal;
 
-/// Say what changed between two models, two evaluations or two score runs
+/// Compare two models, two evaluations or two score runs
 ///
 /// Two folders of `diagnose eval` are compared item by item: differences with paired intervals (Tango's; a bootstrap for perplexities and
 /// for items in groups), McNemar's exact test, the items that flipped, and the macro average. Models are evaluated first, each into a folder under runs/ that the next
-/// comparison finds again. Two score runs over the same data set show how tokens moved between the quadrants. With --target, any
-/// number of runs is set against the model before: what each gained on the target, and what it lost in general.
+/// comparison reuses. Two score runs over the same data set show how tokens moved between the quadrants. With --target, any
+/// number of runs is compared with the original model: what each gained on the target, and what it lost elsewhere.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of an evaluation or of a score run, or a glob of the shards of one; samples_TASK_TIME.jsonl of lm-evaluation-harness, or a folder of these; or a
-    /// model: a folder, a .gguf file, and with --tasks a hub id
+    /// Folder of an evaluation or of a score run, or a glob of a run's shards; samples_TASK_TIME.jsonl of lm-evaluation-harness, or a folder of these; or a
+    /// model: a folder, a .gguf file, or with --tasks a hub id
     before: String,
 
-    /// The other one, of the same kind; several with --target
+    /// The one to compare it with, of the same kind; several with --target
     #[arg(required = true)]
     after: Vec<String>,
 
@@ -31,17 +31,17 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// The tasks that the runs were fine-tuned for, or groups of tasks such as the harness's mmlu: what was gained there is set against what
-    /// was lost on all others
+    /// The tasks that the runs were fine-tuned for, or groups of tasks such as the harness's mmlu: compares the gain on these with the
+    /// loss on all others
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     target: Vec<String>,
 
-    /// End with exit code 3 where the macro average (with --target, that of the other tasks) dropped by more than PTS points with
-    /// confidence: where even the upper end of its 95 % interval lies below
+    /// Exit with code 3 if the macro average (with --target, that of the other tasks) dropped by more than PTS points with
+    /// confidence: if even the upper end of its 95 % interval lies below -PTS
     #[arg(long, value_name = "PTS")]
     fail_on_drop: Option<f64>,
 
-    /// Run the models behind two folders for their mean divergence on general text; always done where models are given
+    /// Run the models behind two folders to measure their mean divergence on general text; always done when models are given
     #[arg(long)]
     kl: bool,
 
@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// What to evaluate models on, as for `diagnose eval`; `probe` by default. Of folders, the tasks that are compared, by their names
+    /// For models: what to evaluate, as in `diagnose eval` [default: probe]. For evaluation folders: the names of the tasks to compare
     #[arg(long, value_name = "TASKS", value_delimiter = ',', help_heading = "Evaluation")]
     tasks: Vec<String>,
 

@@ -15,11 +15,11 @@ use crate::jobs::eval::{self, ChatWay, Job, SEED, Way, WrittenWay};
 use crate::report::eval::table;
 use crate::tokens::RenderOptions;
 
-/// Measure what a model can do, with standard errors
+/// Evaluate a model on benchmarks, with standard errors
 ///
-/// Scores multiple-choice questions, last words and texts by log-likelihood, and the answers that the model writes to word problems and to
-/// questions of your own, with the conventions of lm-evaluation-harness: no chat template, unless --apply-chat-template asks for it. Writes
-/// scores.json with samples.parquet and answers.parquet. Tasks that the folder holds already are not evaluated again, and an interrupted one goes on.
+/// Scores multiple-choice questions, last words and texts by log-likelihood, and judges the answers that the model writes to word problems and to
+/// your own questions, with the conventions of lm-evaluation-harness: no chat template without --apply-chat-template. Writes
+/// scores.json with samples.parquet and answers.parquet. Tasks already in the folder are not evaluated again, and an interrupted task resumes.
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -28,13 +28,13 @@ pub(super) struct Args {
     #[command(flatten)]
     servers: ServerArgs,
 
-    /// Separated by commas: `probe` (320 questions of general knowledge that ship with the program), benchmarks by name (`list` shows
-    /// them), benchmarks with your copy of their rows (NAME=FILE), files of items (.uniform.jsonl, .jsonl) to choose from or to answer, texts
-    /// (.txt, or .jsonl with `text`) for perplexity, rows to learn from in any format (the cross-entropy of their answers), globs
+    /// Comma-separated: `probe` (320 general-knowledge questions, shipped with the program), benchmarks by name (`list` shows
+    /// them), benchmarks with your copy of their rows (NAME=FILE), files of multiple-choice or free-answer items (.uniform.jsonl, .jsonl), texts
+    /// (.txt, or .jsonl with `text`) for perplexity, training rows in any format (cross-entropy of their answers), globs
     #[arg(long, value_name = "TASKS", value_delimiter = ',', default_value = tasks::PROBE)]
     tasks: Vec<String>,
 
-    /// The folder of the scores; by default a folder under runs/ named after the model
+    /// Folder for the scores [default: a folder under runs/ named after the model]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -50,40 +50,40 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Evaluation")]
 pub(super) struct Options {
-    /// Only the first N items of each task, of MMLU and the like of each subject; they need not be like the others
+    /// Only the first N items of each task, or of each subject (MMLU and the like); these may not be representative
     #[arg(long, value_name = "N", conflicts_with = "sample")]
     limit: Option<usize>,
 
-    /// N items of each task, or of each of its subjects, drawn at random
+    /// N random items of each task, or of each of its subjects
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
 
-    /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items [default: as
-    /// many as lm-evaluation-harness does, 0 mostly, 5 for gsm8k; for bbh 0 in place of its 3]
+    /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items [default:
+    /// that of lm-evaluation-harness (0, or 5 for gsm8k); bbh 0]
     #[arg(long, value_name = "N", aliases = ["num-fewshot", "num_fewshot"])]
     fewshot: Option<usize>,
 
-    /// For a single task: take these examples from a file of its form, the first N of its rows
+    /// For a single task: take the few-shot examples from the first N rows of a file in the task's format
     #[arg(long, value_name = "FILE", aliases = ["fewshot_from"])]
     fewshot_from: Option<PathBuf>,
 
-    /// Seed of the draw of these examples, of --sample, and of answers at a --temperature
+    /// Seed for drawing few-shot examples, for --sample, and for answers at a --temperature
     #[arg(long, default_value_t = SEED)]
     seed: u64,
 
     #[command(flatten)]
     load: LoadArgs,
 
-    /// Tokens that the model sees at once: longer contexts lose their beginning, texts are read in windows of this length [default: 2048, or
-    /// what the model takes, if that is less]
+    /// Context length in tokens: longer contexts lose their beginning, texts are read in windows of this length [default: 2048, or
+    /// the model's limit if lower]
     #[arg(long, value_name = "TOKENS")]
     max_len: Option<usize>,
 
-    /// Ask through the model's chat template: examples are earlier turns, and an answer begins where the template opens one
+    /// Ask through the model's chat template: examples become earlier turns, and answers follow its generation prompt
     #[arg(long, alias = "apply_chat_template")]
     apply_chat_template: bool,
 
-    /// A file with a chat template in place of the model's own; asks through it
+    /// Ask through the chat template in this file instead of the model's own
     #[arg(long, value_name = "FILE", alias = "chat_template")]
     chat_template: Option<PathBuf>,
 
@@ -91,7 +91,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "JSON", alias = "chat_template_kwargs", hide_short_help = true)]
     chat_template_kwargs: Option<String>,
 
-    /// Through a chat template: examples as turns of their own, or all in one user's message with the question (`false`)
+    /// With a chat template: examples as separate turns, or (`false`) all in one user message with the question
     #[arg(
         long,
         value_name = "BOOL",
@@ -102,7 +102,7 @@ pub(super) struct Options {
     )]
     fewshot_as_multiturn: Option<bool>,
 
-    /// A system message before every question; without a chat template the text stands before everything else
+    /// System message for every question; without a chat template the text is prepended
     #[arg(long, value_name = "TEXT", aliases = ["system-instruction", "system_instruction"])]
     system: Option<String>,
 
@@ -114,40 +114,40 @@ pub(super) struct Options {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Written answers")]
 struct Written {
-    /// Longest answer in tokens [default: the task's own, 256 mostly]
+    /// Longest answer in tokens [default: the task's own, usually 256]
     #[arg(long, value_name = "TOKENS", aliases = ["max_new_tokens", "max-gen-toks", "max_gen_toks"])]
     max_new_tokens: Option<usize>,
 
-    /// Draw answers at this temperature; 0 takes the most probable token
+    /// Sampling temperature of answers; 0 takes the most probable token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f64,
 
-    /// Draw from the K most probable tokens only
+    /// Draw only from the K most probable tokens
     #[arg(long, value_name = "K", alias = "top_k", hide_short_help = true)]
     top_k: Option<usize>,
 
-    /// Draw from the most probable tokens that have this share together
+    /// Draw only from the most probable tokens that together have this probability
     #[arg(long, value_name = "P", alias = "top_p", hide_short_help = true)]
     top_p: Option<f64>,
 
-    /// Draw from tokens of at least this share of the probability of the first
+    /// Draw only from tokens with at least this share of the top token's probability
     #[arg(long, value_name = "P", alias = "min_p", hide_short_help = true)]
     min_p: Option<f64>,
 
-    /// Divide the logits of tokens that stand in the prompt or the answer already, or multiply them where they are negative; 1 for no such
-    /// penalty [default: what the model's generation_config.json asks for, as in Transformers]
+    /// Divide the logits of tokens already in the prompt or the answer by X (multiply if negative); 1 for no
+    /// penalty [default: that of the model's generation_config.json, as in Transformers]
     #[arg(long, value_name = "X", alias = "repetition_penalty", hide_short_help = true)]
     repetition_penalty: Option<f64>,
 
-    /// Write N answers to every question: their mean, and pass@k, the chance that one of k is right
+    /// Draw N answers to every question; reports their mean, and pass@k, the chance that one of k is right
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeats: u32,
 
-    /// End an answer before this text, too; may be given several times
+    /// Additional stop string; repeatable
     #[arg(long = "stop", value_name = "TEXT", hide_short_help = true)]
     stops: Vec<String>,
 
-    /// Answers under way at a time; takes memory, and changes none. Servers have --in-flight in its place [default: 16]
+    /// Answers generated in parallel; affects memory and speed, not the answers. For servers use --in-flight [default: 16]
     #[arg(long, value_name = "N", hide_short_help = true)]
     batch: Option<usize>,
 }

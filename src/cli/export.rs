@@ -14,37 +14,37 @@ use crate::jobs::train;
 use crate::jobs::watch::Watch;
 use crate::model::Reference;
 
-/// Write the data of a run again: rows dropped, tokens masked, rows weighted, as the diagnosis or you have decided
+/// Write the data of a run with rows dropped, tokens masked or rows weighted, by rules or by your decisions
 ///
-/// Rows keep their order and, with --format read, their form; without a decision JSON Lines are the same to the byte. Beside it stands
-/// NAME.changes.jsonl, which says of each row that was touched what was done and why. A row that the format cannot hold is an
-/// error, and no file is written; rows that the run did not read are counted and not written. `diagnose train` and the trainers named by the format honour the masks.
+/// Rows keep their order and, with --format read, their format; JSON Lines rows without a decision stay the same to the byte.
+/// NAME.changes.jsonl, beside the file, says for each changed row what was done and why. If the format cannot express a row, that is an
+/// error and no file is written; rows that the run did not read are counted and not written. `diagnose train` and the trainers named by the format honour the masks.
 ///
-/// Of a checkpoint of a training run (RUN/checkpoints/step-NNNNNNNN.safetensors) the model is written, as `model/` or `adapter/` in the
-/// folder --out, which every --model takes. Of a LoRA adapter's folder the merged model is written, as `model/` there, in f32.
+/// For a checkpoint of a training run (RUN/checkpoints/step-NNNNNNNN.safetensors), writes the model as `model/` or `adapter/` in the
+/// folder --out, for use with any --model. For a LoRA adapter's folder, writes the merged model as `model/` there, in f32.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run of scores, or those of its shards; or a checkpoint of a training run; or a LoRA adapter's folder
+    /// Folder of a finished score run, or those of its shards; or a checkpoint of a training run; or a LoRA adapter's folder
     #[arg(required = true, value_name = "RUN")]
     run: Vec<PathBuf>,
 
-    /// What to write: read (as it was read), messages, sharegpt, alpaca, llama-factory, axolotl, trl
+    /// Format to write: read (as it was read), messages, sharegpt, alpaca, llama-factory, axolotl, trl
     #[arg(long, default_value = "read")]
     format: Target,
 
-    /// The file to write: JSON Lines, or Parquet where its name ends so; of a checkpoint or an adapter, a folder
+    /// File to write: Parquet if it ends in .parquet, otherwise JSON Lines; for a checkpoint or an adapter, a folder
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
-    /// Rows to leave out: mass=NATS (conflict mass from there on), kind=KIND, rows=7,12, inexpressible (what the format cannot hold)
+    /// Rows to drop: mass=NATS (conflict mass of NATS or more), kind=KIND, rows=7,12, inexpressible (what the format cannot express)
     #[arg(long, value_name = "RULE")]
     drop: Vec<DropRule>,
 
-    /// Tokens not to learn: conflicts, kind=KIND, or turn-mass=NATS (whole turns)
+    /// Tokens to exclude from the loss: conflicts, kind=KIND, or turn-mass=NATS (whole turns)
     #[arg(long, value_name = "RULE")]
     mask: Vec<MaskRule>,
 
-    /// Give each row the mean weight that a gate has for its tokens, such as eaft
+    /// Weight each row by the mean weight that a gate, such as eaft, gives its tokens
     #[arg(long, value_name = "GATE")]
     weight: Option<Gate>,
 
@@ -52,19 +52,19 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     select: Option<usize>,
 
-    /// What a person has decided: decisions.jsonl of `diagnose view`; a row that is kept is touched by no rule
+    /// Your decisions: decisions.jsonl from `diagnose view`; rules do not change rows that you decided to keep
     #[arg(long, value_name = "FILE")]
     decisions: Option<PathBuf>,
 
-    /// Write the answers with conflicts there, with the model's own choice and an empty field for a better text
+    /// Also write the answers with conflicts to this file, with the model's own choice and an empty field for a better text
     #[arg(long, value_name = "FILE")]
     rewrite_candidates: Option<PathBuf>,
 
-    /// Where the data files lie now, in their order; by default they are looked for by their names
+    /// Current paths of the data files, in order [default: their recorded names]
     #[arg(long, value_name = "FILE")]
     data: Vec<String>,
 
-    /// Of an adapter: the model that it is put on, in place of the one that its config names
+    /// For an adapter: its base model, instead of the one named in its config
     #[arg(long, value_name = "REF")]
     base: Option<String>,
 

@@ -3,9 +3,9 @@
 use super::output;
 use crate::error::{Error, Result};
 
-/// Show the guide: what the README leaves out, page by page
+/// Show a page of the guide
 ///
-/// Without a page, the list of them.
+/// Without a page, lists them all.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// data, models, reading, deciding, rollouts, evaluation, training, remote or speed

@@ -41,10 +41,10 @@ use crate::provenance;
 use crate::spelling::nearest;
 use output::quoted;
 
-/// Look before you fine-tune: find the tokens of a data set that a language model is sure to disagree with.
+/// Look before you fine-tune: find the tokens of a data set that a language model confidently disagrees with.
 ///
-/// Scores every supervised token of the data set for probability and entropy, sorts them into confident conflicts, uncertain,
-/// confident and hesitant ones, draws the maps and writes a report into a run folder.
+/// Computes probability and entropy of every supervised token, sorts the tokens into confident conflicts, uncertain,
+/// confident and hesitant ones, and writes a report with figures into a run folder.
 #[derive(Parser)]
 #[command(
     name = "diagnose",

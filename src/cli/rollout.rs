@@ -17,12 +17,12 @@ use crate::model::{LoadOptions, Placement};
 
 /// Let the model answer the prompts of a data set itself
 ///
-/// Every row's last answer is left out and written by the model, at temperature 1 unless said otherwise; rollouts.jsonl in the run folder
+/// Removes every row's last answer and lets the model write it, at temperature 1 by default. rollouts.jsonl in the run folder
 /// holds the conversations as messages, each with the row that it answers and the token ids that were drawn. `diagnose` scores it like any
-/// other data set, and checks itself on it. Where the model is sure of its own answers and not of the data's, the two differ.
+/// other data set, and uses it for a self-check. Where the model is sure of its own answers but not of the data's, the two differ.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Data files, folders of them, globs, `-` for standard input, as `diagnose` reads them
+    /// Data files, folders, globs, or `-` for standard input, as for `diagnose`
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
@@ -32,7 +32,7 @@ pub(super) struct Args {
     #[command(flatten)]
     servers: ServerArgs,
 
-    /// The run folder; by default a folder under runs/
+    /// Run folder [default: a folder under runs/]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
@@ -40,40 +40,40 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     n: u32,
 
-    /// Longest answer in tokens; prompt and answer together keep to --max-len
+    /// Longest answer in tokens; prompt and answer together stay within --max-len
     #[arg(long, value_name = "TOKENS", default_value_t = 512, alias = "max_new_tokens")]
     max_new_tokens: usize,
 
-    /// Divides the logits: 0 takes the most probable token, 1 draws from the model's own distribution. --seed is that of the draws, too
+    /// Divisor of the logits: 0 takes the most probable token, 1 draws from the model's own distribution. --seed also seeds the draws
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f64,
 
-    /// Draw from the K most probable tokens only
+    /// Draw only from the K most probable tokens
     #[arg(long, value_name = "K", alias = "top_k")]
     top_k: Option<usize>,
 
-    /// Draw from the most probable tokens that have this share together
+    /// Draw only from the most probable tokens that together have this probability
     #[arg(long, value_name = "P", alias = "top_p")]
     top_p: Option<f64>,
 
-    /// Draw from tokens of at least this share of the probability of the first
+    /// Draw only from tokens with at least this share of the top token's probability
     #[arg(long, value_name = "P", alias = "min_p")]
     min_p: Option<f64>,
 
-    /// Divide the logits of tokens that stand in the prompt or the answer already, or multiply them where they are negative. What the
-    /// model's generation_config.json asks for is not heard here: answers are drawn from the distribution that is scored
+    /// Divide the logits of tokens already in the prompt or the answer by X (multiply if negative). The model's
+    /// generation_config.json is ignored, so that answers are drawn from the distribution that is scored
     #[arg(long, value_name = "X", alias = "repetition_penalty", default_value_t = 1.0)]
     repetition_penalty: f64,
 
-    /// End an answer as soon as it holds this text; may be given several times
+    /// Stop string: ends an answer as soon as it contains this text; repeatable
     #[arg(long = "stop", value_name = "TEXT")]
     stops: Vec<String>,
 
-    /// Answers under way at a time; takes memory, and changes none. Servers have --in-flight in its place
+    /// Answers generated in parallel; affects memory and speed, not the answers. For servers use --in-flight
     #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "urls")]
     batch: usize,
 
-    /// Precision of the matrix products: f32, bf16, or bf16x3 (each factor as two bf16: near f32)
+    /// Precision of the matrix products: f32, bf16, or bf16x3 (each factor as two bf16: close to f32)
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
 

@@ -8,31 +8,31 @@ use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
 #[derive(clap::Args)]
 pub(super) struct RowArgs {
-    /// Longest sequence in tokens; what is longer is cut at its end and counted (`rollout` leaves out prompts that leave no room for an answer) [default: 2048, or what the model takes, if that is less]
+    /// Longest sequence in tokens; longer ones are cut at their end and counted (`rollout` skips prompts that leave no room for an answer) [default: 2048, or the model's limit if lower]
     #[arg(long, value_name = "TOKENS", aliases = ["max-length", "max_length", "max_seq_length", "cutoff-len", "cutoff_len", "sequence_len"])]
     max_len: Option<usize>,
 
-    /// Read only the first N records, which need not be like the others: to try something out
+    /// Read only the first N records, for a quick try; these may not be representative
     #[arg(long, value_name = "N", conflicts_with = "sample")]
     limit: Option<u64>,
 
-    /// Read N records drawn at random; the intervals of the report then hold for the whole data set
+    /// Read N records drawn at random; the report's intervals then apply to the whole data set
     #[arg(long, value_name = "N")]
     sample: Option<u64>,
 
-    /// Seed of --sample; a larger sample of the same seed holds the smaller one [default: 0]
+    /// Seed of --sample; a larger sample with the same seed contains the smaller one [default: 0]
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
 
-    /// Format of the data, where it is not to be guessed: messages, sharegpt, alpaca, prompt-completion, question-answer, text, ..
+    /// Data format [default: detected]: messages, sharegpt, alpaca, prompt-completion, question-answer, text, ..
     #[arg(long)]
     format: Option<Format>,
 
-    /// Where a field comes from, for data of no known format: `--map prompt=question --map 'completion={exp}'`
+    /// Which column a field is read from, for data in no known format: `--map prompt=question --map 'completion={exp}'`
     #[arg(long = "map", value_name = "FIELD=COLUMN")]
     maps: Vec<String>,
 
-    /// What a speaker of the data is: `--role patient=user --role doctor=assistant`
+    /// Role of a speaker in the data: `--role patient=user --role doctor=assistant`
     #[arg(long = "role", value_name = "NAME=ROLE")]
     roles: Vec<String>,
 
@@ -40,23 +40,23 @@ pub(super) struct RowArgs {
     #[arg(long)]
     strict: bool,
 
-    /// A system prompt for conversations that have none
+    /// System prompt for conversations without one
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    /// A Jinja file with a chat template to use instead of the model's own
+    /// Jinja file with a chat template to use instead of the model's own
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
 
-    /// Variables for the chat template as a JSON object, such as '{"enable_thinking": false}'; a row's own come first
+    /// Variables for the chat template as a JSON object, such as '{"enable_thinking": false}'; a row's own take precedence
     #[arg(long, value_name = "JSON")]
     chat_template_kwargs: Option<String>,
 
-    /// Put the end token behind plain texts that do not end with it, as TRL does
+    /// Append the end token to plain texts that do not end with it, as TRL does
     #[arg(long)]
     append_eos: bool,
 
-    /// Which tokens count: assistant (every assistant turn), last (the last one only), all (the whole text) [default: assistant]
+    /// Which text is supervised: assistant (every assistant turn), last (only the last one), all (the whole text) [default: assistant]
     #[arg(long)]
     supervise: Option<Supervise>,
 }

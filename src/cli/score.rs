@@ -20,16 +20,15 @@ use crate::report::terminal;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard
-    /// input; or a finished run folder,
-    /// which is sorted again under other --thresholds without the model; or several, which are drawn side by side
+    /// Data files (JSONL, JSON, CSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz or .zip), folders, globs, or `-` for standard
+    /// input. Or a finished run folder, to apply other --thresholds without the model; or several, to compare them side by side
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The run folder; by default a folder under runs/ named after the data
+    /// Run folder [default: a folder under runs/ named after the data]
     #[arg(long, value_name = "DIR", aliases = ["output-dir", "output_dir"])]
     out: Option<PathBuf>,
 
@@ -42,29 +41,29 @@ pub(super) struct Args {
     #[command(flatten)]
     rows: RowArgs,
 
-    /// Score one machine's share of the rows, such as 0/4, the first of four: `diagnose 'runs/NAME-shard-*'` then reads all of them as one run
+    /// Score one shard of the rows, such as 0/4, the first of four; `diagnose 'runs/NAME-shard-*'` then joins all of them into one run
     #[arg(long, value_name = "I/N", hide_short_help = true, conflicts_with = "in_context")]
     shard: Option<Shard>,
 
-    /// Where the quadrants divide: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8; by default fixed, of a finished
-    /// run those that it has
+    /// Boundaries of the quadrants: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8 [default: fixed; for a finished
+    /// run its own]
     #[arg(long, value_name = "THRESHOLDS")]
     thresholds: Option<Thresholds>,
 
-    /// Of a finished run: where its data files lie now, in their order; by default they are looked for by their names
+    /// For a finished run: current paths of its data files, in order [default: their recorded names]
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     data: Vec<String>,
 
-    /// Write no view.html, the page to read the run in
+    /// Do not write view.html, the page for reading the run
     #[arg(long, hide_short_help = true)]
     no_view: bool,
 
-    /// Score the answers with conflicts once more, with another row of the same kind shown first: conflicts that vanish are a matter of the prompt
+    /// Score answers with conflicts again, with another row of the same kind shown first: conflicts that disappear can be fixed by a prompt
     #[arg(long, hide_short_help = true)]
     in_context: bool,
 
-    /// Options of this command from a TOML file; those on the command line go over it. By default diagnose.toml beside the data, whose paths are from
-    /// its own folder
+    /// Options from a TOML file; the command line overrides it [default: diagnose.toml beside the data, with paths relative to
+    /// its folder]
     #[arg(long, value_name = "FILE")]
     #[allow(dead_code, reason = "config.rs reads it before the rest is parsed")]
     config: Option<PathBuf>,

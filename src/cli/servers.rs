@@ -9,20 +9,20 @@ use crate::jobs::score::Elsewhere;
 /// Servers that run the model.
 #[derive(clap::Args)]
 pub(super) struct ServerArgs {
-    /// A server of vLLM or SGLang that runs the model in place of this program; several share the work. --model then names the tokenizer and
-    /// the template. A key comes from the environment variable DIAGNOSE_SERVER_KEY
+    /// vLLM or SGLang server that runs the model instead of this program; several share the work. --model then names the tokenizer and
+    /// the template. Set an API key in the environment variable DIAGNOSE_SERVER_KEY
     #[arg(long = "server", value_name = "URL", group = "elsewhere")]
     urls: Vec<String>,
 
-    /// What the servers speak: vllm or sglang; found out by default
+    /// Protocol of the servers: vllm or sglang [default: detected]
     #[arg(long, requires = "urls", hide_short_help = true)]
     api: Option<Api>,
 
-    /// The name under which they serve the model, where there are several
+    /// Name of the model on the servers, if they serve several
     #[arg(long, value_name = "NAME", requires = "urls", hide_short_help = true)]
     served_model: Option<String>,
 
-    /// Tokens under way at each server at a time, which bounds its memory; those of an answer count from its beginning
+    /// Maximum tokens in flight at each server, to limit its memory; an answer counts in full from its beginning
     #[arg(long, value_name = "TOKENS", default_value_t = 8192, requires = "urls", hide_short_help = true)]
     in_flight: usize,
 }
@@ -33,16 +33,16 @@ pub(super) struct ScoringArgs {
     #[command(flatten)]
     servers: ServerArgs,
 
-    /// How many of the most probable tokens are asked for: more narrow the bounds of what a server does not tell, and it must be started with
-    /// as many (--max-logprobs)
+    /// How many of the most probable tokens to request: more give narrower bounds for values that a server does not report; start it with
+    /// at least as many (--max-logprobs)
     #[arg(long, value_name = "K", default_value_t = LEAST_TOP_K, requires = "elsewhere", hide_short_help = true)]
     pub(super) top_logprobs: usize,
 
-    /// Score nothing, but write a program that does (vllm-offline: with vLLM's own engine, without a server) and what it is to score into --out
+    /// Instead of scoring, write a program that scores (vllm-offline: with vLLM's engine, without a server) and its input into --out
     #[arg(long, value_name = "WHAT", value_parser = ["vllm-offline"], group = "elsewhere", requires = "out", conflicts_with_all = ["urls", "answers"], hide_short_help = true)]
     pub(super) emit: Option<String>,
 
-    /// The folder of --emit, where its program has left the answers: they take the place of the model
+    /// Folder of --emit with the program's answers, used instead of running the model
     #[arg(long, value_name = "DIR", group = "elsewhere", conflicts_with = "urls", hide_short_help = true)]
     answers: Option<PathBuf>,
 }

@@ -16,37 +16,37 @@ use crate::jobs::train::{self, Job, Outcome, Plan, Program, TrainRecord};
 use crate::train::declared::{Declared, OptionGroup, ValueKind, answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
 
-/// Fine-tune a model on the data: full or with low-rank adapters, with EAFT or the losses it is compared with
+/// Fine-tune a model on the data: all weights or LoRA adapters, with EAFT or another loss
 #[derive(clap::Args)]
 #[command(
-    after_help = "Every option may stand in the file given with --config, under its name without the dashes. --list-options shows \
-                        those for experts, too. The names of Transformers, LLaMA-Factory and axolotl are taken for ours."
+    after_help = "Every option can be set in the --config file, under its name without the dashes. --list-options also shows \
+                        expert options. The option names of Transformers, LLaMA-Factory and axolotl are accepted too."
 )]
 pub(super) struct Args {
     #[command(flatten)]
     typed: Typed,
 
-    /// Options from a TOML or YAML file; those on the command line go over it
+    /// Options from a TOML or YAML file; the command line overrides it
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     config: Option<PathBuf>,
 
-    /// Any option, such as `--set beta2=0.95`; may be given several times
+    /// Set any option, such as `--set beta2=0.95`; repeatable
     #[arg(long, value_name = "OPTION=VALUE", help_heading = "Run")]
     set: Vec<String>,
 
-    /// Show all options, those for experts as well
+    /// Show all options, expert options included
     #[arg(long, help_heading = "Run")]
     list_options: bool,
 
-    /// Print the plan (steps, tokens, memory): scores nothing, trains nothing and writes nothing
+    /// Print the plan (steps, tokens, memory) without scoring, training or writing anything
     #[arg(long, help_heading = "Run")]
     dry_run: bool,
 
-    /// Write the same training as a configuration of llama-factory or axolotl into --out, and train nothing
+    /// Write the same training as a configuration for llama-factory or axolotl into --out, without training
     #[arg(long, value_name = "PROGRAM", help_heading = "Run")]
     emit: Option<Program>,
 
-    /// Continue from the newest checkpoint in --out: the same command does so anyway, and this one fails if there is none
+    /// Fail if --out has no checkpoint to resume from (the same command always resumes from one)
     #[arg(long, help_heading = "Run")]
     resume: bool,
 

@@ -7,30 +7,30 @@ use super::{output, runs};
 use crate::error::{Error, Result};
 use crate::jobs::view::{self, Job};
 
-/// Write one HTML page to read the rows of a run in, token by token, and to decide about them
+/// Write an HTML page to read a run's rows token by token, and to decide about them
 ///
-/// The page is one file without a server: ranked rows, every token with what the model expected, filters, and decisions to drop, keep, mask
-/// or note, which it exports as decisions.jsonl. Two runs stand side by side. A run has its page, view.html, from the start; this
+/// The page is a single file without a server: ranked rows, every token with the model's expectation, filters, and decisions to drop, keep, mask
+/// or note, which it exports as decisions.jsonl. Two runs are shown side by side. Every run already has a page, view.html; this
 /// writes it again.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run, or the one before and the one after; the shards of a run, or a glob of them, are one
+    /// Folder of a finished run, or two to compare, before and after; the shards of a run, or a glob of them, count as one
     #[arg(required = true, num_args = 1.., value_name = "RUN")]
     runs: Vec<PathBuf>,
 
-    /// The page; by default view.html in the run's folder, or compared.html in the second one's
+    /// File to write [default: view.html in the run's folder, or compared.html in the second one's]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Where the data files lie now, in their order; by default they are looked for by their names
+    /// Current paths of the data files, in order [default: their recorded names]
     #[arg(long, value_name = "FILE")]
     data: Vec<String>,
 
-    /// Show the page in the browser
+    /// Open the page in the browser
     #[arg(long)]
     open: bool,
 
-    /// How many tokens of a run the page holds; of a larger run it shows the sharpest conflicts and some rows at random
+    /// How many tokens the page holds; for a larger run it shows the sharpest conflicts and a random sample of rows
     #[arg(long, value_name = "N", default_value_t = view::MOST_TOKENS)]
     tokens: usize,
 }

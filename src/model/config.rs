@@ -70,6 +70,8 @@ pub struct Config {
     pub residual_scale: f64,
     /// Divides the logits, before their cap.
     pub logit_divisor: f64,
+    /// The padding token, whose input vector is not trained, as in Transformers (`nn.Embedding(padding_idx)`): a model may end its answers with it.
+    pub padding: Option<u32>,
     /// The head is the embedding matrix.
     pub tied: bool,
     /// The longest sequence that the model was made for.
@@ -198,6 +200,7 @@ impl Config {
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_divisor: 1.0,
+            padding: None,
             tied: false,
             max_positions,
             final_softcap: None,

@@ -27,6 +27,8 @@ use crate::kernels::{Dtype, Kernels};
 pub(super) struct Decoder {
     pub(super) embedding: Matrix,
     pub(super) embedding_scale: f64,
+    /// The token whose embedding is not trained as an input.
+    padding: Option<u32>,
     /// Multiplies the logits by way of the hidden states, so that whoever reads the head need not know of it.
     pub(super) logit_scale: f64,
     pub(super) blocks: Vec<Block>,
@@ -65,6 +67,7 @@ impl Decoder {
             // The stream is kept divided by the scale of what is added to it, so that adding needs none; the norms that read it do not
             // mind, but for their epsilon (`RmsNorm::of_stream`).
             embedding_scale: config.embedding_scale / config.residual_scale,
+            padding: config.padding,
             logit_scale: 1.0 / config.logit_divisor,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: RmsNorm::of_stream(config, source, "model.norm.weight", options.kernels)?,
@@ -116,7 +119,7 @@ impl Decoder {
     pub(super) fn embed_backward(&self, batch: &Batch, dx: &Tensor) -> Result<()> {
         if let Some(trained) = self.embedding.trained() {
             let dx = scaled(dx.clone(), self.embedding_scale)?;
-            with_floats(&dx, |dx| trained.add_row_gradients(&batch.ids, dx))?;
+            with_floats(&dx, |dx| trained.add_row_gradients(&batch.ids, self.padding, dx))?;
         }
         Ok(())
     }

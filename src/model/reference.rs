@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::families::keys;
 use super::files::adapter::{self, Adapter};
 use super::files::folder::{self, Folder};
 use super::files::gguf::Gguf;
@@ -126,6 +127,18 @@ impl Reference {
     /// Would adapters on the modules whose names end so, or on all, stand on the experts of a mixture? The weights need not be there.
     pub(crate) fn adapts_experts(&self, targets: &[String]) -> Result<bool> {
         Ok(self.config()?.and_then(|config| config.experts).is_some_and(|experts| experts.are_adapted(targets)))
+    }
+
+    /// Sentences about what the model's config.json asks of training and this program does not do; of an adapter, the base's. The weights need not
+    /// be there.
+    pub(crate) fn training_remarks(&self) -> Result<Vec<String>> {
+        let json = match &self.kind {
+            Kind::Adapter(base) => return base.training_remarks(),
+            Kind::Folder => folder::json(&self.path, folder::CONFIG)?,
+            Kind::Default | Kind::Gguf => None,
+        };
+        let text = json.as_ref().map(|json| json.get("text_config").unwrap_or(json));
+        Ok(text.map_or_else(Vec::new, keys::unapplied_in_training))
     }
 
     /// How an adapter becomes a model by itself, on which another can stand.

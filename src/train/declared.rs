@@ -109,7 +109,7 @@ impl OptionGroup {
             OptionGroup::Loss => "Loss",
             OptionGroup::Lora => "LoRA",
             OptionGroup::Optimiser => "Optimiser",
-            OptionGroup::Looking => "Looking and saving",
+            OptionGroup::Looking => "Evaluation and checkpoints",
             OptionGroup::Data => "Data",
             OptionGroup::Expert => "For --set and --config",
         }

@@ -50,133 +50,133 @@ macro_rules! options {
 
 options! {
     Run {
-        /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard input.
+        /// Data files (JSONL, JSON, CSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz or .zip), folders, globs, or `-` for standard input.
         datasets: Vec<String> = Vec::new();
         /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id [default: SmolLM2-135M-Instruct].
         model: Option<String> = None;
-        /// For an adapter: the model that it is put on [default: the one that its config names].
+        /// For an adapter: its base model [default: the one named in its config].
         base: Option<String> = None;
         /// The run folder [default: one under runs/].
         out: Option<PathBuf> = None;
-        /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: near f32); what learns is kept in f32.
+        /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: close to f32); trained weights are kept in f32.
         dtype: Dtype = Dtype::F32;
     }
     Loss {
-        /// The loss, as the guide lists them: METHODS.
+        /// Loss (`diagnose guide training` describes them): METHODS.
         method: Method = EAFT;
         /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl [default: linear].
         gate: Option<String> = None;
-        /// What EAFT's entropy is divided by: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl) [default: ln-k].
+        /// Divisor of EAFT's entropy: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl) [default: ln-k].
         normaliser: Option<Normaliser> = None;
-        /// K of EAFT's entropy [default: 20].
+        /// K of EAFT's top-K entropy [default: 20].
         top_k: Option<usize> = None;
-        /// Rows whose conflicts are meant to be learnt, such as knowledge edits, get full weight: a source, a row's own id, or
-        /// edits.jsonl:17; may be given several times.
+        /// Rows whose conflicts should be learnt, such as knowledge edits, and get full weight: a source, a row's own id, or
+        /// edits.jsonl:17; repeatable.
         intended: Vec<String> = Vec::new();
     }
     Lora {
-        /// Trains low-rank adapters instead of all weights.
+        /// Train low-rank adapters (LoRA) instead of all weights.
         lora: bool = false;
-        /// The adapters have this rank.
+        /// LoRA rank.
         lora_r: usize = 16;
-        /// An adapter counts alpha / r [default: 2 r].
+        /// LoRA alpha; adapters are scaled by alpha / r [default: 2 r].
         lora_alpha: Option<f64> = None;
-        /// Saves the base with the adapter added, too.
+        /// Also save the base model with the adapter merged into it.
         merge: bool = false;
     }
     Optimiser {
-        /// The peak learning rate [default: 1e-5, with --lora 1e-4].
+        /// Peak learning rate [default: 1e-5, with --lora 1e-4].
         lr: Option<f64> = None;
-        /// The data are seen this often; a fraction ends within an epoch.
+        /// Passes over the data; a fraction ends within an epoch.
         epochs: f64 = 1.0;
-        /// Trains for this many steps, over as many epochs as they take, instead of --epochs.
+        /// Train for this many optimiser steps instead of --epochs, over as many epochs as that takes.
         max_steps: Option<u64> = None;
-        /// An optimiser step takes this many sequences.
+        /// Sequences per optimiser step.
         batch_size: usize = 16;
-        /// The learning rate rises over so many steps; below 1, over this share of them [default: what --warmup-ratio says].
+        /// Warm-up steps; a number below 1 is a share of all steps [default: from --warmup-ratio].
         warmup_steps: Option<f64> = None;
     }
     Looking {
-        /// This share of the rows is held out and looked at now and then.
+        /// Share of the rows to hold out for evaluation during training.
         validation_share: f64 = 0.0;
-        /// A file of rows to hold out beside the data, all of it, read and masked as the data are; may be given several times.
+        /// A file of held-out rows, read and masked like the data; repeatable.
         validation: Vec<String> = Vec::new();
-        /// Steps from one look at held-out rows and general text to the next [default: a tenth of the run].
+        /// Steps between evaluations on held-out rows and general text [default: a tenth of the run].
         eval_every: Option<u64> = None;
-        /// The model that is saved at the end: last, or best, which is that of the lowest held-out loss [default: last, with
-        /// --stop-after-worse best].
+        /// Which model to save at the end: last, or best (lowest held-out loss) [default: last, with --stop-after-worse
+        /// best].
         keep: Option<Keep> = None;
-        /// Ends the run after so many looks in a row at the held-out rows without a new lowest loss [default: never].
+        /// End the run after this many evaluations in a row without a new lowest held-out loss [default: never].
         stop_after_worse: Option<u64> = None;
-        /// Steps from one checkpoint to the next [default: an epoch].
+        /// Steps between checkpoints [default: an epoch].
         save_every: Option<u64> = None;
     }
     Data {
-        /// Longest sequence in tokens; what is longer is cut at its end and counted [default: 2048, or what the model takes, if that is
-        /// less].
+        /// Longest sequence in tokens; longer ones are cut at their end and counted [default: 2048, or the model's limit if
+        /// lower].
         max_len: Option<usize> = None;
-        /// Reads only the first N records [default: all].
+        /// Read only the first N records [default: all].
         limit: Option<u64> = None;
-        /// Reads N records drawn at random by --seed; a larger sample holds the smaller one [default: all].
+        /// Read N records drawn at random by --seed; a larger sample contains the smaller one [default: all].
         sample: Option<u64> = None;
-        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes another half each time.
+        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes a different half in each.
         mix: BTreeMap<String, f64> = BTreeMap::new();
-        /// The order of the rows, the adapters' first weights, dropout and the held-out rows follow from this number.
+        /// Random seed for the order of rows, the adapters' initial weights, dropout and the held-out rows.
         seed: u64 = 0;
     }
     Expert {
-        /// Factor of the divergence from the base model [default: 0.5 in sft-kl, 0.1 in asft].
+        /// Weight of the divergence from the base model [default: 0.5 in sft-kl, 0.1 in asft].
         kl_weight: Option<f32> = None;
-        /// Optimiser steps from one snapshot of psft's old model to the next [default: 8].
+        /// Optimiser steps between snapshots of psft's old model [default: 8].
         snapshot_every: Option<u64> = None;
-        /// Inputs of the adapters are dropped at this rate.
+        /// LoRA dropout.
         lora_dropout: f32 = 0.0;
-        /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks; the guide's page on models says which
-        /// of a mixture of experts].
+        /// Modules that get adapters, such as q_proj,v_proj [default: all linear modules of the blocks; for mixtures of experts see
+        /// `diagnose guide models`].
         lora_targets: Vec<String> = Vec::new();
-        /// The learning rate falls as cosine or linear says, or stays as constant (without a warm-up) or constant-with-warmup says.
+        /// Learning-rate schedule: cosine, linear, constant (without warm-up) or constant-with-warmup.
         schedule: Shape = Shape::Cosine;
-        /// The learning rate rises over this share of the steps.
+        /// Share of the steps that are warm-up.
         warmup_ratio: f64 = 0.03;
-        /// AdamW's mean of the gradient keeps this much of the last step's.
+        /// AdamW's beta1: decay of the mean gradient.
         beta1: f64 = 0.9;
-        /// AdamW's mean of the squared gradient keeps this much of the last step's.
+        /// AdamW's beta2: decay of the mean squared gradient.
         beta2: f64 = 0.999;
-        /// AdamW adds this to what it divides by.
+        /// AdamW's epsilon, added to the denominator.
         eps: f64 = 1e-8;
-        /// All weights but norms and biases decay at this rate times the learning rate.
+        /// Weight decay (norms and biases excluded).
         weight_decay: f64 = 0.0;
-        /// Number format of AdamW's moments: f32, or bf16, rounded at random, for a quarter less memory and held-out losses that differ in
-        /// the fourth decimal [default: f32 for LoRA, else bf16].
+        /// Number format of AdamW's moments: f32, or bf16 with stochastic rounding, which saves a quarter of the memory and changes
+        /// held-out losses in the fourth decimal [default: f32 for LoRA, else bf16].
         moments: Option<Stored> = None;
-        /// Gradients of a larger norm are scaled to this one; 0 for none.
+        /// Maximum gradient norm; 0 disables clipping.
         clip: f64 = 1.0;
-        /// Tokens that go through the model together; changes memory and speed, not results, but for the masks of --lora-dropout.
+        /// Tokens per forward pass; changes memory and speed, not results (except the masks of --lora-dropout).
         pack_tokens: usize = 2048;
-        /// MiB of activations that are kept instead of computed again; changes memory and speed, not results [default: 1024 for LoRA, else
+        /// MiB of activations to keep instead of recomputing; changes memory and speed, not results [default: 1024 for LoRA, else
         /// 256].
         activation_memory: Option<usize> = None;
         /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
         save_dtype: Stored = Stored::F32;
-        /// So many checkpoints are kept, and beside them that of the lowest held-out loss where it is to be the result.
+        /// Number of checkpoints to keep, in addition to the one with the lowest held-out loss if --keep is best.
         keep_checkpoints: usize = 1;
-        /// Format of the data, where it is not to be guessed [default: guessed].
+        /// Data format [default: detected].
         format: Option<Format> = None;
-        /// Where a field comes from, as FIELD=COLUMN, for data of no known format.
+        /// Which column a field is read from, as FIELD=COLUMN, for data in no known format.
         map: Vec<String> = Vec::new();
-        /// What a speaker of the data is, as NAME=ROLE, such as patient=user.
+        /// Role of a speaker in the data, as NAME=ROLE, such as patient=user.
         role: Vec<String> = Vec::new();
-        /// Stops at the first bad row instead of skipping it.
+        /// Stop at the first bad row instead of skipping it.
         strict: bool = false;
-        /// A system prompt for conversations that have none [default: none].
+        /// System prompt for conversations without one [default: none].
         system: Option<String> = None;
-        /// A Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
+        /// Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
         chat_template: Option<PathBuf> = None;
-        /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own come first [default: none].
+        /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own take precedence [default: none].
         chat_template_kwargs: Option<String> = None;
-        /// Puts the end token behind plain texts that do not end with it, as TRL does.
+        /// Append the end token to plain texts that do not end with it, as TRL does.
         append_eos: bool = false;
-        /// Which tokens count: assistant, last or all.
+        /// Which turns are supervised: assistant, last or all.
         supervise: Supervise = Supervise::Assistant;
     }
 }

@@ -35,8 +35,11 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn tiny(family: &str) -> Model {
-    let path = fixture("families").join(family);
-    let reference = Reference::local(&path).unwrap();
+    tiny_at(&fixture("families").join(family))
+}
+
+fn tiny_at(path: &Path) -> Model {
+    let reference = Reference::local(path).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
     Model::load(&reference, options, 32).unwrap()
 }
@@ -151,6 +154,40 @@ fn every_gradient_of_every_family_is_pytorchs() {
             // Measured error: at most 2e-3. The loss is rounded to 1e-7, hence the slope to 1e-4.
             assert!((slope - norm).abs() < 5e-3 * norm + 1e-4, "{family}: {} slope {slope}, norm {norm}", part.name);
         }
+    }
+}
+
+/// PyTorch leaves the row of `nn.Embedding(padding_idx)` out of the embedding's gradient, and everything else as it is.
+#[test]
+fn the_padding_token_is_not_trained_as_an_input() {
+    let expected = load(fixture("train/gradients/llama.safetensors"), &Device::Cpu).unwrap();
+    let ids: Vec<u32> = expected["ids.0"].to_dtype(DType::U32).unwrap().to_vec1().unwrap();
+    let (weights, padding) = (numbers(&expected["weights.0"]), ids[3]);
+    let gradients_of = |padding: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(fixture("families/llama")).unwrap().map(|file| file.unwrap()) {
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(config["tie_word_embeddings"], false);
+        config["pad_token_id"] = padding;
+        std::fs::write(path, config.to_string()).unwrap();
+        let mut model = tiny_at(folder.path());
+        let parameters = model.train(Dtype::F32).unwrap();
+        weighted_gradients(&model, &[(ids.clone(), weights.clone())], ids.len());
+        (gradients(&parameters), model.config.vocab_size, model.config.hidden_size)
+    };
+    let (whole, vocab_size, width) = gradients_of(Value::Null);
+    let negative = i64::from(padding) - vocab_size as i64;
+    for id in [Value::from(padding), negative.into()] {
+        let (mut found, ..) = gradients_of(id);
+        let embedding = found.get_mut("model.embed_tokens.weight").unwrap();
+        let row = padding as usize * width..(padding as usize + 1) * width;
+        let own = &whole["model.embed_tokens.weight"][row.clone()];
+        assert!(embedding[row.clone()].iter().all(|g| *g == 0.0) && own.iter().any(|g| *g != 0.0));
+        embedding[row].copy_from_slice(own);
+        assert_eq!(found, whole);
     }
 }
 

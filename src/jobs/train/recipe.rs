@@ -41,6 +41,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
         .cure("Give --lora-targets q_proj,k_proj,v_proj,o_proj, which is the same training there, or train here."));
     }
     (recipe.layer_class, recipe.max_len) = (reference.layer_class()?, reference.max_len(options.max_len)?);
+    watch.remarks(&reference.name, &reference.training_remarks()?);
     let (tokenizer, template) = text_of(&reference)?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..options.render()? })?;
     recipe.turn_ends = renderer.turn_ends();

@@ -135,7 +135,7 @@ impl Read {
         set.audit.notes.extend(special_tokens::untrained(&set, &model, options.lora)?);
         set.audit.notes.extend(result::note_of_base(&reference.path, options));
         watch.audited(&set.audit);
-        watch.remarks(&model.info.name, &model.remarks);
+        watch.remarks(&model.info.name, &[&model.remarks[..], &reference.training_remarks()?].concat());
         let epochs = Epochs::new(set.order(&options.mix, options.seed)?, options.batch_size);
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.

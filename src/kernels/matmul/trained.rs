@@ -185,13 +185,13 @@ impl Trained {
         n / PANEL * PANEL * self.in_features + k * PANEL + n % PANEL
     }
 
-    /// Adds `g [ids.len(), K]` to the gradients of the rows `ids`: the gradient of [`Matrix::rows`](super::Matrix::rows).
-    pub fn add_row_gradients(&self, ids: &[u32], g: &[f32]) {
+    /// Adds `g [ids.len(), K]` to the gradients of the rows `ids`, but for row `padding`: the gradient of [`Matrix::rows`](super::Matrix::rows).
+    pub fn add_row_gradients(&self, ids: &[u32], padding: Option<u32>, g: &[f32]) {
         let k = self.in_features;
         assert_eq!(g.len(), ids.len() * k);
         let mut gradient = lock(&self.gradient);
         let to = gradient.floats_mut();
-        for (&id, g) in ids.iter().zip(g.chunks_exact(k)) {
+        for (&id, g) in ids.iter().zip(g.chunks_exact(k)).filter(|(id, _)| Some(**id) != padding) {
             let panel = &mut to[id as usize / PANEL * PANEL * k..][..PANEL * k];
             let column = id as usize % PANEL;
             panel.iter_mut().skip(column).step_by(PANEL).zip(g).for_each(|(sum, g)| *sum += g);

@@ -27,7 +27,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     defaults: r#"{"vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
                   "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192,
-                  "rms_norm_eps": 0.000001, "tie_word_embeddings": true}"#,
+                  "rms_norm_eps": 0.000001, "tie_word_embeddings": true, "pad_token_id": 0}"#,
     configure,
     settings: |config| json!({"hidden_act": "gelu_pytorch_tanh", "attention_bias": config.qkv_bias}),
     configure_gguf,

@@ -32,7 +32,7 @@ pub(super) const FAMILY: Family = Family {
     defaults: r#"{"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
                   "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192,
                   "rms_norm_eps": 0.000001, "tie_word_embeddings": true, "query_pre_attn_scalar": 256,
-                  "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}"#,
+                  "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "pad_token_id": 0}"#,
     configure,
     settings,
     configure_gguf,

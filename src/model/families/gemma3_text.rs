@@ -42,7 +42,7 @@ pub(super) const FAMILY: Family = Family {
     defaults: r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
                   "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
                   "rms_norm_eps": 0.000001, "tie_word_embeddings": true, "query_pre_attn_scalar": 256,
-                  "sliding_window": 4096, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}"#,
+                  "sliding_window": 4096, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "pad_token_id": 0}"#,
     configure,
     settings,
     configure_gguf,

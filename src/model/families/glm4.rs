@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     architecture: "glm4",
     class: "Glm4ForCausalLM",
     keys: &[("attention_bias", Honoured), ("partial_rotary_factor", Honoured)],
-    defaults: r#"{"head_dim": 128, "num_key_value_heads": 2, "rms_norm_eps": 0.00000015625}"#,
+    defaults: r#"{"head_dim": 128, "num_key_value_heads": 2, "rms_norm_eps": 0.00000015625, "pad_token_id": 151329}"#,
     rotary: RotaryStyle::Interleaved,
     configure: glm::configure,
     settings: glm::settings,

@@ -40,7 +40,7 @@ pub(crate) const COMMON: Rules = &[
     // Left by converters of Llama: true of every `llama` checkpoint that Transformers reads.
     ("is_llama_config", Only(&["true"])),
     ("rope_interleaved", Only(&["false"])),
-    // Training.
+    // Training; what Transformers applies there is named before the first step: `unapplied_in_training`.
     ("attention_dropout", Irrelevant),
     ("hidden_dropout", Irrelevant),
     ("resid_pdrop", Irrelevant),
@@ -61,7 +61,7 @@ pub(crate) const COMMON: Rules = &[
     ("cache_implementation", Irrelevant),
     ("bos_token_id", Irrelevant),
     ("eos_token_id", Irrelevant),
-    ("pad_token_id", Irrelevant),
+    ("pad_token_id", Optional),
     ("sep_token_id", Irrelevant),
     ("unk_token_id", Irrelevant),
     ("decoder_start_token_id", Irrelevant),
@@ -240,4 +240,23 @@ pub(crate) fn rule(key: &str, family: &Family) -> Option<Rule> {
 
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+/// Sentences about what config.json asks of training and this program does not do, though Transformers does: dropout, and the loss of a router.
+/// Scores do not depend on it.
+pub(crate) fn unapplied_in_training(json: &Value) -> Vec<String> {
+    let number = |key: &str| json.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+    let elsewhere = "Transformers and the trainers built on it apply it, and this program does not";
+    let rates = ["attention_dropout", "resid_pdrop"].into_iter().filter(|key| number(key) != 0.0);
+    let mut said: Vec<String> = rates
+        .map(|key| {
+            format!("config.json asks for {key} {} in training: {elsewhere}; set it to 0 for the same training", number(key))
+        })
+        .collect();
+    if json.get("output_router_logits").and_then(Value::as_bool) == Some(true) {
+        said.push(format!(
+            "config.json adds the router's load-balancing loss to training (output_router_logits): {elsewhere}; set it to false for the same \
+             training"
+        ));
+    }
+    said
 }

@@ -15,7 +15,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: "ministral3",
     class: "Ministral3ForCausalLM",
     keys: &[("sliding_window", Optional)],
-    defaults: r#"{"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 0.00001, "max_position_embeddings": 262144}"#,
+    defaults: r#"{"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 0.00001, "max_position_embeddings": 262144, "pad_token_id": 11}"#,
     configure,
     settings: |config| json!({"sliding_window": config.windows.first().copied().flatten()}),
     block: llama::block,

@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
     architecture: "olmo2",
     class: "Olmo2ForCausalLM",
     keys: &[("attention_bias", Honoured)],
-    defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048}"#,
+    defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048, "pad_token_id": 1}"#,
     configure,
     settings: |config| json!({"attention_bias": config.qkv_bias}),
     gguf_names: NAMES,

@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
     architecture: "olmo2",
     class: "Olmo3ForCausalLM",
     keys: &[("attention_bias", Honoured), ("sliding_window", Honoured), ("layer_types", Optional)],
-    defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048, "sliding_window": 4096}"#,
+    defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048, "sliding_window": 4096, "pad_token_id": 1}"#,
     configure,
     settings,
     configure_gguf,

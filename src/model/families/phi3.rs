@@ -28,7 +28,7 @@ pub(super) const FAMILY: Family = Family {
         ("full_attn_mod", Only(&["1"])),
         ("interpolate_factor", Only(&["1"])),
     ],
-    defaults: r#"{"rms_norm_eps": 0.00001}"#,
+    defaults: r#"{"rms_norm_eps": 0.00001, "pad_token_id": 32000}"#,
     configure,
     settings,
     configure_gguf,

@@ -26,7 +26,7 @@ pub(super) const FAMILY: Family = Family {
         // What Qwen calls it; this family does not read it.
         ("max_window_layers", Irrelevant),
     ],
-    defaults: r#"{"rope_theta": 2000000.0, "num_key_value_heads": 4, "tie_word_embeddings": true}"#,
+    defaults: r#"{"rope_theta": 2000000.0, "num_key_value_heads": 4, "tie_word_embeddings": true, "pad_token_id": 128004}"#,
     configure,
     settings,
     // llama.cpp knows this interval only.

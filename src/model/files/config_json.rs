@@ -34,6 +34,7 @@ impl Config {
             kv_heads: optional_count(&json, "num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             rms_norm_eps: number(&json, "rms_norm_eps")?.unwrap_or(1e-6),
+            padding: padding(&json)?,
             tied: flag(&json, "tie_word_embeddings")?.unwrap_or(false),
             ..Config::plain(family.model_type, layers, head_dim, max_positions)
         };
@@ -174,6 +175,8 @@ fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
         window_rope: ours.window_rope.clone(),
         attention_scale: ours.attention_scale,
         rms_norm_eps: ours.rms_norm_eps,
+        // Written with the other tokens.
+        padding: ours.padding,
         // The weights are saved in config.json's convention: see save.rs.
         norm_offset: ours.norm_offset,
         ..read.clone()
@@ -182,6 +185,14 @@ fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
         found.push("its sizes");
     }
     Ok((!found.is_empty()).then(|| found.join(", ")))
+}
+
+/// The padding token; as in PyTorch, a negative number counts from the end of the vocabulary.
+fn padding(json: &Value) -> Result<Option<u32>> {
+    let vocab_size = count(json, "vocab_size")? as i64;
+    let id = json.get("pad_token_id").and_then(Value::as_i64);
+    let id = id.map(|id| if id < 0 { id + vocab_size } else { id });
+    Ok(id.filter(|id| (0..vocab_size).contains(id)).and_then(|id| u32::try_from(id).ok()))
 }
 
 /// Keys that the file leaves out, with the values that Transformers' config class gives them.

@@ -226,6 +226,7 @@ impl Source for Gguf {
             rms_norm_eps: self.arch_number(epsilon)?.ok_or_else(|| self.missing(epsilon))?,
             rope: self.rope()?,
             rotary_dim,
+            padding: self.count("tokenizer.ggml.padding_token_id")?.map(|id| id as u32),
             tied: !self.holds("output.weight"),
             ..Config::plain(family.model_type, layers, head_dim, max_positions)
         };
