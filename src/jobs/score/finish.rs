@@ -22,7 +22,7 @@ use crate::diagnosis::gate::{Eaft, Gate, Token};
 use crate::diagnosis::planted::{RankingQuality, ranking_quality};
 use crate::diagnosis::population::Population;
 use crate::diagnosis::quadrants::{Resolved, Thresholds, resolve};
-use crate::diagnosis::self_check::{OnPolicy, SelfCheck};
+use crate::diagnosis::self_check::{LEAST_ROWS, OnPolicy, SelfCheck};
 use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
@@ -295,6 +295,8 @@ fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>>
         () => None,
     };
     let check = if why_not.is_none() { SelfCheck::of(tables)? } else { None };
+    let too_few = || format!("fewer than {LEAST_ROWS} rows with targets say too little");
+    let why_not = why_not.or_else(|| check.is_none().then(too_few));
     Ok(Some(OnPolicy { rows, respelt, check, why_not }))
 }
 
