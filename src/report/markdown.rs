@@ -257,14 +257,15 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
     if let Some(prompted) = prompted {
         in_context(text, prompted);
     }
-    if *near_duplicates > 0 {
-        add!(
-            text,
-            "{} the same as an earlier one, or nearly; {} the same as another one and {} answered otherwise (pairs.parquet).\n",
-            counted(*near_duplicates, "row asks", "rows ask"),
-            counted(*contradictions, "row asks", "rows ask"),
-            if *contradictions == 1 { "is" } else { "are" }
-        );
+    let is = if *contradictions == 1 { "is" } else { "are" };
+    let alike = [
+        (*near_duplicates, "the same as an earlier one, or nearly".to_owned()),
+        (*contradictions, format!("the same as another one and {is} answered otherwise")),
+    ];
+    let alike = alike.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{} {how}", counted(*n, "row asks", "rows ask")));
+    let alike = alike.collect::<Vec<_>>().join("; ");
+    if !alike.is_empty() {
+        add!(text, "{alike} (pairs.parquet).\n");
     }
 }
 
