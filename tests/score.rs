@@ -40,7 +40,7 @@ fn contradictions_are_found_behind_a_shared_instruction() {
     assert_eq!((&kinds["near_duplicates"], &kinds["contradictions"]), (&5.into(), &3.into()), "{kinds}");
     let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
     assert!(
-        report.contains("5 rows ask the same as an earlier one, or nearly; 3 rows ask the same as another one and are answered"),
+        report.contains("5 rows have the same prompt as an earlier row, or a similar one; 3 rows have the same prompt as another row but a different answer"),
         "{report}"
     );
 }
@@ -383,7 +383,7 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(bytes() == scored);
     // Under other thresholds they are other conflicts, of which nothing that was found of the old ones is said.
     let said = workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok().stderr;
-    assert!(said.contains("what --in-context found is about the conflicts under other thresholds"), "{said}");
+    assert!(said.contains("the --in-context results belong to other thresholds"), "{said}");
     assert!(!workdir.path("alone/in_context.parquet").exists());
     assert!(json(&workdir, "alone/summary.json")["kinds"]["in_context"].is_null());
     // A run keeps the thresholds that it is sorted by where none are named; and with the old ones comes back what was found under them.
@@ -510,7 +510,7 @@ fn a_run_whose_data_have_changed_keeps_what_it_knows() {
     workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"zubu wqo"}"#);
     for arguments in [&["run"][..], &["run", "--thresholds", "p=0.004,H=5.5"]] {
         let shown = workdir.run(arguments).ok();
-        assert!(shown.stderr.contains("the run stays as it is sorted, by p=0.004,H=5.5"), "{}", shown.stderr);
+        assert!(shown.stderr.contains("the run keeps its present thresholds, p=0.004,H=5.5"), "{}", shown.stderr);
         assert!(shown.stdout.contains("confident conflict") && read() == before);
     }
     let shown = workdir.run(&["run", "--thresholds", "fixed"]).ok();
@@ -599,7 +599,11 @@ fn a_run_that_cannot_be_written_to_can_be_shown() {
     std::fs::remove_file(workdir.path("run/.lock")).unwrap();
     std::fs::create_dir(workdir.path("run/.lock")).unwrap();
     let refused = workdir.run(&["run"]);
-    assert!(refused.code == Some(1) && refused.stderr.contains("`diagnose view run --out FILE` shows it"), "{}", refused.stderr);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("show it with `diagnose view run --out FILE`"),
+        "{}",
+        refused.stderr
+    );
     workdir.run(&["view", "run", "--out", "page.html"]).ok();
 }
 
