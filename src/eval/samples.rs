@@ -10,7 +10,7 @@
 //! | greedy bool | is every token of the continuation the model's most probable one? |
 //! | tokens, chars, bytes, words u32 | of the choice without the space before it; tokens: those that were scored |
 //! | picked, picked_norm bool | is it the choice with the highest logprob of its item, in total and per character? |
-//! | prompt_sha256 str | of the item's first context, as lm-evaluation-harness hashes it (`prompt_hash`); of a training row, its turns; null for a text |
+//! | prompt_sha256 str | of the first context, as lm-evaluation-harness hashes it (`prompt_hash`); of a training row, its turns; null for a text |
 //!
 //! A text has one row per window, with `choice` 0.
 
