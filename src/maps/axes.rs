@@ -1,19 +1,19 @@
-//! A plotting area with its two axes: maps values to pixels, draws grid lines, ticks and labels.
+//! A plotting area with two axes: maps values to pixels and draws grid lines, ticks and labels.
 
 use super::font;
 use super::scene::{Anchor, Scene, Text};
 use super::style::{GRID_LINE, INK, LABEL_SIZE, SOFT_INK, TEXT_SIZE};
 
-/// An axis in the units in which it is linear; a logarithmic axis is given its values' logarithms.
+/// An axis in units in which it is linear: values of a logarithmic axis are given as logarithms.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
-    /// What it measures, with the unit.
+    /// The quantity and its unit.
     pub label: String,
-    /// The value at its left or lower end.
+    /// The value at the left or lower end.
     pub from: f64,
-    /// The value at its other end.
+    /// The value at the right or upper end.
     pub to: f64,
-    /// Where a tick stands, and what is written at it.
+    /// The positions of the ticks and their labels.
     pub ticks: Vec<(f64, String)>,
 }
 
@@ -24,13 +24,13 @@ pub(super) struct Frame {
     pub left: f64,
     /// Pixels from the upper edge of the figure.
     pub top: f64,
-    /// Pixels.
+    /// In pixels.
     pub width: f64,
-    /// Pixels.
+    /// In pixels.
     pub height: f64,
-    /// From left to right.
+    /// The horizontal axis, from left to right.
     pub x: Axis,
-    /// From below to above.
+    /// The vertical axis, from bottom to top.
     pub y: Axis,
 }
 
@@ -43,7 +43,7 @@ impl Frame {
         self.top + self.height
     }
 
-    /// The pixel of an x value; values beyond the axis land on its ends.
+    /// The pixel of an x value; values beyond the axis are moved to its ends.
     pub(super) fn x_at(&self, value: f64) -> f64 {
         self.left + self.width * ((value - self.x.from) / (self.x.to - self.x.from)).clamp(0.0, 1.0)
     }
@@ -56,7 +56,7 @@ impl Frame {
         (self.x_at(x), self.y_at(y))
     }
 
-    /// Goes below the data.
+    /// Draws the grid, which goes below the data.
     pub(super) fn draw_grid(&self, scene: &mut Scene) {
         for (value, _) in &self.x.ticks {
             scene.line(&[(self.x_at(*value), self.top), (self.x_at(*value), self.bottom())], 1.0, GRID_LINE);
@@ -66,7 +66,8 @@ impl Frame {
         }
     }
 
-    /// Goes above the data. A y axis without a label gets no tick labels either: it shares those of its neighbour.
+    /// Draws the axes, which go above the data. A y axis without a label gets no tick labels either, since it shares those of its
+    /// neighbour.
     pub(super) fn draw_axes(&self, scene: &mut Scene) {
         scene.outline(self.left, self.top, self.right(), self.bottom(), 1.0, SOFT_INK);
         let centred = Text::body(INK).anchored(Anchor::Middle);
@@ -94,7 +95,7 @@ impl Frame {
     }
 }
 
-/// Ticks at multiples of 1, 2 or 5 times a power of ten, about `n` of them.
+/// About `n` ticks at multiples of 1, 2 or 5 times a power of ten.
 pub(super) fn round_ticks(from: f64, to: f64, n: usize) -> Vec<(f64, String)> {
     let rough = (to - from) / n as f64;
     let power = 10f64.powf(rough.log10().floor());
@@ -106,7 +107,7 @@ pub(super) fn round_ticks(from: f64, to: f64, n: usize) -> Vec<(f64, String)> {
         .collect()
 }
 
-/// `10⁻⁴` for -4; `0.01`, `0.1`, `1`, `10`, `100` as they are.
+/// `10⁻⁴` for -4; `0.01`, `0.1`, `1`, `10`, `100` in full.
 pub(super) fn power_of_ten(power: i32) -> String {
     match power {
         -2..0 => format!("{:.*}", power.unsigned_abs() as usize, 10f64.powi(power)),

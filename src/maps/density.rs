@@ -1,7 +1,7 @@
-//! The entropy-probability density: where the tokens of a data set lie (the paper's figure 1b).
+//! The entropy-probability density: where the tokens of a data set lie in the plane (the paper's figure 1b).
 //!
-//! Colour is the number of tokens per cell, logarithmic; the marginals on top and at the right are linear. [`super::plane`]
-//! says why the axes are what they are and derives the two bounds.
+//! Colour shows the number of tokens per cell on a logarithmic scale; the marginals at the top and at the right are linear.
+//! [`super::plane`] explains the axes and derives the two bounds.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::style::{self, BAR, Caption, HEADER_HEIGHT, LogScale, SOFT_INK};
 use crate::error::Result;
 use crate::format::{n_tokens, percent, thousands};
 
-/// Counts tokens over the plane; one streaming pass, mergeable.
+/// Counts tokens over the plane in one streaming pass; counts of several parts can be merged.
 #[derive(Debug, Clone)]
 pub struct Density {
     vocab_size: usize,
@@ -22,18 +22,18 @@ pub struct Density {
 }
 
 impl Density {
-    /// Nothing counted yet, of a model with so many tokens: they bound the entropy.
+    /// Creates an empty count for a model with `vocab_size` tokens, which bound the entropy.
     pub fn new(vocab_size: usize) -> Self {
         Self { vocab_size, grid: plane::grid(vocab_size) }
     }
 
-    /// Takes ln p of the target and the entropy in nats.
+    /// Counts a token by the ln p of the target and the entropy in nats.
     pub fn add(&mut self, logprob: f32, entropy: f32) {
         let (x, y) = plane::coordinates(logprob, entropy);
         self.grid.add(x, y, 1.0);
     }
 
-    /// Takes many tokens, on all cores: counts are exact in f64, so that their order changes nothing.
+    /// Counts many tokens on all cores. Counts in f64 are exact, so that the order does not matter.
     pub fn add_all(&mut self, logprobs: &[f32], entropies: &[f32]) {
         const CHUNK: usize = 1 << 15;
         let counted = logprobs.par_chunks(CHUNK).zip(entropies.par_chunks(CHUNK)).map(|(logprobs, entropies)| {
@@ -51,7 +51,7 @@ impl Density {
         self.grid.merge(&other.grid);
     }
 
-    /// Tokens by cell of the plane.
+    /// The number of tokens per cell of the plane.
     pub fn grid(&self) -> &Grid {
         &self.grid
     }
@@ -61,7 +61,7 @@ impl Density {
     }
 }
 
-/// `shares` are the quadrants' shares of the tokens, 0 to 1, in the order of [`QUADRANT_NAMES`].
+/// Draws the figure. `shares` are the quadrants' shares of the tokens, 0 to 1, in the order of [`QUADRANT_NAMES`].
 pub fn draw(data: &Density, shares: [f64; 4], cuts: &Cuts, caption: &Caption, path: &Path) -> Result<()> {
     scene(data, shares, cuts, caption).save(path)
 }

@@ -1,4 +1,5 @@
-//! The entropy of the K most probable tokens beside the entropy of the whole vocabulary, over K (the paper's figure 6).
+//! The entropy of the K most probable tokens compared with the entropy over the whole vocabulary, for each K (the paper's figure
+//! 6).
 
 use std::path::Path;
 
@@ -9,15 +10,15 @@ use crate::diagnosis::fidelity::{Fidelity, FidelityAtK};
 use crate::error::Result;
 use crate::format::n_tokens;
 
-/// Two panels over K: the correlation on an axis that counts nines, and what the correlation hides. `marked_k` is the K
-/// that the gate uses.
+/// Draws two panels over K: the correlation, on an axis that counts nines, and the differences that a correlation hides.
+/// `marked_k` is the K of the gate.
 pub fn draw(data: &Fidelity, marked_k: usize, caption: &Caption, path: &Path) -> Result<()> {
     scene(data, marked_k, caption).save(path)
 }
 
 pub(super) fn scene(data: &Fidelity, marked_k: usize, caption: &Caption) -> Scene {
     const PANEL_HEIGHT: f64 = 240.0;
-    /// 1 - r of less than this is drawn at the axis's end: f32 entropies resolve no more.
+    /// A smaller 1 - r is drawn at the end of the axis, since f32 entropies resolve no more.
     const LEAST_MISS: f64 = 1e-6;
     let mut scene = Scene::new(800);
     let n = format!("{} (a sample of the data)", n_tokens(data.n()));
@@ -94,7 +95,7 @@ pub(super) fn scene(data: &Fidelity, marked_k: usize, caption: &Caption) -> Scen
     scene
 }
 
-/// What the two panels say at one K, in the upper one.
+/// Writes the numbers of both panels at one K into the upper one.
 fn draw_numbers(scene: &mut Scene, upper: &Frame, at_k: &FidelityAtK) {
     let pearson = at_k.pearson.map_or("undefined".to_owned(), |r| format!("{r:.5}"));
     let ratio = at_k.mean_ratio.map_or("undefined".to_owned(), |ratio| format!("{ratio:.4}"));
@@ -104,7 +105,7 @@ fn draw_numbers(scene: &mut Scene, upper: &Frame, at_k: &FidelityAtK) {
         format!("ratio of means {ratio}"),
         format!("mean error {:.4} nats", at_k.mean_abs_error),
     ];
-    // On the side of the line that has room.
+    // On the side of the line that has more room.
     let x = upper.x_at((at_k.k as f64).ln());
     let (x, anchor) = if x < upper.left + 0.72 * upper.width { (x + 12.0, Anchor::Left) } else { (x - 12.0, Anchor::Right) };
     for (idx, line) in lines.iter().enumerate() {
@@ -113,7 +114,7 @@ fn draw_numbers(scene: &mut Scene, upper: &Frame, at_k: &FidelityAtK) {
     }
 }
 
-/// Which curve of the lower panel is which.
+/// Draws the legend of the lower panel's curves.
 fn draw_legend(scene: &mut Scene, lower: &Frame) {
     let legend = [(BLUE, "mean top-K entropy / mean full entropy"), (VERMILLION, "mean |top-K entropy − full entropy|, nats")];
     for (idx, (paint, label)) in legend.into_iter().enumerate() {

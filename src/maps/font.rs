@@ -1,15 +1,15 @@
-//! The one font: widths, glyph outlines, and what to write where it has no glyph.
+//! The font of all figures: text widths, glyph outlines, and replacements for characters without a glyph.
 //!
-//! DejaVu Sans is embedded in the program through the `dejavu` crate (MIT OR Apache-2.0). The font itself is under the
-//! Bitstream Vera licence, which allows use, embedding and redistribution free of charge; the changes made by DejaVu are in
-//! the public domain. An SVG keeps its text as text, names this font first, and Verdana, which it takes its widths from, next.
+//! DejaVu Sans is embedded in the program through the `dejavu` crate (MIT OR Apache-2.0). The font itself is under the Bitstream
+//! Vera licence, which allows use, embedding and redistribution free of charge; DejaVu's changes are in the public domain. An SVG
+//! keeps its text as text and names this font first, followed by Verdana, from which it takes its widths.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
 
-/// For the `font-family` of an SVG.
+/// The `font-family` of an SVG.
 pub(super) const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 
 static REGULAR: LazyLock<FontRef<'static>> = LazyLock::new(|| load(dejavu::sans::regular()));
@@ -27,7 +27,7 @@ fn face(bold: bool) -> &'static FontRef<'static> {
 /// The glyphs of `text` on a baseline that starts at (0, 0), and the total advance; `size` is the em in pixels.
 fn layout(text: &str, size: f64, bold: bool) -> (Vec<Glyph>, f64) {
     let font = face(bold);
-    // ab_glyph measures a font by ascent minus descent, everybody else by the em.
+    // ab_glyph's scale is ascent minus descent, not the em as usual.
     let scale = size as f32 * font.height_unscaled() / font.units_per_em().unwrap_or(2048.0);
     let scaled = font.as_scaled(scale);
     let mut glyphs: Vec<Glyph> = Vec::with_capacity(text.len());
@@ -59,7 +59,7 @@ pub(super) fn rasterise(text: &str, size: f64, bold: bool, mut pixel: impl FnMut
     }
 }
 
-/// `text` with an ellipsis where it is wider than `max_width`.
+/// `text`, shortened with an ellipsis if it is wider than `max_width`.
 pub(super) fn elide(text: &str, size: f64, bold: bool, max_width: f64) -> Cow<'_, str> {
     if width(text, size, bold) <= max_width {
         return Cow::Borrowed(text);
@@ -74,8 +74,8 @@ pub(super) fn elide(text: &str, size: f64, bold: bool, max_width: f64) -> Cow<'_
     Cow::Borrowed("…")
 }
 
-/// `text` with `⟨U+4E2D 6587⟩` in place of characters that this font cannot show as they are: no glyph, control and
-/// invisible characters, combining marks, and scripts that run from right to left or join, which need a text shaper.
+/// `text` with `⟨U+4E2D 6587⟩` in place of characters that this font cannot show: those without a glyph, control and invisible
+/// characters, combining marks, and right-to-left or joining scripts, which need a text shaper.
 pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut in_escape = false;
@@ -97,7 +97,7 @@ pub(super) fn printable(text: &str) -> String {
     out
 }
 
-/// A token's text with its white space visible: `␣`, `⏎` (line feed) and `⇥` (tab).
+/// A token's text with visible white space: `␣`, `⏎` (line feed) and `⇥` (tab).
 pub(super) fn visible_token(text: &str) -> String {
     let visible = |c| match c {
         ' ' => '␣',

@@ -1,4 +1,4 @@
-//! How much each score changed, with its interval: a forest plot, the macro average below.
+//! A forest plot of how much each score changed, with intervals and the macro average at the bottom.
 
 use std::path::Path;
 
@@ -9,26 +9,26 @@ use super::style::{self, BLUE, HEADER_HEIGHT, INK, MARGIN, SOFT_INK, TITLE_SIZE,
 use crate::error::Result;
 use crate::format::thousands;
 
-/// A change in points, after minus before.
+/// A change in percentage points, after minus before.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// The task.
     pub name: String,
-    /// Items; `None` for an average.
+    /// The number of items; `None` for an average.
     pub n: Option<usize>,
-    /// Points of 100; above 0 is better.
+    /// In percentage points; above 0 is better.
     pub value: f64,
-    /// Its 95 % interval; absent where there are too few items to tell.
+    /// The 95 % interval; absent if there are too few items.
     pub ci95: Option<[f64; 2]>,
 }
 
-/// `before` and `after` name the models.
+/// Draws the figure. `before` and `after` are the names of the models.
 pub fn draw(rows: &[Row], average: Option<&Row>, before: &str, after: &str, path: &Path) -> Result<()> {
     scene(rows, average, before, after).save(path)
 }
 
 const ROW_HEIGHT: f64 = 34.0;
-/// Names on the left, numbers on the right of the plot.
+/// The names stand to the left of the plot, the numbers to the right.
 const NAMES_WIDTH: f64 = 330.0;
 const NUMBERS_WIDTH: f64 = 260.0;
 
@@ -44,7 +44,7 @@ pub(super) fn scene(rows: &[Row], average: Option<&Row>, before: &str, after: &s
     let models = format!("before: {}   ·   after: {}", font::printable(before), font::printable(after));
     header(67.0, &models, Text::body(SOFT_INK));
 
-    // 0 always shows, and the axis reaches as far to the better as to the worse where the changes are small.
+    // The axis is symmetric, so that 0 always shows, and spans at least one point in each direction.
     let places = |row: &Row| row.ci95.into_iter().flatten().chain([row.value]).map(f64::abs).fold(1.0, f64::max);
     let reach = rows.iter().chain(average).map(places).fold(1.0, f64::max) * 1.08;
     let x = Axis { label: "points".to_owned(), from: -reach, to: reach, ticks: round_ticks(-reach, reach, 8) };
@@ -72,7 +72,7 @@ fn draw_row(scene: &mut Scene, frame: &Frame, row: &Row, y: f64) {
     let bold = row.n.is_none();
     let n = row.n.map_or_else(String::new, |n| format!("  (n = {})", thousands(n as u64)));
     let label = Text { bold, anchor: Anchor::Right, ..Text::body(INK) };
-    // A long name gives way, its number does not.
+    // A long name is shortened, its number is not.
     let room = NAMES_WIDTH - 12.0 - font::width(&n, label.size, bold);
     let name = font::elide(&font::printable(&row.name), label.size, bold, room).into_owned() + &n;
     scene.text(frame.left - 12.0, y + 5.5, &name, label);
@@ -84,7 +84,7 @@ fn draw_row(scene: &mut Scene, frame: &Frame, row: &Row, y: f64) {
     }
     let at = frame.x_at(row.value);
     match bold {
-        // The usual sign for a summary.
+        // A diamond, the usual sign for a summary.
         true => scene.polygon(vec![(at - 9.0, y), (at, y - 7.0), (at + 9.0, y), (at, y + 7.0)], paint),
         false => scene.dot((at, y), 5.5, paint),
     }
@@ -125,7 +125,7 @@ mod tests {
         if let Some(folder) = std::env::var_os("MAPS_OUT") {
             scene.save(&Path::new(&folder).join("forest.png")).unwrap();
         }
-        // A change of which nothing tells how sure it is claims nothing.
+        // A change without an interval gets no colour, since it may be chance.
         let alone = Row { ci95: None, ..row("one_item, acc", Some(1), -100.0, 0.0, 0.0) };
         assert_eq!(paint(&alone), SOFT_INK);
         let alone = super::scene(&[alone], None, "a", "b");

@@ -1,9 +1,9 @@
-//! The gradient landscape: where in the plane the gradient norm lies under plain fine-tuning, and what a gate leaves of it
+//! The gradient landscape: where in the plane the gradient norm lies under plain fine-tuning, and how much of it a gate keeps
 //! (the paper's figure 3).
 //!
-//! The norm is that of the cross-entropy gradient with respect to the logits, summed over the tokens of a cell; a gate
-//! multiplies each token's norm by its weight. Both panels are shares of the same total, that of plain fine-tuning, and use
-//! the same colours, so that what is paler on the right is what the gate takes away.
+//! The norm is that of the cross-entropy gradient with respect to the logits, summed over the tokens of a cell; a gate multiplies
+//! each token's norm by its weight. Both panels show shares of the same total, that of plain fine-tuning, in the same colours, so
+//! that a paler cell on the right is what the gate removes.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::style::{self, Caption, HEADER_HEIGHT, INK, LogScale};
 use crate::error::Result;
 use crate::format::{n_tokens, percent};
 
-/// Sums gradient norms over the plane, plain and gated; one streaming pass, mergeable.
+/// Sums gradient norms over the plane, plain and gated, in one streaming pass; sums of several parts can be merged.
 #[derive(Debug, Clone)]
 pub struct Gradient {
     vocab_size: usize,
@@ -23,15 +23,15 @@ pub struct Gradient {
 }
 
 impl Gradient {
-    /// Nothing summed yet, of a model with so many tokens: they bound the entropy.
+    /// Creates empty sums for a model with `vocab_size` tokens, which bound the entropy.
     pub fn new(vocab_size: usize) -> Self {
         let grid = plane::grid(vocab_size);
         Self { vocab_size, plain: grid.clone(), gated: grid }
     }
 
-    /// Takes ln p, the entropy in nats, the norm of the gradient with respect to the logits, and the gate's weight.
+    /// Adds a token by its ln p, its entropy in nats, the norm of its gradient with respect to the logits, and the gate's weight.
     pub fn add(&mut self, logprob: f32, entropy: f32, grad: f32, weight: f32) {
-        // A token counts in both panels or in none.
+        // A token counts in both panels or in neither.
         let (grad, gated) =
             if weight.is_nan() { (f64::NAN, f64::NAN) } else { (f64::from(grad), f64::from(grad) * f64::from(weight)) };
         let (x, y) = plane::coordinates(logprob, entropy);
@@ -45,19 +45,20 @@ impl Gradient {
         self.gated.merge(&other.gated);
     }
 
-    /// Sums of the norms under plain fine-tuning.
+    /// The sums of the norms under plain fine-tuning.
     pub fn plain(&self) -> &Grid {
         &self.plain
     }
 
-    /// Sums of what the gate leaves of the norms.
+    /// The sums of the norms times the gate's weights.
     pub fn gated(&self) -> &Grid {
         &self.gated
     }
 }
 
-/// `gate` names the right panel, for example `EAFT, linear`. `plain_shares` and `gated_shares` are the quadrants' shares of
-/// the plain total, 0 to 1, in the order of [`QUADRANT_NAMES`]: the first add up to 1, the second to what the gate keeps.
+/// Draws the figure. `gate` is the title of the right panel, for example `EAFT, linear`. `plain_shares` and `gated_shares` are
+/// the quadrants' shares of the plain total, 0 to 1, in the order of [`QUADRANT_NAMES`]: the former add up to 1, the latter to
+/// what the gate keeps.
 pub fn draw(
     data: &Gradient,
     gate: &str,

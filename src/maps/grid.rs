@@ -1,7 +1,7 @@
-//! Fixed-bin histograms in one and two dimensions, filled in one streaming pass and merged across threads.
+//! Histograms with fixed bins in one and two dimensions, filled in one streaming pass and merged across threads.
 //!
-//! NaN is ignored and counted; a value beyond the range goes into the edge bin and is counted as clipped, so that nothing
-//! disappears silently. Weights are f64: a million small weights add up to the last digit shown.
+//! NaN is ignored and counted; a value out of range goes into the edge bin and is counted as clipped, so that nothing disappears
+//! silently. Weights are f64, so that a million small weights add up exactly to the last digit shown.
 
 /// `count` bins of equal width over `from ..= to`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,36 +10,36 @@ pub struct Bins {
     pub from: f64,
     /// The upper edge of the last bin.
     pub to: f64,
-    /// How many bins there are.
+    /// The number of bins.
     pub count: usize,
 }
 
 impl Bins {
-    /// The bin of `value` and whether it had to be clipped; `None` for NaN. The upper end belongs to the last bin.
+    /// The bin of `value`, and whether it was clipped; `None` for NaN. The upper end belongs to the last bin.
     pub fn index(&self, value: f64) -> Option<(usize, bool)> {
         if value.is_nan() {
             return None;
         }
         let clipped = value < self.from || value > self.to;
-        // A float-to-int cast saturates, so that -inf lands in bin 0 and +inf in the last.
+        // A float-to-int cast saturates: -inf becomes bin 0 and +inf the last bin.
         let idx = ((value - self.from) / (self.to - self.from) * self.count as f64) as usize;
         Some((idx.min(self.count - 1), clipped))
     }
 
-    /// The lower edge of bin `idx`; `edge(count)` is the upper end.
+    /// The lower edge of bin `idx`; `edge(count)` is the upper end of the range.
     pub fn edge(&self, idx: usize) -> f64 {
         self.from + (self.to - self.from) * idx as f64 / self.count as f64
     }
 }
 
-/// What was added and what could not be placed.
+/// How many points were added, clipped and ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Points in the histogram, clipped ones included.
+    /// Points in the histogram, including clipped ones.
     pub added: u64,
-    /// Points beyond the range, counted in the edge bins.
+    /// Points out of range, which are counted in the edge bins.
     pub clipped: u64,
-    /// Points with a NaN, counted nowhere else.
+    /// Points with a NaN, which are not in the histogram.
     pub ignored: u64,
 }
 
@@ -60,7 +60,7 @@ pub struct Grid {
     pub y: Bins,
     /// Row-major: `cells[y_idx * x.count + x_idx]`.
     pub cells: Vec<f64>,
-    /// How many points were placed, and how many were not.
+    /// How many points were added, clipped and ignored.
     pub tally: Tally,
 }
 
@@ -117,11 +117,11 @@ impl Grid {
 /// A weighted 1-D histogram.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
-    /// Where the values lie.
+    /// The bins of the values.
     pub bins: Bins,
     /// The sum of the weights in each bin.
     pub cells: Vec<f64>,
-    /// How many values were placed, and how many were not.
+    /// How many values were added, clipped and ignored.
     pub tally: Tally,
 }
 

@@ -1,5 +1,5 @@
-//! Where the tokens of several data sets lie, side by side on the same axes and in the same colours: fine-tuning data beside a model's own
-//! answers (the paper's figure 1b).
+//! The densities of several data sets side by side, on the same axes and in the same colours, such as fine-tuning data beside a
+//! model's own answers (the paper's figure 1b).
 
 use std::path::Path;
 
@@ -14,9 +14,9 @@ use crate::format::{n_tokens, percent};
 
 /// One data set.
 pub struct Panel {
-    /// What stands above it.
+    /// Its title.
     pub name: String,
-    /// Where its tokens lie.
+    /// The density of its tokens.
     pub density: Density,
     /// The quadrants' shares of the tokens, 0 to 1, in the order of [`QUADRANT_NAMES`].
     pub shares: [f64; 4],
@@ -71,11 +71,11 @@ pub(super) fn scene(panels: &[Panel], cuts: &Cuts, caption: &Caption) -> Scene {
     scene
 }
 
-/// One digit that counts, for the scale goes down to shares that others round off.
+/// Formats a share with one significant digit, since the scale goes down to shares that are usually rounded to 0.
 fn share_label(share: f64) -> String {
     let percents = 100.0 * share;
     if percents < 0.9e-3 {
-        // Zeros would leave the picture.
+        // Enough zeros to leave the picture.
         return format!("{percents:.0e} %");
     }
     let digits = (-percents.log10()).ceil().clamp(0.0, 9.0) as usize;

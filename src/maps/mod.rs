@@ -1,25 +1,25 @@
-//! The figures: one file per figure, numbers in, picture out.
+//! The figures: each file turns computed numbers into one picture.
 //!
-//! Every figure has a data type that is filled in one streaming pass (or is a plain list of finished numbers) and a
-//! `draw(&data, .., &Caption, path)` that writes a PNG or an SVG, by the extension of the path, and never leaves a
-//! half-written file under that name. Nothing here reads a score table or knows a threshold's origin: the caller passes
-//! plain numbers.
+//! Every figure has a data type, which is filled in one streaming pass (or is a plain list of computed numbers), and a
+//! `draw(&data, .., &Caption, path)`, which writes a PNG or an SVG, depending on the extension of the path, and never leaves a
+//! partial file under that name. Nothing here reads a score table or knows where a threshold comes from: the caller passes plain
+//! numbers.
 //!
 //! ```text
 //! density   where the tokens lie in the plane of probability and entropy      (the paper's figure 1b)
 //! landscape several data sets in that plane, side by side                     (figure 1b)
 //! gradient  where the gradient norm lies in that plane, SFT beside a gate     (figure 3)
 //! tokens    the most frequent tokens of each quadrant                         (figure 7)
-//! fidelity  how well the top-K entropy stands in for the full entropy         (figure 6)
+//! fidelity  how well the top-K entropy approximates the full entropy          (figure 6)
 //! tail      are the targets as improbable as the model says they should be?
 //! movement  how tokens moved between the quadrants from one scoring to the next
 //! forest    how much each score of an evaluation changed, with its interval
-//! training  a run's dynamics by group of tokens, loss and drift against its steps  (figure 4)
-//! retention what fine-tunings gained on their target against what they lost in general  (figures 2 and 5)
+//! training  a run's dynamics by group of tokens, loss and drift over its steps  (figure 4)
+//! retention what fine-tuning runs gained on their target and lost in general  (figures 2 and 5)
 //! ```
 //!
-//! Below them: grid.rs counts, plane.rs knows the plane's axes and bounds, axes.rs draws axes, scene.rs is the list of shapes
-//! that becomes a PNG or an SVG; font.rs, palette.rs and style.rs hold the looks, once.
+//! They share: grid.rs (histograms), plane.rs (the plane's axes and bounds), axes.rs (drawing axes), scene.rs (the list of shapes
+//! that becomes a PNG or an SVG), and font.rs, palette.rs and style.rs (the common design).
 
 #![warn(missing_docs)]
 

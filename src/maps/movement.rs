@@ -1,4 +1,5 @@
-//! How tokens moved between the quadrants from one scoring to the next: a table of cells, a row for each quadrant before.
+//! How tokens moved between the quadrants from one scoring to the next: a table with a row for each quadrant before and a column
+//! for each quadrant after.
 
 use std::path::Path;
 
@@ -9,16 +10,16 @@ use super::style::{self, BLUE, HEADER_HEIGHT, INK, LABEL_SIZE, MARGIN, PAPER, QU
 use crate::error::Result;
 use crate::format::{n_tokens, percent, thousands};
 
-/// Quadrants in the order of [`QUADRANT_NAMES`].
+/// The movement between two scorings, with quadrants in the order of [`QUADRANT_NAMES`].
 #[derive(Debug, Clone)]
 pub struct Movement {
     /// The name of the first scoring.
     pub before: String,
     /// The name of the second scoring.
     pub after: String,
-    /// `moved[i][j]`: tokens of quadrant i before and j after.
+    /// `moved[i][j]` tokens were in quadrant i before and are in j after.
     pub moved: [[u64; 4]; 4],
-    /// Mean change of the log-probability and of the entropy by the quadrant before, in nats.
+    /// The mean changes of log-probability and entropy in nats, by the quadrant before.
     pub changes: [[Option<f64>; 2]; 4],
 }
 
@@ -30,7 +31,7 @@ pub fn draw(movement: &Movement, path: &Path) -> Result<()> {
 const CELL_WIDTH: f64 = 166.0;
 const CELL_HEIGHT: f64 = 92.0;
 const LEFT: f64 = 206.0;
-/// Names of the columns stand above the cells.
+/// The column names stand above the cells.
 const TOP: f64 = HEADER_HEIGHT + 62.0;
 
 pub(super) fn scene(movement: &Movement) -> Scene {

@@ -1,13 +1,13 @@
-//! The plane of probability and entropy: its axes, its bounds, its cells and its quadrants.
+//! The plane of probability and entropy: its axes, bounds, cells and quadrants.
 //!
-//! The paper (arXiv 2601.02151, figure 1b) draws p on a linear axis, which piles nearly all tokens up on its two ends. Here
-//! x is ln(p / (1 - p)): it opens both ends alike, so that a token the model held for impossible (p = 10⁻⁶) and one it held
-//! for certain (p = 0.9999) are as far from the middle as they deserve. y is the square root of the entropy, which gives the
-//! nat below H = 1, where conflicts live, a third of the height and still shows H = 0.
+//! The paper (arXiv 2601.02151, figure 1b) draws p on a linear axis, which crowds nearly all tokens at its two ends. Here x is
+//! ln(p / (1 - p)), which spreads both ends equally, so that a token that the model held to be impossible (p = 10⁻⁶) and one that
+//! it held to be certain (p = 0.9999) are clearly apart from the middle. y is the square root of the entropy, which gives the
+//! range below H = 1 nat, where the conflicts lie, a third of the height and still shows H = 0.
 //!
-//! What is possible at all: let a distribution over V tokens have one token of probability p. With h(p) = -p ln p -
-//! (1-p) ln(1-p), its entropy is h(p) + (1-p) H(rest), where H(rest) is the entropy of the others, renormalised. That is 0
-//! at least (all the rest on one token) and ln(V-1) at most (the rest uniform), so for every p
+//! Bounds: let a distribution over V tokens have one token of probability p. With h(p) = -p ln p - (1-p) ln(1-p), its entropy is
+//! h(p) + (1-p) H(rest), where H(rest) is the entropy of the other tokens, renormalised. H(rest) is at least 0 (all the rest on
+//! one token) and at most ln(V-1) (the rest uniform), so that for every p
 //!
 //! ```text
 //! h(p)  <=  H  <=  h(p) + (1-p) ln(V-1)
@@ -20,35 +20,35 @@ use super::scene::{Anchor, Point, Scene, Text};
 use super::style::{self, GRID_LINE, INK, LogScale, NOTE_SIZE, SOFT_INK};
 use crate::format::n_tokens;
 
-/// Low p and low H, low p and high H, high p and low H, both high: the order of every `[f64; 4]` and `[u64; 4]` of the maps.
+/// Low p and low H, low p and high H, high p and low H, both high: the order of every `[f64; 4]` and `[u64; 4]` in the maps.
 pub const QUADRANT_NAMES: [&str; 4] = ["confident conflict", "uncertain", "confident", "hesitant"];
 
-/// Where the lines go; a preset without a line of one kind (its p-value is neither p nor H) leaves it out.
+/// The positions of the threshold lines; a preset without a line of one kind (its p-value is neither p nor H) omits it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Cuts {
-    /// 0 to 1.
+    /// From 0 to 1.
     pub probability: Option<f64>,
-    /// Nats; two of them where the preset leaves a band between low and high.
+    /// In nats; two values if the preset leaves a band between low and high.
     pub entropies: Vec<f64>,
     /// Drawn in the figure of `tail`.
     pub tail: Option<f64>,
 }
 
-/// The least and the greatest probability with a column of its own; f32 log-probabilities resolve 1 - p no further.
+/// The lowest and the highest probability with its own column; f32 log-probabilities resolve 1 - p no further.
 const LEAST_P: f64 = 1e-7;
 const GREATEST_P: f64 = 1.0 - 1e-5;
-/// Columns of the plane.
+/// The number of columns of the plane.
 pub const X_BINS: usize = 160;
-/// Rows of the plane.
+/// The number of rows of the plane.
 pub const Y_BINS: usize = 112;
 
-/// An empty grid over the plane of a model with `vocab_size` tokens.
+/// An empty grid over the plane for a model with `vocab_size` tokens.
 pub fn grid(vocab_size: usize) -> Grid {
     let x = Bins { from: logit(LEAST_P), to: logit(GREATEST_P), count: X_BINS };
     Grid::new(x, Bins { from: 0.0, to: greatest_entropy(vocab_size).sqrt(), count: Y_BINS })
 }
 
-/// The place of a token: ln(p / (1 - p)) and sqrt(H). Rounding above p = 1 or below H = 0 is taken back.
+/// The coordinates of a token: ln(p / (1 - p)) and sqrt(H). Rounding errors that make p > 1 or H < 0 are corrected.
 pub fn coordinates(logprob: f32, entropy: f32) -> (f64, f64) {
     let (logprob, entropy) = (f64::from(logprob), f64::from(entropy));
     let x = if logprob >= 0.0 { f64::INFINITY } else { logprob - (-logprob.exp_m1()).ln() };
@@ -56,20 +56,20 @@ pub fn coordinates(logprob: f32, entropy: f32) -> (f64, f64) {
     (x, y)
 }
 
-/// ln(p / (1 - p))
+/// The logit of p, ln(p / (1 - p)).
 pub fn logit(p: f64) -> f64 {
     p.ln() - (-p).ln_1p()
 }
 
-/// h(p), the least entropy of a distribution in which one token has the probability with this logit; 0 ln 0 = 0.
+/// h(p), the lowest entropy of a distribution in which one token has the probability with logit `x`; 0 ln 0 = 0.
 pub fn lower_bound(x: f64) -> f64 {
-    // -ln p = ln(1 + e^-x) and -ln(1-p) = ln(1 + e^x), each exact where the other loses its digits.
+    // -ln p = ln(1 + e^-x) and -ln(1-p) = ln(1 + e^x), each exact where the other loses digits.
     let (p, rest) = (1.0 / (1.0 + (-x).exp()), 1.0 / (1.0 + x.exp()));
     let term = |p: f64, x: f64| if p == 0.0 { 0.0 } else { p * (-x).exp().ln_1p() };
     term(p, x) + term(rest, -x)
 }
 
-/// h(p) + (1-p) ln(V-1), the greatest.
+/// h(p) + (1-p) ln(V-1), the highest entropy.
 pub fn upper_bound(x: f64, vocab_size: usize) -> f64 {
     lower_bound(x) + (vocab_size.max(2) as f64 - 1.0).ln() / (1.0 + x.exp())
 }
@@ -78,7 +78,7 @@ fn greatest_entropy(vocab_size: usize) -> f64 {
     (vocab_size.max(2) as f64).ln()
 }
 
-/// The frame of a plane whose cells are `cell` pixels wide and high, for a grid of [`grid`].
+/// The frame of a plane with the bins of `grid`, whose cells are `cell` pixels wide and high.
 pub(super) fn frame(grid: &Grid, left: f64, top: f64, cell: f64, x_ticks: &[f64], y_label: &str) -> Frame {
     let x = Axis {
         label: "probability p of the data's token (logit axis)".to_owned(),
@@ -102,7 +102,7 @@ fn probability_label(p: f64) -> String {
     if p < 0.9e-3 { super::axes::power_of_ten(p.log10().round() as i32) } else { format!("{p}") }
 }
 
-/// One rectangle for each run of neighbouring cells of one colour; empty cells stay paper.
+/// Draws one rectangle for each run of adjacent cells of one colour; empty cells stay blank.
 pub(super) fn draw_cells(scene: &mut Scene, frame: &Frame, grid: &Grid, scale: &LogScale) {
     let x_edge = |idx: usize| frame.left + frame.width * idx as f64 / grid.x.count as f64;
     let y_edge = |idx: usize| frame.bottom() - frame.height * idx as f64 / grid.y.count as f64;
@@ -121,7 +121,7 @@ pub(super) fn draw_cells(scene: &mut Scene, frame: &Frame, grid: &Grid, scale: &
     }
 }
 
-/// Both bounds as lines, and lines where the plane ends.
+/// Draws both bounds, and lines at the top and bottom of the plane.
 pub(super) fn draw_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) {
     let curve = |bound: &dyn Fn(f64) -> f64| -> Vec<Point> {
         const N_SEGMENTS: u32 = 240;
@@ -135,7 +135,7 @@ pub(super) fn draw_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) {
     scene.line(&curve(&|x| upper_bound(x, vocab_size)), 1.5, INK);
 }
 
-/// Names the bounds where nothing can lie: above the upper, below the lower.
+/// Labels the bounds where no token can lie: above the upper and below the lower bound.
 pub(super) fn label_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) {
     let small = Text { size: NOTE_SIZE, ..Text::small(SOFT_INK) };
     let x = logit(0.86);
@@ -144,18 +144,19 @@ pub(super) fn label_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) 
     scene.text(frame.x_at(logit(0.3)), frame.bottom() - 12.0, "lower bound h(p)", small);
 }
 
-/// Height of the strips above and below the plane, in which the quadrants are named: any cell of the plane itself may hold tokens, and the
-/// sharpest conflicts lie in its corner.
+/// The height of the strips above and below the plane that hold the names of the quadrants: every cell of the plane itself may
+/// hold tokens, and the sharpest conflicts lie in its corner.
 pub(super) const STRIP: f64 = 24.0;
 
-/// The plane with both strips: the same places, and an outline around them all.
+/// The frame including both strips: coordinates stay the same, and the outline encloses the strips.
 fn with_strips(frame: &Frame) -> Frame {
     let more = STRIP * (frame.y.to - frame.y.from) / frame.height;
     let y = Axis { from: frame.y.from - more, to: frame.y.to + more, ..frame.y.clone() };
     Frame { top: frame.top - STRIP, height: frame.height + 2.0 * STRIP, y, ..frame.clone() }
 }
 
-/// Goes above the data: the axes, the lines between the quadrants, and outside of the plane, at their corners, their names and shares.
+/// Draws what goes above the data: the axes, the lines between the quadrants, and the names and shares of the quadrants, outside
+/// the plane at its corners.
 pub(super) fn draw_quadrants(scene: &mut Scene, frame: &Frame, cuts: &Cuts, labels: &[[String; 2]; 4]) {
     let whole = with_strips(frame);
     if let Some(p) = cuts.probability.filter(|p| *p > 0.0 && *p < 1.0) {
@@ -183,7 +184,7 @@ pub(super) fn draw_quadrants(scene: &mut Scene, frame: &Frame, cuts: &Cuts, labe
     }
 }
 
-/// For the small print: points at the edges and points left out.
+/// A note on the points in the edge cells and the points left out.
 pub(super) fn tally_note(tally: &Tally) -> String {
     let edges = format!("p < 10⁻⁷ or p > 0.99999: {} drawn in the edge cells", n_tokens(tally.clipped));
     match tally.ignored {
@@ -200,7 +201,7 @@ mod tests {
     fn the_place_of_a_token_is_its_logit_and_the_root_of_its_entropy() {
         let check = |logprob: f64, entropy: f32, (x, y): (f64, f64)| {
             let (got_x, got_y) = coordinates(logprob as f32, entropy);
-            // f32 carries seven digits of ln p.
+            // f32 holds ln p to seven digits.
             assert!(got_x == x || (got_x - x).abs() < 1e-6, "{got_x} for {x}");
             assert_eq!(got_y, y);
         };
@@ -226,7 +227,7 @@ mod tests {
         assert_eq!([lower_bound(f64::INFINITY), lower_bound(f64::NEG_INFINITY)], [0.0, 0.0]);
     }
 
-    /// Distributions with one atom of mass p and random rests, drawn by a fixed linear congruential generator.
+    /// Distributions with one token of mass p and the rest at random, from a fixed linear congruential generator.
     #[test]
     fn no_distribution_leaves_the_bounds() {
         let mut state = 1u64;

@@ -1,6 +1,6 @@
-//! What a fine-tuning gained on its target against what it lost in general: one point with error bars per run.
+//! What fine-tuning runs gained on their target and lost in general: one point with error bars per run.
 //!
-//! The paper's Figures 2 and 5. The upper right corner is good: a gain on the target, nothing lost.
+//! The paper's Figures 2 and 5. The upper right corner is good: a gain on the target and no loss in general.
 
 use std::path::Path;
 
@@ -10,21 +10,21 @@ use super::scene::{Paint, Scene, Text};
 use super::style::{self, BLUE, GREEN, HEADER_HEIGHT, INK, MARGIN, ORANGE, PAPER, SOFT_INK, TITLE_SIZE, VERMILLION};
 use crate::error::Result;
 
-/// A run: changes against the model before, in points, with their 95 % intervals.
+/// A run: its changes from the base model in percentage points, with 95 % intervals.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// What stands beside its point.
+    /// The label of its point.
     pub name: String,
-    /// On what it was trained for.
+    /// The change on the task that it was trained for.
     pub target: Change,
-    /// On everything else.
+    /// The change on all other tasks.
     pub general: Change,
 }
 
-/// A change in points, after minus before, with its 95 % interval.
+/// A change in percentage points, after minus before, with its 95 % interval.
 #[derive(Debug, Clone, Copy)]
 pub struct Change {
-    /// Points of 100; above 0 is better.
+    /// In percentage points; above 0 is better.
     pub value: f64,
     /// The lower end of the interval.
     pub low: f64,
@@ -32,7 +32,7 @@ pub struct Change {
     pub high: f64,
 }
 
-/// `base` names the model before.
+/// Draws the figure. `base` is the name of the base model.
 pub fn draw(runs: &[Run], base: &str, path: &Path) -> Result<()> {
     scene(runs, base).save(path)
 }
@@ -76,11 +76,11 @@ pub(super) fn scene(runs: &[Run], base: &str) -> Scene {
     scene
 }
 
-/// Points that are closer than this hide each other.
+/// Points closer than this, in pixels, hide each other.
 const NEAR: f64 = 9.0;
 
-/// Points are numbered, since they may lie close together and colours come again; the names stand at the right. Of runs that coincide,
-/// the first are drawn larger and with wider bars, the later ones on top of them, and their numbers stand side by side.
+/// Draws a run. Points are numbered, since they may be close together and colours repeat; the names stand at the right. Where
+/// runs coincide, the first are drawn larger and with wider bars, later ones on top of them, with their numbers side by side.
 fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run, n_under: usize, n_over: usize) {
     const PAINTS: [Paint; 4] = [BLUE, VERMILLION, GREEN, ORANGE];
     let paint = PAINTS[idx % PAINTS.len()];
@@ -90,7 +90,7 @@ fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run, n_under: us
     scene.line(&[(x, frame.y_at(run.general.low)), (x, frame.y_at(run.general.high))], width, paint);
     let radius = 6.0 + 5.0 * n_over as f64;
     if n_under > 0 {
-        // Between runs of one colour, too.
+        // Also separates runs of the same colour.
         scene.dot((x, y), radius + 1.5, PAPER);
     }
     scene.dot((x, y), radius, paint);
@@ -99,7 +99,7 @@ fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run, n_under: us
     scene.veiled_text(number_x, number_y, &(idx + 1).to_string(), Text { bold: true, ..Text::small(paint) });
     let left = frame.right() + 24.0;
     let top = frame.top + 22.0 + 26.0 * idx as f64;
-    // More runs than lines: their points are drawn, their names are not.
+    // If there are more runs than lines, the points are drawn, but not the names.
     if top < frame.bottom() {
         scene.dot((left, top - 5.0), 6.0, paint);
         let name = format!("{}  {}  ({:+.1}, {:+.1})", idx + 1, font::printable(&run.name), run.target.value, run.general.value);
@@ -132,7 +132,7 @@ mod tests {
         super::scene(&[], "").check_texts();
     }
 
-    /// Two runs with the same changes, and a third one of the first's colour.
+    /// Two runs with the same changes, and a third one in the colour of the first.
     #[test]
     fn runs_that_coincide_are_all_to_be_seen() {
         let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width };
@@ -147,7 +147,7 @@ mod tests {
         ];
         let scene = scene(&runs, "base");
         scene.check_texts();
-        // Each has a disc larger than the next one's, with a gap between.
+        // Each disc is larger than the next one, with a gap in between.
         let dots = scene.dots();
         let first = dots[0].0;
         let there = dots.iter().filter(|(at, _)| (at.0 - first.0).hypot(at.1 - first.1) < 1e-6);

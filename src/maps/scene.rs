@@ -1,9 +1,9 @@
-//! A figure as a list of shapes, and the one place where it becomes a PNG or an SVG.
+//! A figure as a list of shapes, and its output as a PNG or an SVG.
 //!
-//! Figures are plain functions that push shapes in pixels of the finished picture (y downwards), which keeps them free of
-//! the two backends' types and lets tests read what is on a picture. A PNG is drawn at twice its size and averaged down,
-//! since the bitmap backend works in whole pixels; an SVG gets the same doubled coordinates and halves them in its header.
-//! Text of a PNG is set here glyph by glyph: plotters drops the glyphs' left bearings, which makes the letters dance.
+//! Figures are plain functions that add shapes in pixels of the final picture (y downwards), which keeps them free of the two
+//! backends' types and lets tests read the contents of a picture. A PNG is drawn at twice its size and averaged down, since the
+//! bitmap backend works in whole pixels; an SVG gets the same doubled coordinates and halves them in its header. Text of a PNG is
+//! set here glyph by glyph, because plotters drops the glyphs' left bearings, which makes the spacing of letters uneven.
 
 use std::error::Error as StdError;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::files::file_name;
 
 pub(super) type Point = (f64, f64);
 
-/// Which end of a text its place is.
+/// Which end of a text lies at its position.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Anchor {
     Left,
@@ -30,38 +30,38 @@ pub enum Anchor {
     Right,
 }
 
-/// How a text is set; its place is the anchor on the baseline. Vertical text reads upwards.
+/// The style of a text. Its position is the anchor on the baseline; vertical text reads upwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Text {
-    /// Of the em square, in pixels.
+    /// The em in pixels.
     pub size: f64,
-    /// Are the letters bold?
+    /// Is it bold?
     pub bold: bool,
     /// Does it read upwards?
     pub vertical: bool,
-    /// Which of its ends stands at its place.
+    /// Which of its ends lies at its position.
     pub anchor: Anchor,
-    /// The colour of the letters.
+    /// The colour of the text.
     pub paint: Paint,
 }
 
 impl Text {
-    /// As the names of axes and panels are set.
+    /// The style for the names of axes and panels.
     pub fn label(paint: Paint) -> Self {
         Self { size: LABEL_SIZE, bold: false, vertical: false, anchor: Anchor::Left, paint }
     }
 
-    /// As ticks and the lines below a title are set.
+    /// The style for tick labels and the lines below a title.
     pub fn body(paint: Paint) -> Self {
         Self { size: TEXT_SIZE, ..Self::label(paint) }
     }
 
-    /// As notes are set.
+    /// The style for notes.
     pub fn small(paint: Paint) -> Self {
         Self { size: NOTE_SIZE, ..Self::label(paint) }
     }
 
-    /// The same with another end at its place.
+    /// The same style with another anchor.
     pub fn anchored(self, anchor: Anchor) -> Self {
         Self { anchor, ..self }
     }
@@ -75,7 +75,7 @@ enum Shape {
     Text { at: Point, text: String, style: Text },
 }
 
-/// A figure, as the shapes that are drawn one over the other.
+/// A figure as a list of shapes, each drawn over the previous ones.
 #[derive(Debug, Clone)]
 pub struct Scene {
     width: u32,
@@ -84,39 +84,39 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// An empty figure of the usual width, so many pixels high.
+    /// An empty figure of the standard width, with a height in pixels.
     pub fn new(height: u32) -> Self {
         let mut scene = Self { width: WIDTH, height, shapes: Vec::new() };
         scene.rect(0.0, 0.0, scene.width(), scene.height(), PAPER);
         scene
     }
 
-    /// Pixels.
+    /// The width in pixels.
     pub fn width(&self) -> f64 {
         f64::from(self.width)
     }
 
-    /// Pixels.
+    /// The height in pixels.
     pub fn height(&self) -> f64 {
         f64::from(self.height)
     }
 
-    /// A filled rectangle.
+    /// Adds a filled rectangle.
     pub fn rect(&mut self, left: f64, top: f64, right: f64, bottom: f64, paint: Paint) {
         self.shapes.push(Shape::Rect { from: (left, top), to: (right, bottom), paint });
     }
 
-    /// The edges of a rectangle, in lines of a width in pixels.
+    /// Adds the edges of a rectangle, with a line width in pixels.
     pub fn outline(&mut self, left: f64, top: f64, right: f64, bottom: f64, width: f64, paint: Paint) {
         self.line(&[(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], width, paint);
     }
 
-    /// A line through the points, of a width in pixels.
+    /// Adds a line through the points, with a width in pixels.
     pub fn line(&mut self, points: &[Point], width: f64, paint: Paint) {
         self.shapes.push(Shape::Path { points: points.to_vec(), width, paint });
     }
 
-    /// A straight line in dashes.
+    /// Adds a straight dashed line.
     pub fn dashes(&mut self, from: Point, to: Point, width: f64, paint: Paint) {
         const DASH: f64 = 7.0;
         const PERIOD: f64 = 12.0;
@@ -129,12 +129,12 @@ impl Scene {
         }
     }
 
-    /// A filled polygon.
+    /// Adds a filled polygon.
     pub fn polygon(&mut self, points: Vec<Point>, paint: Paint) {
         self.shapes.push(Shape::Polygon { points, paint });
     }
 
-    /// A filled disc, as a polygon of 24 corners.
+    /// Adds a filled disc, as a polygon with 24 corners.
     pub fn dot(&mut self, at: Point, radius: f64, paint: Paint) {
         let corner = |idx: i32| {
             let (sin, cos) = (f64::from(idx) * std::f64::consts::TAU / 24.0).sin_cos();
@@ -143,19 +143,19 @@ impl Scene {
         self.polygon((0..24).map(corner).collect(), paint);
     }
 
-    /// `text` is shown as it is: escape it with [`font::printable`] when it comes from outside.
+    /// Adds `text` as it is: escape it with [`font::printable`] if it comes from outside.
     pub fn text(&mut self, x: f64, baseline: f64, text: &str, style: Text) {
         self.shapes.push(Shape::Text { at: (x, baseline), text: text.to_owned(), style });
     }
 
-    /// Text on a veil that keeps it readable above data.
+    /// Adds text on a translucent background that keeps it readable above data.
     pub fn veiled_text(&mut self, x: f64, baseline: f64, text: &str, style: Text) {
         let (left, top, right, bottom) = text_box((x, baseline), text, &style);
         self.rect(left - 4.0, top - 2.0, right + 4.0, bottom + 2.0, VEIL);
         self.text(x, baseline, text, style);
     }
 
-    /// Writes `.png` or `.svg`, by the extension, through a temporary name in the same folder.
+    /// Writes the figure as PNG or SVG, depending on the extension, through a temporary name in the same folder.
     pub fn save(&self, path: &Path) -> Result<()> {
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase();
         let name = file_name(path);
@@ -171,7 +171,7 @@ impl Scene {
         };
         let finished = drawn.and_then(|()| Ok(fs::rename(&partial, path)?));
         if finished.is_err() {
-            // Nothing more can be done about a leftover than to try.
+            // If removing the leftover fails, nothing more can be done.
             let _ = fs::remove_file(&partial);
         }
         finished
@@ -204,7 +204,7 @@ impl Scene {
     }
 }
 
-/// Pixels on the canvas per pixel of the finished picture.
+/// Canvas pixels per pixel of the final picture.
 const SCALE: u32 = 2;
 
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -233,7 +233,7 @@ fn draw_on_bitmap(canvas: &mut BitMapBackend, shape: &Shape) -> Result<(), Cause
 fn draw_on_svg(canvas: &mut SVGBackend, shape: &Shape) -> Result<(), Cause> {
     match shape {
         Shape::Text { at, text, style } => {
-            // plotters writes `font-size = size / 1.24` and hangs a text with top anchor 0.76 em above its baseline.
+            // plotters writes `font-size = size / 1.24` and places text with a top anchor 0.76 em above its baseline.
             let size = style.size * f64::from(SCALE);
             let h_pos = match style.anchor {
                 Anchor::Left => HPos::Left,
@@ -264,7 +264,7 @@ where
         Shape::Rect { from, to, paint } => canvas.draw_rect(on_canvas(*from), on_canvas(*to), &paint.shape(1), true)?,
         Shape::Path { points, width, paint } => {
             let width = (width * f64::from(SCALE)).round().max(1.0) as u32;
-            // Equal neighbours have no direction, which the bitmap backend's thick lines need.
+            // Equal neighbours have no direction, which the bitmap backend needs for thick lines.
             let mut points: Vec<_> = points.iter().map(|point| on_canvas(*point)).collect();
             points.dedup();
             if points.len() > 1 {
@@ -283,7 +283,7 @@ fn on_canvas((x, y): Point) -> (i32, i32) {
     ((x * f64::from(SCALE)).round() as i32, (y * f64::from(SCALE)).round() as i32)
 }
 
-/// Averages 2 by 2 pixels of three bytes; `width` and `height` are those of the result.
+/// Averages 2 by 2 pixels of three bytes each; `width` and `height` are those of the result.
 fn halve(pixels: &[u8], width: usize, height: usize) -> Vec<u8> {
     let mut halved = Vec::with_capacity(width * height * 3);
     for rows in pixels.chunks_exact(2 * 2 * width * 3) {
@@ -299,7 +299,7 @@ fn halve(pixels: &[u8], width: usize, height: usize) -> Vec<u8> {
     halved
 }
 
-/// From the anchor to where the text begins, along the baseline.
+/// The offset along the baseline from the anchor to the start of the text.
 fn anchor_shift(text: &str, style: &Text) -> f64 {
     let width = font::width(text, style.size, style.bold);
     match style.anchor {
@@ -309,7 +309,7 @@ fn anchor_shift(text: &str, style: &Text) -> f64 {
     }
 }
 
-/// Left, top, right, bottom of a text: from the height of its capitals to a little below the baseline.
+/// The left, top, right and bottom of a text, from the height of its capitals to a little below the baseline.
 fn text_box((x, y): Point, text: &str, style: &Text) -> (f64, f64, f64, f64) {
     let (begin, width) = (anchor_shift(text, style), font::width(text, style.size, style.bold));
     let (rise, drop) = (0.76 * style.size, 0.2 * style.size);
@@ -321,7 +321,7 @@ fn text_box((x, y): Point, text: &str, style: &Text) -> (f64, f64, f64, f64) {
 
 #[cfg(test)]
 impl Scene {
-    /// Every text of the figure.
+    /// All texts of the figure.
     pub fn texts(&self) -> Vec<&str> {
         let mut texts = Vec::new();
         for shape in &self.shapes {
@@ -332,7 +332,7 @@ impl Scene {
         texts
     }
 
-    /// The radii of the discs, in the order in which they are drawn, with their places.
+    /// The centres and radii of the discs, in drawing order.
     pub fn dots(&self) -> Vec<(Point, f64)> {
         let of = |shape: &Shape| match shape {
             Shape::Polygon { points, .. } if points.len() == 24 => {
@@ -344,7 +344,7 @@ impl Scene {
         self.shapes.iter().filter_map(of).collect()
     }
 
-    /// The texts, and the veils under them, that lie over a rectangle of one of these colours, such as the cells of a map.
+    /// The texts, and the backgrounds of texts, that overlap a rectangle of one of these colours, such as the cells of a map.
     pub fn texts_over(&self, paints: &[Paint]) -> Vec<String> {
         let touches = |a: (f64, f64, f64, f64), from: Point, to: Point| a.0 < to.0 && from.0 < a.2 && a.1 < to.1 && from.1 < a.3;
         let of_data = |shape: &&Shape| matches!(shape, Shape::Rect { paint, .. } if paints.contains(paint));
@@ -360,7 +360,7 @@ impl Scene {
         self.shapes.iter().filter_map(of).collect()
     }
 
-    /// Panics where two texts touch or one leaves the picture.
+    /// Panics if two texts overlap or a text leaves the picture.
     pub fn check_texts(&self) {
         let boxes: Vec<_> = self
             .shapes

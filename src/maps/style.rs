@@ -1,4 +1,4 @@
-//! The looks of every figure, once: title block, notes, colour scale; sizes and colours are those of palette.rs.
+//! The common design of all figures: title block, notes and colour scale; palette.rs holds sizes and colours.
 
 use super::font;
 use super::scene::{Anchor, Paint, Scene, Text};
@@ -8,28 +8,28 @@ pub use super::palette::{
     SOFT_INK, TEXT_SIZE, TITLE_SIZE, VEIL, VERMILLION, WIDTH, viridis,
 };
 
-/// What every picture says about its origin, below the title.
+/// The origin of a picture's data, shown below its title.
 #[derive(Debug, Clone, Default)]
 pub struct Caption {
     /// The name of the model.
     pub model: String,
     /// The names of the data files.
     pub data: String,
-    /// The preset and its resolved numbers.
+    /// The preset of the thresholds and its resolved numbers.
     pub thresholds: String,
 }
 
 /// A logarithmic colour scale from `from` to `to`, both positive.
 #[derive(Debug, Clone, Copy)]
 pub struct LogScale {
-    /// The amount of the first colour.
+    /// The amount at the first colour.
     pub from: f64,
-    /// The amount of the last colour.
+    /// The amount at the last colour.
     pub to: f64,
 }
 
 impl LogScale {
-    /// Steps of colour: few enough that neighbouring cells share one and are drawn as one rectangle.
+    /// The number of colour steps: few enough that adjacent cells often share one and are drawn as one rectangle.
     pub const STEPS: usize = 96;
 
     /// The colour step of a positive amount.
@@ -43,7 +43,7 @@ impl LogScale {
         viridis(step as f64 / (Self::STEPS - 1) as f64)
     }
 
-    /// A vertical bar with ticks at the powers of ten (and at 2 and 5 of each where few decades are shown).
+    /// Draws a vertical colour bar with ticks at the powers of ten (and at 2 and 5 times each if few decades are shown).
     pub fn draw(&self, scene: &mut Scene, left: f64, top: f64, height: f64, title: &str, label: impl Fn(f64) -> String) {
         const BAR_WIDTH: f64 = 18.0;
         let bottom = top + height;
@@ -70,7 +70,7 @@ impl LogScale {
     }
 }
 
-/// Title, and below it n, model, data; then the thresholds.
+/// Draws the title, and below it n, model and data, then the thresholds.
 pub fn header(scene: &mut Scene, title: &str, n: &str, caption: &Caption) {
     let width = scene.width() - 2.0 * MARGIN;
     let mut line = |y: f64, text: &str, style: Text| {
@@ -86,7 +86,7 @@ pub fn header(scene: &mut Scene, title: &str, n: &str, caption: &Caption) {
     line(90.0, &format!("thresholds: {}", known(&caption.thresholds)), Text::body(SOFT_INK));
 }
 
-/// Small print along the lower edge.
+/// Draws notes along the lower edge.
 pub fn notes(scene: &mut Scene, lines: &[String]) {
     let (width, height) = (scene.width() - 2.0 * MARGIN, scene.height());
     for (idx, line) in lines.iter().enumerate() {
@@ -95,7 +95,7 @@ pub fn notes(scene: &mut Scene, lines: &[String]) {
     }
 }
 
-/// In place of the data of an empty figure.
+/// Writes "no tokens" in place of the data of an empty figure.
 pub fn no_tokens(scene: &mut Scene, x: f64, y: f64) {
     scene.veiled_text(x, y, "no tokens", Text { size: 22.0, anchor: Anchor::Middle, ..Text::label(SOFT_INK) });
 }

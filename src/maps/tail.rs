@@ -1,10 +1,11 @@
-//! Are the targets as improbable as the model says they should be? The distribution of `tail`, the p-value of a token.
+//! Shows whether the targets are as improbable as the model says they should be: the distribution of `tail`, the p-value of a
+//! token.
 //!
-//! `tail` is the mass of all tokens no more probable than the target. Had the model itself written the text, then
-//! P(tail <= t) <= t for every t; and with the target's own mass p spread evenly over [tail - p, tail], which is what
-//! breaking ties at random does on average, the values are exactly uniform (the non-randomised PIT histogram of Czado,
-//! Gneiting and Held, Biometrics 65, 2009, here ordered by probability). The left panel shows that histogram; the right one
-//! how often `tail` falls below t, on logarithmic axes, where the confident conflicts stand out above the diagonal.
+//! `tail` is the total probability of all tokens no more probable than the target. If the model itself had written the text,
+//! P(tail <= t) <= t would hold for every t; and with the target's own mass p spread evenly over [tail - p, tail], which is what
+//! random tie-breaking does on average, the values would be exactly uniform (the non-randomised PIT histogram of Czado, Gneiting
+//! and Held, Biometrics 65, 2009, here ordered by probability). The left panel shows that histogram; the right panel shows how
+//! often `tail` is below t, on logarithmic axes, where confident conflicts stand out above the diagonal.
 
 use std::path::Path;
 
@@ -16,17 +17,17 @@ use super::style::{self, BAR, BLUE, CUT, Caption, HEADER_HEIGHT, INK, LABEL_SIZE
 use crate::error::Result;
 use crate::format::{n_tokens, percent};
 
-/// Both distributions of `tail`; one streaming pass, mergeable.
+/// Collects both distributions of `tail` in one streaming pass; those of several parts can be merged.
 #[derive(Debug, Clone)]
 pub struct Tail {
-    /// Tokens per bin of 0 to 1, each spread over its own mass.
+    /// Tokens per bin of 0 to 1, each token spread over its own mass.
     spread: [f64; N_SPREAD],
     /// Counts over log10 tail.
     plain: Histogram,
     tally: Tally,
 }
 
-/// Bins of the left panel.
+/// The number of bins in the left panel.
 const N_SPREAD: usize = 40;
 const LEAST_POWER: i32 = -8;
 const BINS_PER_DECADE: usize = 10;
@@ -40,7 +41,7 @@ impl Default for Tail {
 }
 
 impl Tail {
-    /// Takes `tail` and ln p of the target. Values beyond 0 to 1 by rounding are taken back.
+    /// Adds a token by `tail` and the ln p of the target. Values that rounding put outside 0 to 1 are clamped.
     pub fn add(&mut self, tail: f32, logprob: f32) {
         if tail.is_nan() || logprob.is_nan() {
             self.tally.ignored += 1;
@@ -48,7 +49,7 @@ impl Tail {
         }
         self.tally.added += 1;
         let upper = f64::from(tail).clamp(0.0, 1.0);
-        // log10 of an edge value may fall a rounding error short of its bin, which moves nothing that a picture shows.
+        // Rounding may put log10 of a bin's edge into the bin below, which is invisible in the picture.
         self.plain.add(upper.log10(), 1.0);
 
         let lower = (upper - f64::from(logprob).exp()).max(0.0);
@@ -73,7 +74,7 @@ impl Tail {
         self.tally.ignored += other.tally.ignored;
     }
 
-    /// (log10 t, share of the tokens with tail <= t) at the upper edge of every bin that is not below all tokens.
+    /// (log10 t, share of the tokens with tail <= t) at the upper edges of all bins, from the first non-empty one on.
     fn cumulated(&self) -> Vec<(f64, f64)> {
         let mut below = 0.0;
         let edges = self.plain.cells.iter().enumerate().map(|(idx, count)| {
@@ -84,7 +85,7 @@ impl Tail {
     }
 }
 
-/// `cuts.tail` is marked where the preset has one.
+/// Draws the figure, marking `cuts.tail` if the preset has one.
 pub fn draw(data: &Tail, cuts: &Cuts, caption: &Caption, path: &Path) -> Result<()> {
     scene(data, cuts, caption).save(path)
 }
@@ -186,7 +187,7 @@ mod tests {
         let mut tail = Tail::default();
         tail.add(0.1, 0.05f32.ln());
         assert!((tail.spread[2] - 0.5).abs() < 1e-6 && (tail.spread[3] - 0.5).abs() < 1e-6);
-        // p = 1: everywhere alike.
+        // p = 1: spread evenly over all bins.
         let mut tail = Tail::default();
         tail.add(1.0, 0.0);
         assert!(tail.spread.iter().all(|bin| (bin - 1.0 / 40.0).abs() < 1e-12));
@@ -199,7 +200,7 @@ mod tests {
         assert_eq!((tail.tally.added, tail.spread[0]), (4, 2.0 + 2.0 / 40.0));
     }
 
-    /// Every token of a distribution, with the weight of its own probability, is what the model writes.
+    /// Every token of a distribution, weighted by its own probability, represents text written by the model.
     #[test]
     fn text_of_the_model_itself_is_uniform_and_below_the_diagonal() {
         let thousandths = [500, 300, 100, 50, 40, 9, 1u32];
@@ -208,7 +209,7 @@ mod tests {
             let mass: u32 = thousandths[idx..].iter().sum();
             (0..*count).for_each(|_| tail.add(mass as f32 / 1000.0, (*count as f32 / 1000.0).ln()));
         }
-        // f32 inputs are off by 1e-7 each, a bin holds 25 of the 1000 tokens.
+        // f32 inputs have errors of 1e-7; a bin holds 25 of the 1000 tokens.
         assert!(tail.spread.iter().all(|bin| (bin - 25.0).abs() < 1e-3), "{:?}", tail.spread);
         for (t, share) in tail.cumulated() {
             assert!(share <= 10f64.powf(t) * 1.000_001, "{share} above {t}");

@@ -1,4 +1,4 @@
-//! Every figure as a whole: realistic, empty, single and extreme data; the files that come out.
+//! Tests whole figures with realistic, empty, single and extreme data, and the files that they write.
 //!
 //! Set `MAPS_OUT` to a folder to keep the pictures and look at them.
 
@@ -16,7 +16,7 @@ use crate::diagnosis::fidelity::Fidelity;
 
 const VOCAB_SIZE: usize = 49_152;
 
-/// What the figures need of one token.
+/// The statistics of a token that the figures use.
 struct Token {
     logprob: f32,
     entropy: f32,
@@ -27,8 +27,8 @@ struct Token {
     entropies_by_k: Vec<f32>,
 }
 
-/// Tokens of distributions p_i ~ i^-power, jittered, over a few hundred tokens: most targets sampled from the model, every
-/// fiftieth a token that the model did not expect.
+/// Tokens of distributions p_i ~ i^-power, jittered, over a few hundred tokens: most targets are sampled from the model, every
+/// fiftieth is a token that the model did not expect.
 fn realistic(n: usize) -> Vec<Token> {
     let mut state = 7u64;
     let mut random = move || {
@@ -124,7 +124,7 @@ fn frequent_tokens(texts: &[&str]) -> FrequentTokens {
     FrequentTokens { tokens: most.map(counts), totals: most.map(|most| most * 6) }
 }
 
-/// All figures of the same tokens, by name.
+/// All figures for the same tokens, by name.
 fn scenes(tokens: &[Token], texts: &[&str]) -> Vec<(&'static str, Scene)> {
     let cuts = Cuts { probability: Some(0.25), entropies: vec![1.0], tail: Some(1e-3) };
     let mut gradient = Gradient::new(VOCAB_SIZE);
@@ -182,7 +182,7 @@ fn out_folder() -> (Option<tempfile::TempDir>, PathBuf) {
     }
 }
 
-/// PNG: width and height from the header, and not all paper. SVG: its text elements, unescaped.
+/// Checks the PNG: width and height in its header, and that it is not blank. Returns the unescaped text elements of the SVG.
 fn check_files(scene: &Scene, path: &Path) {
     let (png, svg) = (path.with_extension("png"), path.with_extension("svg"));
     scene.save(&png).unwrap();
@@ -196,8 +196,7 @@ fn check_files(scene: &Scene, path: &Path) {
     assert!(text.starts_with(&format!(r#"<svg width="{}" height="{}""#, scene.width(), scene.height())), "{}", &text[..100]);
 }
 
-/// The text of an XML document, one entry per text element; panics where tags do not nest or a bare `&`, `<` or control
-/// character stands in the text.
+/// The text elements of an XML document; panics if tags do not nest or text contains a bare `&`, `<` or control character.
 fn well_formed_texts(xml: &str) -> Vec<String> {
     let (mut open, mut texts) = (Vec::new(), Vec::new());
     for part in xml.split_inclusive('>') {
@@ -236,12 +235,12 @@ fn every_figure_of_realistic_data_is_drawn_in_both_formats_without_overlaps() {
     println!("all figures, both formats: {:?}", begin.elapsed());
 }
 
-/// Every colour of a cell, and that of the bars beside the plane.
+/// The colours of the cells, and that of the bars beside the plane.
 fn paints_of_data() -> Vec<scene::Paint> {
     (0..style::LogScale::STEPS).map(style::LogScale::paint).chain([style::BAR]).collect()
 }
 
-/// A token in every cell, among them those of the sharpest conflicts, and in none: no name lies over a cell with tokens.
+/// With a token in every cell, including those of the sharpest conflicts, or in none, no label covers a cell with tokens.
 #[test]
 fn no_text_hides_what_is_drawn() {
     let (_guard, folder) = out_folder();
@@ -250,7 +249,7 @@ fn no_text_hides_what_is_drawn() {
     let middle = |bins: &grid::Bins, idx: usize| bins.from + (bins.to - bins.from) * (idx as f64 + 0.5) / bins.count as f64;
     for (x, y) in (0..plane::X_BINS).flat_map(|x| (0..plane::Y_BINS).map(move |y| (x, y))) {
         let (logit, entropy) = (middle(&grid.x, x), middle(&grid.y, y).powi(2));
-        // A cell that the bounds cut is counted in where its corner lies within them.
+        // A cell that a bound crosses is included if one of its corners lies within the bounds.
         let reach = (grid.x.to - grid.x.from) / grid.x.count as f64;
         let is_possible = [-reach, 0.0, reach]
             .iter()
@@ -281,7 +280,7 @@ fn no_text_hides_what_is_drawn() {
             scene.check_texts();
         }
     }
-    // The check itself finds a name that is put on a cell.
+    // The check itself finds a label that covers a cell.
     let mut covered = density::scene(&density, [0.25; 4], &cuts, &caption());
     covered.text(400.0, 500.0, "here", scene::Text::body(style::INK));
     assert_eq!(covered.texts_over(&paints_of_data()), ["here"]);
@@ -351,7 +350,7 @@ fn a_gate_scales_the_gradient_and_a_broken_weight_drops_the_token_from_both() {
     gradient.add(-1.0, 1.0, 0.8, 0.25);
     gradient.add(-2.0, 0.5, 1.2, 0.5);
     gradient.add(-2.0, 0.5, 1.0, f32::NAN);
-    // f32 inputs: 0.8 and 1.2 are off by 1e-8.
+    // f32 inputs: 0.8 and 1.2 have errors of 1e-8.
     assert!((gradient.plain().total() - 2.0).abs() < 1e-6 && (gradient.gated().total() - 0.8).abs() < 1e-6);
     assert_eq!((gradient.plain().tally.ignored, gradient.gated().tally.ignored), (1, 1));
 }

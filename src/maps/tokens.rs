@@ -1,8 +1,8 @@
 //! The most frequent tokens of each quadrant, as ranked bars (the paper's figure 7).
 //!
-//! The four panels stand as the quadrants do in the plane: uncertain and hesitant above, conflicts and confident below. A
-//! token's white space is made visible, and what the font cannot show is written as code points, never as empty boxes; a
-//! piece of a multi-byte character, which has no text of its own, is shown by its id.
+//! The four panels are arranged like the quadrants in the plane: uncertain and hesitant at the top, conflicts and confident at
+//! the bottom. White space in a token is made visible, and characters that the font lacks are written as code points, never as
+//! empty boxes; a part of a multi-byte character, which has no text of its own, is shown by its id.
 
 use std::path::Path;
 
@@ -13,27 +13,27 @@ use super::style::{self, Caption, HEADER_HEIGHT, INK, MARGIN, QUADRANT_PAINTS, S
 use crate::error::Result;
 use crate::format::{n_tokens, percent, thousands};
 
-/// A token and how often a quadrant holds it.
+/// A token and its number of occurrences in a quadrant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenCount {
-    /// In the model's vocabulary.
+    /// The id in the model's vocabulary.
     pub id: u32,
-    /// Decoded alone; a piece of a character decodes to U+FFFD.
+    /// The text when decoded alone; a part of a character decodes to U+FFFD.
     pub text: String,
-    /// How often the quadrant holds it.
+    /// The number of occurrences in the quadrant.
     pub count: u64,
 }
 
-/// Both in the order of [`QUADRANT_NAMES`].
+/// The most frequent tokens of the quadrants, in the order of [`QUADRANT_NAMES`].
 #[derive(Debug, Clone, Default)]
 pub struct FrequentTokens {
-    /// Most frequent first; the first [`N_SHOWN`] are drawn.
+    /// The most frequent first; the first [`N_SHOWN`] are drawn.
     pub tokens: [Vec<TokenCount>; 4],
-    /// All tokens of the quadrant.
+    /// The number of all tokens in the quadrant.
     pub totals: [u64; 4],
 }
 
-/// Tokens in a panel.
+/// The number of tokens in a panel.
 pub const N_SHOWN: usize = 12;
 
 /// Draws the four panels to a PNG or an SVG.

@@ -1,9 +1,10 @@
-//! A training run against its steps: what each group of tokens costs, the loss, the drift from the base model.
+//! The figures of a training run over its steps: the cross-entropy of groups of tokens, the loss, and the drift from the base
+//! model.
 //!
 //! `dynamics` is the paper's Figure 4 (cross-entropy of the tokens on which the model is unsure, H >= 2.0, and sure, H <= 0.5),
-//! with the four quadrants below; `loss` sets the plain cross-entropy beside the loss that is minimised, above the learning rate;
-//! `drift` is the mean KL divergence to the base model on general text. Values that are not finite, such as the mean of a group
-//! that had no token in a step, are left out.
+//! with the four quadrants below it; `loss` shows the plain cross-entropy and the minimised loss, above the learning rate;
+//! `drift` is the mean KL divergence from the base model on general text. Values that are not finite, such as the mean of a group
+//! without tokens in a step, are left out.
 
 use std::path::Path;
 
@@ -14,52 +15,52 @@ use super::{QUADRANT_NAMES, font};
 use crate::error::Result;
 use crate::format::{n_tokens, thousands};
 
-/// What stands below the titles.
+/// The description of a run below the titles.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
-    /// The name of the model that is trained.
+    /// The name of the trained model.
     pub model: String,
     /// The names of the data files.
     pub data: String,
-    /// Loss, gate, what is trained: `eaft, LoRA r 16`.
+    /// Loss, gate, and what is trained: `eaft, LoRA r 16`.
     pub method: String,
 }
 
-/// A value after each step at which there is one: `(step, value)`, in the order of the steps.
+/// The values at the steps that have one: `(step, value)`, in the order of the steps.
 pub type Curve = Vec<(u64, f64)>;
 
-/// Mean cross-entropy of each group's supervised tokens, nats.
+/// The mean cross-entropy of each group's supervised tokens in nats.
 #[derive(Debug, Clone, Default)]
 pub struct Dynamics {
-    /// H >= 2.0
+    /// Tokens with H >= 2.0.
     pub high: Curve,
-    /// H <= 0.5
+    /// Tokens with H <= 0.5.
     pub low: Curve,
-    /// In the order of [`QUADRANT_NAMES`].
+    /// By quadrant, in the order of [`QUADRANT_NAMES`].
     pub quadrants: [Curve; 4],
-    /// The bounds of the quadrants, as the user wrote them.
+    /// The bounds of the quadrants, as the user gave them.
     pub thresholds: String,
 }
 
-/// The loss of each step, nats per token, and the learning rate.
+/// The loss of each step in nats per token, and the learning rate.
 #[derive(Debug, Clone, Default)]
 pub struct Losses {
     /// Mean -ln p of the supervised tokens.
     pub cross_entropy: Curve,
-    /// What is minimised; the same as the cross-entropy for plain fine-tuning.
+    /// The minimised loss; equals the cross-entropy in plain fine-tuning.
     pub minimised: Curve,
-    /// Mean -ln p of rows that are not trained on.
+    /// Mean -ln p of the held-out rows.
     pub held_out: Curve,
-    /// Of the optimiser, without unit.
+    /// The optimiser's learning rate, without unit.
     pub learning_rate: Curve,
 }
 
-/// Mean KL(base || model) per token of general text, nats.
+/// Mean KL(base || model) per token of general text, in nats.
 #[derive(Debug, Clone, Default)]
 pub struct Drift {
-    /// That mean after each step at which it was measured.
+    /// The mean after each step at which it was measured.
     pub kl: Curve,
-    /// Tokens of general text that are measured each time.
+    /// The number of tokens of general text per measurement.
     pub tokens: u64,
 }
 
@@ -80,7 +81,7 @@ pub fn draw_drift(data: &Drift, run: &Run, path: &Path) -> Result<()> {
 
 const LEFT: f64 = 112.0;
 const PANEL_WIDTH: f64 = 1050.0;
-/// From the bottom of the lowest panel to the legend's baseline.
+/// The distance from the bottom of the lowest panel to the legend's baseline.
 const TO_LEGEND: f64 = 80.0;
 
 fn dynamics(data: &Dynamics, run: &Run) -> Scene {
@@ -162,12 +163,12 @@ fn drift(data: &Drift, run: &Run) -> Scene {
     scene
 }
 
-/// A curve with its looks.
+/// A curve with its label and colour.
 struct Series<'a> {
     label: &'a str,
     paint: Paint,
     points: Curve,
-    /// Measured now and then: drawn point by point, not smoothed.
+    /// Measured only at intervals: drawn as points and not smoothed.
     sparse: bool,
 }
 
@@ -177,7 +178,7 @@ impl<'a> Series<'a> {
         Series { label, paint, points, sparse: false }
     }
 
-    /// The thick line: the mean of the last [`window`] steps' values.
+    /// The thick line: the mean over the last [`window`] steps.
     fn smooth(&self, last: u64) -> Curve {
         if self.sparse {
             return self.points.clone();
@@ -198,7 +199,7 @@ impl<'a> Series<'a> {
     }
 }
 
-/// Steps that a smoothed value looks back on: a fiftieth of the run.
+/// The number of steps that a smoothed value averages: a fiftieth of the run.
 fn window(last: u64) -> u64 {
     (last / 50).max(1)
 }
@@ -216,12 +217,12 @@ fn last_step<'a>(series: impl IntoIterator<Item = &'a Series<'a>>) -> u64 {
 
 fn steps_axis(last: u64) -> Axis {
     let to = last as f64;
-    // Whole steps only, however short the run.
+    // Ticks only at whole steps, even in a short run.
     let ticks = round_ticks(0.0, to, 8).into_iter().filter(|(step, _)| step.fract() == 0.0);
     Axis { label: String::new(), from: 0.0, to, ticks: ticks.map(|(step, _)| (step, thousands(step as u64))).collect() }
 }
 
-/// From 0 to what the smoothed curves reach with room; a spike of a single step may be cut off.
+/// An axis from 0 to somewhat above the smoothed curves; a spike of a single step may be cut off.
 fn value_axis(label: &str, series: &[Series]) -> Axis {
     let last = last_step(series);
     let largest = |points: &Curve| points.iter().map(|point| point.1).fold(0.0, f64::max);
@@ -250,7 +251,7 @@ fn draw_panel(scene: &mut Scene, frame: &Frame, series: &[Series]) {
     for series in series {
         let points = pixels(&series.smooth(last));
         scene.line(&points, 2.5, series.paint);
-        // A line of one point is nothing to see.
+        // A line of one point would be invisible.
         if series.sparse || points.len() == 1 {
             points.iter().for_each(|point| scene.dot(*point, 4.0, series.paint));
         }
@@ -297,7 +298,7 @@ mod tests {
         }
     }
 
-    /// A curve that falls from `from` to `to` over `n` steps, with noise of each step's own.
+    /// A curve that falls from `from` to `to` over `n` steps, with independent noise at each step.
     fn falling(from: f64, to: f64, n: u64, seed: u64) -> Curve {
         let noise = |step: u64| {
             let x = (step * 7919 + seed).wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
