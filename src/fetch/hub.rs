@@ -27,7 +27,7 @@ pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Pr
         }
     }
     if offline() {
-        return Err(Error::new(format!("the data set `{repo}` is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"))
+        return Err(Error::new(format!("the data set `{repo}` is not in the cache, and HF_HUB_OFFLINE forbids downloading it"))
             .at(cache.repo_folder()));
     }
     let client = Client::from_env(&id)?;

@@ -10,7 +10,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     let model = model(recipe)?;
     let (eaft, factor) = loss(&recipe.loss)?;
     if recipe.supervise == Supervise::All {
-        return Err(Error::usage("with axolotl's chat_template data the whole text cannot be trained on")
+        return Err(Error::usage("axolotl's chat_template data cannot train on the whole text")
             .cure("Use --supervise assistant or last."));
     }
     let mut yaml = Yaml::default();
@@ -122,7 +122,7 @@ is multiplied by the ratio of the two losses.";
 fn whole_alpha(alpha: f64) -> Result<String> {
     match alpha.fract() == 0.0 {
         true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("axolotl takes whole numbers for lora_alpha, not {alpha}"))
+        false => Err(Error::usage(format!("axolotl: expected a whole number for lora_alpha, found {alpha}"))
             .cure("Give --lora-alpha a whole number.")),
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .cure("Use --supervise assistant or last."));
     }
     if recipe.chat_template.is_some() {
-        return Err(Error::usage("LLaMA-Factory takes no file with a chat template: it has names for its own, or reads the tokenizer's")
+        return Err(Error::usage("LLaMA-Factory cannot use a chat template file: it has named templates, or reads the tokenizer's")
             .cure("Write it into chat_template.jinja in a copy of the model's folder, give --model that folder, and leave --chat-template out."));
     }
     let mut yaml = Yaml::default();
@@ -155,7 +155,7 @@ max_grad_norm is multiplied by the ratio of the two losses.";
 fn whole_alpha(alpha: f64) -> Result<String> {
     match alpha.fract() == 0.0 {
         true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("LLaMA-Factory takes whole numbers for lora_alpha, not {alpha}"))
+        false => Err(Error::usage(format!("LLaMA-Factory: expected a whole number for lora_alpha, found {alpha}"))
             .cure("Give --lora-alpha a whole number.")),
     }
 }
