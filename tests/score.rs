@@ -397,12 +397,12 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
         [["--model", "none"], ["--dtype", "bf16"], ["--max-len", "10"], ["--supervise", "all"], ["--seed", "0"], ["--out", "x"]]
     {
         let refused = workdir.run(&[&["alone"], &option[..]].concat());
-        let expected = format!("{} has no say over a finished run", option[0]);
+        let expected = format!("{} has no effect on a finished run", option[0]);
         assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{}", refused.stderr);
         if option[0] != "--out" {
             let refused = workdir.run(&[&["alone", "alone"], &option[..]].concat());
             assert!(
-                refused.code == Some(2) && refused.stderr.contains("has no say over runs side by side"),
+                refused.code == Some(2) && refused.stderr.contains("has no effect on a comparison of runs"),
                 "{}",
                 refused.stderr
             );
@@ -470,7 +470,7 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
         at("portable", arguments).ok();
         let refused = at("avx2", arguments);
         let named =
-            ["begun at the kernel level portable", "this process is at avx2", "DIAGNOSE_KERNELS=portable goes on with it"];
+            ["started at the kernel level portable", "this process uses avx2", "DIAGNOSE_KERNELS=portable goes on with it"];
         assert!(refused.code == Some(1) && named.iter().all(|part| refused.stderr.contains(part)), "{}", refused.stderr);
         at("portable", arguments).ok();
     }
@@ -481,7 +481,7 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     std::fs::remove_file(workdir.path("trained/run.json")).unwrap();
     for arguments in [&score("half")[..], &train] {
         let refused = at("avx2", arguments);
-        assert!(refused.stderr.contains("begun at the kernel level portable"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("started at the kernel level portable"), "{}", refused.stderr);
     }
     at("avx2", &score("other")).ok();
     let said = at("avx2", &["diff", "run", "other"]).ok().stdout;
@@ -534,8 +534,8 @@ fn a_page_with_texts_is_not_replaced_by_one_without() {
     let read = |file: &str| std::fs::read(workdir.path("run").join(file)).unwrap();
     let (page, conflicts) = (read("view.html"), read("conflicts.parquet"));
     let viewed = workdir.run(&["view", "run"]).ok();
-    assert!(viewed.stderr.contains("The page stays as it was written, with its texts: run: "), "{}", viewed.stderr);
-    assert!(viewed.stderr.contains("came from the standard input") && viewed.stderr.contains("--data"), "{}", viewed.stderr);
+    assert!(viewed.stderr.contains("The existing page, which has the texts, is kept: run: "), "{}", viewed.stderr);
+    assert!(viewed.stderr.contains("came from standard input") && viewed.stderr.contains("--data"), "{}", viewed.stderr);
     assert!(viewed.stdout.contains("run/view.html") && read("view.html") == page);
     // A page elsewhere is another one, which there was none of.
     workdir.run(&["view", "run", "--out", "other.html"]).ok();
@@ -568,7 +568,7 @@ fn a_page_with_texts_is_not_replaced_by_one_without() {
     assert_eq!(viewed.stderr, "");
     let refused = workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--data", "kept.jsonl"]);
     assert!(
-        refused.code == Some(2) && refused.stderr.contains("--data kept.jsonl has no say where data are scored"),
+        refused.code == Some(2) && refused.stderr.contains("--data kept.jsonl has no effect when data are scored"),
         "{}",
         refused.stderr
     );
@@ -618,27 +618,27 @@ fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
     let eval = ["eval", "--model", "tiny.gguf", "--tasks", "t.txt"];
     let of_items = ["eval", "--model", "tiny.gguf", "--tasks", "items.jsonl"];
     for (command, options, expected) in [
-        (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no say without --sample"),
-        (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no say without --sample"),
-        (&rollout, &["--supervise", "last"], "--supervise has no say over prompts"),
-        (&rollout, &["--append-eos"], "--append-eos has no say over prompts"),
-        (&eval, &["--temperature", "0.5"], "--temperature has no say: the model writes no answers in t"),
-        (&eval, &["--stop", "x"], "--stop has no say"),
-        (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no say"),
-        (&eval, &["--batch", "9"], "--batch has no say"),
-        (&eval, &["--system", "Be brief."], "--system has no say: texts are read as they are"),
-        (&eval, &["--apply-chat-template"], "--apply-chat-template has no say: texts are read as they are"),
-        (&eval, &["--chat-template", "t.jinja"], "--chat-template has no say: texts are read as they are"),
-        (&eval, &["--seed", "3"], "--seed has no say: neither items"),
-        (&of_items, &["--apply-chat-template", "--fewshot-as-multiturn", "false"], "--fewshot-as-multiturn false has no say"),
-        (&of_items, &["--seed", "3"], "--seed has no say"),
+        (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no effect without --sample"),
+        (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no effect without --sample"),
+        (&rollout, &["--supervise", "last"], "--supervise has no effect over prompts"),
+        (&rollout, &["--append-eos"], "--append-eos has no effect over prompts"),
+        (&eval, &["--temperature", "0.5"], "--temperature has no effect: the model does not write answers in t"),
+        (&eval, &["--stop", "x"], "--stop has no effect"),
+        (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no effect"),
+        (&eval, &["--batch", "9"], "--batch has no effect"),
+        (&eval, &["--system", "Be brief."], "--system has no effect: texts are read as they are"),
+        (&eval, &["--apply-chat-template"], "--apply-chat-template has no effect: texts are read as they are"),
+        (&eval, &["--chat-template", "t.jinja"], "--chat-template has no effect: texts are read as they are"),
+        (&eval, &["--seed", "3"], "--seed has no effect: neither items"),
+        (&of_items, &["--apply-chat-template", "--fewshot-as-multiturn", "false"], "--fewshot-as-multiturn false has no effect"),
+        (&of_items, &["--seed", "3"], "--seed has no effect"),
         (
             &["train", "-"],
             &["--method", "pilot"],
-            "--method pilot reads the data twice, first for the base model's scores, and `-` can be read once",
+            "--method pilot reads the data twice, first for the base model's scores, but `-` can be read only once",
         ),
-        (&["train", "-"], &["--validation", "-"], "`-` is named twice"),
-        (&["run", "run", "notthere"], &[], "notthere: there is no run folder and no data file of this name"),
+        (&["train", "-"], &["--validation", "-"], "`-` is given twice"),
+        (&["run", "run", "notthere"], &[], "notthere: there is no run folder or data file with this name"),
         (
             &["diff", "run", "nosuch"],
             &[],

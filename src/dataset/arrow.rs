@@ -44,7 +44,7 @@ pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + 
             match guarded(DAMAGED, || next(&mut reader)) {
                 Ok(frame) => current = Some((frame?, 0)),
                 Err(error) => {
-                    return Some(Err(error.cure("Write the file anew, with pyarrow.feather.write_feather or as Parquet.")));
+                    return Some(Err(error.cure("Write the file again, with pyarrow.feather.write_feather or as Parquet.")));
                 }
             }
         }

@@ -101,8 +101,8 @@ pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Na
     let Ok(text) = std::fs::read_to_string(&readme) else { return Ok(None) };
     let Some(block) = configs(&text) else { return Ok(None) };
     let card: Card = serde_saphyr::from_str(&block)
-        .context_at(&readme, "cannot read `configs`, which says what of the data set is for training")
-        .map_err(|error| error.cure("Mend it, or name the data files in place of the folder."))?;
+        .context_at(&readme, "cannot read `configs`, which says what part of the data set is for training")
+        .map_err(|error| error.cure("Correct it, or name the data files instead of the folder."))?;
     let configs = card.configs.unwrap_or_default();
     let refuse = |message: String, pattern: &str| {
         let cure = format!("Name the files of one, such as '{}'.", folder.join(pattern).display());
@@ -131,10 +131,7 @@ pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Na
         (_, Some(train)) | ([train], None) => *train,
         _ => {
             let names: Vec<&str> = splits.iter().map(|(split, _)| *split).collect();
-            return refuse(
-                format!("the data set has the splits {}, of which none is `train`", names.join(", ")),
-                config.pattern(),
-            );
+            return refuse(format!("the data set has the splits {}, but no `train`", names.join(", ")), config.pattern());
         }
     };
     let mut named: Vec<PathBuf> = Vec::new();
@@ -142,8 +139,8 @@ pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Na
         let matched = matched(pattern, files).map_err(|error| error.at(folder))?;
         if matched.is_empty() {
             let shown = beginning(pattern, 80);
-            let message = format!("README.md names `{shown}` for the split {split}, and there is no data file of that name");
-            let cure = "Fetch what is missing, or name the data files in place of the folder.";
+            let message = format!("README.md names `{shown}` for the split {split}, but there is no such data file");
+            let cure = "Download what is missing, or name the data files instead of the folder.";
             return Err(Error::usage(message).at(folder).cure(cure));
         }
         let new: Vec<PathBuf> = matched.into_iter().filter(|file| !named.contains(file)).collect();
@@ -171,14 +168,14 @@ fn matched(pattern: &str, files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let shown = || beginning(pattern, 80);
     if pattern.contains("://") {
         return Err(Error::usage(format!("README.md names `{}`, which lies elsewhere", shown()))
-            .cure("Download it, and name the file in place of the folder."));
+            .cure("Download it, and name the file instead of the folder."));
     }
     let inside = pattern.strip_prefix("./").unwrap_or(pattern);
     // Behind the last folder, `**` stands for files.
     let whole = if inside == "**" || inside.ends_with("/**") { format!("{inside}/*") } else { inside.to_owned() };
     let glob = Pattern::new(&whole).map_err(|error| {
-        let cure = "Name the data files in place of the folder.";
-        Error::usage(format!("README.md names `{}`, which is no pattern that is known here", shown())).caused_by(error).cure(cure)
+        let cure = "Name the data files instead of the folder.";
+        Error::usage(format!("README.md names `{}`, which is not a supported pattern", shown())).caused_by(error).cure(cure)
     })?;
     let options = MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, ..MatchOptions::new() };
     let mut matched: Vec<PathBuf> = files.iter().filter(|file| glob.matches_path_with(file, options)).cloned().collect();

@@ -105,7 +105,7 @@ pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
                 beginning(&system.content, 40),
                 beginning(&own.content, 40)
             ))
-            .cure("Leave one of them."));
+            .cure("Keep only one of them."));
         }
     }
     Ok(())
@@ -142,9 +142,9 @@ pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut 
     }
     if path == QUESTIONS && list.iter().all(Value::is_string) {
         return Err(Error::new(format!(
-            "`{path}`: expected turns that say who speaks, found texts: MT-Bench has questions alone there"
+            "`{path}`: expected turns with a speaker, found texts: in MT-Bench these are questions only"
         ))
-        .cure("Where each second text is an answer, call the column `data`, as UltraChat does."));
+        .cure("If every second text is an answer, name the column `data`, as UltraChat does."));
     }
     if list.len() > 1 && list.iter().all(Value::is_string) {
         let roles = [Role::User, Role::Assistant].into_iter().cycle();
@@ -293,7 +293,7 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     if let Some(refusal) = fields::optional_text(message, &["refusal"], &prefix)?.filter(|text| !text.is_empty()) {
         if !turn.content.is_empty() {
             return Err(Error::new(format!("`{path}`: expected an answer or a refusal, found `{content_key}` and `refusal`"))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
         }
         turn.content.push_str(&refusal);
     }
@@ -404,8 +404,8 @@ fn add_part(
         "toolResult" | "functionResponse" => results.push(tool_result(inner(&kind)?, &format!("{prefix}{kind}"))?),
         "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio" | "video" | "video_url" | "file"
         | "document" => {
-            return Err(Error::new(format!("`{path}.type`: expected text, found `{kind}`, and only text can be scored"))
-                .cure("Leave these rows out: what the text says about an image means nothing without it."));
+            return Err(Error::new(format!("`{path}.type`: expected text, found `{kind}`, but only text can be scored"))
+                .cure("Remove these rows: text about an image is meaningless without it."));
         }
         other => {
             let found = beginning(other, 40);

@@ -48,9 +48,7 @@ impl Chosen {
             (Choice::Random { n, seed }, Some(of)) if n < of => {
                 Some(format!("{n} of {of} records are read, drawn at random with seed {seed}."))
             }
-            (Choice::First(n), _) => {
-                Some(format!("No more than the first {n} records are read, which need not be like the others."))
-            }
+            (Choice::First(n), _) => Some(format!("Only the first {n} records are read, which may not be representative.")),
             _ => None,
         }
     }

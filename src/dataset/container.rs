@@ -106,7 +106,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
     }
     if ends_lines_with_returns(text) {
         return Err(Error::new(
-            "expected lines that end in a line feed, found some that end in a carriage return alone, as on old Macs",
+            "expected lines that end in a line feed, found some that end in a carriage return only, as on old Macs",
         )
         .cure("Convert the file: tr '\\r' '\\n' < FILE > NEW."));
     }
@@ -144,7 +144,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
 
 /// What is no data, by its first bytes once it is unpacked, and what to do about it.
 fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
-    const TWICE: &str = "a file that is packed twice";
+    const TWICE: &str = "a file that is compressed twice";
     const TABLE: &str = "Write the rows as JSON Lines or Parquet.";
     let known: [(&[u8], &str, &str); 10] = [
         (b"%PDF", "a PDF", ""),
@@ -159,10 +159,10 @@ fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
         (b"PK\x03\x04", TWICE, "Unpack it once."),
     ];
     if head.get(257..262) == Some(b"ustar") {
-        return Some(("a tar archive", "Unpack it into a folder of its own, and name that: tar -xf FILE -C FOLDER."));
+        return Some(("a tar archive", "Unpack it into a separate folder, and name that: tar -xf FILE -C FOLDER."));
     }
     if let Some(about) = about_data(head) {
-        return Some((about, "Name the data themselves."));
+        return Some((about, "Name the data files themselves."));
     }
     known.iter().find(|(mark, ..)| head.trim_ascii_start().starts_with(mark)).map(|(_, name, cure)| (*name, *cure))
 }

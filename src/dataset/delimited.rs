@@ -72,8 +72,7 @@ const MISSING: [&str; 18] = [
 pub(super) fn explained(error: Error) -> Error {
     match error.message().ends_with("found null") {
         true => error.cure(
-            "A cell such as NA, None, NULL or nan is a missing value to pandas and `datasets`, and so it is here: where it is \
-             meant as text, give the rows as JSON Lines.",
+            "A cell such as NA, None, NULL or nan is read as missing, as in pandas and `datasets`: if it is meant as text, provide the rows as JSON Lines.",
         ),
         false => error,
     }
@@ -84,7 +83,7 @@ pub(super) fn explained(error: Error) -> Error {
 const END_MARK: &[u8] = b"\n\0";
 
 fn open_quote() -> Error {
-    Error::new("expected a closing quote, found the end of the file").cure("A quote inside a cell is written twice.")
+    Error::new("expected a closing quote, found the end of the file").cure("Double every quote inside a cell.")
 }
 
 /// The cells without the carriage return of a Windows line end.
@@ -104,7 +103,7 @@ pub(super) fn header(text: &[u8]) -> Option<Vec<String>> {
 fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
     if record.len() != names.len() {
         let message = format!("expected {} cells as in the header, found {}", names.len(), record.len());
-        return Err(Error::new(message).cure("Put cells that hold commas, quotes or line ends between double quotes."));
+        return Err(Error::new(message).cure("Put cells with commas, quotes or line breaks in double quotes."));
     }
     let cell = |(name, cell): (&String, &[u8])| match utf8(cell) {
         Ok(text) if MISSING.contains(&text) => Ok((name.clone(), Value::Null)),

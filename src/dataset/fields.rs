@@ -157,7 +157,9 @@ pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>>
             Ok(other) => Err(wrong_type(path, "a list", &other)),
             Err(reason) => {
                 let start = beginning(text, 40);
-                Err(Error::new(format!("`{path}`: expected a list, found a string that holds none, `{start}`: {reason}")))
+                Err(Error::new(format!(
+                    "`{path}`: expected a list, found a string that does not contain one, `{start}`: {reason}"
+                )))
             }
         },
         other => Err(wrong_type(path, "a list", other)),
@@ -210,7 +212,7 @@ pub(super) fn planted(row: &Object, contents: &[&str]) -> Result<Vec<PlantedSpan
             )));
         }
         if !content.is_char_boundary(begin) || !content.is_char_boundary(end) {
-            return Err(Error::new(format!("`{path}`: expected bytes that begin and end characters, found {begin}..{end}")));
+            return Err(Error::new(format!("`{path}`: expected bytes on character boundaries, found {begin}..{end}")));
         }
         let (Ok(turn), Ok(begin), Ok(end)) = (u16::try_from(turn), u32::try_from(begin), u32::try_from(end)) else {
             return Err(Error::new(format!("`{path}`: expected at most 65,536 turns of 4 GiB, found a span beyond them")));

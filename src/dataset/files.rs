@@ -56,7 +56,7 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
         return Err(Error::usage("expected at least one data file, found none"));
     }
     if inputs.iter().filter(|input| *input == "-").count() > 1 {
-        return Err(Error::usage("`-` names the standard input twice").cure("Give `-` once."));
+        return Err(Error::usage("`-` (standard input) is given twice").cure("Give `-` once."));
     }
     let mut paths = Vec::new();
     for input in inputs {
@@ -85,7 +85,7 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
             );
         }
         if let Some(first) = folders.first() {
-            let what = counted(folders.len() as u64, "folder that matches is not read", "folders that match are not read");
+            let what = counted(folders.len() as u64, "matching folder is not read", "matching folders are not read");
             notes.push(format!("{input}: {what}, such as {}; name what to read", first.display()));
         }
     }
@@ -110,7 +110,7 @@ impl Store {
             Some(spool(io::stdin().lock()).map_err(|error| error.at(path))?)
         } else {
             let metadata = std::fs::metadata(path).map_err(|error| {
-                let cure = "Check the name; relative names start from the current folder.";
+                let cure = "Check the name; relative paths start at the current folder.";
                 Error::new("expected a data file, cannot open it").at(path).caused_by(error).cure(cure)
             })?;
             let file = File::open(path).context_at(path, "cannot open the data file")?;
@@ -178,7 +178,7 @@ impl Store {
         }
         if members.is_empty() {
             return Err(Error::new("expected data files in the zip archive, found none").cure(
-                "Unpack it, and name the files to read; here those are read whose names end as data files' do, such as .jsonl.",
+                "Unpack it, and name the files to read; from archives only files with data extensions, such as .jsonl, are read.",
             ));
         }
         members.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -313,23 +313,23 @@ pub(super) fn is_bomb(packed_bytes: u64, n_unpacked: u64) -> bool {
 }
 
 pub(super) fn bomb() -> Error {
-    Error::new(BOMB).cure("If you know what it holds, unpack it yourself and give the file.")
+    Error::new(BOMB).cure("If you know what it contains, unpack it yourself and name that file.")
 }
 
-const BOMB: &str = "expected packed data, found a compression bomb: it unpacks to more than a thousand times its size";
+const BOMB: &str = "expected compressed data, found a compression bomb: it unpacks to more than a thousand times its size";
 
 /// A read that failed half-way: a damaged archive or a failing disk.
 pub(super) fn broken(error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::FileTooLarge {
         return bomb();
     }
-    let cure = "The rows before this place were read; fetch or pack the file again.";
-    Error::new("cannot read on: the file is damaged or cut short").caused_by(error).cure(cure)
+    let cure = "The rows before this point were read; download or compress the file again.";
+    Error::new("cannot read further: the file is damaged or truncated").caused_by(error).cure(cure)
 }
 
 fn spool(mut reader: impl Read) -> Result<TempPath> {
     let mut file = NamedTempFile::new().context("cannot create a temporary file for the input")?;
-    let cure = "The copy lies in the folder that TMPDIR names; it needs the unpacked size of the input.";
+    let cure = "The copy is made in the folder named by TMPDIR, and needs the uncompressed size of the input.";
     io::copy(&mut reader, &mut file).and_then(|_| file.flush()).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => broken(error),
         _ => Error::new("cannot copy the input to a temporary file").caused_by(error).cure(cure),
@@ -343,7 +343,7 @@ fn compression(path: &Path) -> Result<Compression> {
     file.take(6).read_to_end(&mut start).context("cannot read the data file")?;
     let unsupported = |name: &str| {
         Err(Error::new(format!("expected plain, gzip, zstd, bzip2, xz or zip data, found {name}"))
-            .cure("Unpack the file, or pack it with gzip or zstd."))
+            .cure("Unpack the file, or compress it with gzip or zstd."))
     };
     match start.as_slice() {
         [0x1F, 0x8B, ..] => Ok(Compression::Gzip),

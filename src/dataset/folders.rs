@@ -21,8 +21,7 @@ use crate::files::{file_name, identified, read_json};
 use crate::format::counted;
 use crate::provenance::Provenance;
 
-pub(super) const CURE: &str =
-    "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, also packed; others can be named one by one.";
+pub(super) const CURE: &str = "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, optionally compressed; name other files individually.";
 
 const EXTENSIONS: [&str; 9] = ["jsonl", "json", "ndjson", "jsonlines", "csv", "tsv", "parquet", "arrow", "feather"];
 const PACKED: [&str; 4] = ["gz", "zst", "bz2", "xz"];
@@ -63,7 +62,7 @@ pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<P
     let named = card::for_training(folder, &files)?;
     if let Some(named) = &named {
         let others: Vec<PathBuf> = files.iter().filter(|file| !named.files.contains(file)).cloned().collect();
-        let which = format!("that README.md does not name for training in the configuration `{}`", named.config);
+        let which = format!("that README.md does not list for training in the configuration `{}`", named.config);
         let (one, several) = (format!("data file {which} was left out"), format!("data files {which} were left out"));
         note(&others, &one, &several, "name what to read");
     }
@@ -91,7 +90,7 @@ pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<P
         let what = counted(again.len() as u64, "name is", "names are");
         let first = folder.join(first);
         notes.push(format!(
-            "{}: {what} reached again by symbolic links, and read once, such as {}",
+            "{}: {what} reached more than once by symbolic links and read once, such as {}",
             folder.display(),
             first.display()
         ));
@@ -187,8 +186,8 @@ fn answers(run: &Path) -> Result<Vec<PathBuf>> {
     if answers.is_file() {
         return Ok(vec![answers]);
     }
-    let cure = format!("Name the data files, one by one or by a pattern such as '{}'.", run.join("*.jsonl").display());
-    Err(Error::usage("this is a run folder of this program, and no data").at(run).cure(cure))
+    let cure = format!("Name the data files, individually or by a pattern such as '{}'.", run.join("*.jsonl").display());
+    Err(Error::usage("this is a run folder of this program, not data").at(run).cure(cure))
 }
 
 /// How files of this program begin that stand beside data and hold no rows: what they are, by their first bytes without white space.

@@ -200,8 +200,8 @@ fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<Str
         Value::Object(object) => !object.is_empty(),
     };
     if let Some(key) = MEDIA.into_iter().find(|key| row.get(*key).is_some_and(is_filled)) {
-        return Err(Error::new(format!("`{key}`: expected a row of text, found one with {key}, and only text can be scored"))
-            .cure("Leave these rows out: what the text says about them means nothing without them."));
+        return Err(Error::new(format!("`{key}`: expected a row of text, found one with {key}, but only text can be scored"))
+            .cure("Remove these rows: text about them is meaningless without them."));
     }
     let template_switches = switches::of_row(row, &mut turns, &mut unused)?;
     let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
@@ -228,7 +228,7 @@ fn rollout(row: &Object) -> Result<Option<Rollout>> {
     let read = |value: &Value| {
         serde_json::from_value(value.clone()).map_err(|error| {
             Error::new(format!("`rollout`: {error}"))
-                .cure("Write the rollouts again, or take the column out: the text alone is then read.")
+                .cure("Write the rollouts again, or remove the column to read only the text.")
         })
     };
     own.map(read).transpose()

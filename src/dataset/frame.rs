@@ -49,9 +49,11 @@ impl Columns {
 
     /// What a person should know.
     pub(super) fn notes(&self) -> Vec<String> {
-        let pruned =
-            self.pruned.iter().map(|path| format!("the member `{}` of a column is of a type that is not read", path.join(".")));
-        let left_out = self.left_out.iter().map(|name| format!("the column `{name}` is of a type that is not read"));
+        let pruned = self
+            .pruned
+            .iter()
+            .map(|path| format!("the member `{}` of a column has a type that is not supported", path.join(".")));
+        let left_out = self.left_out.iter().map(|name| format!("the column `{name}` has a type that is not supported"));
         pruned.chain(left_out).collect()
     }
 
@@ -94,7 +96,7 @@ impl Columns {
 }
 
 /// Stands for a value of a type that is not read, under a name that promises to change what is learnt.
-const UNREAD: &str = "of a type that is not read";
+const UNREAD: &str = "of a type that is not supported";
 
 /// Takes a member out; with `marks`, one that promises to change what is learnt must not pass for absent.
 fn prune(value: &mut Value, path: &[String], marks: bool) {

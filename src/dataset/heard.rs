@@ -23,9 +23,9 @@ pub(super) fn check<T: PartialEq>(
     let Some(unheard) = mapping.targets().find(|field| !is_read(field)) else { return Ok(()) };
     let fields: Vec<String> = FIELDS.iter().filter(|field| is_read(field)).map(|field| format!("`{field}`")).collect();
     Err(Error::usage(format!(
-        "--map: expected a field that the row is read by, found `{unheard}`: as {format} it is read without"
+        "--map: expected a field that this format uses, found `{unheard}`: rows in the format {format} are read without it"
     ))
-    .cure(format!("Map one of {}, or name another format with --format.", fields.join(", "))))
+    .cure(format!("Map one of {}, or choose another format with --format.", fields.join(", "))))
 }
 
 fn is_read_by<T: PartialEq>(row: &mut Object, field: &str, as_it_is: &T, read: &impl Fn(&Object) -> Option<T>) -> bool {

@@ -197,8 +197,8 @@ impl Scanner {
         if self.stage == Stage::After && self.is_wrapped {
             self.stage = Stage::Done;
             if let Some(line) = self.another_list()? {
-                let error = Error::new("expected one list of rows in the object, found another one behind it");
-                return Ok(Some((line, Err(error.cure("Put each list into a file of its own.")))));
+                let error = Error::new("expected one list of rows in the object, found another one after it");
+                return Ok(Some((line, Err(error.cure("Put each list into a separate file.")))));
             }
             return Ok(None);
         }
@@ -206,7 +206,7 @@ impl Scanner {
             self.stage = Stage::Done;
             if self.skip_space()?.is_some() {
                 let error = Error::new("expected the end of the file after the closing `]`, found more text");
-                return Ok(Some((self.line, Err(error.cure("Write one JSON array, or one object a line.")))));
+                return Ok(Some((self.line, Err(error.cure("Write one JSON array, or one object per line.")))));
             }
         }
         if self.stage == Stage::Done {
@@ -247,7 +247,7 @@ impl Scanner {
                     let error = Error::new("expected the end of this element, found the end of the file");
                     return Ok((
                         start_line,
-                        Err(error.cure("If rows are missing after it: it lacks a closing bracket or quote.")),
+                        Err(error.cure("If rows are missing after it, it lacks a closing bracket or quote.")),
                     ));
                 }
                 return Ok((start_line, Ok(bytes)));

@@ -56,7 +56,7 @@ pub(super) fn too_long() -> Error {
 }
 
 pub(super) const NOT_UTF8: &str =
-    "Convert the file from what it is in, such as: iconv -f LATIN1 -t UTF-8 or iconv -f GB18030 -t UTF-8.";
+    "Convert the file from its encoding, for example: iconv -f LATIN1 -t UTF-8 or iconv -f GB18030 -t UTF-8.";
 
 /// The bytes as text, or what is wrong with them.
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str> {
@@ -66,7 +66,7 @@ pub(super) fn utf8(bytes: &[u8]) -> Result<&str> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
         let place = error.valid_up_to();
-        Error::new(format!("expected UTF-8, found the byte 0x{byte:02X} at byte {place} of the record, which is none"))
+        Error::new(format!("expected UTF-8, found the byte 0x{byte:02X} at byte {place} of the record, which is not UTF-8"))
             .cure(NOT_UTF8)
     })?;
     literal::text(text)

@@ -70,8 +70,7 @@ pub(super) fn source(source: &str) -> Checked<&str> {
 }
 
 fn verbatim_in_text() -> Error {
-    Error::new("the text contains the Unicode noncharacter U+FDD3")
-        .cure("No text should: it is the trace of a broken conversion. Remove it.")
+    Error::new("the text contains the Unicode noncharacter U+FDD3").cure("It comes from a broken conversion: remove it.")
 }
 
 /// The value as Python's `json.dumps(.., ensure_ascii=False)` has it.
@@ -359,7 +358,7 @@ impl Parser<'_> {
     }
 
     fn half_pair(&self, begin: usize) -> String {
-        format!("found `{}`, half of a surrogate pair, which is no character", &self.text[begin..self.at])
+        format!("found `{}`, half of a surrogate pair, which is not a character", &self.text[begin..self.at])
     }
 
     fn hexadecimal(&mut self, n_digits: usize) -> Result<u32, String> {

@@ -109,7 +109,7 @@ impl FieldMap {
             if let Some(first) = rules[..idx].iter().position(|(other, _)| other == target) {
                 let (first, second) = (&written[first], &written[idx]);
                 return Err(Error::usage(format!("expected one --map for `{target}`, found `{first}` and `{second}`"))
-                    .cure("Write what belongs together as one template, such as --map 'prompt={context}\\n\\n{question}'."));
+                    .cure("Combine them into one template, such as --map 'prompt={context}\\n\\n{question}'."));
             }
         }
         Ok(FieldMap { rules, written })
@@ -289,20 +289,20 @@ fn parse_template(chars: &mut Peekable<Chars>, depth: u8) -> Result<Vec<Part>, S
 fn parse_hole(chars: &mut Peekable<Chars>, depth: u8) -> Result<Part, String> {
     const MAX_DEPTH: u8 = 8;
     if depth == MAX_DEPTH {
-        return Err(format!("choices inside choices go {MAX_DEPTH} deep at most"));
+        return Err(format!("choices can be nested at most {MAX_DEPTH} deep"));
     }
     let mut column = String::new();
     let end = loop {
         match chars.next() {
             Some(end @ ('}' | ':')) => break end,
-            Some('{') => return Err("a `{` inside the name of a column".to_owned()),
+            Some('{') => return Err("a `{` inside a column name".to_owned()),
             Some(other) => column.push(other),
             None => return Err("a `{` without its `}`".to_owned()),
         }
     };
     let column = column.trim().to_owned();
     if column.is_empty() {
-        return Err("braces without the name of a column".to_owned());
+        return Err("braces without a column name".to_owned());
     }
     if end == '}' {
         return Ok(Part::Column(column));
@@ -355,7 +355,7 @@ mod tests {
             ("prompt=", "found nothing"),
             ("prompt={q", "without its `}`"),
             ("prompt=q}", "without its `{`"),
-            ("prompt={}", "without the name of a column"),
+            ("prompt={}", "without a column name"),
             ("prompt=a\\x", "unknown escape"),
             ("prompt={q:a|b", "without its `}`"),
         ] {

@@ -268,7 +268,8 @@ impl Iterator for Records {
                 Some(Ok((line, example))) => {
                     let row = self.next_row;
                     let Some(next_row) = row.checked_add(1) else {
-                        let error = Error::new("expected fewer than 4,294,967,295 rows").cure("Give the files to several runs.");
+                        let error =
+                            Error::new("expected fewer than 4,294,967,295 rows").cure("Split the files into several runs.");
                         self.files = Vec::new().into_iter();
                         return Some(Err(self.broken(error)));
                     };
@@ -341,7 +342,7 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
         let said = match (container, options.format) {
             (Container::Text, Some(format)) if format != Format::Text => {
                 return Err(Error::new(format!("expected records of the format `{format}`, found plain text"))
-                    .cure("Use --format text, or give the data as JSON Lines."));
+                    .cure("Use --format text, or provide the data as JSON Lines."));
             }
             (Container::Text, _) => Some(Format::Text),
             (_, said) => said,

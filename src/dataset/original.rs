@@ -168,8 +168,8 @@ fn lines(store: &Store) -> Result<impl Iterator<Item = Result<WithBytes>> + use<
                 Err(error) => return Some(Err(broken(error))),
             }
             if bytes.len() - begin > MAX_RECORD_BYTES {
-                let error = Error::new("the file holds a record that is too long to be written again");
-                return Some(Err(error.cure("Mend or remove the row first.")));
+                let error = Error::new("the file has a record that is too long to be written again");
+                return Some(Err(error.cure("Correct or remove the row first.")));
             }
             if is_blank(&bytes[begin..]) {
                 continue;

@@ -216,7 +216,7 @@ fn side(value: &Value, key: &str, role: Role, reading: &mut Reading) -> Result<V
         // Answers of several people, or several right ones: texts that do not take turns.
         Value::Array(texts) if texts.iter().any(Value::is_string) => {
             Err(Error::new(format!("`{key}`: expected a string or a list of messages, found a list of {} texts", texts.len()))
-                .cure("Keep the one that is to be learnt, as a text."))
+                .cure("Keep only the one to be learnt, as a text."))
         }
         Value::Array(_) => chat::turns(value, &chat::MESSAGES, key, reading),
         Value::Object(turn) if chat::looks_like_turn(value) => {

@@ -86,7 +86,7 @@ impl RoleMap {
             let name = if found == name { name } else { "NAME" };
             let known = "system, user, assistant, tool, human, gpt, function_call or observation";
             Error::new(format!("`{path}`: expected a role ({known}), found `{found}`"))
-                .cure(format!("Say what it stands for: --role '{name}=user' or --role '{name}=assistant'."))
+                .cure(format!("Map it to a role: --role '{name}=user' or --role '{name}=assistant'."))
         })
     }
 }

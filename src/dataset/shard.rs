@@ -39,7 +39,7 @@ impl FromStr for Shard {
         match numbers {
             Some((index, of)) if index < of => Ok(Shard { index, of }),
             Some((index, of)) if of > 0 && index == of => {
-                Err(Error::usage(format!("there is no shard {text}: they are counted from 0"))
+                Err(Error::usage(format!("there is no shard {text}: shards are counted from 0"))
                     .cure(format!("The last one is {}/{of}.", of - 1)))
             }
             _ => Err(Error::usage(format!("expected a shard such as 0/4, the first of four, found `{text}`"))),

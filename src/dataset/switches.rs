@@ -92,11 +92,11 @@ pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
             Value::Bool(value) => (if *value != is_mask { 1.0 } else { 0.0 }, false),
             // Does 1 mean masked, or does it mean learnt, as in `loss_mask`? Both are in use.
             Value::Number(number) if is_mask => {
-                return Err(Error::new(format!("`{path}{key}`: expected true or false, found {number}, which may mean either"))
-                    .cure("Write `weight` instead: 0 is not learnt, 1 is."));
+                return Err(Error::new(format!("`{path}{key}`: expected true or false, found {number}, which is ambiguous"))
+                    .cure("Use `weight` instead: 0 excludes from the loss, 1 includes."));
             }
             Value::Number(number) => (number.as_f64().unwrap_or(f64::NAN) as f32, true),
-            other => return Err(wrong_type(&format!("{path}{key}"), "a finite number from 0 or a boolean", other)),
+            other => return Err(wrong_type(&format!("{path}{key}"), "a finite number of 0 or more, or a boolean", other)),
         };
         if !weight.is_finite() || weight < 0.0 {
             return Err(Error::new(format!("`{path}{key}`: expected a finite number from 0, found {value}")));
@@ -112,7 +112,7 @@ pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
                     "`{path}{other}` and `{path}{key}` contradict each other: {} and {value}",
                     at.get(other).unwrap_or(&Value::Null)
                 ))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
             }
             Some(known) if is_exact && !known.2 => Some((key, weight, true)),
             known => known,
@@ -133,7 +133,7 @@ pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mu
                 path.trim_end_matches('.'),
                 part.weight
             ))
-            .cure("Leave one of them."));
+            .cure("Keep only one of them."));
         }
         // Only answers are learnt, so that on another turn a 0 is heeded and anything else is not.
         if turn.role == Role::Assistant || weight == 0.0 {
@@ -161,9 +161,9 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
     let details = list(value, path)?;
     if details.is_empty() {
         return Err(Error::new(format!(
-            "`{path}`: expected at least one piece, found an empty list, of which axolotl learns nothing"
+            "`{path}`: expected at least one range, found an empty list, from which axolotl learns nothing"
         ))
-        .cure("Leave the key out to learn the whole turn, or write `weight`: 0."));
+        .cure("Remove the key to learn the whole turn, or set `weight` to 0."));
     }
     let mut pieces: Vec<(usize, usize, f32)> = Vec::new();
     for (idx, detail) in details.iter().enumerate() {
@@ -172,7 +172,7 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
         let offset = |key: &str| {
             let value = detail.get(key).unwrap_or(&Value::Null);
             let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-            number.ok_or_else(|| Error::new(format!("`{path}.{key}`: expected the number of a character from 0, found {value}")))
+            number.ok_or_else(|| Error::new(format!("`{path}.{key}`: expected a character index of 0 or more, found {value}")))
         };
         let (first, last) = (offset("begin_offset")?, offset("end_offset")?);
         if first > last || last >= n_chars {
@@ -187,13 +187,12 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
         let byte = |n: usize| turn.content.char_indices().nth(n).map_or(turn.content.len(), |(at, _)| at);
         if *is_trained && turn.weight == 0.0 {
             return Err(Error::new(format!("`{path}.train` contradicts the switch of its turn: true, and a weight of 0"))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
         }
         let weight = if *is_trained { turn.weight } else { 0.0 };
         let (begin, end) = (byte(first), byte(last + 1));
         if pieces.iter().any(|&(other, its_end, its)| begin < its_end && other < end && its != weight) {
-            return Err(Error::new(format!("`{path}` contradicts a piece before it, which holds some of its characters"))
-                .cure("Give each character to one piece."));
+            return Err(Error::new(format!("`{path}` overlaps an earlier range")).cure("Put each character into only one range."));
         }
         pieces.push((begin, end, weight));
     }
@@ -218,8 +217,8 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
     let mut used: Vec<&str> = Vec::new();
     if let Some(value) = row.get(LOSS_MASK).filter(|value| !is_empty(value)) {
         if turns.iter().any(|turn| turn.role == Role::Text) {
-            return Err(Error::new(format!("`{LOSS_MASK}`: a text has no turns that it could switch off"))
-                .cure("Give the row as messages, with `weight` on each turn."));
+            return Err(Error::new(format!("`{LOSS_MASK}`: a plain text has no turns to exclude"))
+                .cure("Provide the row as messages, with `weight` on each turn."));
         }
         add_loss_mask(value, turns)?;
         used.push(LOSS_MASK);
@@ -233,7 +232,7 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
                     "`{key}` contradicts a turn's own switch: false, and a weight of {}",
                     turn.weight
                 ))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
             }
             unlearn(turn);
         }
@@ -294,7 +293,7 @@ fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
                 answers.len(),
                 turns.len()
             ))
-            .cure("Write `weight` on the turns instead."));
+            .cure("Set `weight` on the turns instead."));
         }
     };
     for (idx, (value, turn)) in mask.iter().zip(targets).enumerate() {
@@ -310,15 +309,15 @@ fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
                 "`{LOSS_MASK}[{idx}]` contradicts the turn's own switch: {value}, and a weight of {}",
                 turn.weight
             ))
-            .cure("Leave one of them."));
+            .cure("Keep only one of them."));
         } else if !is_learnt {
             unlearn(turn);
         } else if turn.role != Role::Assistant {
-            return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is no answer"))
-                .cure("Only assistant turns can be learnt one by one; --supervise all learns the whole text."));
+            return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is not an answer"))
+                .cure("Only assistant turns can be chosen individually; --supervise all learns the whole text."));
         } else if turn.weight == 0.0 {
             return Err(Error::new(format!("`{LOSS_MASK}[{idx}]` contradicts the turn's own switch: 1, and a weight of 0"))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
         }
     }
     Ok(())
@@ -351,7 +350,7 @@ mod tests {
             (json!({"weight": 1, "loss": false}), "`weight` and `loss` contradict each other: 1 and false"),
             (json!({"weight": 1, "loss_weight": 0.5}), "contradict"),
             (json!({"train": true, "mask": true}), "contradict"),
-            (json!({"mask": 1}), "found 1, which may mean either"),
+            (json!({"mask": 1}), "found 1, which is ambiguous"),
             (json!({"loss": -1}), "found -1"),
             (json!({"weight": 1e-50}), "found 1e-50"),
             (json!({"train": "no"}), "found a string"),

@@ -24,7 +24,9 @@ pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
         Value::String(text) if text.trim().is_empty() => return Ok(None),
         Value::String(text) => {
             parsed = fields::embedded(text).map_err(|reason| {
-                Error::new(format!("`{key}`: expected a list of tool schemas, found a string that holds none: {reason}"))
+                Error::new(format!(
+                    "`{key}`: expected a list of tool schemas, found a string that does not contain one: {reason}"
+                ))
             })?;
             &parsed
         }
@@ -54,7 +56,7 @@ fn add_schema(schema: &Value, path: &str, schemas: &mut Vec<Value>) -> Result<()
     let schema = match schema {
         Value::String(text) => {
             parsed = fields::embedded(text).map_err(|reason| {
-                Error::new(format!("`{path}`: expected a tool schema, found a string that holds none: {reason}"))
+                Error::new(format!("`{path}`: expected a tool schema, found a string that does not contain one: {reason}"))
             })?;
             &parsed
         }

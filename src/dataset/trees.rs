@@ -137,7 +137,7 @@ fn paths(messages: &[Message], index: &HashMap<String, usize>) -> Vec<(u64, Outc
 }
 
 fn circle(message: &Message) -> Error {
-    Error::new(format!("expected a root above the message `{}`, found a circle of parents", message.id))
+    Error::new(format!("expected a root above the message `{}`, found a cycle of parents", message.id))
 }
 
 fn example(messages: &[Message], path: &[usize], source: &str) -> Example {

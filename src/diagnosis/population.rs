@@ -129,7 +129,7 @@ impl Population {
     }
 
     pub(super) fn tau(&self) -> Result<f32> {
-        self.tau.ok_or_else(|| Error::new("this gate needs the mean loss of the sequences, and there are none"))
+        self.tau.ok_or_else(|| Error::new("this gate needs the mean loss of the sequences, but there are none"))
     }
 }
 

@@ -94,7 +94,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
     let column = |name: &str| {
         frame.column(name).map_err(|_| {
             Error::new(format!("the table of answers has no column `{name}`"))
-                .cure("Make it again with this version of the program.")
+                .cure("Evaluate again with this version of the program.")
         })
     };
     // A column without any value has no type.
@@ -130,7 +130,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         };
         let ended = Ended::ALL.into_iter().find(|known| Some(known.name()) == ended.get(row));
         let ended =
-            ended.ok_or_else(|| damaged(format!("row {row} of the table of answers does not say how its answer ended")))?;
+            ended.ok_or_else(|| damaged(format!("row {row} of the table of answers does not record how its answer ended")))?;
         let draw = Draw {
             text: text.get(row).unwrap_or_default().to_owned(),
             tokens: tokens.get(row).unwrap_or_default(),

@@ -255,7 +255,7 @@ pub fn read_side(folder: &Path) -> Result<Side> {
     let mut tasks = BTreeMap::new();
     for (name, task) in scores.tasks {
         let own = samples.remove(&name).filter(|own| own.len() == task.n).ok_or_else(|| {
-            Error::new(format!("the table does not hold the {} items of `{name}` that scores.json speaks of", task.n))
+            Error::new(format!("the table lacks the {} items of `{name}` that scores.json lists", task.n))
                 .at(folder)
                 .cure("Evaluate the task again.")
         })?;
@@ -285,11 +285,11 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     }
     if tasks.is_empty() {
         if !skipped.is_empty() {
-            return Err(Error::new(format!("nothing of the two can be compared: {}", skipped.join("; ")))
+            return Err(Error::new(format!("nothing in the two can be compared: {}", skipped.join("; ")))
                 .cure("Evaluate both models in the same way on the same task files."));
         }
         let names = |side: &Side| side.tasks.keys().cloned().collect::<Vec<_>>().join(", ");
-        return Err(Error::new(format!("the two have no item in common: {} here, {} there", names(before), names(after)))
+        return Err(Error::new(format!("the two have no items in common: {} here, {} there", names(before), names(after)))
             .cure("Evaluate both models on the same task files."));
     }
     correct(&mut tasks);
@@ -353,7 +353,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         && let Some(option) = differs(old, new)
     {
         return Ok(Compared::Unlike(format!(
-            "`{name}` was asked in two ways, which differ by {option}: {old}; and {new}. What changed by the model cannot be told from that"
+            "`{name}` was asked in two ways, which differ in {option}: {old}; and {new}. This hides what the model changed"
         )));
     }
     check_choices(name, old, new, &pairs)?;
@@ -366,7 +366,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     let n_documents = n_other(old, new, &pairs, |asked| asked.document.as_deref());
     if n_documents > 0 {
         return Ok(Compared::Unlike(format!(
-            "`{name}`: {n_documents} of {} items of the same number are other documents (doc_hash differs): these are two data sets",
+            "`{name}`: {n_documents} of {} items of the same number are different documents (doc_hash differs): these are two data sets",
             pairs.len()
         )));
     }
@@ -462,7 +462,7 @@ fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(us
             )),
             // Rows with different text are counted in `prompts_differ` instead.
             TaskKind::Rows if before.tokens != after.tokens && prompt(old, x) == prompt(new, y) => Some(format!(
-                "`{name}` counts by tokens, of which row {} has {} before and {} after, by another tokenizer, chat template or --max-len: a loss per token cannot be compared",
+                "`{name}` is measured per token, but row {} has {} tokens before and {} after (another tokenizer, chat template or --max-len): a loss per token cannot be compared",
                 old.ids[x], before.tokens, after.tokens
             )),
             _ => None,
@@ -476,7 +476,7 @@ fn check_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(usi
         if let (Some(x), Some(y)) = (old.samples.get(x), new.samples.get(y))
             && (x.answer, x.choices.len()) != (y.answer, y.choices.len())
         {
-            return Err(Error::new(format!("item `{}` of `{name}` has other choices after than before", x.id))
+            return Err(Error::new(format!("item `{}` of `{name}` has different choices before and after", x.id))
                 .cure("Evaluate both models on the same task file."));
         }
     }
@@ -624,7 +624,7 @@ impl Comparison {
         match &self.macro_average {
             Some(average) => average.check_drop("the macro average", points),
             None => Err(Error::usage("--fail-on-drop needs a task with an accuracy; these have perplexities only")
-                .cure("Leave it out, or evaluate a task with choices or written answers, too.")),
+                .cure("Leave it out, or also evaluate a task with choices or written answers.")),
         }
     }
 }
@@ -634,12 +634,12 @@ impl MacroChange {
     /// upper end of its 95 % interval lies below. An unchanged model thus fails in only 2.5 % of cases.
     pub fn check_drop(&self, what: &str, points: f64) -> Result<()> {
         let Some([low, high]) = self.difference.ci95 else {
-            return Err(Error::usage("--fail-on-drop needs two items or more in every task")
+            return Err(Error::usage("--fail-on-drop needs at least two items in every task")
                 .cure("Leave it out, or evaluate more items (--limit, --sample)."));
         };
         if 100.0 * high < -points {
             return Err(Error::check(format!(
-                "{what} dropped by {:.2} points (95 % interval {:.2} to {:.2}), with confidence by more than {points}",
+                "{what} dropped by {:.2} points (95 % interval {:.2} to {:.2}), significantly more than {points}",
                 -100.0 * self.difference.value,
                 -100.0 * high,
                 -100.0 * low
@@ -734,7 +734,7 @@ mod tests {
         let of = |tokens: u32| told(TaskKind::Rows, &[("0", 4.0, 4, 0), ("1", 4.0, tokens, 0)]);
         assert!(compare(&of(3), &of(3)).is_ok());
         let error = compare(&of(3), &of(4)).unwrap_err().to_string();
-        assert!(error.contains("row 1 has 3 before and 4 after, by another tokenizer"), "{error}");
+        assert!(error.contains("row 1 has 3 tokens before and 4 after (another tokenizer"), "{error}");
     }
 
     #[test]
@@ -743,6 +743,6 @@ mod tests {
         b.tasks.get_mut("t").unwrap().samples[1].answer = 1;
         assert!(compare(&a, &b).unwrap_err().to_string().contains("item `1` of `t`"));
         let other = Side { tasks: BTreeMap::new(), ..side(0, |_| true) };
-        assert!(compare(&a, &other).unwrap_err().to_string().contains("no item in common"));
+        assert!(compare(&a, &other).unwrap_err().to_string().contains("no items in common"));
     }
 }

@@ -40,10 +40,8 @@ pub struct Divergence {
 pub fn measure(before: &Model, after: &Model, max_len: usize, progress: Progress) -> Result<Divergence> {
     let sequences = general_text(&before.tokenizer, max_len, u64::MAX)?;
     if sequences != general_text(&after.tokenizer, max_len, u64::MAX)? {
-        return Err(Error::new(
-            "the two models cut text into different tokens, so that their probabilities are of different things",
-        )
-        .cure("Compare them without --kl, or with a model of the same tokenizer."));
+        return Err(Error::new("the two models tokenise text differently, so their probabilities are not comparable")
+            .cure("Compare them without --kl, or with a model that has the same tokenizer."));
     }
     let total = sequences.len() as u64;
     let found = engine::divergence(before, after, &sequences, &mut |done| progress("Measuring the divergence", done, total))?;

@@ -21,7 +21,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     }
     if matches!(task.kind, TaskKind::Text | TaskKind::Rows) {
         return Err(Error::usage(format!("--fewshot is for questions, and `{}` has none", task.name))
-            .cure("Evaluate texts and rows by a command of their own."));
+            .cure("Evaluate texts and training rows in a separate command."));
     }
     check_written(task)?;
     let own;

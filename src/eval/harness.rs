@@ -47,7 +47,8 @@ pub fn read_side(path: &Path) -> Result<Side> {
             Ok(Read { task, group, left_out }) => {
                 if !left_out.is_empty() {
                     let names = left_out.into_iter().collect::<Vec<_>>().join(", ");
-                    skipped.push(format!("{}: {names} (no number of each row); its other metrics are compared", file.display()));
+                    skipped
+                        .push(format!("{}: {names} (not a number for each row); its other metrics are compared", file.display()));
                 }
                 groups.entry(group.unwrap_or_default()).or_default().push(name.clone());
                 tasks.insert(name, task);
@@ -173,7 +174,7 @@ fn read_task(path: &Path) -> Result<Read> {
             let name = filter.map_or(name.clone(), |filter| format!("{name},{filter}"));
             let (known, terms) = found.entry(name.clone()).or_insert_with(|| (meaning, HashMap::new()));
             if *known != meaning || terms.insert(item, term).is_some() {
-                return Err(wrong(format!("item {id} has `{name}` twice, or in another form than the items above")));
+                return Err(wrong(format!("item {id} has `{name}` twice, or in a different form than the items above")));
             }
         }
     }
@@ -195,7 +196,7 @@ fn read_task(path: &Path) -> Result<Read> {
         } else {
             format!("; found {}", named.into_iter().collect::<Vec<_>>().join(", "))
         };
-        return Err(Error::new(format!("no metric is a number of each row (expected `metrics` and their values){names}")));
+        return Err(Error::new(format!("no metric is a number for each row (expected `metrics` and their values){names}")));
     }
     // The items' own ids match those of our evaluations of the same file, provided that every item has a unique one.
     if own_ids.iter().collect::<BTreeSet<_>>().len() == ids.len() {

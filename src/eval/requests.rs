@@ -43,13 +43,13 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
     }
     if n_targets == 0 {
         return Err(Error::new(format!(
-            "the continuation {continuation:?} has no token of its own: it melts into the last token of the context"
+            "the tokenizer merges the continuation {continuation:?} into the last token of the context, so it cannot be scored on its own"
         ))
-        .cure("Begin it where a word begins, with the space before it."));
+        .cure("Begin it at the start of a word, including the space before it."));
     }
     if n_targets > max_len {
         return Err(Error::new(format!("the continuation has {n_targets} tokens, more than --max-len {max_len}"))
-            .cure("Give a larger --max-len."));
+            .cure("Use a larger --max-len."));
     }
     // The last token is only predicted and never enters the model.
     let surplus = ids.len().saturating_sub(max_len + 1);
@@ -65,7 +65,7 @@ pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Resul
     ids.drain(..surplus);
     match ids.is_empty() {
         true => {
-            Err(Error::new("the prompt has no token").cure("Give it a text; this model's tokenizer puts no token before one."))
+            Err(Error::new("the prompt has no token").cure("Give it some text; this model's tokenizer adds no beginning token."))
         }
         false => Ok((ids, surplus > 0)),
     }
@@ -116,7 +116,7 @@ fn windows_behind(prefix: u32, tokens: &[Token], max_len: usize) -> Vec<(Encoded
 fn prefix_token(tokenizer: &Tokenizer) -> Result<u32> {
     let prefix = tokenizer.bos().or(tokenizer.eos());
     prefix.ok_or_else(|| {
-        Error::new("an empty context stands for the beginning or end token, but the tokenizer names neither")
+        Error::new("an empty context means the beginning or end token, but the tokenizer names neither")
             .cure("Set bos_token or eos_token in tokenizer_config.json.")
     })
 }

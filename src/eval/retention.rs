@@ -65,8 +65,8 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
         let name = run_target.name.clone();
         let average = |comparison: &Comparison, what: &str| {
             comparison.macro_average.clone().ok_or_else(|| {
-                Error::usage(format!("`{name}` has no {what} task with an accuracy, which retention needs"))
-                    .cure("Evaluate both on target tasks and on general ones.")
+                Error::usage(format!("`{name}` has no {what} task with an accuracy, which --target needs"))
+                    .cure("Evaluate both on target tasks and on general tasks.")
             })
         };
         // Usually nothing is left out, and the existing comparison can be used.

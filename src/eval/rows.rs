@@ -52,10 +52,10 @@ pub fn read(path: &Path) -> Result<Task> {
     let mut rows: Vec<(u32, Example)> = Vec::new();
     for record in dataset.records() {
         let record = record?;
-        rows.push((record.row, record.example.map_err(|error| error.cure("Mend the row, or take it out."))?));
+        rows.push((record.row, record.example.map_err(|error| error.cure("Correct the row, or remove it."))?));
     }
     if rows.is_empty() {
-        return Err(Error::new("the file holds no rows").at(path).cure("Name a file with rows to learn from."));
+        return Err(Error::new("the file holds no rows").at(path).cure("Name a file with training rows."));
     }
     let sources: HashSet<&str> = rows.iter().map(|(_, example)| example.source.as_str()).collect();
     let ids: HashSet<&str> = rows.iter().filter_map(|(_, example)| example.id.as_deref()).collect();
@@ -105,12 +105,12 @@ fn content_sha256(example: &Example) -> String {
 /// Scores the rows. `progress` receives the number of tokens done and the total.
 pub fn score(task: &Task, renderer: &Renderer, say: &mut Say, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
     let rendered = |item: &Item| -> Result<(Sequence, bool)> {
-        let example = item.row.as_ref().ok_or_else(|| Error::new("an item is no row"))?;
+        let example = item.row.as_ref().ok_or_else(|| Error::new("an item is not a training row"))?;
         let rendered = renderer.render(0, example)?;
         match rendered.sequence.has_targets() {
             true => Ok((rendered.sequence, rendered.audit.truncated.is_some())),
-            false => Err(Error::new("no token of it is supervised: it has no answer, or --max-len cuts it away")
-                .cure("Take the row out, or give a larger --max-len.")),
+            false => Err(Error::new("none of its tokens is supervised: it has no answer, or --max-len cuts it off")
+                .cure("Remove the row, or use a larger --max-len.")),
         }
     };
     let named = |item: &Item| {

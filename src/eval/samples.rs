@@ -89,7 +89,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
     let column = |name: &str| {
         frame.column(name).map_err(|_| {
             Error::new(format!("the table of samples has no column `{name}`"))
-                .cure("Make it again with this version of the program.")
+                .cure("Evaluate again with this version of the program.")
         })
     };
     let (task, id) = (column("task")?.str()?, column("id")?.str()?);

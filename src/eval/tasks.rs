@@ -199,7 +199,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
         _ => {
             return Err(Error::usage("expected a task named .jsonl or .txt")
                 .at(path)
-                .cure("Rename the file, if it holds one JSON object a line, or plain text."));
+                .cure("Rename the file, if it contains one JSON object per line or plain text."));
         }
     };
     Ok(Task {
@@ -255,11 +255,11 @@ impl Builder {
         let kind = *self.kind.get_or_insert(own_kind);
         if own_kind != kind {
             return Err(Error::new(format!("expected {} as in the lines above, found {}", kind.name(), own_kind.name()))
-                .cure("Keep each kind of item in a file of its own."));
+                .cure("Keep each kind of item in a separate file."));
         }
         if let Some(before) = self.lines_of_ids.insert(item.id.clone(), line) {
-            return Err(Error::new(format!("the id `{}` is that of line {before}, too", item.id))
-                .cure("Give every item an id of its own: comparisons pair items by their ids."));
+            return Err(Error::new(format!("the id `{}` is also that of line {before}", item.id))
+                .cure("Give every item a unique id: comparisons pair items by id."));
         }
         self.items.push(item);
         Ok(())
@@ -268,7 +268,7 @@ impl Builder {
     pub(super) fn finish(self) -> Result<(TaskKind, Vec<Item>)> {
         match self.kind {
             Some(kind) => Ok((kind, self.items)),
-            None => Err(Error::new("expected one JSON object a line, found none").cure("Name a file that holds items.")),
+            None => Err(Error::new("expected one JSON object per line, found none").cure("Name a file that holds items.")),
         }
     }
 }
@@ -280,11 +280,11 @@ fn check_context(kind: TaskKind, item: &Item, first: Option<&Item>) -> Result<()
         TaskKind::LastWord if is_empty(item) => Err(Error::new("expected a passage as `context`, found an empty one")),
         TaskKind::Choice if first.is_some_and(|first| !is_empty(first)) && is_empty(item) => {
             Err(Error::new("`context` is empty, but not in the lines above")
-                .cure("Fill it in, or put items without a context into a file of their own."))
+                .cure("Fill it in, or put items without a context into a separate file."))
         }
         TaskKind::Choice if first.is_some_and(is_empty) && !is_empty(item) => {
             Err(Error::new("`context` is empty in the lines above, but not here")
-                .cure("Put items without a context into a file of their own."))
+                .cure("Put items without a context into a separate file."))
         }
         _ => Ok(()),
     }
@@ -424,7 +424,7 @@ fn choices(row: &Map<String, Value>) -> Result<Vec<&str>> {
         return Err(expected("choices", "a list of strings", row.get("choices").unwrap_or(&Value::Null)));
     };
     if values.len() < 2 {
-        return Err(Error::new(format!("expected two `choices` or more, found {}", values.len())));
+        return Err(Error::new(format!("expected at least two `choices`, found {}", values.len())));
     }
     let texts = values.iter().enumerate().map(|(idx, value)| match value {
         Value::String(text) if text.is_empty() => Err(Error::new(format!("choice {idx} is empty"))),
@@ -512,7 +512,7 @@ mod tests {
             let error = parse("t", "t.jsonl", format!("{good}\n\n{line}\n").as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("t.jsonl:3: ") && error.contains(expected), "{error}");
         };
-        check(r#"{"id":"b","context":"","choices":[],"answer":0}"#, "two `choices` or more, found 0");
+        check(r#"{"id":"b","context":"","choices":[],"answer":0}"#, "at least two `choices`, found 0");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":2}"#, "`answer` is 2, but there are 2 choices");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":-1}"#, "counted from 0, found -1");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":"B"}"#, "found \"B\"");

@@ -95,10 +95,10 @@ impl Writing {
     pub fn room(&self, task: &str, max_len: usize) -> Result<usize> {
         max_len.checked_sub(self.max_new_tokens).filter(|most| *most > 0).ok_or_else(|| {
             Error::usage(format!(
-                "`{task}` asks for answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
+                "`{task}` needs answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
                 self.max_new_tokens
             ))
-            .cure("Give a larger --max-len or a smaller --max-new-tokens.")
+            .cure("Use a larger --max-len or a smaller --max-new-tokens.")
         })
     }
 
@@ -171,7 +171,7 @@ pub fn judged(
     answers: &[(&[u32], Ended)],
 ) -> Result<(Sample, u64)> {
     let (Some(spec), Some(question)) = (task.written, &item.written) else {
-        return Err(Error::new(format!("`{}` is no task with written answers", task.name)));
+        return Err(Error::new(format!("`{}` is not a task with written answers", task.name)));
     };
     let mut unjudged = 0;
     let draw = |&(ids, ended): &(&[u32], Ended)| {

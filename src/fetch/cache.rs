@@ -197,7 +197,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 fn create_parent(path: &Path) -> Result<&Path> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|cause| {
-        Error::new("cannot create the folder").at(folder).caused_by(cause).cure("Set HF_HOME to a folder that can be written to.")
+        Error::new("cannot create the folder").at(folder).caused_by(cause).cure("Set HF_HOME to a writable folder.")
     })?;
     Ok(folder)
 }

@@ -40,9 +40,8 @@ pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Pr
             (None, Some(_)) => "may be in the cache in part only, without the list of its files".to_owned(),
             _ => "is not in the cache".to_owned(),
         };
-        return Err(
-            Error::new(format!("the data set `{repo}` {found}, and HF_HUB_OFFLINE forbids to fetch it")).at(cache.repo_folder())
-        );
+        return Err(Error::new(format!("the data set `{repo}` {found}, and HF_HUB_OFFLINE forbids downloading it"))
+            .at(cache.repo_folder()));
     }
     let client = Client::from_env(&id)?;
     let listing = client.listing()?;

@@ -78,9 +78,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let (tokenizer, template) = text_of(&reference)?;
     let max_len = reference.max_len(job.max_len).map_err(|error| match job.max_len {
         Some(_) => error,
-        None => Error::new("how long a row may be is not known, since the model's config is not understood here")
+        None => Error::new("the maximum length of a row is unknown, since the model's config is not supported")
             .caused_by(error)
-            .cure("Say it with --max-len, and the rest is checked all the same."),
+            .cure("Pass --max-len; everything else is checked without it."),
     })?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len, ..job.render.clone() })?;
     let mut found = Checked {

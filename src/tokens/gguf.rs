@@ -172,7 +172,7 @@ fn byte_level(vocabulary: GgufVocabulary) -> Result<Parts> {
         .vocab_and_merges(ids(&vocabulary.tokens), merges)
         .ignore_merges(rules.ignore_merges)
         .build()
-        .context("the vocabulary and the merges of the GGUF file do not fit together")?;
+        .context("the vocabulary and the merges of the GGUF file do not match")?;
     let mut inner = Inner::new(bpe);
     if rules.nfc {
         set_normalizer(&mut inner, NFC.into())?;
@@ -317,7 +317,7 @@ fn adds_bos(vocabulary: &GgufVocabulary, by_kind: bool) -> Result<bool> {
     if adds && vocabulary.bos.is_none() {
         let why = match vocabulary.add_bos {
             Some(_) => "tokenizer.ggml.add_bos_token is true",
-            None => "texts of its kind of vocabulary begin with a token of their own",
+            None => "texts with this kind of vocabulary begin with a special token",
         };
         return Err(broken(format!("{why}, and tokenizer.ggml.bos_token_id does not say which one")));
     }
@@ -355,8 +355,10 @@ fn pre_tokenizer(name: Option<&str>) -> Result<&'static PreTokenizer> {
     };
     PRE_TOKENIZERS.iter().find(|rules| rules.names.contains(&name)).ok_or_else(|| {
         let known = PRE_TOKENIZERS.iter().flat_map(|rules| rules.names).copied().collect::<Vec<_>>().join(", ");
-        Error::new(format!("the pre-tokenizer {name:?} (tokenizer.ggml.pre) is not known, and a guess would split words wrongly"))
-            .cure(format!("Known are {known}. A folder with the model's tokenizer.json works for every one."))
+        Error::new(format!(
+            "the pre-tokenizer {name:?} (tokenizer.ggml.pre) is unknown, and a guess would split words incorrectly"
+        ))
+        .cure(format!("Known are {known}. A folder with the model's tokenizer.json always works."))
     })
 }
 

@@ -37,9 +37,7 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
         Role::Assistant => "assistant",
         Role::Tool => "tool",
         Role::Text => {
-            return Err(
-                Error::new("the row is a plain text, and no conversation").cure("Write it as it was read: --format read.")
-            );
+            return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
         }
     };
     let (written, mut message) = (&turn.written, Object::new());
@@ -70,8 +68,10 @@ pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches
         Switches::Train if turn.role == Role::Assistant => {
             let (weight, segments) = segments(turn);
             if weight == 0.0 && segments.iter().any(|(.., weight)| *weight > 0.0) {
-                return Err(Error::new("axolotl passes over a turn that is not learnt, and with it over the part of it that is")
-                    .cure("Switch the whole turn on or off, or write it as --format messages."));
+                return Err(Error::new(
+                    "axolotl skips a turn that is excluded from the loss, and with it the part that is included",
+                )
+                .cure("Include or exclude the whole turn, or use --format messages."));
             }
             check_edges(&turn.content, &segments)?;
             message.insert("train".to_owned(), (weight > 0.0).into());
@@ -97,7 +97,7 @@ fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
         let first = content.get(begin..).and_then(|text| text.chars().next()).filter(|c| !c.is_ascii());
         if let (true, Some(first)) = (before > 0.0 && weight == 0.0, first) {
             return Err(Error::new(format!(
-                "axolotl would learn a part of the character `{first}`, at which a mask begins, where a tokenizer makes several tokens of it"
+                "axolotl would learn part of the character `{first}`, where a mask begins, if the tokenizer splits it into several tokens"
             ))
             .cure("Mask the turn from its beginning, or the whole turn, or choose --format messages; --drop inexpressible leaves such rows out."));
         }

@@ -53,8 +53,10 @@ pub(crate) fn row(target: Target, original: &Original, example: &Example, readin
     let written = match target {
         Target::Read => own::row(original, example, reading)?,
         _ if holds_preference(original) => {
-            return Err(Error::new(format!("the row has a chosen and a rejected answer, which {target} cannot hold together"))
-                .cure("Write such rows as they were read: --format read."));
+            return Err(Error::new(format!(
+                "the row has a chosen and a rejected answer, which {target} cannot express together"
+            ))
+            .cure("Write such rows as they were read: --format read."));
         }
         Target::Messages => messages::row(example, reading, messages::Switches::Weights)?,
         Target::Axolotl => messages::row(example, reading, messages::Switches::Train)?,
@@ -90,8 +92,8 @@ fn holds_preference(original: &Original) -> bool {
 /// Reads the row again and compares.
 fn check(target: Target, written: &Object, expected: &Example, reading: &Reading) -> Result<()> {
     let refused = |what: String| {
-        Error::new(format!("the row cannot be said in the format {target}: {what}"))
-            .cure("Choose another --format; messages and axolotl hold most.")
+        Error::new(format!("the format {target} cannot express the row: {what}"))
+            .cure("Choose another --format; messages and axolotl can express the most.")
     };
     let read = || {
         let (mapping, roles) = (FieldMap::default(), RoleMap::default());

@@ -71,10 +71,10 @@ impl Shape {
                 (Shape::Null | Shape::Whole | Shape::Fraction, Ok(float)) if float.is_infinite() => Ok(Shape::Fraction),
                 (Shape::Null | Shape::Whole | Shape::Fraction, _) => {
                     Err(Error::new(format!("`{path}`: a table holds integers of at most 64 bits, found {number}"))
-                        .cure("Write JSON Lines, where each row may be as it is."))
+                        .cure("Write JSON Lines, which allow different rows."))
                 }
                 _ => Err(Error::new(format!("`{path}`: expected {} in every row of a table, found {number}", self.name()))
-                    .cure("Write JSON Lines, where each row may be as it is.")),
+                    .cure("Write JSON Lines, which allow different rows.")),
             };
         }
         Ok(match (self, value) {
@@ -107,7 +107,7 @@ impl Shape {
                     shape.name(),
                     kind(other)
                 ))
-                .cure("Write JSON Lines, where each row may be as it is."));
+                .cure("Write JSON Lines, which allow different rows."));
             }
         })
     }
@@ -154,7 +154,7 @@ impl Shape {
                 let integer = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
                 if integer.is_some_and(|integer| float as i128 != integer) {
                     let message = format!("`{path}`: expected numbers that a column of floats holds, found {number}");
-                    return Err(Error::new(message).cure("Write JSON Lines, where each row may be as it is."));
+                    return Err(Error::new(message).cure("Write JSON Lines, which allow different rows."));
                 }
                 AnyValue::Float64(float)
             }

@@ -38,7 +38,7 @@ pub(super) fn all_learnt(turns: &[Turn], target: Target) -> Result<()> {
     match turns.iter().position(|turn| !is_plain(&turn)) {
         None => Ok(()),
         Some(idx) => {
-            Err(Error::new(format!("turn {idx} is not learnt, or not in full, and {target} has no way to say so of a turn"))
+            Err(Error::new(format!("turn {idx} is excluded from the loss, or partly, which {target} cannot express for a turn"))
                 .cure("Drop the row, or choose a format with masks: --format messages or axolotl."))
         }
     }
@@ -50,9 +50,7 @@ fn message(turn: &Turn) -> Result<Object> {
     }
     let (from, value) = match (turn.role, &turn.tool_calls) {
         (Role::Assistant, Some(_)) if !turn.content.is_empty() => {
-            return Err(
-                Error::new("ShareGPT has no turn that both says something and calls a tool").cure("Choose --format messages.")
-            );
+            return Err(Error::new("ShareGPT has no turn with both text and a tool call").cure("Choose --format messages."));
         }
         (Role::Assistant, Some(calls)) => ("function_call", calls_text(calls)),
         (Role::Assistant, None) => ("gpt", turn.content.clone()),
@@ -60,9 +58,7 @@ fn message(turn: &Turn) -> Result<Object> {
         (Role::User, _) => ("human", turn.content.clone()),
         (Role::Tool, _) => ("observation", turn.content.clone()),
         (Role::Text, _) => {
-            return Err(
-                Error::new("the row is a plain text, and no conversation").cure("Write it as it was read: --format read.")
-            );
+            return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
         }
     };
     let mut message = Object::new();
@@ -95,13 +91,13 @@ pub(crate) fn check_speakers(turns: &[Turn]) -> Result<()> {
     let wrong = turns.iter().enumerate().position(|(idx, turn)| is_answer(turn) != (idx % 2 == 1) || turn.role == Role::System);
     if let Some(idx) = wrong {
         return Err(Error::new(format!(
-            "LLaMA-Factory passes over rows whose speakers do not take turns, and turn {idx} is out of turn"
+            "LLaMA-Factory skips rows whose speakers do not alternate, and turn {idx} breaks the order"
         ))
         .cure("Drop the row, or choose another --format."));
     }
     match turns.len() % 2 {
         0 => Ok(()),
-        _ => Err(Error::new("LLaMA-Factory passes over rows that do not end with an answer")
+        _ => Err(Error::new("LLaMA-Factory skips rows that do not end with an answer")
             .cure("Drop the row, or choose another --format.")),
     }
 }

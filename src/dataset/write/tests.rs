@@ -97,13 +97,13 @@ fn what_a_format_cannot_hold_is_refused_by_name() {
             {"role": "tool", "content": "1"}, {"role": "assistant", "content": "b"}]})
     };
     refused(Target::Alpaca, called(""), "and nothing else");
-    refused(Target::ShareGpt, called("I call."), "both says something and calls a tool");
+    refused(Target::ShareGpt, called("I call."), "both text and a tool call");
     let original = original(called(""));
     assert!(written(Target::LlamaFactory, &original, original.example.as_ref().unwrap()).is_ok());
     refused(Target::Messages, json!({"text": "plain"}), "plain text");
     refused(Target::Messages, json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "rejected");
     let two = json!({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]});
-    refused(Target::LlamaFactory, two, "turn 1 is out of turn");
+    refused(Target::LlamaFactory, two, "turn 1 breaks the order");
     let thinks =
         json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]});
     refused(Target::ShareGpt, thinks, "reasoning");

@@ -31,7 +31,7 @@ impl Method {
             && self.gate != Gate::Eaft(Eaft::LINEAR)
         {
             return wrong(
-                format!("--gate {gate} is EAFT's curve, and the method is {}", self.name),
+                format!("--gate {gate} is a curve of EAFT, but the method is {}", self.name),
                 "Leave it out, or give --method eaft.".to_owned(),
             );
         }
@@ -39,13 +39,13 @@ impl Method {
             // Files of earlier runs have the defaults in them.
             if let Some(normaliser) = normaliser.filter(|normaliser| *normaliser != Normaliser::default()) {
                 return wrong(
-                    format!("--normaliser {normaliser} divides EAFT's entropy, and the method is {}", self.name),
+                    format!("--normaliser {normaliser} is for EAFT's entropy, but the method is {}", self.name),
                     "Leave it out, or give --method eaft or mask.".to_owned(),
                 );
             }
             if let Some(k) = top_k.filter(|k| *k != TOP_K) {
                 return wrong(
-                    format!("--top-k {k} is of EAFT's entropy, and the method is {}", self.name),
+                    format!("--top-k {k} is for EAFT's entropy, but the method is {}", self.name),
                     "Leave it out, or give --method eaft or mask.".to_owned(),
                 );
             }
@@ -59,16 +59,13 @@ impl Method {
         let is_a_program = named.normaliser != Normaliser::default();
         if let Some(normaliser) = normaliser.filter(|normaliser| is_a_program && *normaliser != named.normaliser) {
             return wrong(
-                format!(
-                    "--gate {curve} has the normaliser {} already, and --normaliser {normaliser} is another",
-                    named.normaliser
-                ),
+                format!("--gate {curve} has the normaliser {} already, but --normaliser is {normaliser}", named.normaliser),
                 format!("Leave --normaliser out, or give --gate linear --normaliser {normaliser}."),
             );
         }
         if let (Normaliser::Three, Some(k)) = (named.normaliser, top_k.filter(|k| *k != TOP_K)) {
             return wrong(
-                format!("--gate {curve} takes the top {TOP_K}, as that program does, and --top-k is {k}"),
+                format!("--gate {curve} uses the top {TOP_K}, as that program does, but --top-k is {k}"),
                 format!("Leave --top-k out, or give --gate linear --normaliser {} --top-k {k}.", named.normaliser),
             );
         }
@@ -85,12 +82,12 @@ impl FromStr for Gate {
         let (name, rest) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let method = METHODS.iter().find(|method| method.name == name).ok_or_else(|| unknown(text, "no such name"))?;
         if method.beside != Beside::Nothing {
-            return Err(unknown(text, "this method is more than a gate"));
+            return Err(unknown(text, "this method is not just a gate"));
         }
         match (method.gate, rest) {
             (gate, None) => Ok(gate),
             (Gate::Eaft(Eaft::LINEAR), Some(rest)) => Eaft::parse(rest).map(Gate::Eaft).map_err(|what| unknown(text, &what)),
-            (_, Some(_)) => Err(unknown(text, &format!("{name} has no numbers to choose"))),
+            (_, Some(_)) => Err(unknown(text, &format!("{name} has no parameters"))),
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn question(row: &Row) -> Result<Option<Value>> {
     let known = TASKS.iter().find(|(name, ..)| *name == part);
     let (_, description, choices) = known.ok_or_else(|| {
         let names = TASKS.map(|(name, ..)| name).join(", ");
-        Error::new(format!("`{part}` is no task of BIG-Bench Hard with choices; there are {names}"))
+        Error::new(format!("`{part}` is not a multiple-choice task of BIG-Bench Hard; expected one of {names}"))
     })?;
     let choices: Vec<String> = match choices {
         Choices::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),

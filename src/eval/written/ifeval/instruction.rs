@@ -95,7 +95,7 @@ impl<'a> Arguments<'a> {
         let found =
             self.given.iter().find(|(known, _)| *known == key).map_or_else(|| "none".to_owned(), |(_, value)| value.to_string());
         Error::new(format!("`{}` of `{}`: expected {expected}, found {found}", key, self.id))
-            .cure("The harness would draw it at random, so that no answer could be judged by the prompt.")
+            .cure("The harness would draw it at random, so no answer could be judged by the prompt.")
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {

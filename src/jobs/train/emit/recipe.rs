@@ -86,7 +86,7 @@ impl Batch {
     pub(super) fn of(recipe: &Recipe) -> Result<Batch> {
         let (batch, devices) = (recipe.batch_size, recipe.devices);
         if batch == 0 || devices == 0 || !batch.is_multiple_of(devices) {
-            return Err(Error::usage(format!("{batch} sequences a step cannot be spread evenly over {devices} devices"))
+            return Err(Error::usage(format!("{batch} sequences per step cannot be divided evenly among {devices} devices"))
                 .cure("Choose a batch size that is a multiple of the devices."));
         }
         let share = batch / devices;
@@ -151,5 +151,6 @@ pub(super) fn not_offered(program: &str, loss: &Loss, offered: &str) -> Error {
         Beside::Nothing => loss.gate.to_string(),
         _ => loss.method.to_string(),
     };
-    Error::usage(format!("{program} has no loss like `{name}`")).cure(format!("It offers {offered}; the others train here only."))
+    Error::usage(format!("{program} has no loss equivalent to `{name}`"))
+        .cure(format!("It offers {offered}; the others can only be trained here."))
 }
