@@ -457,6 +457,14 @@ fn of_a_preference_the_chosen_answer_is_learnt() {
         let found: Vec<(&str, f32)> = answers.map(|turn| (turn.content.as_str(), turn.weight)).collect();
         assert_eq!(found, expected, "{row}");
     };
+    // Earlier answers of other rows are learnt, by whatever names the columns have.
+    for row in [
+        json!({"query": "c", "response": "d", "history": [["a", "b"]]}),
+        json!({"instruction": "c", "output": "d", "history": [["a", "b"]]}),
+    ] {
+        check(row, &[("b", 1.0), ("d", 1.0)]);
+    }
+    check(json!({"query": "c", "chosen": "d", "rejected": "e", "history": [["a", "b"]]}), &[("b", 0.0), ("d", 1.0)]);
     let from = |name: &str, text: &str| json!({"from": name, "value": text});
     let history = [from("human", "a"), from("gpt", "b"), from("human", "c")];
     check(json!({"conversations": history, "chosen": from("gpt", "d"), "rejected": from("gpt", "e")}), &[("b", 0.0), ("d", 1.0)]);
@@ -469,6 +477,37 @@ fn of_a_preference_the_chosen_answer_is_learnt() {
         json!({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e"}),
         &[("b", 0.0), ("d", 1.0)],
     );
+}
+
+/// The messages of gpt-oss's channels are those of chat completions.
+#[test]
+fn channels_of_harmony_become_reasoning_calls_and_answers() {
+    let said = |channel: &str, content: &str| json!({"role": "assistant", "channel": channel, "content": content});
+    let call = json!({"role": "assistant", "channel": "commentary", "recipient": "functions.add", "content_type": "<|constrain|>json", "content": "{\"x\": 2}"});
+    let result =
+        json!({"role": "tool", "name": "functions.add", "channel": "commentary", "recipient": "assistant", "content": "4"});
+    let user = json!({"role": "user", "content": "Two and two?"});
+    let row =
+        json!({"messages": [user, said("analysis", "Add "), said("analysis", "them."), call, result, said("final", "Four.")]});
+    let plain = json!({"messages": [
+        user,
+        {"role": "assistant", "content": null, "reasoning_content": "Add them.", "tool_calls": [
+            {"type": "function", "function": {"name": "add", "arguments": "{\"x\": 2}"}},
+        ]},
+        {"role": "tool", "name": "add", "content": "4"},
+        {"role": "assistant", "content": "Four."},
+    ]});
+    assert_eq!(example(row).turns, example(plain).turns);
+    let refused = |messages: Value, expected: &str| {
+        let row = json!({"messages": messages}).to_string();
+        let (_, records) = read_bytes("row.jsonl", row.as_bytes(), &ReadOptions::default()).unwrap();
+        let error = records[0].example.as_ref().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(json!([user, said("analysis", "Add.")]), "expected an assistant's message after the one in the channel `analysis`");
+    refused(json!([user, said("commentary", "First I add.")]), "`messages[1]`: expected an analysis, a call");
+    // Another program's channels are no business of the format.
+    assert_eq!(example(json!({"messages": [user, said("general", "Four.")]})).turns[1].content, "Four.");
 }
 
 #[test]
@@ -688,6 +727,11 @@ fn other_peoples_shapes_become_turns() {
     check(json!({"query": "a", "response": "b"}), &plain);
     check(
         json!({"query": "a", "response": "b", "history": [["x", "y"]]}),
+        &["User: x", "Assistant: y", "User: a", "Assistant: b"],
+    );
+    let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
+    check(
+        json!({"instruction": "a", "output": "b", "history": messages}),
         &["User: x", "Assistant: y", "User: a", "Assistant: b"],
     );
     check(json!({"input": "a", "output": "b"}), &plain);

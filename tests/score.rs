@@ -40,9 +40,58 @@ fn contradictions_are_found_behind_a_shared_instruction() {
     assert_eq!((&kinds["near_duplicates"], &kinds["contradictions"]), (&5.into(), &3.into()), "{kinds}");
     let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
     assert!(
-        report.contains("5 rows ask the same as an earlier one, or nearly; 3 rows ask the same as another one and are answered"),
+        report.contains("5 rows have the same prompt as an earlier row, or a similar one; 3 rows have the same prompt as another row but a different answer"),
         "{report}"
     );
+}
+
+/// The check and the report call the same rows contradictory: those of which learnt answers to the same question, tools and all, are others.
+#[test]
+fn check_and_report_agree_on_contradictions() {
+    let workdir = workdir();
+    let chat = |turns: &[(&str, &str)], row: &str| {
+        let turn = |(asked, answered): &(&str, &str)| {
+            let weight = if answered.starts_with('-') { ",\"weight\":0" } else { "" };
+            let answered = answered.trim_start_matches('-');
+            format!(r#"{{"role":"user","content":"{asked}"}},{{"role":"assistant","content":"{answered}"{weight}}}"#)
+        };
+        format!("{{\"messages\":[{}]{row}}}\n", turns.iter().map(turn).collect::<Vec<_>>().join(","))
+    };
+    let tools = |name: &str| format!(r#","tools":[{{"type":"function","function":{{"name":"{name}","parameters":{{}}}}}}]"#);
+    let called = |town: &str, said: &str| {
+        let call = format!(r#"{{"id":"{said}","type":"function","function":{{"name":"rain","arguments":{{"town":"{town}"}}}}}}"#);
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"Wet?"}},{{"role":"assistant","content":"","weight":0,"tool_calls":[{call}]}},{{"role":"tool","content":"9"}},{{"role":"assistant","content":"{said}"}}]}}"#
+        ) + "\n"
+    };
+    // How many rows are in contradiction with another, and how many of them with an earlier one.
+    let found = |name: &str, rows: &str| {
+        workdir.write(&format!("{name}.jsonl"), rows);
+        let arguments = [&format!("{name}.jsonl"), "--model", "tiny.gguf"];
+        workdir.run(&[&arguments[..], &["--out", name, "--no-view"]].concat()).ok();
+        let checked = workdir.run(&[&["check", "--json"], &arguments[..]].concat()).ok().json();
+        let kinds = &json(&workdir, &format!("{name}/summary.json"))["kinds"];
+        (kinds["contradictions"].as_u64().unwrap(), checked["contradictions"]["rows"].as_u64().unwrap())
+    };
+    let asked = "Is it raining?";
+    let other_tools = chat(&[(asked, "yes")], &tools("rain")) + &chat(&[(asked, "no")], &tools("song"));
+    assert_eq!(found("other-tools", &other_tools), (0, 0));
+    let same_tools = chat(&[(asked, "yes")], &tools("rain")) + &chat(&[("is it raining", "no")], &tools("rain"));
+    assert_eq!(found("same-tools", &same_tools), (2, 1));
+    let switched = |on: &str| format!(r#","chat_template_kwargs":{{"enable_thinking":{on}}}"#);
+    let switches = chat(&[(asked, "yes")], &switched("true")) + &chat(&[(asked, "no")], &switched("false"));
+    assert_eq!(found("switches", &switches), (0, 0));
+    // The two rows of the same call answer otherwise, and the third asks something else by another call.
+    let calls = called("Oslo", "yes") + &called("Rome", "no") + &called("Rome", "maybe");
+    assert_eq!(found("calls", &calls), (2, 1));
+    // The first answers differ, and what is said behind them is the same.
+    let within = chat(&[(asked, "yes"), ("Thanks", "Welcome")], "") + &chat(&[(asked, "no"), ("Thanks", "Welcome")], "");
+    assert_eq!(found("within", &within), (2, 1));
+    let unlearnt = chat(&[(asked, "yes")], "") + &chat(&[(asked, "-no")], "") + &chat(&[(asked, "-no"), ("Sure?", "yes")], "");
+    assert_eq!(found("unlearnt", &unlearnt), (0, 0));
+    let last = workdir.run(&["within.jsonl", "--model", "tiny.gguf", "--supervise", "last", "--out", "last", "--no-view"]);
+    last.ok();
+    assert_eq!(json(&workdir, "last/summary.json")["kinds"]["contradictions"], 0);
 }
 
 #[test]
@@ -334,7 +383,7 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(bytes() == scored);
     // Under other thresholds they are other conflicts, of which nothing that was found of the old ones is said.
     let said = workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok().stderr;
-    assert!(said.contains("what --in-context found is about the conflicts under other thresholds"), "{said}");
+    assert!(said.contains("the --in-context results belong to other thresholds"), "{said}");
     assert!(!workdir.path("alone/in_context.parquet").exists());
     assert!(json(&workdir, "alone/summary.json")["kinds"]["in_context"].is_null());
     // A run keeps the thresholds that it is sorted by where none are named; and with the old ones comes back what was found under them.
@@ -461,7 +510,7 @@ fn a_run_whose_data_have_changed_keeps_what_it_knows() {
     workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"zubu wqo"}"#);
     for arguments in [&["run"][..], &["run", "--thresholds", "p=0.004,H=5.5"]] {
         let shown = workdir.run(arguments).ok();
-        assert!(shown.stderr.contains("the run stays as it is sorted, by p=0.004,H=5.5"), "{}", shown.stderr);
+        assert!(shown.stderr.contains("the run keeps its present thresholds, p=0.004,H=5.5"), "{}", shown.stderr);
         assert!(shown.stdout.contains("confident conflict") && read() == before);
     }
     let shown = workdir.run(&["run", "--thresholds", "fixed"]).ok();
@@ -550,7 +599,11 @@ fn a_run_that_cannot_be_written_to_can_be_shown() {
     std::fs::remove_file(workdir.path("run/.lock")).unwrap();
     std::fs::create_dir(workdir.path("run/.lock")).unwrap();
     let refused = workdir.run(&["run"]);
-    assert!(refused.code == Some(1) && refused.stderr.contains("`diagnose view run --out FILE` shows it"), "{}", refused.stderr);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("show it with `diagnose view run --out FILE`"),
+        "{}",
+        refused.stderr
+    );
     workdir.run(&["view", "run", "--out", "page.html"]).ok();
 }
 

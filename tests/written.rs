@@ -372,7 +372,7 @@ fn examples_of_another_file_are_another_way_of_asking() {
     // A comparison says it; with as many examples, nothing else would where prompts have no hash.
     eval(&["--out", "other"], "other.jsonl").ok();
     let ran = workdir.run(&["diff", "one", "other"]).ok();
-    assert!(ran.stdout.contains("q was asked with other examples: --fewshot 2 --fewshot-from a file with"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("q was asked with different examples: --fewshot 2 --fewshot-from a file with"), "{}", ran.stdout);
     let compared = workdir.run(&["diff", "one", "other", "--json"]).ok().json()["tasks"]["q"].clone();
     assert_eq!((&compared["data_differs"], &compared["few_shot"]), (&json!(false), &Value::Null));
     let same = workdir.run(&["diff", "one", "one", "--json"]).ok().json()["tasks"]["q"].clone();

@@ -9,6 +9,7 @@
 //! pairs        {"human", "assistant"}, two turns in one object
 //! UltraChat    a list of texts, asked and answered by turns
 //! datasets     {"role": [..], "content": [..]}, a list for each key
+//! Harmony      {"role", "channel", "recipient"?, "content"}: harmony.rs
 //! ```
 //!
 //! Parts of one turn are joined without a separator. A null content is an empty one. Results of tools that stand in a user's turn become turns
@@ -20,7 +21,7 @@ use super::example::{Role, Turn, WeightedPart};
 use super::fields::{self, Object, list_keys, wrong_type};
 use super::literal::is_nothing;
 use super::roles::RoleMap;
-use super::{literal, switches, tools};
+use super::{harmony, literal, switches, tools};
 use crate::error::{Error, Result};
 use crate::format::beginning;
 
@@ -150,18 +151,42 @@ pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut 
         return Ok(list.iter().filter_map(Value::as_str).zip(roles).map(|(text, role)| plain(role, text)).collect());
     }
     let mut turns = Vec::with_capacity(list.len());
+    // Harmony has the reasoning of an answer in a message before it.
+    let mut reasoning: Option<String> = None;
     for (idx, value) in list.iter().enumerate() {
         let path = format!("{path}[{idx}]");
         let message = fields::object(value, &path)?;
+        let read = match harmony::read(message, &path)? {
+            Some(harmony::Said::Reasoning(text)) => {
+                reasoning = Some(reasoning.map_or(text.clone(), |before| before + &text));
+                continue;
+            }
+            Some(harmony::Said::Message(message)) => Some(message),
+            None => None,
+        };
+        let message = read.as_ref().unwrap_or(message);
         match pair(message) {
             Some((asked, answered)) => add_pair(message, asked, answered, &path, &mut turns, reading)?,
             None => add_turn(message, dialect, &path, &mut turns, reading)?,
         }
+        if let Some(text) = reasoning.take() {
+            match turns.last_mut().filter(|turn| turn.role == Role::Assistant) {
+                Some(answer) => answer.reasoning = Some(text),
+                None => return Err(no_answer(&path)),
+            }
+        }
+    }
+    if reasoning.is_some() {
+        return Err(no_answer(path));
     }
     if turns.len() > usize::from(u16::MAX) {
         return Err(Error::new(format!("`{path}`: expected at most {} turns, found {}", u16::MAX, turns.len())));
     }
     Ok(turns)
+}
+
+fn no_answer(path: &str) -> Error {
+    Error::new(format!("`{path}`: expected an assistant's message after the one in the channel `analysis`"))
 }
 
 /// The turns of `{"role": ["user", "assistant"], "content": ["Hi", "Hello"]}`, as `datasets` has a sequence of objects.

@@ -75,8 +75,8 @@ impl Format {
                 "`prompt` and `completion` (or `chosen`): texts or lists of messages; `query` and `response`, `input` and `output`"
             }
             Format::QuestionAnswer => "`question` and `answer`",
-            Format::Text => "`text`: all of it is learnt, without a template",
-            Format::Oasst => "loose messages linked by parent ids: each path to a leaf is an example",
+            Format::Text => "`text`: all of it is supervised, without a template",
+            Format::Oasst => "separate messages linked by parent ids: each path from root to leaf is an example",
             Format::SelfInstruct => "`instruction` and `instances`",
         }
     }

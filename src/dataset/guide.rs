@@ -22,16 +22,16 @@ fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 /// Each container with a small file that is told to be one.
 fn containers() -> String {
     let wrapped =
-        format!("an object that holds the list of rows under {}", list(ROWS.iter().filter_map(|key| str::from_utf8(key).ok())));
+        format!("an object with the list of rows under {}", list(ROWS.iter().filter_map(|key| str::from_utf8(key).ok())));
     let first_bytes = "its first bytes";
     let rows: [(Container, &str, &[u8], &str, &str); 8] = [
-        (Container::JsonLines, "a", b"{\"text\": 1}\n{}", "JSON Lines: an object, or a list of turns, a line", first_bytes),
+        (Container::JsonLines, "a", b"{\"text\": 1}\n{}", "JSON Lines: one object or list of turns per line", first_bytes),
         (Container::JsonArray, "a", b"[\n{\"text\": 1}]", "a JSON array of objects", first_bytes),
         (
             Container::JsonObjects,
             "a",
             b"{\n\"text\": 1}\n{}",
-            "objects spread over lines; a table by columns, as pandas' `to_json` writes it",
+            "objects that span lines; a table by columns, as written by pandas' `to_json`",
             first_bytes,
         ),
         (Container::JsonWrapped(9), "a", b"{\"data\": [{\"text\": 1}]}", &wrapped, first_bytes),
@@ -40,17 +40,17 @@ fn containers() -> String {
             Container::Arrow,
             "a",
             b"ARROW1",
-            "Arrow streams and files, such as Feather's and those of `save_to_disk`, also packed by LZ4 or zstd",
+            "Arrow streams and files, such as Feather and those of `save_to_disk`, also compressed with LZ4 or zstd",
             first_bytes,
         ),
         (
             Container::Csv,
             "a.tsv",
             b"x\ty",
-            "CSV with a header, by comma, tab or semicolon",
-            "`.csv`, `.tsv`, or columns that are known",
+            "CSV with a header, separated by comma, tab or semicolon",
+            "`.csv`, `.tsv`, or known column names",
         ),
-        (Container::Text, "a.md", b"# x", "plain text, a row on each line", "`.txt`, `.md`, `.text`, or `--format text`"),
+        (Container::Text, "a.md", b"# x", "plain text, one row per line", "`.txt`, `.md`, `.text`, or `--format text`"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let row = |(container, name, bytes, holds, by): &(Container, &str, &[u8], &str, &str)| {
@@ -59,7 +59,7 @@ fn containers() -> String {
         assert_eq!(detect(&path, &Store::open(&path).unwrap(), &ReadOptions::default()).unwrap(), *container, "{holds}");
         format!("| {holds} | {by} |\n")
     };
-    format!("| a file holds | told by |\n|---|---|\n{}", rows.iter().map(row).collect::<String>())
+    format!("| a file contains | recognised by |\n|---|---|\n{}", rows.iter().map(row).collect::<String>())
 }
 
 fn formats() -> String {
@@ -70,15 +70,15 @@ fn formats() -> String {
 fn switches() -> String {
     let weights = switches::NAMES.iter().copied().filter(|name| !switches::MASKS.contains(name));
     let rows = [
-        (list(weights), "turn, part", "a weight from 0, or true or false; 0 and false are not learnt"),
-        (list(switches::MASKS), "turn, part", "true: not learnt"),
+        (list(weights), "turn, part", "a weight of 0 or more, or true or false; 0 and false exclude from the loss"),
+        (list(switches::MASKS), "turn, part", "true excludes from the loss"),
         (
             list(switches::DETAILS),
             "turn",
-            "pieces of the text by character, both ends included, each with `train`; what none holds is not learnt",
+            "ranges of the text by character, both ends included, each with `train`; text outside all ranges is excluded",
         ),
         (list([switches::LOSS_MASK]), "row", "0 or 1 for each answer, or for each turn"),
-        (list(switches::LABELS), "row", "false: an answer that is not wanted"),
+        (list(switches::LABELS), "row", "false: a rejected answer"),
         (list([switches::TEMPLATE_SWITCHES]), "row", "variables for the chat template"),
     ];
     let rows = rows.map(|(names, at, meaning)| format!("| {names} | {at} | {meaning} |\n"));

@@ -199,7 +199,7 @@ impl Parser<'_> {
         let Some(first) = self.rest().chars().next() else { return Err("expected a value, found the end".to_owned()) };
         match first {
             '{' => self.nested(Self::object),
-            '[' => self.nested(|parser| parser.list(']')),
+            '[' => self.nested(|parser| parser.list(']').map(|(list, _)| Value::Array(list))),
             '(' if self.is_python => self.nested(Self::tuple),
             '"' => self.strings(),
             '\'' if self.is_python => self.strings(),
@@ -254,22 +254,24 @@ impl Parser<'_> {
         }
     }
 
-    fn list(&mut self, close: char) -> Result<Value, String> {
-        let mut list = Vec::new();
+    /// The values up to the closing bracket, and whether the last thing before that is a comma.
+    fn list(&mut self, close: char) -> Result<(Vec<Value>, bool), String> {
+        let (mut list, mut has_comma) = (Vec::new(), false);
         let close = close.to_string();
         loop {
             self.skip_space();
             if (self.is_python || list.is_empty()) && self.take(&close) {
-                return Ok(Value::Array(list));
+                return Ok((list, has_comma));
             }
             list.push(self.value()?);
             self.skip_space();
             if self.take(&close) {
-                return Ok(Value::Array(list));
+                return Ok((list, false));
             }
             // NumPy's arrays of objects have white space between their elements and no comma.
             let is_array = self.is_python && self.rest().starts_with(['{', '[']);
-            if !self.take(",") && !is_array {
+            has_comma = self.take(",");
+            if !has_comma && !is_array {
                 return Err(format!("expected `,` or `{close}`, found {}", self.found()));
             }
         }
@@ -277,12 +279,9 @@ impl Parser<'_> {
 
     /// One value in brackets is itself; with a comma it is a list.
     fn tuple(&mut self) -> Result<Value, String> {
-        let begin = self.at;
-        let value = self.list(')')?;
-        let has_comma = self.text[begin..self.at].trim_end_matches(')').trim_end().ends_with(',');
-        match value {
-            Value::Array(mut list) if list.len() == 1 && !has_comma => Ok(list.remove(0)),
-            other => Ok(other),
+        match self.list(')')? {
+            (mut list, false) if list.len() == 1 => Ok(list.remove(0)),
+            (list, _) => Ok(Value::Array(list)),
         }
     }
 
@@ -444,6 +443,9 @@ mod tests {
         check("('a', 'b',)", json!(["a", "b"]));
         check("('a')", json!("a"));
         check("('a',)", json!(["a"]));
+        check("(('a',))", json!(["a"]));
+        check("(('a',), )", json!([["a"]]));
+        check("[('a'), (('a', ) ), ()]", json!(["a", ["a"], []]));
         check("('a' \"b\")", json!("ab"));
         let words = json!([1, -2.5, 1000, true, false, "\u{FDD3}NaN", "\u{FDD3}-Infinity"]);
         check("[1, -2.5, 1_000, True, False, nan, -inf]", words);

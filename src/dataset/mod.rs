@@ -6,7 +6,7 @@
 //! files.rs       what the user named -> bytes: globs, stdin, gzip, zstd, bzip2, xz, zip; folders.rs which files of a folder are data,
 //!                and card.rs which of a data set of the hub
 //! container.rs   bytes -> one JSON object per record (raw.rs): json.rs, delimited.rs (CSV), parquet.rs, arrow.rs, lines of plain text
-//! format.rs      JSON object -> Example (example.rs): chat.rs lists of turns, pairs.rs columns that are turns, trees.rs OASST
+//! format.rs      JSON object -> Example (example.rs): chat.rs lists of turns (harmony.rs those with channels), pairs.rs columns that are turns, trees.rs OASST
 //! ```
 //!
 //! Beside them:
@@ -42,6 +42,7 @@ mod format;
 mod frame;
 #[cfg(test)]
 mod guide;
+mod harmony;
 mod heard;
 mod json;
 mod lines;

@@ -53,7 +53,7 @@ pub(super) fn question_answer(row: &Object, reading: &mut Reading) -> Result<Vec
 /// `instruction`, `input` (or `context`), and an answer (`output`, `response`, `chosen`, or what else is named one), with `system` and `history`, a list of earlier pairs.
 pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns: Vec<Turn> = chat::system(row)?.into_iter().collect();
-    turns.append(&mut history(row)?);
+    turns.append(&mut history(row, reading)?);
     let input = fields::optional_text(row, &["input", "context"], "")?;
     let asks_by_input = fields::optional_text(row, &["input"], "")?.is_some_and(|input| !input.is_empty());
     let instruction = match fields::optional_text(row, &["instruction"], "")? {
@@ -69,10 +69,14 @@ pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     Ok(turns)
 }
 
-/// `history`: a list of earlier questions with their answers.
-fn history(row: &Object) -> Result<Vec<Turn>> {
+/// `history`: earlier questions with their answers, as a list of pairs or of messages. Its answers are learnt, as by the programs that know it
+/// (LLaMA-Factory, ms-swift).
+fn history(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns = Vec::new();
     if let Some((_, history)) = fields::first(row, &["history"]).filter(|(_, value)| value.as_str() != Some("")) {
+        if history.get(0).is_some_and(|first| first.is_object() && chat::looks_like_turn(first)) {
+            return chat::turns(history, &chat::MESSAGES, "history", reading);
+        }
         for (idx, pair) in list(history, "history")?.iter().enumerate() {
             let path = format!("history[{idx}]");
             match &*list(pair, &path)? {
@@ -83,7 +87,8 @@ fn history(row: &Object) -> Result<Vec<Turn>> {
                 [] => return Err(Error::new(format!("`{path}`: expected two strings, found an empty list"))),
                 other => {
                     let found: Vec<_> = other.iter().take(3).map(kind).collect();
-                    return Err(Error::new(format!("`{path}`: expected two strings, found {}", found.join(" and "))));
+                    return Err(Error::new(format!("`{path}`: expected two strings, found {}", found.join(" and ")))
+                        .cure("Write a list of [question, answer], or of messages with `role` and `content`."));
                 }
             }
         }
@@ -116,7 +121,13 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
                 turns.append(&mut chosen);
                 turns
             }
-            None => behind_prompt(row, &ASKED, chosen, reading)?,
+            None => {
+                let n_learnt = chosen.len();
+                let mut turns = behind_prompt(row, &ASKED, chosen, reading)?;
+                let n_given = turns.len() - n_learnt;
+                unlearn_answers(&mut turns[..n_given]);
+                turns
+            }
         };
     }
     chat::add_system(row, &mut turns)?;
@@ -168,12 +179,13 @@ fn pair(row: &Object, asked: &[&str], answered: &[&str], reading: &mut Reading) 
     Ok(turns)
 }
 
-/// The row's history and prompt, and the answer behind them.
+/// The row's history and prompt, and the answer behind them; the prompt's own answers are not learnt.
 fn behind_prompt(row: &Object, asked: &[&str], mut answer: Vec<Turn>, reading: &mut Reading) -> Result<Vec<Turn>> {
     let (key, value) = fields::required(row, asked, "")?;
-    let mut turns = history(row)?;
-    turns.append(&mut side(value, key, Role::User, reading)?);
-    unlearn_answers(&mut turns);
+    let mut turns = history(row, reading)?;
+    let mut prompt = side(value, key, Role::User, reading)?;
+    unlearn_answers(&mut prompt);
+    turns.append(&mut prompt);
     if let Some(text) = value.as_str().filter(|text| transcript(text).is_some()) {
         let begun = turns.pop_if(|turn| turn.role == Role::Assistant).and_then(|_| Some(text.rsplit_once(ASSISTANT)?.1));
         if let Some(answer) = answer.first_mut() {

@@ -98,7 +98,7 @@ impl Bounded {
     /// One line for a terminal and a caption.
     pub fn line(&self) -> String {
         format!(
-            "through a server, top {}: H within {:.3} nat on the mean, the quadrant certain for {} of the tokens",
+            "through a server, top {}: H within {:.3} nat on average, quadrant certain for {} of the tokens",
             self.top_logprobs,
             self.entropy.mean,
             self.share(self.certain)
@@ -108,11 +108,11 @@ impl Bounded {
     /// The sentences of the report.
     pub fn sentences(&self) -> String {
         format!(
-            "A server told the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \
+            "A server reported the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \
              exact, and so are `tail` and `rank` for {} of the tokens, whose target is among them. Entropy, varentropy and gradient lie within \
-             bounds, {:.4} nat, {:.3} nat² and {:.5} apart on the mean, and what is said of them here, in the quadrants, the figures and the \
-             gates that weigh by the full entropy, is of the middle. The quadrant of {} of the tokens is certain; there are {} confident \
-             conflicts at least and {} at most. More of the most probable tokens (`--top-logprobs`) narrow the bounds.",
+             bounds that are {:.4} nat, {:.3} nat² and {:.5} apart on average; the quadrants, the figures and the \
+             gates that use the full entropy are computed from their midpoints. The quadrant of {} of the tokens is certain; there are at least {} \
+             and at most {} confident conflicts. Requesting more of the most probable tokens (`--top-logprobs`) narrows the bounds.",
             self.top_logprobs,
             self.share(self.tail_exact),
             self.entropy.mean,

@@ -6,7 +6,8 @@
 //! gate_preview.rs   what each gate would do with the data
 //! summary.rs        summary.json: frequent tokens, conflicts, and breakdown.rs shares of tokens, loss and gradient
 //! context.rs        a token in the sentence that it stands in
-//! kinds.rs          why a conflict may be one; by_kind.rs sums of each; near_duplicates.rs rows that ask nearly the same
+//! kinds.rs          why a conflict may be one; by_kind.rs sums of each; near_duplicates.rs rows that ask nearly the same,
+//!                   exchanges.rs answers and what is asked before them
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! paired.rs         the tokens of two scorings, paired; movement.rs how they moved between the quadrants
 //! learnt.rs         what was learnt between two scorings, what was wasted, what was known and is lost
@@ -22,6 +23,7 @@ pub mod breakdown;
 pub mod by_kind;
 pub mod by_quadrant;
 pub mod context;
+pub mod exchanges;
 pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;

@@ -9,8 +9,6 @@
 
 use std::collections::HashMap;
 
-use sha2::{Digest, Sha256};
-
 const HASHES: usize = 64;
 const PER_BAND: usize = 4;
 
@@ -132,37 +130,41 @@ pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
     pairs.into_iter().map(near).collect()
 }
 
-/// A row by the hashes of what it asks and of what it answers ([`question`], [`answer`]).
+/// An answer of a row by the hashes of what is asked before it and of what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
-    /// Equal for rows that ask the same.
+    /// Equal where the same is asked.
     pub question: u64,
     /// The number of the row.
     pub row: u32,
-    /// Equal for rows that answer the same.
+    /// The index of the answer's turn.
+    pub turn: u16,
+    /// Is it the row's last answer?
+    pub is_last: bool,
+    /// Equal for answers that say the same.
     pub answer: u64,
 }
 
 /// Of the answers to one question, as many are told apart.
 const ANSWERS: usize = 8;
 
-/// Rows that ask the same.
+/// Answers to the same question.
 #[derive(Debug)]
 pub struct SameQuestion<'a> {
-    /// In their order.
+    /// In the order of their rows.
     pub rows: &'a [Asked],
-    /// The first row of each answer.
+    /// The first of those that say the same.
     answers: Vec<Asked>,
 }
 
 impl SameQuestion<'_> {
-    /// Rows that answer otherwise, one for each answer, the first of them first.
-    pub fn otherwise(&self, answer: u64) -> impl Iterator<Item = u32> {
-        self.answers.iter().filter(move |other| other.answer != answer).map(|other| other.row)
+    /// Those that say something else, the first of each, by row and turn.
+    pub fn otherwise(&self, answer: u64) -> impl Iterator<Item = (u32, u16)> {
+        self.answers.iter().filter(move |other| other.answer != answer).map(|other| (other.row, other.turn))
     }
 }
 
-/// The rows by what they ask.
+/// The answers by what is asked before them.
 pub fn by_question(rows: &mut [Asked]) -> impl Iterator<Item = SameQuestion<'_>> {
     rows.sort_unstable();
     rows.chunk_by(|a, b| a.question == b.question).map(|rows| {
@@ -174,27 +176,6 @@ pub fn by_question(rows: &mut [Asked]) -> impl Iterator<Item = SameQuestion<'_>>
         }
         SameQuestion { rows, answers }
     })
-}
-
-/// Equal for rows that ask the same: that differ in no word and no sign but those of a sentence. A question behind a long preamble may be another one
-/// by a single word.
-pub fn question(context: &str, question: &str) -> u64 {
-    let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
-    let signs = |text: &str| text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c)).collect::<String>();
-    let parts = [context, question].map(|text| format!("{}\n{}", words(text).join(" "), signs(text)));
-    first_bytes(&parts.join("\n"))
-}
-
-/// Equal for answers of the same words, or, where there are none, of the same text.
-pub fn answer(text: &str) -> u64 {
-    let words = words(text);
-    first_bytes(&if words.is_empty() { text.trim().to_owned() } else { words.join(" ") })
-}
-
-/// The first eight bytes of SHA-256.
-fn first_bytes(text: &str) -> u64 {
-    let digest = Sha256::digest(text);
-    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
 fn hash(words: &[String]) -> u64 {
@@ -267,36 +248,26 @@ mod tests {
         assert_eq!(alone.similarity(&Prompt::of(&preamble, &texts[0]).unwrap()), 0.0);
     }
 
-    #[test]
-    fn a_word_or_a_sign_makes_another_question() {
-        let asks_the_same = |a: &str, b: &str| question("", a) == question("", b);
-        assert!(asks_the_same("what is the capital of France", "What is the capital of France?"));
-        assert!(!asks_the_same("What is 3 times 4?", "What is 3 times 5?"));
-        assert!(!asks_the_same("The capital of France", "The capital of Spain"));
-        assert!(!asks_the_same("What is 3 + 4?", "What is 3 - 4?"));
-        // Each word of the one stands in the other, too.
-        let rules = "Talk of the sea and of the sky.";
-        assert!(!asks_the_same(&format!("{rules} Is the sea blue?"), &format!("{rules} Is the sky blue?")));
-        assert_ne!(question("a b", "c"), question("a", "b c"));
-        assert_eq!([answer("It is Oslo."), answer(" :-)")], [answer("it is Oslo"), answer(":-) ")]);
-        assert_ne!(answer(":-)"), answer(":-("));
-    }
-
     /// Every row of a question is set against those that answer it otherwise, wherever these stand.
     #[test]
     fn of_a_question_every_row_is_known_that_is_answered_otherwise() {
         let otherwise = |answers: &[u64]| -> Vec<Vec<u32>> {
             // Rows of another question stand between them.
-            let rows = (0..).zip(answers).flat_map(|(row, &answer)| {
-                [Asked { question: 7, row, answer }, Asked { question: 1 + u64::from(row) * 10, row: 100 + row, answer: 0 }]
-            });
+            let asked = |question, row, answer| Asked { question, row, turn: row as u16 * 2, is_last: true, answer };
+            let rows = (0..)
+                .zip(answers)
+                .flat_map(|(row, &answer)| [asked(7, row, answer), asked(1 + u64::from(row) * 10, 100 + row, 0)]);
             let mut rows: Vec<Asked> = rows.collect();
             rows.reverse();
             let mut found = vec![vec![]; answers.len()];
             for same in by_question(&mut rows) {
                 for row in same.rows {
                     match found.get_mut(row.row as usize) {
-                        Some(found) => *found = same.otherwise(row.answer).collect(),
+                        Some(found) => {
+                            let others = same.otherwise(row.answer);
+                            *found =
+                                others.inspect(|(row, turn)| assert_eq!(u32::from(*turn), row * 2)).map(|(row, _)| row).collect();
+                        }
                         None => assert_eq!((same.rows.len(), same.otherwise(0).count()), (1, 0)),
                     }
                 }

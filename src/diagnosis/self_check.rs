@@ -100,10 +100,10 @@ impl SelfCheck {
 
     /// What was found, in a sentence.
     pub fn sentence(&self) -> String {
-        let verdict = |holds: bool| if holds { "as it must be" } else { "**which a program that is right does not give**" };
+        let verdict = |holds: bool| if holds { "as expected" } else { "**which a correct program does not produce**" };
         format!(
-            "On {} of {} that the model drew itself the mean surplus is {:+.4} nat with a standard error of {:.4} ({:+.1} of \
-             them), {}; `tail` with ties split at random is at most {:.4} away from uniform (Kolmogorov-Smirnov, p = {:.2}), {}.",
+            "On {} of {} that the model itself drew, the mean surplus is {:+.4} nat with a standard error of {:.4} ({:+.1} of \
+             them), {}; `tail`, with ties split at random, is at most {:.4} away from uniform (Kolmogorov-Smirnov, p = {:.2}), {}.",
             n_tokens(self.tokens),
             count(self.rows, "row"),
             self.mean_surplus,

@@ -1,4 +1,4 @@
-// What the gate of a feed-forward network goes through, and its product with the up-projection, as activation.rs defines them.
+// The activations of a gated feed-forward network, including the product with the up-projection; activation.rs defines them.
 
 struct Silu {
     __device__ __forceinline__ float operator()(float gate, float up) const { return gate / (1.0f + expf(-gate)) * up; }
@@ -17,7 +17,7 @@ struct Sigmoid {
 struct ClampedSwiglu {
     float alpha, limit;
     __device__ __forceinline__ float operator()(float gate, float up) const {
-        // A NaN must stay one, which the functions for the least and the largest do not see to.
+        // Comparisons rather than fminf and fmaxf, which would drop a NaN.
         gate = gate > limit ? limit : gate;
         up = up > limit ? limit : up < -limit ? -limit : up;
         return (1.0f + up) * gate / (1.0f + expf(-alpha * gate));

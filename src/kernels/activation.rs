@@ -1,6 +1,6 @@
 //! The activations that gate a feed-forward network.
 
-/// What the gate of a feed-forward network, or of attention, goes through.
+/// The activation function applied to the gate of a feed-forward network or of attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`: Llama, Qwen, GLM.
@@ -13,10 +13,10 @@ pub enum Activation {
     ClampedSwiglu(ClampedSwiglu),
 }
 
-/// The numbers of [`Activation::ClampedSwiglu`].
+/// The parameters of [`Activation::ClampedSwiglu`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClampedSwiglu {
-    /// What the gate is multiplied by within the sigmoid.
+    /// The factor of the gate inside the sigmoid.
     pub alpha: f32,
     /// The bound of gate and up-projection; positive.
     pub limit: f32,

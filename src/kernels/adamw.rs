@@ -5,26 +5,26 @@
 //! w <- w (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //! ```
 //!
-//! Moments are f32, or bf16 to halve their memory: then they are rounded up or down at random, with probabilities that make the mean
-//! exact. Rounded to the nearest, a second moment would never shrink: with b2 = 0.999 a step changes it by less than half a unit in the
-//! last place. The draws follow from the step and the place, so equal runs give equal bits.
+//! Moments are f32, or bf16 to halve their memory. bf16 moments are rounded stochastically, with probabilities that keep the mean
+//! exact: rounded to nearest, a second moment would never shrink, because with b2 = 0.999 a step changes it by less than half a unit in
+//! the last place. The random bits are a function of step and index, so equal runs give equal bits.
 
 use super::Stored;
 use super::lanes::Lanes;
 use super::level::{Kernel, Level};
 
-/// First and second moments of an array.
+/// The first and second moments of an array.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Moments {
     F32([Vec<f32>; 2]),
-    /// The upper halves of f32.
+    /// Stored as the upper halves of f32.
     Bf16([Vec<u16>; 2]),
 }
 
-/// The numbers of one update.
+/// The parameters of one update.
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
-    /// The gradient is multiplied by this first: clipping.
+    /// The factor of the gradient, from clipping.
     pub factor: f32,
     /// `lr / (1 - b1^t)`
     pub rate: f32,
@@ -43,7 +43,7 @@ pub struct Update {
 }
 
 impl Moments {
-    /// Moments of `len` numbers that have not been updated yet.
+    /// The initial moments of `len` numbers.
     pub fn zeros(len: usize, stored: Stored) -> Moments {
         match stored {
             Stored::F32 => Moments::F32([vec![0.0; len], vec![0.0; len]]),
@@ -51,7 +51,7 @@ impl Moments {
         }
     }
 
-    /// Cut into blocks of `len` numbers.
+    /// Splits the moments into blocks of `len` numbers.
     pub fn blocks(&mut self, len: usize) -> Vec<BlockMoments<'_>> {
         match self {
             Moments::F32([m, v]) => m.chunks_mut(len).zip(v.chunks_mut(len)).map(|(m, v)| BlockMoments::F32([m, v])).collect(),
@@ -68,12 +68,12 @@ pub enum BlockMoments<'a> {
     F32([&'a mut [f32]; 2]),
     Bf16 {
         moments: [&'a mut [u16]; 2],
-        /// Place of the block in the array: no two draws are the same.
+        /// The index of the block's first number in the array, so that no two numbers share random bits.
         first: u32,
     },
 }
 
-/// Updates a block of `values` with its `gradient`, which becomes 0; all are equally long.
+/// Updates a block of `values` with its `gradient`, which is reset to 0; all have the same length.
 pub fn adamw(values: &mut [f32], gradient: &mut [f32], moments: BlockMoments, update: &Update) {
     run(Level::current(), values, gradient, moments, update);
 }
@@ -96,7 +96,7 @@ struct Whole<'a> {
 impl Kernel for Whole<'_> {
     type Output = ();
 
-    // Plain loops: compiled with the level's instructions, they become vectors by themselves.
+    // Plain loops, which the compiler vectorises with the level's instructions.
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let Whole { w, g, m, v, update } = self;
@@ -113,7 +113,7 @@ struct Halves<'a> {
     m: &'a mut [u16],
     v: &'a mut [u16],
     update: Update,
-    /// The place of the block's first number in the whole array.
+    /// The index of the block's first number in the whole array.
     first: u32,
 }
 
@@ -135,7 +135,7 @@ impl Kernel for Halves<'_> {
     }
 }
 
-/// The weight and its moments after the update.
+/// Returns the weight and its moments after the update.
 #[inline(always)]
 fn step(w: f32, g: f32, m: f32, v: f32, update: &Update) -> (f32, f32, f32) {
     let ([b1, b2], [c1, c2]) = (update.betas, update.complements);
@@ -144,11 +144,11 @@ fn step(w: f32, g: f32, m: f32, v: f32, update: &Update) -> (f32, f32, f32) {
     (w * update.keep - update.rate * m / (v.sqrt() / update.root + update.eps), m, v)
 }
 
-/// Rounds to bf16, up with the probability that the mean asks for. `draw` is one of 65,536 equally likely numbers.
+/// Rounds stochastically to bf16. `draw` is one of 65,536 equally likely numbers.
 #[inline(always)]
 fn rounded(x: f32, draw: u32) -> u16 {
     let half = (x.to_bits().wrapping_add(draw) >> 16) as u16;
-    // An infinity would be forever: the largest finite number instead.
+    // A moment could never recover from infinity, so this returns the largest finite number instead.
     if half & 0x7fff == 0x7f80 && x.is_finite() { half - 1 } else { half }
 }
 
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn first_step_by_hand() {
-        // From zero moments: m / (1 - b1) = g and sqrt(v / (1 - b2)) = |g|, so the weight moves by the learning rate 0.001.
+        // With zero moments, m / (1 - b1) = g and sqrt(v / (1 - b2)) = |g|, so the weight moves by the learning rate 0.001.
         for stored in Stored::ALL {
             for level in Level::available() {
                 let (mut w, mut g) = (vec![1.0f32, -1.0, 2.0], vec![4.0f32, -8.0, 0.0]);
@@ -212,14 +212,14 @@ mod tests {
         let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / n as f64;
         let exact_mean = mean(&mut v.iter().map(|&v| f64::from(v)));
         let half_mean = mean(&mut v_half.iter().map(|&v| f64::from(f32::from_bits(u32::from(v) << 16))));
-        // 40,000 second moments, each off by about 200^(1/2) roundings of 2^-9: the mean by a two-hundredth of that.
+        // 40,000 second moments, each off by about 200^(1/2) roundings of 2^-9; the error of the mean is a two-hundredth of that.
         assert!((half_mean / exact_mean - 1.0).abs() < 1e-3, "{half_mean} {exact_mean}");
         let distance = mean(&mut exact.iter().zip(&half).map(|(a, b)| f64::from((a - b).abs())));
         let travelled = mean(&mut exact.iter().zip(noise(n, 1.0, 1)).map(|(a, b)| f64::from((a - b).abs())));
         assert!(distance < 0.02 * travelled, "{distance} of {travelled}");
         for level in Level::available() {
             let (w, _) = run_all(level, Stored::F32);
-            // No multiply-add at the portable level: 200 roundings apart.
+            // The portable level has no fused multiply-add, so 200 steps differ by rounding.
             assert!(w.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 1e-4), "{level}");
         }
     }

@@ -1,13 +1,14 @@
-//! Which level this processor runs fastest: measured, not taken for granted from the names of its instructions.
+//! Determines which level this processor runs fastest, by measurement rather than from the names of its instructions.
 //!
-//! There are processors whose bf16 products run at half the rate of their f32 products, and others that lower their clock for the
-//! longest vectors. The first start on a processor therefore times one product of a usual shape at each level and in both number
-//! formats, some twenty milliseconds in all. The highest level wins unless a lower one is clearly faster, by a margin that noise seldom
-//! reaches, and in two measurements, so that measuring again gives the same answer; and the answer is kept for good, not in the cache.
+//! Some processors run bf16 products at half the rate of f32 products, and others lower their clock for the longest vectors. The first start
+//! on a processor therefore times one product of a typical shape at each level and in both number formats, in some twenty milliseconds. The
+//! highest level wins unless a lower one is clearly faster, in two measurements and by a margin that noise seldom reaches, so that measuring
+//! again gives the same answer. The answer is stored permanently, not in the cache.
 //!
-//! One shape speaks for training's products, too, which are the same tiles: on Zen 5 (`rates_of_training` below; three shapes) avx512bf16 does
-//! 4.9 to 6.1 times avx2's rate in bf16 forward, 4.5 to 5.0 times for the inputs' gradient and 3.5 to 4.0 times for the weights', and avx512
-//! 2.1 to 2.9, 1.5 to 2.1 and 1.8 to 1.9 times in f32: the same order, by more than the margin, everywhere.
+//! One shape also represents the products of training, which use the same tiles. On Zen 5 (`rates_of_training` below; three shapes) avx512bf16
+//! has 4.9 to 6.1 times avx2's rate in bf16 for the forward product, 4.5 to 5.0 times for the inputs' gradient and 3.5 to 4.0 times for the
+//! weights' gradient; avx512 has 2.1 to 2.9, 1.5 to 2.1 and 1.8 to 1.9 times its rate in f32. The order is the same everywhere, by more than
+//! the margin.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -33,18 +34,18 @@ struct Rates {
     bf16: f64,
 }
 
-/// What is kept of a choice.
+/// The stored choice.
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     level: String,
-    /// The speeds that were measured, for each level that was tried.
+    /// The measured rates of each candidate.
     flops: Vec<(String, Rates)>,
 }
 
-/// Fixes the level of this process, before anything is computed: the one that `DIAGNOSE_KERNELS` asks for, else the fastest.
+/// Fixes the level of this process before anything is computed: the one that `DIAGNOSE_KERNELS` requests, otherwise the fastest.
 ///
 /// # Errors
-/// If the variable asks for a level that is none, that the processor lacks, or that gives wrong products there.
+/// Fails if the variable requests an unknown level, one that the processor lacks, or one that gives wrong products there.
 pub(crate) fn settle() -> Result<Level> {
     let level = match Level::asked()? {
         #[cfg(target_arch = "x86_64")]
@@ -64,8 +65,8 @@ fn fastest() -> Level {
     kept(path(&candidates).as_deref(), &candidates, || candidates.iter().copied().zip(rates(&candidates)).collect())
 }
 
-/// The choice that `path` holds, or one of `candidates` by measurement, which is kept there. Whoever is first decides for all that follow,
-/// and where nothing can be kept the processor alone decides, so that two starts never choose differently: the highest level it has.
+/// The choice stored at `path`, or one of `candidates` by measurement, which is then stored. The first process decides for all later ones. If
+/// nothing can be stored, the result is the processor's highest level, so that two starts never choose differently.
 fn kept(path: Option<&Path>, candidates: &[Level], measure: impl Fn() -> Vec<(Level, Rates)>) -> Level {
     let highest = candidates.last().copied().unwrap_or(Level::Portable);
     let (Some(path), [_, .., _]) = (path, candidates) else { return highest };
@@ -79,12 +80,12 @@ fn kept(path: Option<&Path>, candidates: &[Level], measure: impl Fn() -> Vec<(Le
     let measured = measure();
     let level = confirmed(choose(&measured), candidates, || choose(&measure()));
     let flops = measured.iter().map(|(level, rates)| (level.name().to_owned(), *rates)).collect();
-    // It fails where another process was faster, too: then its answer counts.
+    // Fails if another process was faster; then its answer is used.
     let _ = keep(path, &Remembered { level: level.name().to_owned(), flops });
     remembered().unwrap_or(highest)
 }
 
-/// Writes a new file, whole or not at all, and never over another one.
+/// Writes a new file atomically, and never overwrites an existing one.
 fn keep(path: &Path, remembered: &Remembered) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
@@ -95,7 +96,7 @@ fn keep(path: &Path, remembered: &Remembered) -> Result<()> {
     Ok(())
 }
 
-/// One file for each processor, program version and set of levels.
+/// The file for this processor, program version and set of levels.
 fn path(candidates: &[Level]) -> Option<PathBuf> {
     let processor = provenance::processor()?;
     let names: Vec<&str> = candidates.iter().map(|level| level.name()).collect();
@@ -103,8 +104,8 @@ fn path(candidates: &[Level]) -> Option<PathBuf> {
     Some(own_state()?.join("levels").join(format!("{}.json", &key[..16])))
 }
 
-/// The highest level, or the lower one that is clearly faster in one format and as fast in the other. `measured` has the lowest first
-/// and is not empty.
+/// The highest level, or a lower one that is clearly faster in one format and about as fast in the other. `measured` is sorted from the lowest
+/// level and is not empty.
 fn choose(measured: &[(Level, Rates)]) -> Level {
     let better = |than: &Rates, rates: &Rates| {
         let (f32, bf16) = (rates.f32 / than.f32, rates.bf16 / than.bf16);
@@ -114,15 +115,16 @@ fn choose(measured: &[(Level, Rates)]) -> Level {
     best.map_or(Level::Portable, |(level, _)| level)
 }
 
-/// The first choice if it is the highest level, else the higher of two: a busy machine can spoil a measurement, and what is chosen is kept.
+/// The first choice if it is the highest level, otherwise the higher of two choices: a busy machine can spoil a measurement, and the choice is
+/// permanent.
 fn confirmed(first: Level, candidates: &[Level], second: impl FnOnce() -> Level) -> Level {
     if candidates.last() == Some(&first) { first } else { first.max(second()) }
 }
 
-/// The best of several tries, which take turns, so that what else the machine does hits all levels.
+/// The best of several tries. The levels take turns, so that other load on the machine affects all of them.
 fn rates(levels: &[Level]) -> Vec<Rates> {
     const TRIES: usize = 5;
-    // A block of rows of the usual size against a small model's projection.
+    // A typical number of rows and a small model's projection.
     const ROWS: usize = 192;
     const INPUTS: usize = 576;
     const OUTPUTS: usize = 768;
@@ -158,16 +160,16 @@ mod tests {
     #[test]
     fn the_highest_level_wins_unless_a_lower_one_is_clearly_faster() {
         use Level::{Avx2, Avx512, Avx512Bf16};
-        // Zen 4: everything is as the names say.
+        // Zen 4: the highest level is the fastest.
         assert_eq!(chosen(&[(Avx2, 150.0, 110.0), (Avx512, 200.0, 120.0), (Avx512Bf16, 200.0, 390.0)]), Avx512Bf16);
         // A Xeon whose bf16 products run at half the rate of f32.
         assert_eq!(chosen(&[(Avx2, 125.0, 90.0), (Avx512, 250.0, 190.0), (Avx512Bf16, 250.0, 126.0)]), Avx512);
         // A processor that lowers its clock for 512 bits.
         assert_eq!(chosen(&[(Avx2, 200.0, 140.0), (Avx512, 140.0, 100.0)]), Avx2);
-        // Noise decides nothing, whichever way it goes.
+        // Noise in either direction has no effect.
         assert_eq!(chosen(&[(Avx2, 130.0, 110.0), (Avx512, 110.0, 120.0)]), Avx512);
         assert_eq!(chosen(&[(Avx512, 220.0, 150.0), (Avx512Bf16, 180.0, 140.0)]), Avx512Bf16);
-        // Faster in one format and slower in the other is no gain.
+        // Faster in one format but slower in the other is no gain.
         assert_eq!(chosen(&[(Avx512, 200.0, 300.0), (Avx512Bf16, 300.0, 200.0)]), Avx512Bf16);
     }
 
@@ -181,12 +183,12 @@ mod tests {
             move || levels.into_iter().zip([avx2, 100.0]).map(|(level, f32)| (level, Rates { f32, bf16: f32 })).collect()
         };
         let never = || panic!("the choice was made");
-        // Nowhere to keep it: what the processor has decides, and nothing is measured.
+        // Without a place to store the choice, the highest level is used, and nothing is measured.
         assert_eq!(kept(None, &levels, never), Avx512);
         assert_eq!(kept(Some(&path), &[Avx2], never), Avx2);
         assert_eq!(kept(Some(&path), &levels, measured(200.0)), Avx2);
         assert_eq!(kept(Some(&path), &levels, never), Avx2);
-        // Another process that began at the same time was faster.
+        // Another process that started at the same time was faster.
         let other = folder.path().join("other.json");
         let overtaken = || {
             let first = Remembered { level: "avx512".to_owned(), flops: Vec::new() };
@@ -194,16 +196,16 @@ mod tests {
             measured(200.0)()
         };
         assert_eq!(kept(Some(&other), &levels, overtaken), Avx512);
-        // A file that says nothing is not measured over and over.
+        // An unreadable file does not cause repeated measurements.
         std::fs::write(&other, "{").unwrap();
         assert_eq!(kept(Some(&other), &levels, never), Avx512);
-        // A folder that nobody can write to.
+        // A folder that is not writable.
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert_eq!(kept(Some(&file.join("levels").join("one.json")), &levels, measured(200.0)), Avx512);
     }
 
-    /// The levels' rates in what training adds to the forward product, for whoever decides whether one shape of products speaks for all:
+    /// The levels' rates in the products that training adds to the forward product, to check whether one shape represents all:
     /// `cargo test --release --lib rates_of_training -- --ignored --nocapture`.
     #[test]
     #[ignore = "a measurement, not a test"]
@@ -255,7 +257,7 @@ mod tests {
         let levels = [Level::Portable, Level::Avx2, Level::Avx512];
         assert_eq!(confirmed(Level::Avx512, &levels, || panic!("the highest level needs no second measurement")), Level::Avx512);
         assert_eq!(confirmed(Level::Portable, &levels, || Level::Portable), Level::Portable);
-        // Noise in one of two: nothing that neither has chosen.
+        // Noise in one of two measurements does not choose a level that neither measurement chose.
         assert_eq!(confirmed(Level::Portable, &levels, || Level::Avx2), Level::Avx2);
         assert_eq!(confirmed(Level::Avx2, &levels, || Level::Portable), Level::Avx2);
         assert_eq!(confirmed(Level::Avx2, &levels, || Level::Avx512), Level::Avx512);

@@ -1,4 +1,4 @@
-//! What every custom op needs around its kernel: contiguous f32 slices in, a freshly written vector out, gradients as tensors.
+//! Helpers for custom ops: contiguous f32 slices as input, a newly written vector as output, gradients as tensors.
 
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-/// The tensor as the fused kernels want it: contiguous f32 on the CPU. Copies only if it must.
+/// Converts a tensor to contiguous f32 on the CPU, as the fused kernels require. Copies only if necessary.
 pub(crate) fn contiguous(x: &Tensor) -> crate::error::Result<Tensor> {
     if x.dtype() != DType::F32 || !x.device().is_cpu() {
         return Err(crate::error::Error::new(format!(
@@ -31,12 +31,12 @@ fn numbers<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result
     }
 }
 
-/// Calls `f` with the elements of a tensor; used in backward passes, which get tensors in any layout.
+/// Calls `f` with the elements of a tensor; for backward passes, which get tensors in any layout.
 pub(crate) fn with_floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     with_numbers(x, f)
 }
 
-/// As [`with_floats`], for a tensor of numbers of type `T`.
+/// Like [`with_floats`], for a tensor of numbers of type `T`.
 pub(crate) fn with_numbers<T: WithDType, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
@@ -46,17 +46,17 @@ pub(crate) fn with_numbers<T: WithDType, R>(x: &Tensor, f: impl FnOnce(&[T]) -> 
     }
 }
 
-/// What a custom op's forward pass returns.
+/// The return value of a custom op's forward pass.
 pub(crate) fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(values), shape.into())
 }
 
-/// A gradient of the given shape.
+/// A gradient with the shape of `like`.
 pub(crate) fn gradient(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, like.shape(), &Device::Cpu)
 }
 
-/// `a + b` by all cores; tensors of one shape.
+/// `a + b` on all cores; both tensors must have the same shape.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     const BLOCK: usize = 1 << 14;
     if a.shape() != b.shape() {
@@ -72,7 +72,7 @@ pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
                     });
                 });
             };
-            // SAFETY: the three are equally long, so that each element of the sum is written.
+            // SAFETY: all three have the same length, so each element of the sum is written.
             unsafe { written(a.len(), fill) }
         })
     })??;
@@ -89,12 +89,12 @@ pub(crate) fn column_sums(x: &Tensor) -> Result<Vec<f32>> {
     })
 }
 
-/// A panic while the lock was held has been reported already; the numbers are still numbers.
+/// Locks a mutex even if it is poisoned: the panic has been reported already, and the numbers are still valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A vector of `n` numbers written by `fill`, without a pass over the memory that only sets zeros.
+/// A vector of `n` numbers that `fill` writes, without zeroing the memory first.
 ///
 /// # Safety
 /// `fill` must write every element.
@@ -106,13 +106,13 @@ pub(crate) unsafe fn written<T>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     values
 }
 
-/// An array that all threads write, each in places of its own.
+/// An array that all threads write to, each at different indices.
 pub(crate) struct Shared<T> {
     start: *mut T,
     len: usize,
 }
 
-// SAFETY: nothing is read or written through it but by `at`, whose callers promise not to meet.
+// SAFETY: all access is through `at`, whose callers guarantee that they do not overlap.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
@@ -120,12 +120,12 @@ impl<T> Shared<T> {
         Self { start: values.as_mut_ptr().cast(), len: values.len() }
     }
 
-    /// Shares an array whose numbers are all written already.
+    /// Shares an array that is already initialised.
     pub(crate) fn of(values: &mut [T]) -> Self {
         Self { start: values.as_mut_ptr(), len: values.len() }
     }
 
-    /// The `n` elements from `start` on.
+    /// A pointer to the `n` elements from `start` on.
     ///
     /// # Safety
     /// No other thread may use them at the same time, and they must be written before they are read.

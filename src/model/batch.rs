@@ -1,4 +1,4 @@
-//! What a decoder reads.
+//! The input of a decoder: a packed batch of token sequences.
 
 use std::sync::Arc;
 
@@ -9,6 +9,6 @@ use crate::kernels::Segment;
 pub struct Batch {
     /// Length `T`.
     pub ids: Vec<u32>,
-    /// They tile `0..T`.
+    /// Together they cover `0..T`, in order and without gaps.
     pub segments: Arc<[Segment]>,
 }

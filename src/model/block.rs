@@ -1,5 +1,5 @@
-//! A block of the decoder: `x + attention(norm(x))`, then `x + mlp(norm(x))`; some families norm what is added, too, or it alone.
-//! Shapes: `T` tokens of the packed batch, `N` asked-for rows of it, `D` hidden width, `F` feed-forward width.
+//! One block of the decoder: `x + attention(norm(x))`, then `x + mlp(norm(x))`. Some families also, or only, normalise what each
+//! half adds. Shapes: `T` tokens of the packed batch, `N` requested rows of it, `D` hidden width, `F` feed-forward width.
 
 use candle_core::Tensor;
 
@@ -17,17 +17,17 @@ use crate::kernels::cpu::{sum, with_floats};
 use crate::kernels::gated::Activation;
 
 pub(super) struct Block {
-    /// The norm on what the attention reads.
+    /// The norm on the attention's input.
     pub attention_norm: Option<RmsNorm>,
     /// Attention, or the gated delta rule.
     pub mixer: Mixer,
-    /// The norm on what the attention adds.
+    /// The norm on the attention's output, before it is added to the residual stream.
     pub attention_post_norm: Option<RmsNorm>,
-    /// The norm on what the feed-forward network reads.
+    /// The norm on the input of the feed-forward network.
     pub mlp_norm: Option<RmsNorm>,
     /// The feed-forward network.
     pub mlp: FeedForward,
-    /// The norm on what the feed-forward network adds.
+    /// The norm on the output of the feed-forward network, before it is added to the residual stream.
     pub mlp_post_norm: Option<RmsNorm>,
 }
 
@@ -36,26 +36,27 @@ pub(super) enum FeedForward {
     Routed(Experts),
 }
 
-/// What a block's backward pass needs of its forward pass; norms and activations are computed again.
+/// The intermediate results of a forward pass that the backward pass reads. Norms and activation functions are recomputed
+/// instead.
 pub(super) struct Activations {
     /// `[T, D]`
     input: Tensor,
-    /// `[T, q | k | v]`, or what else the mixer projects.
+    /// The mixer's projections: `[T, q | k | v]` for attention.
     projected: Tensor,
-    /// What the heads have read, `[T, M]`.
+    /// The output of the heads, `[T, M]`.
     mixed: Attended,
-    /// What the attention adds, before its norm; only where there is one.
+    /// The mixer's output before its norm, in families that normalise it.
     added: Option<Tensor>,
-    /// Between attention and feed-forward network, `[N, D]`.
+    /// The residual stream between attention and feed-forward network, `[N, D]`.
     middle: Tensor,
-    /// `[N, 2 F]`; not for experts.
+    /// `[N, 2 F]`; `None` for a layer with experts.
     gate_up: Option<Tensor>,
-    /// What the feed-forward network adds, before its norm; only where there is one.
+    /// The output of the feed-forward network before its norm, in families that normalise it.
     fed: Option<Tensor>,
 }
 
 impl Activations {
-    /// The memory they take.
+    /// The memory that the activations take, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let optional = [&self.added, &self.gate_up, &self.fed].into_iter().flatten();
         let all = [&self.input, &self.projected, &self.mixed.read, &self.middle].into_iter().chain(optional);
@@ -64,7 +65,7 @@ impl Activations {
 }
 
 impl Block {
-    /// The block of most families: norms on what is read alone, by their usual names.
+    /// The block of most families: only the inputs of both halves are normalised, by norms with the usual names.
     pub(super) fn pre_norm(layer: &Layer, mixer: impl Into<Mixer>, mlp: FeedForward) -> Result<Block> {
         Ok(Block {
             attention_norm: Some(layer.norm("input_layernorm")?),
@@ -76,7 +77,7 @@ impl Block {
         })
     }
 
-    /// `x [T, D] -> [T, D]`, or `[N, D]` where only `rows` of it are wanted.
+    /// Runs the block: `x [T, D] -> [T, D]`, or `[N, D]` if only some `rows` are wanted.
     pub(super) fn run(
         &self,
         x: Tensor,
@@ -92,7 +93,7 @@ impl Block {
         Ok((y, kept))
     }
 
-    /// What the backward pass needs of the same run, without the block's last product where only the output needs it.
+    /// Runs the block again for its activations only, and omits the last product where nothing but the block's output needs it.
     pub(super) fn activations(
         &self,
         x: Tensor,
@@ -103,7 +104,8 @@ impl Block {
         Ok(self.opened(x, context, rows, adapters)?.0)
     }
 
-    /// Computes all but the output of the block: what is kept for the backward pass, and what the feed-forward network reads.
+    /// Computes everything but the block's output: the activations for the backward pass, and the input of the feed-forward
+    /// network.
     fn opened(&self, x: Tensor, context: Context, rows: Option<&[u32]>, adapters: Adapters) -> Result<(Activations, Tensor)> {
         let projected = self.mixer.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
         let mixed = self.mixer.mix(&projected, context)?;
@@ -127,7 +129,7 @@ impl Block {
         Ok((Activations { input: x, projected, mixed, added, middle, gate_up, fed }, read))
     }
 
-    /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.
+    /// Adds to the gradients of the trained parameters; returns the gradient of the input, given the gradient `dy` of the output.
     pub(super) fn backward(
         &self,
         kept: &Activations,
@@ -174,7 +176,7 @@ impl Block {
 }
 
 impl FeedForward {
-    /// Experts where the config routes this layer's tokens to some, else one network.
+    /// Loads the experts if the config routes this layer's tokens, otherwise a dense network.
     pub(super) fn load(layer: &Layer, activation: Activation) -> Result<FeedForward> {
         Ok(match &layer.config.experts {
             Some(experts) if experts.routed[layer.index] => FeedForward::Routed(Experts::load(layer, experts, activation)?),
@@ -203,7 +205,7 @@ fn normed(norm: &Option<RmsNorm>, x: &Tensor) -> Result<Tensor> {
     norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
-/// The gradient of `x`, from that of what [`normed`] made of it.
+/// The gradient of `x`, given the gradient `dy` of the output of [`normed`].
 fn norm_backward(norm: &Option<RmsNorm>, x: &Tensor, dy: Tensor) -> Result<Tensor> {
     match norm {
         None => Ok(dy),
@@ -211,7 +213,7 @@ fn norm_backward(norm: &Option<RmsNorm>, x: &Tensor, dy: Tensor) -> Result<Tenso
     }
 }
 
-/// The rows that are wanted; all of them without a choice.
+/// Selects `rows` of `x`, or all rows if `rows` is `None`.
 fn select(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
     Ok(match rows {
         None => x.clone(),
@@ -219,7 +221,7 @@ fn select(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
     })
 }
 
-/// The gradient of what [`select`] took from: `[N, D] -> [tokens, D]`.
+/// The backward pass of [`select`]: `[N, D] -> [tokens, D]`.
 fn spread(g: Tensor, rows: Option<&[u32]>, tokens: usize) -> Result<Tensor> {
     let Some(rows) = rows else { return Ok(g) };
     let width = g.dim(1)?;

@@ -1,5 +1,5 @@
-//! What all layers keep of sequences that are being written: keys and values, by pages, and which of these are free; of layers with the
-//! gated delta rule a state of each sequence.
+//! The state of the sequences being generated, for all layers: paged keys and values of attention layers, with a list of the free pages, and
+//! one state per sequence for layers with the gated delta rule.
 
 use std::ops::RangeInclusive;
 
@@ -11,30 +11,30 @@ pub use crate::kernels::attention::{PAGE, Stretch};
 use crate::kernels::cuda::{DEVICE_PAGE, KeptStates, PagedKeys};
 use crate::kernels::delta::DeltaCache;
 
-/// What a cache is to hold at a time.
+/// The capacity of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheSize {
-    /// Pages, as the model has them (`Model::page`): at least so many, and at most.
+    /// The number of pages of the model's page size (`Model::page`): the fewest that will do, and the most that are of use.
     pub pages: RangeInclusive<usize>,
-    /// Sequences at a time.
+    /// The number of concurrent sequences.
     pub sequences: usize,
-    /// Positions of the longest sequence.
+    /// The positions of the longest sequence.
     pub positions: usize,
-    /// Tokens that are added in one call, at most.
+    /// The most tokens that one call adds.
     pub tokens: usize,
 }
 
-/// What all layers keep of the sequences, and which pages are free.
+/// The keys, values and states of all layers, and the free pages.
 pub struct Cache {
     pub(super) place: Place,
     free: Vec<usize>,
-    /// Sequences that hold each page.
+    /// The number of sequences that hold each page.
     holders: Vec<u32>,
 }
 
-/// Where the kept numbers lie.
+/// Where the cache is stored.
 pub(super) enum Place {
-    /// On the host: what each layer keeps, in the order of the layers.
+    /// On the host: one entry per layer.
     Host(Vec<Kept>),
     Device(OnDevice),
 }
@@ -43,21 +43,21 @@ pub(super) enum Place {
 pub(super) struct OnDevice {
     /// The keys and values of layers with attention.
     pub keys: PagedKeys,
-    /// Where some layers have the gated delta rule.
+    /// The states of layers with the gated delta rule, if there are any.
     pub states: Option<KeptStates>,
-    /// How many layers before each layer are of its kind: its number in `keys`, or in `states`.
+    /// The index of each layer in `keys` or in `states`: the number of earlier layers of its kind.
     pub numbers: Vec<usize>,
 }
 
-/// What one layer keeps.
+/// The cache of one layer.
 pub(super) enum Kept {
     Attention(LayerCache),
     Delta(DeltaCache),
 }
 
 impl Cache {
-    /// Room for `n_pages` times [`PAGE`] positions of `n_sequences` sequences at a time, for layers whose attention is in `dtypes`; memory is
-    /// taken as it is written.
+    /// A cache with `n_pages` pages of [`PAGE`] positions for `n_sequences` concurrent sequences; the attention of each layer computes in its
+    /// entry of `dtypes`. Memory is committed only as it is written.
     pub(super) fn new(config: &Config, dtypes: &[Dtype], n_pages: usize, n_sequences: usize) -> Cache {
         let kept = |layer: usize| match config.delta_shape(layer) {
             None => Kept::Attention(LayerCache::new(&config.attention_shape(layer), n_pages, dtypes[layer])),
@@ -74,24 +74,24 @@ impl Cache {
     fn of(place: Place, n_pages: usize) -> Cache {
         Cache {
             place,
-            // The first ones are handed out first, so that what was never needed is never touched.
+            // Pages are handed out in ascending order, so pages that are never needed are never touched.
             free: (0..n_pages).rev().collect(),
             holders: vec![0; n_pages],
         }
     }
 
-    /// The memory that a page takes in all layers.
+    /// The memory that one page takes in all layers, in bytes.
     pub(super) fn page_bytes(config: &Config, dtypes: &[Dtype]) -> usize {
         let layers = (0..config.layers).filter(|&layer| config.delta_shape(layer).is_none());
         layers.map(|layer| LayerCache::page_bytes(&config.attention_shape(layer), dtypes[layer])).sum()
     }
 
-    /// The memory that a sequence takes beside its pages.
+    /// The memory that one sequence takes in addition to its pages, in bytes.
     pub(super) fn sequence_bytes(config: &Config) -> usize {
         (0..config.layers).filter_map(|layer| config.delta_shape(layer)).map(|shape| DeltaCache::sequence_bytes(&shape)).sum()
     }
 
-    /// May a sequence begin with pages of another? Not where a layer keeps a state, which is of all that came before.
+    /// Whether a sequence may begin with pages of another. Not if a layer keeps a state, which summarises all earlier tokens.
     pub fn shares_pages(&self) -> bool {
         match &self.place {
             Place::Host(layers) => layers.iter().all(|kept| matches!(kept, Kept::Attention(_))),
@@ -99,7 +99,7 @@ impl Cache {
         }
     }
 
-    /// Positions in a page.
+    /// The number of positions in a page.
     pub fn page(&self) -> usize {
         match self.place {
             Place::Host(_) => PAGE,
@@ -114,19 +114,19 @@ impl Cache {
         }
     }
 
-    /// `n` pages for one sequence; `None`, and nothing changed, if there are not so many.
+    /// Takes `n` pages for one sequence; returns `None` and changes nothing if fewer are free.
     pub fn take(&mut self, n: usize) -> Option<Vec<usize>> {
         let pages = self.free.split_off(self.free.len().checked_sub(n)?);
         pages.iter().for_each(|&page| self.holders[page] = 1);
         Some(pages.into_iter().rev().collect())
     }
 
-    /// One more sequence holds these pages.
+    /// Registers one more sequence that holds these pages.
     pub fn share(&mut self, pages: &[usize]) {
         pages.iter().for_each(|&page| self.holders[page] += 1);
     }
 
-    /// A sequence that held these pages has ended.
+    /// Registers that a sequence that held these pages has ended.
     pub fn release(&mut self, pages: &[usize]) {
         for &page in pages {
             self.holders[page] -= 1;
@@ -149,7 +149,7 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 9,
             "max_position_embeddings": 64, "rms_norm_eps": 1e-5}))
         .unwrap();
-        // Two layers, one head of 4 keys and of 16 padded values, 16 positions, 4 bytes.
+        // Two layers with one head each: 4 key and 16 padded value columns, 16 positions, 4 bytes per number.
         assert_eq!(Cache::page_bytes(&config, &[Dtype::F32; 2]), 2 * (4 + 16) * 16 * 4);
         let mut cache = Cache::new(&config, &[Dtype::F32; 2], 5, 1);
         assert!(cache.shares_pages() && Cache::sequence_bytes(&config) == 0);

@@ -1,4 +1,4 @@
-//! What the families need to know about a model, whichever file it came from.
+//! The shape and settings of a model, in a form that is independent of its file format.
 
 use serde_json::Value;
 
@@ -12,9 +12,9 @@ use crate::kernels::gated::ClampedSwiglu;
 /// A model's shape and settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// config.json's `model_type`, or the family that a GGUF architecture stands for.
+    /// config.json's `model_type`, or the family that corresponds to a GGUF architecture.
     pub family: &'static str,
-    /// Tokens of the vocabulary: rows of the embedding.
+    /// The size of the vocabulary: the rows of the embedding.
     pub vocab_size: usize,
     /// The width of the residual stream.
     pub hidden_size: usize,
@@ -22,117 +22,117 @@ pub struct Config {
     pub intermediate_size: usize,
     /// The number of blocks.
     pub layers: usize,
-    /// Query heads of an attention.
+    /// The number of query heads of an attention layer.
     pub heads: usize,
-    /// Key and value heads; each is read by `heads / kv_heads` query heads.
+    /// The number of key and value heads; `heads / kv_heads` query heads share each.
     pub kv_heads: usize,
     /// The width of a head.
     pub head_dim: usize,
-    /// Added to the mean of squares in norms.
+    /// The epsilon of the norms, added to the mean of squares.
     pub rms_norm_eps: f64,
-    /// Norm weights are stored as an offset from 1.
+    /// Whether norm weights are stored as an offset from 1.
     pub norm_offset: bool,
     /// The rotary embedding.
     pub rope: Rope,
-    /// Another rotary embedding in layers with a window.
+    /// The rotary embedding of layers with a sliding window, if they have their own.
     pub window_rope: Option<Rope>,
-    /// The first elements of a head that turn; the others stay.
+    /// The number of leading elements of each head that are rotated; the rest are left as they are.
     pub rotary_dim: usize,
-    /// Do queries and keys turn? One entry a layer. Layers that are told nothing about positions are called NoPE.
+    /// Whether queries and keys are rotated, one entry per layer. Layers without any position encoding are known as NoPE.
     pub turning: Vec<bool>,
-    /// How many of the last tokens a token sees, itself included; `None`: all of them. One entry a layer.
+    /// The sliding window of each layer: how many of the latest tokens a token sees, itself included. `None` for full attention.
     pub windows: Vec<Option<usize>>,
     /// Multiplies the attention scores.
     pub attention_scale: f32,
-    /// `cap * tanh(score / cap)` on the attention scores.
+    /// The cap of the attention scores: `cap * tanh(score / cap)`.
     pub attention_softcap: Option<f32>,
-    /// How queries grow with their positions, in families that have it.
+    /// How queries grow with their position, in families that have this.
     pub query_growth: Option<QueryGrowth>,
-    /// Biases on the query, key and value projections.
+    /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
-    /// A bias on the attention's output projection.
+    /// Whether the attention's output projection has a bias.
     pub output_bias: bool,
-    /// Norms on queries and keys, where that is a setting and not the family's.
+    /// Whether queries and keys are normalised, for families that leave this to a setting.
     pub qk_norm: bool,
-    /// Each query head comes with as many gates, which multiply what it reads.
+    /// Whether each query head comes with a vector of gates, which multiply the head's output.
     pub attention_gates: bool,
-    /// Layers with the gated delta rule in place of attention.
+    /// The layers with the gated delta rule in place of attention, if there are any.
     pub delta: Option<DeltaConfig>,
-    /// Biases in the feed-forward network.
+    /// Whether the feed-forward network has biases.
     pub mlp_bias: bool,
-    /// The experts, in models that have some.
+    /// The experts, in mixture-of-experts models.
     pub experts: Option<ExpertsConfig>,
-    /// Layers behind the last that predict further tokens at once: files may hold them, and they are not run.
+    /// The number of extra layers after the last one that predict several tokens ahead. Files may hold them; they are not run.
     pub further_layers: usize,
     /// Multiplies the embeddings.
     pub embedding_scale: f64,
-    /// Multiplies what attention and feed-forward network add to the residual stream; positive. Families that norm what is added have 1.
+    /// Multiplies what attention and feed-forward network add to the residual stream; positive. 1 for families that normalise it.
     pub residual_scale: f64,
-    /// Divides the logits, before their cap.
+    /// Divides the logits, before they are capped.
     pub logit_divisor: f64,
-    /// The padding token, whose input vector is not trained, as in Transformers (`nn.Embedding(padding_idx)`): a model may end its answers with it.
+    /// The padding token, whose input embedding is not trained, as in Transformers (`nn.Embedding(padding_idx)`). It may also be the end token.
     pub padding: Option<u32>,
-    /// The head is the embedding matrix.
+    /// Whether the head is the embedding matrix.
     pub tied: bool,
-    /// The longest sequence that the model was made for.
+    /// The longest sequence that the model was trained for.
     pub max_positions: usize,
-    /// `cap * tanh(logit / cap)` on the logits.
+    /// The cap of the logits: `cap * tanh(logit / cap)`.
     pub final_softcap: Option<f32>,
 }
 
-/// The queries at position `p` are multiplied by `1 + beta ln(1 + floor(p / original_positions))`, so that long sequences do not flatten
-/// the attention.
+/// Multiplies the queries at position `p` by `1 + beta ln(1 + floor(p / original_positions))`, so that attention stays sharp over long
+/// sequences.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryGrowth {
-    /// How much queries grow.
+    /// The strength of the growth.
     pub beta: f64,
-    /// The length of the first training; shorter sequences have no growth.
+    /// The sequence length of the original training; queries at earlier positions do not grow.
     pub original_positions: usize,
 }
 
-/// The gated delta rule, which some layers have in place of attention.
+/// The settings of the gated delta rule, which some layers have in place of attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeltaConfig {
-    /// The rule's heads.
+    /// The heads of the rule.
     pub shape: DeltaShape,
-    /// Has the layer the rule, or attention? One entry a layer.
+    /// Whether a layer has the rule rather than attention, one entry per layer.
     pub layers: Vec<bool>,
 }
 
-/// A feed-forward network of which each token uses a part.
+/// A mixture of experts: a feed-forward network of which each token uses a part.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsConfig {
-    /// How many experts a layer has.
+    /// The number of experts in a layer.
     pub count: usize,
-    /// How many of them each token uses.
+    /// The number of experts that each token uses.
     pub per_token: usize,
     /// The inner width of an expert.
     pub intermediate_size: usize,
-    /// The weights of a token's experts are made to sum to 1.
+    /// Whether the weights of a token's experts are normalised to sum to 1.
     pub normalise: bool,
-    /// Has the layer experts, or an ordinary feed-forward network? One entry a layer.
+    /// Whether a layer has experts rather than a dense feed-forward network, one entry per layer.
     pub routed: Vec<bool>,
     /// How the router's logits become weights.
     pub scoring: Scoring,
     /// Multiplies the weights of a token's experts.
     pub scale: f64,
-    /// The width of a network that every token uses beside its experts; 0 for none.
+    /// The inner width of the shared network, which every token uses in addition to its experts; 0 for none.
     pub shared_size: usize,
-    /// That network has a gate, a number for each token.
+    /// Whether the shared network has a gate, one number per token.
     pub shared_gate: bool,
-    /// Do adapters for `gate_proj` and the like change the experts? PEFT then treats each expert of a stack as a module of its own; of other
-    /// families it leaves the stacks alone.
+    /// Whether adapters for `gate_proj` and the like apply to the experts. PEFT then treats each expert of a stack as a separate module; it
+    /// leaves the stacks of other families alone.
     pub modules: bool,
-    /// How gpt-oss has it: the router and the experts have biases; the experts are stacked as inputs by outputs, and gate and up alternate.
+    /// Whether the layout is that of gpt-oss: router and experts have biases, stacks are inputs by outputs, and gate and up columns alternate.
     pub transposed: bool,
-    /// The stacks are stored in MXFP4.
+    /// Whether the stacks are stored in MXFP4.
     pub mxfp4: bool,
-    /// The activation, where that is a setting and not the family's.
+    /// The activation, for families that leave this to a setting.
     pub swiglu: Option<ClampedSwiglu>,
 }
 
 impl ExpertsConfig {
-    /// What holds where a family says nothing else.
+    /// The defaults of all families.
     pub(super) fn plain(count: usize, per_token: usize, intermediate_size: usize, routed: Vec<bool>) -> ExpertsConfig {
         ExpertsConfig {
             count,
@@ -151,24 +151,24 @@ impl ExpertsConfig {
         }
     }
 
-    /// Do adapters on the modules whose names end so stand on the experts? Without a name they are on all modules.
+    /// Whether adapters on the modules with these name endings apply to the experts; an empty list names all modules.
     pub(crate) fn are_adapted(&self, targets: &[String]) -> bool {
         let is_of_expert = |target: &String| ["gate_proj", "up_proj", "down_proj"].contains(&target.as_str());
         self.modules && (targets.is_empty() || targets.iter().any(is_of_expert))
     }
 }
 
-/// What a router makes of its logits.
+/// How a router turns its logits into scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoring {
-    /// Shares of all experts; the largest are chosen.
+    /// A softmax over all experts; the experts with the largest shares are chosen.
     Softmax,
-    /// A number for each expert by itself. A correction is added to choose, and left out of the weights.
+    /// A sigmoid for each expert on its own. A learned correction is added for the choice only, not for the weights.
     Sigmoid,
 }
 
 impl Config {
-    /// What holds where a family says nothing else; sizes that every model states are 0.
+    /// The defaults of all families; sizes that every model states are 0.
     pub(super) fn plain(family: &'static str, layers: usize, head_dim: usize, max_positions: usize) -> Config {
         Config {
             family,
@@ -207,13 +207,13 @@ impl Config {
         }
     }
 
-    /// Changes the number of layers before anything has been said of single ones.
+    /// Changes the number of layers; call it before any per-layer setting is made.
     pub(super) fn set_layers(&mut self, layers: usize) {
         let plain = Config::plain(self.family, layers, self.head_dim, self.max_positions);
         (self.layers, self.turning, self.windows) = (layers, plain.turning, plain.windows);
     }
 
-    /// Refuses numbers that no model has, before lists of such a length are made.
+    /// Refuses implausibly large numbers before lists of that length are allocated.
     pub(super) fn check_sizes(layers: usize, head_dim: usize) -> Result<()> {
         const MOST: usize = 1 << 16;
         match [("layers", layers), ("elements of a head", head_dim)].into_iter().find(|(_, n)| *n > MOST) {
@@ -222,7 +222,7 @@ impl Config {
         }
     }
 
-    /// Refuses sizes that cannot belong together before any tensor is read.
+    /// Refuses sizes that contradict each other, before any tensor is read.
     pub fn check(&self) -> Result<()> {
         if self.heads == 0 || self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::new(format!(
@@ -254,13 +254,13 @@ impl Config {
         Ok(())
     }
 
-    /// The longest sequence that the model takes.
+    /// The longest sequence that the model accepts.
     pub fn longest(&self) -> usize {
         let ropes = [Some(&self.rope), self.window_rope.as_ref()];
         ropes.into_iter().flatten().filter_map(Rope::longest).fold(self.max_positions, usize::min)
     }
 
-    /// The heads of the gated delta rule in a layer that has it; `None` where there is attention.
+    /// The heads of the gated delta rule in this layer; `None` if it has attention.
     pub(crate) fn delta_shape(&self, layer: usize) -> Option<DeltaShape> {
         self.delta.as_ref().filter(|delta| delta.layers[layer]).map(|delta| delta.shape)
     }
@@ -276,13 +276,13 @@ impl Config {
         }
     }
 
-    /// The way back of [`Self::read_windows`].
+    /// The inverse of [`Self::read_windows`].
     pub(super) fn layer_types(&self) -> Vec<&'static str> {
         let kind = |window: &Option<usize>| if window.is_some() { "sliding_attention" } else { "full_attention" };
         self.windows.iter().map(kind).collect()
     }
 
-    /// Reads `layer_types`, or asks `is_windowed` where the file has none; such layers get `window`.
+    /// Reads `layer_types`, or asks `is_windowed` if the file has none; windowed layers get `window`.
     pub(super) fn read_windows(
         &mut self,
         json: &Value,

@@ -1,4 +1,4 @@
-//! What the tokens that go through a block attend to.
+//! The tokens that a block's input attends to: those of the same batch, or those in a cache.
 
 use crate::error::Result;
 use crate::kernels::attention::{Stretch, positions, positions_of};
@@ -6,14 +6,14 @@ use crate::model::Batch;
 use crate::model::cache::Kept;
 
 pub(super) enum Context<'a> {
-    /// Others of their batch.
+    /// Other tokens of the same batch.
     Batch(&'a Batch),
-    /// What this layer has kept of their sequences; what they bring is added to it.
+    /// The layer's cache of the sequences, to which the new tokens are added.
     Cache(&'a [Stretch], &'a mut Kept),
 }
 
 impl Context<'_> {
-    /// Where each of so many tokens stands in its sequence.
+    /// The position of each of `tokens` tokens in its sequence.
     pub(super) fn positions(&self, tokens: usize) -> Result<Vec<usize>> {
         match self {
             Context::Batch(batch) => positions(&batch.segments, tokens),

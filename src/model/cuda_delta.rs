@@ -1,4 +1,4 @@
-//! The gated delta net on a GPU: what `delta_net.rs` computes.
+//! The gated delta net on a GPU; the CPU counterpart is `delta_net.rs`.
 
 use super::cuda_parts::{norm, on_device};
 use super::delta_net::DeltaNet;
@@ -9,15 +9,15 @@ use crate::kernels::cuda::{
 };
 use crate::kernels::delta::DeltaShape;
 
-/// What a layer needs on the device beside its matrices.
+/// The parameters of a layer on the device, apart from its matrices.
 pub(super) struct DeltaVectors {
     learnt: DeltaArrays,
     norm: Buffer,
 }
 
-/// In which order a batch's tokens go through the rule, on the device, too.
+/// The order in which the gated delta rule processes a batch's tokens, on the host and on the device.
 pub(super) struct DeltaInputs<'a> {
-    /// The order in which the tokens go through the rule.
+    /// The order in which the rule processes the tokens.
     pub plan: DeltaPlan,
     /// [`DeltaPlan::steps`] on the device.
     pub steps: Indices<'a>,
@@ -25,7 +25,7 @@ pub(super) struct DeltaInputs<'a> {
     pub runs: Indices<'a>,
 }
 
-/// Bytes that [`DeltaVectors::mix`] takes for `tokens` tokens, and the lists of its plan, with weights in `dtype`.
+/// The bytes that [`DeltaVectors::mix`] takes for `tokens` tokens and for the lists of its plan, with weights in `dtype`.
 pub(super) fn batch_bytes(tokens: usize, shape: &DeltaShape, dtype: Stored) -> usize {
     let lists = arena_bytes(tokens * shape.kernel, Stored::F32) + arena_bytes(tokens * DeltaPlan::RUN_WORDS, Stored::F32);
     let projected = arena_bytes(tokens * shape.columns(), Stored::F32);
@@ -37,8 +37,8 @@ impl DeltaVectors {
         Ok(DeltaVectors { learnt: DeltaArrays::new(device, &net.weights()?, &net.shape)?, norm: norm(device, &net.norm)? })
     }
 
-    /// What the gates let through of what the heads give, `[T, W]`, from the normed residual stream `x [T, D]`. All between two products is
-    /// in f32.
+    /// The gated output of the heads, `[T, W]`, given the normalised residual stream `x [T, D]`. Everything between the two products is
+    /// computed in f32.
     pub(super) fn mix<'a>(
         &self,
         device: &'static Device,
@@ -55,8 +55,8 @@ impl DeltaVectors {
         })
     }
 
-    /// As `mix`, for sequences that go on, whose projections are computed by `rows`; `layer` is the layer's number among those with the rule,
-    /// and `kept` what they remember.
+    /// Like `mix`, for sequences that continue from the states in `kept`; `rows` says which rows the projections compute together, and
+    /// `layer` is the index of the layer among those with the rule.
     pub(super) fn mix_onto<'a>(
         &self,
         device: &'static Device,

@@ -1,6 +1,6 @@
-//! A routed feed-forward network on a GPU: what `experts.rs` computes, for all tokens of a batch at once.
+//! A mixture of experts on a GPU, for all tokens of a batch at once; the CPU counterpart is `experts.rs`.
 //!
-//! The host waits for nothing. Where a token's choice of experts is damaged, its logits are no numbers, and whoever reads these says so.
+//! The host never waits. If NaNs reach the router, the token's logits become NaN, and whoever reads the logits reports the error.
 
 use super::config::{ExpertsConfig, Scoring};
 use super::cuda_parts::{bias, factor, on_device, open};
@@ -10,29 +10,29 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cuda::{Arena, Array, Buffer, Device, ExpertWeights, RouterOptions, Routing, arena_bytes, routing_bytes};
 
-/// Numbers that the experts give before they are added up, at most: 128 MiB.
+/// The most numbers that the experts output before they are summed: 128 MiB.
 const GIVEN_NUMBERS: usize = 32 << 20;
-/// Columns of them are computed in so many at least, which the products' blocks divide.
+/// The fewest output columns computed at a time; the column blocks of the products divide it.
 const LEAST_COLUMNS: usize = 128;
 
-/// What experts need on the device beside their matrices.
+/// The parameters of the experts on the device, apart from the matrices of the decoder.
 pub(super) struct ExpertVectors {
     gate_up: ExpertWeights,
     down: ExpertWeights,
     router_bias: Option<Buffer>,
     correction: Option<Buffer>,
-    /// The biases of gates and up-projections of all experts, one expert after the other.
+    /// The biases of the gates and up-projections, one expert after the other.
     gate_up_biases: Option<Buffer>,
     down_biases: Option<Buffer>,
 }
 
-/// What the memory of experts depends on.
+/// The sizes that determine how much memory experts take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExpertSizes {
     count: usize,
     per_token: usize,
     inner: usize,
-    /// The inner width of the network that all tokens share; 0 without one.
+    /// The inner width of the shared network; 0 for none.
     shared: usize,
 }
 
@@ -42,7 +42,7 @@ impl ExpertSizes {
         ExpertSizes { count, per_token, inner, shared }
     }
 
-    /// Bytes that [`ExpertVectors::add_to`] takes for `tokens` tokens of width `D`, and its input, with weights in `dtype`.
+    /// The bytes that [`ExpertVectors::add_to`] and its input take for `tokens` tokens of width `D`, with weights in `dtype`.
     pub(super) fn batch_bytes(&self, tokens: usize, width: usize, dtype: Stored) -> usize {
         let ExpertSizes { count, per_token, inner, shared } = *self;
         let f32s = |len: usize| arena_bytes(len, Stored::F32);
@@ -57,7 +57,7 @@ impl ExpertSizes {
     }
 }
 
-/// How many of the `width` columns that the experts of so many slots give are computed at a time.
+/// How many of the `width` output columns are computed at a time for `slots` pairs of a token and an expert.
 fn columns_at_a_time(slots: usize, width: usize) -> usize {
     (GIVEN_NUMBERS / slots.max(1)).max(1).next_multiple_of(LEAST_COLUMNS).min(width)
 }
@@ -93,8 +93,8 @@ impl ExpertVectors {
         })
     }
 
-    /// Adds to the residual stream what the experts make of the first `held` rows of `x [T, D]`, f32, and what all tokens share: the other
-    /// rows hold no token, and would have experts multiplied that nobody chose.
+    /// Adds to the residual stream the outputs of the routed experts for the first `held` rows of `x [T, D]`, f32, and of the shared
+    /// network for all rows. The rows from `held` on are padding, and routing them would compute experts that no token chose.
     pub(super) fn add_to<'a>(
         &self,
         device: &'static Device,
@@ -107,7 +107,7 @@ impl ExpertVectors {
         let width = self.gate_up.in_features();
         let tokens = x.len() / width;
         let x_rounded = factor(device, x, self.gate_up.dtype(), arena)?;
-        // All work is done in the order in which it is asked for here: memory may be given back as soon as its last reader is asked for.
+        // The stream executes in the order of these calls, so memory may be given back as soon as its last reader has been enqueued.
         let mark = arena.mark();
         let routing = self.route(device, experts, x, held, arena)?;
         let slots = routing.n_slots();
@@ -133,7 +133,7 @@ impl ExpertVectors {
         device.add_gated(given, gates, residual, width)
     }
 
-    /// The experts of the first `held` rows of `x`.
+    /// Routes the first `held` rows of `x` to their experts.
     pub(super) fn route<'a>(
         &self,
         device: &'static Device,

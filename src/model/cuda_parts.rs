@@ -1,4 +1,4 @@
-//! What the halves of a block have in common on a GPU.
+//! Helpers that both halves of a block share on a GPU.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) fn norm(device: &'static Device, norm: &RmsNorm) -> Result<Buffer> {
     vector(device, &norm.weight)
 }
 
-/// `x`, which is f32, as the factor of a product in `dtype`.
+/// Converts `x` from f32 to `dtype`, for use as the factor of a product.
 pub(super) fn factor<'a>(device: &Device, x: Array<'a>, dtype: Stored, arena: &Arena<'a>) -> Result<Array<'a>> {
     if dtype == Stored::F32 {
         return Ok(x);
@@ -46,7 +46,7 @@ pub(super) fn open<'a>(
     open_by(device, mlp, bias, x, arena.rows(), arena)
 }
 
-/// The same, with `rows` computed together.
+/// Like [`open`], with `rows` saying which rows the product computes together.
 pub(super) fn open_by<'a>(
     device: &'static Device,
     mlp: &Mlp,

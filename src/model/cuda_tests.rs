@@ -1,4 +1,4 @@
-//! What a batch takes of the GPU's memory is what was reckoned for it, of every family; and which rows experts see.
+//! Tests on a GPU: for every family, a batch fits into the memory that is estimated for it; and padding rows reach no experts.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::kernels::cuda::{Arena, Rows};
 use crate::kernels::testing::{device, noise};
 use crate::kernels::{Dtype, Kernels, Segment, Stored};
 
-/// In an arena of the batch's own size and no more; a context that ends within a segment goes through the gated delta rule once more.
+/// The arena has exactly the estimated size. Tokens of a context that ends within a segment pass through the gated delta rule twice.
 #[test]
 fn a_batch_fits_into_the_memory_that_is_reckoned_for_it() {
     if device().is_none() {
@@ -34,7 +34,7 @@ fn a_batch_fits_into_the_memory_that_is_reckoned_for_it() {
     };
     for family in FAMILIES {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family.model_type);
-        // Six trees, next to whose arrays what is reckoned with for small things is small.
+        // With six trees the arrays outweigh the part of the estimate that is set aside for small things.
         let (trees, tokens) = (6, 1200);
         for (dtype, n) in [(Dtype::F32, 1), (Dtype::Bf16, tokens)] {
             let reference = Reference::local(&path).unwrap();
@@ -50,7 +50,7 @@ fn a_batch_fits_into_the_memory_that_is_reckoned_for_it() {
     }
 }
 
-/// A step of writing fills its tile with rows that hold no token. They would have experts read that nobody chose, and are none here.
+/// A decoding step fills its tile with padding rows. These must not be routed, as that would read experts that no token chose.
 #[test]
 fn rows_that_hold_no_token_reach_no_experts() {
     let Some(device) = device() else { return };

@@ -1,8 +1,8 @@
-//! The decoder that all families are: embedding, blocks, norm, head. Shapes: `T` tokens of the packed batch, `N` asked-for rows of
+//! The decoder that all families share: embedding, blocks, norm, head. Shapes: `T` tokens of the packed batch, `N` requested rows of
 //! it, `D` hidden width, `V` vocabulary.
 //!
-//! The backward pass is written out beside the forward pass (block.rs): candle's would add up every gradient on one core, which took a
-//! fifth of a training step.
+//! The backward pass is written by hand next to the forward pass (block.rs): candle's autograd would sum every gradient on one core,
+//! which took a fifth of a training step.
 
 use candle_core::Tensor;
 
@@ -27,13 +27,13 @@ use crate::kernels::{Dtype, Kernels};
 pub(super) struct Decoder {
     pub(super) embedding: Matrix,
     pub(super) embedding_scale: f64,
-    /// The token whose embedding is not trained as an input.
+    /// The padding token, whose input embedding is not trained.
     padding: Option<u32>,
-    /// Multiplies the logits by way of the hidden states, so that whoever reads the head need not know of it.
+    /// Multiplies the hidden states in place of the logits, so that readers of the head need not know about it.
     pub(super) logit_scale: f64,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: RmsNorm,
-    /// `None` where the head is the embedding.
+    /// `None` if the head is the embedding.
     head: Option<Matrix>,
 }
 
@@ -59,13 +59,13 @@ impl Decoder {
             let options = LoadOptions { dtype, ..options };
             (family.block)(&Layer { config, source, options, index, rotary })
         };
-        // The largest matrices first: what they take on their way is free again before the blocks are there.
+        // Loads the largest matrices first: their temporary copies are freed before the blocks take memory.
         let embedding = matrix("model.embed_tokens.weight")?;
         let head = if config.tied { None } else { Some(matrix("lm_head.weight")?) };
         Ok(Decoder {
             embedding,
-            // The stream is kept divided by the scale of what is added to it, so that adding needs none; the norms that read it do not
-            // mind, but for their epsilon (`RmsNorm::of_stream`).
+            // The residual stream is stored divided by `residual_scale`, so that additions need no scaling. The norms that read it are
+            // invariant to that, except for their epsilon (`RmsNorm::of_stream`).
             embedding_scale: config.embedding_scale / config.residual_scale,
             padding: config.padding,
             logit_scale: 1.0 / config.logit_divisor,
@@ -75,17 +75,17 @@ impl Decoder {
         })
     }
 
-    /// Hidden states `[N, D]` after the final norm, at `rows` of the batch only.
+    /// The hidden states `[N, D]` after the final norm, at `rows` of the batch only.
     pub(super) fn hidden(&self, batch: &Batch, rows: &[u32], adapters: Adapters) -> Result<Tensor> {
         self.through(&batch.ids, rows, adapters, std::iter::repeat_with(|| Context::Batch(batch)))
     }
 
-    /// As [`Decoder::hidden`], for tokens that go on with sequences of a cache, and are added to it.
+    /// Like [`Decoder::hidden`], for tokens that continue the sequences of a cache and are added to it.
     pub(super) fn hidden_onto(&self, cache: &mut [Kept], ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.through(ids, rows, Adapters::On, cache.iter_mut().map(|layer| Context::Cache(stretches, layer)))
     }
 
-    /// Through all blocks, each in its context.
+    /// Runs all blocks, each in its own context.
     fn through<'a>(
         &self,
         ids: &[u32],
@@ -100,22 +100,22 @@ impl Decoder {
         self.finish(&x)
     }
 
-    /// What the head reads of the last block's output.
+    /// Applies the final norm: turns the last block's output into the input of the head.
     pub(super) fn finish(&self, x: &Tensor) -> Result<Tensor> {
         scaled(self.norm.forward(x)?, self.logit_scale)
     }
 
-    /// The gradient of `x`, from that of what [`Decoder::finish`] made of it.
+    /// The gradient of `x`, given the gradient `dy` of the output of [`Decoder::finish`].
     pub(super) fn finish_backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         self.norm.backward(x, &scaled(dy.clone(), self.logit_scale)?)
     }
 
-    /// The embeddings `[T, D]` of tokens.
+    /// The embeddings `[T, D]` of the tokens.
     pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         scaled(self.embedding.rows(ids)?, self.embedding_scale)
     }
 
-    /// Adds the gradient `[T, D]` of what [`Decoder::embed`] gave to the embedding's, if that is trained.
+    /// Adds to the embedding's gradient if it is trained, given the gradient `dx [T, D]` of the output of [`Decoder::embed`].
     pub(super) fn embed_backward(&self, batch: &Batch, dx: &Tensor) -> Result<()> {
         if let Some(trained) = self.embedding.trained() {
             let dx = scaled(dx.clone(), self.embedding_scale)?;
@@ -124,12 +124,12 @@ impl Decoder {
         Ok(())
     }
 
-    /// The rows that go on behind block `index`, where not all do: from the last only `rows`, for nothing attends to its output.
+    /// The rows that block `index` outputs if not all are needed: only `rows` for the last block, whose output nothing attends to.
     fn going_on<'a>(&self, index: usize, rows: &'a [u32]) -> Option<&'a [u32]> {
         (index + 1 == self.blocks.len()).then_some(rows)
     }
 
-    /// Block `index` from `[T, D]` to `[T, D]`, from the last block to `[N, D]`.
+    /// Runs block `index`: `[T, D] -> [T, D]`, or `[N, D]` for the last block.
     pub(super) fn run_block(
         &self,
         index: usize,
@@ -141,7 +141,7 @@ impl Decoder {
         self.blocks[index].run(x, context, self.going_on(index, rows), adapters)
     }
 
-    /// What the backward pass of block `index` needs, once more.
+    /// Recomputes what the backward pass of block `index` needs.
     pub(super) fn block_again(
         &self,
         index: usize,
@@ -153,7 +153,7 @@ impl Decoder {
         self.blocks[index].activations(x, context, self.going_on(index, rows), adapters)
     }
 
-    /// The gradient of block `index`'s input.
+    /// The gradient of the input of block `index`.
     pub(super) fn block_backward(
         &self,
         index: usize,
@@ -175,7 +175,7 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Makes every weight learn, with products in `dtype`.
+    /// Makes every weight trainable, with products in `dtype`.
     pub(super) fn train(&mut self, dtype: Dtype) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
         let vocabulary = |matrix: &mut Matrix, name: &str| -> Result<Parameter> {
@@ -193,7 +193,8 @@ impl Decoder {
         Ok(parameters)
     }
 
-    /// What each block's attention multiplies: what its projections do. Of a block without attention it does not matter.
+    /// The format in which each block's attention multiplies: that of its projections. The entry of a block without attention is
+    /// unused.
     pub(super) fn attention_dtypes(&self) -> Vec<Dtype> {
         let of_mixer = |mixer: &Mixer| match mixer {
             Mixer::Attention(attention) => attention.dtype(),
@@ -202,11 +203,11 @@ impl Decoder {
         self.blocks.iter().map(|block| of_mixer(&block.mixer)).collect()
     }
 
-    /// Adds low-rank adapters to the modules that `how` names.
+    /// Adds low-rank adapters to the modules selected by `how`.
     pub(super) fn adapt(&mut self, how: &Adapting) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
-        // PEFT takes `gate_proj` and the like for the experts' stacked weights wherever there are experts, and drops the updates of
-        // networks that every token uses: only what it keeps is trained.
+        // Wherever there are experts, PEFT takes `gate_proj` and the like to mean the experts' stacked weights, and drops the updates
+        // of dense and shared networks. Only what PEFT keeps is trained.
         let has_experts = self.blocks.iter().any(|block| matches!(block.mlp, FeedForward::Routed(_)));
         for block in &mut self.blocks {
             block.mixer.adapt(how, &mut parameters)?;
@@ -224,8 +225,8 @@ fn scaled(x: Tensor, scale: f64) -> Result<Tensor> {
     Ok(if scale == 1.0 { x } else { (x * scale)? })
 }
 
-/// Precision of a block's products: what the first block rounds off to bf16 goes through all the others, so that it stays in f32, for a
-/// small part of the time. Not on a GPU, whose f32 products take ten times as long as those in bf16.
+/// The precision of a block's products. Rounding to bf16 in the first block would propagate through all others, so this block stays in
+/// f32 at little cost. On a GPU it does not: f32 products take ten times as long as bf16 products there.
 fn product_dtype(index: usize, dtype: Dtype) -> Dtype {
     if index == 0 && dtype == Dtype::Bf16 { Dtype::F32 } else { dtype }
 }

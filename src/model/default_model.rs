@@ -1,4 +1,4 @@
-//! The model that serves where the user names none.
+//! The model that is used when the user names none.
 
 use crate::fetch::wheel::Wheel;
 

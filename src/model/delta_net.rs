@@ -1,8 +1,8 @@
-//! The gated delta net: projections, a convolution over the last tokens, the gated delta rule (kernels/delta), a norm on what each head
-//! gives, gates. Reference: Transformers, `models/qwen3_next/modeling_qwen3_next.py`, `Qwen3NextGatedDeltaNet`.
+//! The gated delta net: projections, a convolution over the latest tokens, the gated delta rule (kernels/delta), a norm on each head's
+//! output, and gates. Reference: Transformers, `models/qwen3_next/modeling_qwen3_next.py`, `Qwen3NextGatedDeltaNet`.
 //!
-//! Shapes: `T` tokens of the packed batch, `N` asked-for rows of it, `D` hidden width, `C` columns of the projections, `W` the width of all
-//! value heads.
+//! Shapes: `T` tokens of the packed batch, `N` requested rows of it, `D` hidden width, `C` columns of the projections, `W` total width of
+//! the value heads.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(super) struct DeltaNet {
     kernels: Kernels,
 }
 
-/// What is learnt, as one row of numbers, and its name.
+/// A trained tensor, flattened to one vector, and its name.
 struct Named {
     vector: Arc<Vector>,
     name: String,
@@ -78,7 +78,7 @@ impl DeltaNet {
         self.input.forward(x, adapters)
     }
 
-    /// `[T, C] -> [T, 2 W]`: of each value head its gates and what the rule gives.
+    /// Applies the rule: `[T, C] -> [T, 2 W]`. For each value head, its gates are followed by the output of the rule.
     pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<Tensor> {
         match context {
             Context::Batch(batch) => delta(projected, &self.weights()?, &batch.segments, self.shape, self.kernels),
@@ -98,7 +98,7 @@ impl DeltaNet {
         self.output.forward_add(&self.open(mixed)?, residual, adapters)
     }
 
-    /// The gradient of [`DeltaNet::project`]'s input.
+    /// The gradient of the input of [`DeltaNet::project`].
     pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let (gate_up, opened) = self.opened(mixed)?;
         let DeltaShape { value_dim, .. } = self.shape;
@@ -108,7 +108,7 @@ impl DeltaNet {
         Ok(Tensor::cat(&[d_gate_up.narrow(1, 0, value_dim)?, d_read], 1)?.reshape(mixed.shape())?)
     }
 
-    /// Goes back from the gradient of what [`DeltaNet::mix`] gave to that of the `x` which was projected in.
+    /// The gradient of the input `x` of [`DeltaNet::project_in`], given the gradient of the output of [`DeltaNet::mix`].
     pub(super) fn backward(
         &self,
         x: &Tensor,
@@ -141,14 +141,14 @@ impl DeltaNet {
         Ok(DeltaWeights { convolution, a_log: self.a_log.vector.get(), dt_bias: self.dt_bias.vector.get() })
     }
 
-    /// What the rule gave, head by head: `[N * heads, value_dim]`.
+    /// The output of the rule without the gates, one head per row: `[N * heads, value_dim]`.
     fn read(&self, mixed: &Tensor) -> Result<Tensor> {
         let DeltaShape { value_heads, value_dim, .. } = self.shape;
         let heads = mixed.reshape((mixed.dim(0)? * value_heads, 2 * value_dim))?;
         Ok(heads.narrow(1, value_dim, value_dim)?.contiguous()?)
     }
 
-    /// What the gates let through, `[N, W]`.
+    /// The normalised and gated output of the rule, `[N, W]`.
     fn open(&self, mixed: &Tensor) -> Result<Tensor> {
         match self.kernels {
             Kernels::Fused => open(mixed, &self.norm.weight.get(), self.norm.eps),
@@ -156,8 +156,8 @@ impl DeltaNet {
         }
     }
 
-    /// As [`DeltaNet::open`], in the two steps that the backward pass needs: for each head its gates and, beside them, the normed numbers
-    /// `[N * heads, 2 value_dim]`; and what the gates let through, `[N, W]`.
+    /// Like [`DeltaNet::open`], with the intermediate result that the backward pass needs: first each head's gates beside its normalised
+    /// output, `[N * heads, 2 value_dim]`; second the gated output, `[N, W]`.
     fn opened(&self, mixed: &Tensor) -> Result<(Tensor, Tensor)> {
         let DeltaShape { value_heads, value_dim, .. } = self.shape;
         let rows = mixed.dim(0)?;

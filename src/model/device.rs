@@ -1,4 +1,4 @@
-//! Puts a model where it fits, and its tensors where candle's operations run.
+//! Decides where a model fits and runs, and puts its tensors on that device.
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
@@ -13,16 +13,16 @@ use crate::kernels::quantized::Blocks;
 use crate::kernels::{Kernels, cuda};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
-/// Where a model runs.
+/// The placement that was chosen for a model.
 pub(super) struct Placed {
-    /// How to hold and run it; the device is a certain one.
+    /// How to hold and run the model; its device is never [`Placement::Auto`].
     pub options: LoadOptions,
-    /// Why a GPU that is there was not taken, where the choice was left to the program.
+    /// Why an available GPU was not used, if the choice was left to the program.
     pub passed_over: Option<String>,
 }
 
-/// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there; with an answer, if it
-/// writes some.
+/// Decides where a model of `parameters` weights runs and by which kernels; refuses a model that does not fit there. If it is to generate,
+/// one answer has to fit, too.
 pub(super) fn place(
     options: LoadOptions,
     purpose: Purpose,
@@ -74,13 +74,13 @@ pub(super) fn place(
     Ok(Placed { options: LoadOptions { device, kernels, ..options }, passed_over })
 }
 
-/// A source whose tensors arrive on a device.
+/// A source that moves its tensors to a device.
 pub(super) struct OnDevice<'a> {
-    /// Where the tensors come from.
+    /// The source of the tensors.
     pub source: &'a dyn Source,
-    /// The device on which candle makes them.
+    /// The device that candle puts them on.
     pub device: &'a Device,
-    /// May matrices stay in the blocks of their file?
+    /// Whether matrices may stay in the quantised blocks of their file.
     pub in_blocks: bool,
 }
 
@@ -147,7 +147,7 @@ mod tests {
         assert!(Placement::Metal.open().unwrap_err().to_string().contains("--features metal"));
     }
 
-    /// Where there is no GPU the error names the library that is missing, and the automatic choice is the CPU.
+    /// Without a GPU, an explicit request fails with an error that names the missing library, and the automatic choice is the CPU.
     #[test]
     fn what_a_gpu_lacks_is_named() {
         let json = serde_json::json!({"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,

@@ -1,15 +1,15 @@
-//! How long the vectors of tokens are: those that training never touched stand out.
+//! The norms of token vectors, which reveal tokens that training never touched.
 
 use super::Model;
 use crate::error::Result;
 use crate::kernels::matmul::Matrix;
 
-/// L2 norms of rows of the embedding, or of the head where that is another matrix.
+/// L2 norms of rows of the embedding, or of the head if that is another matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Norms {
-    /// The norms of the tokens that were asked for, in that order.
+    /// The norms of the requested tokens, in their order.
     pub tokens: Vec<f32>,
-    /// The median of the norms of the vocabulary.
+    /// The median norm over the vocabulary.
     pub median: f32,
 }
 
@@ -18,13 +18,14 @@ impl Model {
         norms(&self.decoder.embedding, ids)
     }
 
-    /// `None` where the head is the embedding.
+    /// Returns `None` if the head is the embedding.
     pub(crate) fn head_norms(&self, ids: &[u32]) -> Result<Option<Norms>> {
         if self.config.tied { Ok(None) } else { norms(self.head(), ids).map(Some) }
     }
 }
 
-/// Tokens from all over the vocabulary, whose median is the vocabulary's but for a per cent or two.
+/// The most tokens, spread over the vocabulary, that the median is taken from: within one or two
+/// per cent of the true median.
 const N_SAMPLED: usize = 4096;
 
 fn norms(matrix: &Matrix, ids: &[u32]) -> Result<Norms> {

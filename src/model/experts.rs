@@ -1,9 +1,8 @@
-//! A routed feed-forward network: a router picks a few of many small networks for each token.
+//! A mixture of experts: a router picks a few of many small networks for each token.
 //!
-//! Shapes: `T` tokens, `D` hidden width, `E` experts, `F` an expert's width. For each token
-//! `sum over its experts of weight * expert(x)`, the weights being what the router scores them, and `shared(x)` where there is such a
-//! network. The experts run one after the other, each on the tokens that chose it; sums are in the order of the experts, so a token's
-//! result does not depend on the others.
+//! Shapes: `T` tokens, `D` hidden width, `E` experts, `F` an expert's width. The output for a token is `sum over its experts of weight *
+//! expert(x)`, with weights from the router's scores, plus `shared(x)` if there is a shared network. The experts run one after the other, each
+//! on the tokens that chose it, and are summed in that order, so a token's result does not depend on the other tokens.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 
@@ -20,12 +19,12 @@ use crate::kernels::gated::Activation;
 pub(super) struct Experts {
     pub(super) router: Linear,
     pub(super) experts: Vec<Mlp>,
-    /// The network that every token uses beside its experts.
+    /// The shared network, which every token uses.
     pub(super) shared: Option<Box<Mlp>>,
-    /// `[1, D]`, whose sigmoid multiplies what that gives.
+    /// `[1, D]`: the sigmoid of this projection multiplies the output of the shared network.
     pub(super) shared_gate: Option<Linear>,
     pub(super) scoring: Scoring,
-    /// `[E]`, added to the scores to choose; no gradient reaches it.
+    /// `[E]`: added to the scores for the choice of experts; it gets no gradient.
     pub(super) correction: Option<Vec<f32>>,
     pub(super) per_token: usize,
     pub(super) normalise: bool,
@@ -34,14 +33,14 @@ pub(super) struct Experts {
     modules: bool,
 }
 
-/// The end of the name of the tensor that corrects a router's choice.
+/// The suffix of the name of the tensor that corrects a router's choice.
 pub(super) const CORRECTION: &str = ".mlp.gate.e_score_correction_bias";
 
 impl Experts {
-    /// Loads the experts from `mlp.gate` and `mlp.experts`, in whichever layout the weights are; one expert is read after the other.
+    /// Loads the experts from `mlp.gate` and `mlp.experts`, one at a time, in any of the layouts that files use.
     pub(super) fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
         let (width, inner, count) = (layer.config.hidden_size, config.intermediate_size, config.count);
-        // A rounded router would send tokens to other experts, and it is small.
+        // The router stays in f32: it is small, and rounding would change which experts are chosen.
         let in_f32 = Layer { options: super::LoadOptions { dtype: Dtype::F32, ..layer.options }, ..*layer };
         let router = if config.transposed { "mlp.router" } else { "mlp.gate" };
         let router = Linear::load(&in_f32, &[(router, count)], width, config.transposed)?;
@@ -59,14 +58,14 @@ impl Experts {
                 let (gate, up) = halves(&stacked("gate_up_proj", width, 2 * inner)?)?;
                 (vec![Ok(gate.t()?), Ok(up.t()?)], Ok(stacked("down_proj", inner, width)?.t()?))
             } else if has("gate_up_proj") {
-                // Transformers 5.
+                // The layout of Transformers 5.
                 (vec![stacked("gate_up_proj", 2 * inner, width)], stacked("down_proj", width, inner))
             } else if has("gate_proj.weight") {
-                // GGUF.
+                // The layout of GGUF.
                 let gate_up = vec![stacked("gate_proj.weight", inner, width), stacked("up_proj.weight", inner, width)];
                 (gate_up, stacked("down_proj.weight", width, inner))
             } else {
-                // Transformers 4: each expert by itself.
+                // The layout of Transformers 4: one tensor per expert.
                 let gate_up = vec![single("gate_proj", inner, width), single("up_proj", inner, width)];
                 (gate_up, single("down_proj", width, inner))
             };
@@ -109,7 +108,7 @@ impl Experts {
         Ok(Experts { router, experts, shared, shared_gate, scoring, correction, per_token, normalise, scale, modules })
     }
 
-    /// `residual + experts(x)`, `x` and `residual [T, D]`
+    /// Returns `residual + experts(x)`; `x` and `residual` are `[T, D]`.
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let sum = self.routed_add(x, residual, adapters)?;
         match (&self.shared, &self.shared_gate) {
@@ -122,7 +121,7 @@ impl Experts {
         }
     }
 
-    /// As [`Experts::forward_add`], without the network that all tokens share.
+    /// Like [`Experts::forward_add`], without the shared network.
     fn routed_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let (chosen, weights_te) = self.weigh(&self.router.forward(x, adapters)?)?;
         let mut total = residual.clone();
@@ -134,7 +133,7 @@ impl Experts {
         Ok(total)
     }
 
-    /// The experts of each token and the weights `[T, E]` of all, from the router's logits `[T, E]`.
+    /// The chosen experts of each token, and the weights `[T, E]`, from the router's logits `[T, E]`.
     fn weigh(&self, logits_te: &Tensor) -> Result<(Vec<Vec<usize>>, Tensor)> {
         let scores_te = match self.scoring {
             Scoring::Softmax => {
@@ -154,15 +153,16 @@ impl Experts {
         Ok((chosen, weights_te))
     }
 
-    /// The experts of each token, from the scores of all.
+    /// Chooses the experts of each token from the scores of all experts.
     fn choose(&self, scores: &[Vec<f32>]) -> Result<Vec<Vec<usize>>> {
         let Some(correction) = &self.correction else { return choose(scores, self.per_token) };
         let corrected = scores.iter().map(|row| row.iter().zip(correction).map(|(score, added)| score + added).collect());
         choose(&corrected.collect::<Vec<Vec<f32>>>(), self.per_token)
     }
 
-    /// The gradient of `x` for that of what the experts gave. Who is chosen counts as a constant, as in every implementation; the
-    /// weights' gradients go where those of all products go. From a token's weights to the router's logits candle's graph leads.
+    /// The gradient of `x`, given the gradient `dy` of the output. The choice of experts is treated as a constant, as in every implementation.
+    /// The gradients of the weight matrices accumulate as in all products; candle's autograd leads from the experts' weights to the router's
+    /// logits.
     pub(super) fn backward(&self, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let logits_te = Var::from_tensor(&self.router.forward(x, adapters)?)?;
         let (chosen, weights_te) = self.weigh(&logits_te)?;
@@ -188,7 +188,7 @@ impl Experts {
                 let share = sigmoid(&gate.forward(x, adapters)?)?;
                 let gate_up = shared.open(x, adapters)?;
                 let d_share = (shared.close(&gate_up, adapters)? * dy)?.sum_keepdim(1)?;
-                // s (1 - s)
+                // The derivative of the sigmoid: `s (1 - s)`.
                 let d_logit = ((d_share * &share)? * share.affine(-1.0, 1.0)?)?;
                 let dx = sum(&dx, &shared.backward(x, &gate_up, &dy.broadcast_mul(&share)?, adapters)?)?;
                 Ok(sum(&dx, &gate.backward(x, &d_logit, adapters)?)?)
@@ -196,15 +196,15 @@ impl Experts {
         }
     }
 
-    /// Makes all weights learn, the router in f32.
+    /// Makes all weights trainable, the router in f32.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.router.train(Dtype::F32, parameters)?;
         self.experts.iter_mut().chain(self.shared.as_deref_mut()).try_for_each(|expert| expert.train(dtype, parameters))?;
         self.shared_gate.as_mut().map_or(Ok(()), |gate| gate.train(Dtype::F32, parameters))
     }
 
-    /// Adapts the experts or, where these are no modules to PEFT, what all tokens share, which goes by the same names; the gate of that, which
-    /// has a name of its own; never the router.
+    /// Adapts the experts or, if PEFT does not treat them as modules, the shared network, whose matrices have the same names. The gate of the
+    /// shared network is adapted by its own name, the router never.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         match self.modules {
             true => self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters)),
@@ -218,10 +218,10 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
-/// Added to the sum that weights are divided by: it changes no sum of numbers that matter.
+/// Avoids a division by 0; too small to change any sum that occurs in practice.
 const LEAST: f64 = 1e-20;
 
-/// The `k` experts of each token with the highest scores; of equals the first.
+/// The `k` experts with the highest scores for each token; ties go to the lower index.
 fn choose(probabilities: &[Vec<f32>], k: usize) -> Result<Vec<Vec<usize>>> {
     if probabilities.iter().flatten().any(|p| p.is_nan()) {
         return Err(Error::new("the router's probabilities are not numbers")
@@ -236,7 +236,7 @@ fn choose(probabilities: &[Vec<f32>], k: usize) -> Result<Vec<Vec<usize>>> {
     Ok(probabilities.iter().map(top).collect())
 }
 
-/// The tokens that chose expert `e`, and their weights `[tokens, 1]`; `None` without any.
+/// The tokens that chose expert `e`, and their weights `[tokens, 1]`; `None` if there are none.
 fn tokens_of(e: usize, chosen: &[Vec<usize>], weights_te: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
     let rows: Vec<u32> = (0u32..).zip(chosen).filter(|(_, chosen)| chosen.contains(&e)).map(|(t, _)| t).collect();
     if rows.is_empty() {
@@ -247,21 +247,21 @@ fn tokens_of(e: usize, chosen: &[Vec<usize>], weights_te: &Tensor) -> Result<Opt
     Ok(Some((rows, weight)))
 }
 
-/// Gate and up, of which the last dimension of `both` holds first one and then the other.
+/// Splits `both` into gate and up, whose elements alternate in its last dimension.
 fn halves(both: &Tensor) -> Result<(Tensor, Tensor)> {
     let (rank, columns) = (both.rank(), both.dim(D::Minus1)?);
     let pairs = both.reshape([&both.dims()[..rank - 1], &[columns / 2, 2]].concat())?;
     Ok((pairs.narrow(rank, 0, 1)?.squeeze(rank)?, pairs.narrow(rank, 1, 1)?.squeeze(rank)?))
 }
 
-/// The way back of [`halves`].
+/// The inverse of [`halves`].
 pub(super) fn alternating(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let rank = gate.rank();
     Ok(Tensor::stack(&[gate, up], rank)?.flatten_from(rank - 1)?)
 }
 
-/// The tensor of `shape` that a checkpoint stacks as `name`, from those of the single experts, which `single` gives by the names and in
-/// the shapes in which they are trained; `None` where `name` is no stack.
+/// Builds the tensor of `shape` that a checkpoint stacks as `name`. `single` returns an expert's tensor by its name and shape in training.
+/// Returns `None` if `name` is not a stack.
 pub(super) fn stack(
     config: &ExpertsConfig,
     name: &str,
@@ -296,7 +296,7 @@ pub(super) fn stack(
     Ok(Some(Tensor::stack(&experts, 0)?))
 }
 
-/// `[T, E]`: 1 where the expert was chosen, else 0.
+/// `[T, E]`: 1 if the token chose the expert, otherwise 0.
 fn mask(chosen: &[Vec<usize>], n_experts: usize, x: &Tensor) -> Result<Tensor> {
     let mut mask = vec![0f32; chosen.len() * n_experts];
     for (t, experts) in chosen.iter().enumerate() {

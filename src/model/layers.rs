@@ -1,4 +1,5 @@
-//! Blocks that the families share. Shapes: `T` tokens of the packed batch, `D` hidden width, `F` feed-forward width.
+//! The layers that families are built from: linear, norm, attention, feed-forward. Shapes: `T` tokens of the packed batch, `D` hidden
+//! width, `F` feed-forward width.
 
 use std::sync::Arc;
 
@@ -20,22 +21,22 @@ use crate::kernels::norm::{qk_norm, qk_norm_backward, rms_norm, rms_norm_backwar
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
 
-/// Where the weights of one block come from.
+/// What a family needs to load one block.
 pub(super) struct Layer<'a> {
     /// The model's shape and settings.
     pub config: &'a Config,
-    /// Where the tensors come from.
+    /// The source of the tensors.
     pub source: &'a dyn Source,
     /// How to hold and run the weights.
     pub options: LoadOptions,
-    /// The layer's number, counted from 0.
+    /// The index of the layer, from 0.
     pub index: usize,
     /// This layer's rotary embedding.
     pub rotary: &'a Rotary,
 }
 
 impl Layer<'_> {
-    /// Transformers' name of something in this block.
+    /// Transformers' name of a module or tensor of this block.
     pub(super) fn name(&self, rest: &str) -> String {
         format!("model.layers.{}.{rest}", self.index)
     }
@@ -47,17 +48,17 @@ impl Layer<'_> {
     }
 }
 
-/// `x W^T + b`, for one weight or for several that read the same input and are stored as one.
+/// `x W^T + b`, for one weight or for several stacked ones that read the same input.
 pub(super) struct Linear {
     pub(super) matrix: Matrix,
     pub(super) bias: Option<Arc<Vector>>,
-    /// Name and outputs of each module, one below the other.
+    /// The name and number of outputs of each module, in the order of their rows.
     modules: Vec<(String, usize)>,
     lora: Option<Lora>,
 }
 
 impl Linear {
-    /// Loads `{module}.weight` `[out, input]` for each `(module, out)`, one below the other, and the biases if `bias`.
+    /// Loads and stacks `{module}.weight` `[out, input]` for each `(module, out)`, and the biases if `bias`.
     pub(super) fn load(layer: &Layer, modules: &[(&str, usize)], input: usize, bias: bool) -> Result<Linear> {
         let parts: Vec<(String, [usize; 2])> =
             modules.iter().map(|&(module, out)| (layer.name(&format!("{module}.weight")), [out, input])).collect();
@@ -74,12 +75,12 @@ impl Linear {
         Ok(Linear { matrix, bias, modules, lora: None })
     }
 
-    /// Adds biases: `bias` are those of all modules together, `[N]`.
+    /// Sets the biases of all modules, concatenated: `[N]`.
     pub(super) fn with_bias(self, bias: Tensor) -> Linear {
         Linear { bias: Some(Vector::new(bias, 0.0)), ..self }
     }
 
-    /// Joins `weights` (`[N_i, input]` each), one below the other; `modules` are their names and `N_i`.
+    /// Stacks `weights` (`[N_i, input]` each); `modules` are their names and `N_i`.
     pub(super) fn from_weights(
         modules: Vec<(String, usize)>,
         weights: impl IntoIterator<Item = Result<Tensor>>,
@@ -88,7 +89,7 @@ impl Linear {
         Ok(Linear { matrix: Matrix::new(weights, options.dtype, options.kernels)?, bias: None, modules, lora: None })
     }
 
-    /// What the weight's products are computed in.
+    /// The format in which the product is computed.
     pub(super) fn dtype(&self) -> Dtype {
         self.matrix.dtype()
     }
@@ -98,7 +99,7 @@ impl Linear {
         self.finish(x, self.matrix.forward(x)?, adapters)
     }
 
-    /// `residual + y` with `y` as [`Linear::forward`] gives it; `residual [T, out]`.
+    /// `residual + y`, where `y` is the output of [`Linear::forward`]; `residual [T, out]`.
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.finish(x, self.matrix.forward_add(x, residual)?, adapters)
     }
@@ -114,7 +115,7 @@ impl Linear {
         })
     }
 
-    /// Adds to the gradients of whatever is trained; returns that of `x`.
+    /// Adds to the gradients of the trained parameters; returns the gradient of `x`.
     pub(super) fn backward(&self, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_trained()) {
             bias.add_gradient(&column_sums(dy)?);
@@ -125,7 +126,7 @@ impl Linear {
         }
     }
 
-    /// Makes weight and bias learn.
+    /// Makes weight and bias trainable.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         let inputs = self.matrix.in_features();
         let mut first = 0;
@@ -142,7 +143,7 @@ impl Linear {
         Ok(())
     }
 
-    /// Adds a low-rank adapter if it is a target.
+    /// Adds a low-rank adapter if the options target it.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         let inputs = self.matrix.in_features();
         self.lora = Lora::new(&self.modules, inputs, how.options, self.matrix.dtype(), how.seed, parameters)?;
@@ -150,11 +151,11 @@ impl Linear {
     }
 }
 
-/// How adapters are added.
+/// How to add adapters.
 pub(super) struct Adapting<'a> {
     /// Rank, scale, dropout and targets.
     pub options: &'a LoraOptions,
-    /// The seed of the first values of `A`.
+    /// The seed of the initial values of `A`.
     pub seed: u64,
 }
 
@@ -166,8 +167,8 @@ pub(super) struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Over the hidden width, of the residual stream, which is kept divided by `residual_scale` (decoder.rs): with the epsilon divided
-    /// by its square the norm of the divided stream is that of the stream itself.
+    /// Loads a norm over the hidden width of the residual stream, which is stored divided by `residual_scale` (decoder.rs). With the
+    /// epsilon divided by the scale's square, the norm of the divided stream is that of the stream itself.
     pub(super) fn of_stream(config: &Config, source: &dyn Source, name: &str, kernels: Kernels) -> Result<RmsNorm> {
         let norm = RmsNorm::load(config, source, name, config.hidden_size, kernels)?;
         Ok(RmsNorm { eps: norm.eps / config.residual_scale.powi(2), ..norm })
@@ -178,7 +179,7 @@ impl RmsNorm {
         RmsNorm::load_offset(config, source, name, width, offset, kernels)
     }
 
-    /// As [`RmsNorm::load`], where the weight is stored as it is, whatever the family's others are.
+    /// Like [`RmsNorm::load`], for a weight that is stored without an offset even if the family's others have one.
     pub(super) fn load_plain(
         config: &Config,
         source: &dyn Source,
@@ -206,14 +207,14 @@ impl RmsNorm {
         rms_norm(x, &self.weight.get(), self.eps, self.kernels)
     }
 
-    /// Adds to the weight's gradient if it is trained; returns that of `x`.
+    /// Adds to the weight's gradient if it is trained; returns the gradient of `x`.
     pub(super) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let (dx, dw) = rms_norm_backward(x, &self.weight.get(), self.eps, dy)?;
         self.weight.add_gradient(&dw);
         Ok(dx)
     }
 
-    /// Makes the weight learn.
+    /// Makes the weight trainable.
     pub(super) fn train(&self, parameters: &mut Vec<Parameter>) -> Result<()> {
         let len = self.weight.get().elem_count();
         parameters.push(Parameter::vector(self.weight.clone(), &[(self.name.clone(), len)]));
@@ -224,12 +225,12 @@ impl RmsNorm {
 /// Grouped-query attention with rotary embedding.
 pub(super) struct Attention {
     pub(super) qkv: Linear,
-    /// The norms on queries and on keys: of each head, or of all heads at once.
+    /// The norms on queries and on keys, over each head or over all heads at once.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
-    /// Whether each query head comes with gates, `(query | gates)` one head after the other.
+    /// Whether each query head comes with gates: `(query | gates)` for one head after the other.
     pub(super) gated: bool,
-    /// A logit for each head that takes a share of every softmax, and its name.
+    /// The sinks and their name: one logit per head that takes a share of every softmax.
     pub(super) sinks: Option<(Arc<Vector>, String)>,
     pub(super) shape: AttentionShape,
     pub(super) rotary: Rotary,
@@ -246,7 +247,7 @@ impl Attention {
         Attention::load_parts(layer, &inputs)
     }
 
-    /// Loads the attention from `qkv_proj`, the queries' rows first, and `o_proj`.
+    /// Loads the attention from `qkv_proj`, with the queries' rows first, and `o_proj`.
     pub(super) fn load_fused(layer: &Layer) -> Result<Attention> {
         let columns = layer.config.attention_shape(layer.index).columns();
         Attention::load_parts(layer, &[("self_attn.qkv_proj", columns)])
@@ -269,18 +270,18 @@ impl Attention {
         })
     }
 
-    /// [`Attention::load`] with norms on each query head and each key head before they turn.
+    /// Like [`Attention::load`], with norms over each query head and each key head before rotation.
     pub(super) fn load_with_norms(layer: &Layer) -> Result<Attention> {
         Attention::load_normed(layer, layer.config.head_dim, layer.config.head_dim)
     }
 
-    /// [`Attention::load`] with one norm over all query heads and one over all key heads before they turn.
+    /// Like [`Attention::load`], with one norm over all query heads and one over all key heads before rotation.
     pub(super) fn load_with_whole_norms(layer: &Layer) -> Result<Attention> {
         let shape = layer.config.attention_shape(layer.index);
         Attention::load_normed(layer, shape.q_width(), shape.kv_width())
     }
 
-    /// [`Attention::load`] with a sink for each head.
+    /// Like [`Attention::load`], with a sink for each head.
     pub(super) fn load_with_sinks(layer: &Layer) -> Result<Attention> {
         let name = layer.name("self_attn.sinks");
         let sinks = layer.source.tensor(&name, &[layer.config.heads])?;
@@ -294,7 +295,7 @@ impl Attention {
         Ok(Attention { qk_norm, ..Attention::load(layer)? })
     }
 
-    /// What its products are in, those between tokens among them.
+    /// The format of the attention's products, including those between tokens.
     pub(super) fn dtype(&self) -> Dtype {
         self.qkv.dtype()
     }
@@ -303,13 +304,13 @@ impl Attention {
         Heads { shape: &self.shape, rotary: &self.rotary, sinks, dtype: self.dtype() }
     }
 
-    /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`; with gates beside each query head where there are some.
+    /// Projects queries, keys and values: `x [T, D] -> [T, q | k | v]`, with the gates beside each query head if there are any.
     pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.qkv.forward(x, adapters)
     }
 
-    /// What the heads read from the context: `[T, q | k | v] -> [T, heads * head_dim]`, before the output projection; behind the gates, as
-    /// many, where there are some. With what the backward pass needs.
+    /// Runs the attention: `[T, q | k | v] -> [T, heads * head_dim]`, before the output projection; the gates, if any, come first, with
+    /// the same number of columns. Includes what the backward pass needs.
     pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<Attended> {
         let (qkv, gates) = self.without_gates(projected)?;
         let grown = self.grown(self.normed(&qkv)?, &context)?;
@@ -338,18 +339,18 @@ impl Attention {
         self.output.forward_add(&self.opened(mixed)?, residual, adapters)
     }
 
-    /// The gradient of [`Attention::project`]'s input.
+    /// The gradient of the input of [`Attention::project`].
     pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let d_opened = self.output.backward(&self.opened(mixed)?, dy, adapters)?;
         if self.gated { gated_backward(mixed, Activation::Sigmoid, &d_opened) } else { Ok(d_opened) }
     }
 
-    /// What the gates let through of what the heads found; all of it where there are no gates.
+    /// Applies the gates, if there are any, to the output of the heads.
     fn opened(&self, mixed: &Tensor) -> Result<Tensor> {
         if self.gated { gated(mixed, Activation::Sigmoid, self.kernels) } else { Ok(mixed.clone()) }
     }
 
-    /// Queries, keys and values `[T, q | k | v]`, and the gates `[T, q]`.
+    /// Separates queries, keys and values `[T, q | k | v]` from the gates `[T, q]`.
     fn without_gates(&self, projected: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         if !self.gated {
             return Ok((projected.clone(), None));
@@ -363,7 +364,7 @@ impl Attention {
         Ok((qkv, Some(part(1)?)))
     }
 
-    /// The way back of [`Attention::without_gates`].
+    /// The inverse of [`Attention::without_gates`].
     fn with_gates(&self, qkv: Tensor, gates: Option<Tensor>) -> Result<Tensor> {
         let Some(gates) = gates else { return Ok(qkv) };
         let AttentionShape { heads, head_dim, .. } = self.shape;
@@ -374,7 +375,7 @@ impl Attention {
         Ok(Tensor::cat(&[both, qkv.narrow(1, width, columns - width)?], 1)?)
     }
 
-    /// Goes back from the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
+    /// The gradient of the input `x` of [`Attention::project_in`], given the gradient of the output of [`Attention::mix`].
     pub(super) fn backward(
         &self,
         x: &Tensor,
@@ -414,7 +415,7 @@ impl Attention {
         self.qkv.backward(x, &self.with_gates(d_qkv, d_gates)?, adapters)
     }
 
-    /// Makes all weights learn.
+    /// Makes all weights trainable.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.qkv.train(dtype, parameters)?;
         if let Some((q, k)) = &self.qk_norm {
@@ -432,7 +433,7 @@ impl Attention {
         self.output.adapt(how, parameters)
     }
 
-    /// Multiplies queries, or their gradients, by what their positions say; they may turn before or after.
+    /// Scales queries, or their gradients, by position; this commutes with the rotation.
     fn grown(&self, qkv: Tensor, context: &Context) -> Result<Tensor> {
         let Some(QueryGrowth { beta, original_positions }) = self.growth else { return Ok(qkv) };
         let (tokens, columns) = qkv.dims2()?;
@@ -472,13 +473,13 @@ impl Mlp {
         Mlp::load_in(layer, "mlp", layer.config.intermediate_size, activation)
     }
 
-    /// As [`Mlp::load`], from the matrices in `module`, of inner width `inner`.
+    /// Like [`Mlp::load`], from the matrices of `module`, with inner width `inner`.
     pub(super) fn load_in(layer: &Layer, module: &str, inner: usize, activation: Activation) -> Result<Mlp> {
         let name = |part: &str| format!("{module}.{part}");
         Mlp::load_parts(layer, &[(&name("gate_proj"), inner), (&name("up_proj"), inner)], (&name("down_proj"), inner), activation)
     }
 
-    /// Loads the network from `gate_up_proj`, the gate's rows first, and `down_proj`.
+    /// Loads the network from `gate_up_proj`, with the gate's rows first, and `down_proj`.
     pub(super) fn load_fused(layer: &Layer, activation: Activation) -> Result<Mlp> {
         let inner = layer.config.intermediate_size;
         Mlp::load_parts(layer, &[("mlp.gate_up_proj", 2 * inner)], ("mlp.down_proj", inner), activation)
@@ -505,7 +506,7 @@ impl Mlp {
         self.gate_up.forward(x, adapters)
     }
 
-    /// From gate and up-projection to the output: `[T, 2 F] -> [T, D]`.
+    /// The output, given gate and up-projection: `[T, 2 F] -> [T, D]`.
     pub(super) fn close(&self, gate_up: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.down.forward(&gated(gate_up, self.activation, self.kernels)?, adapters)
     }
@@ -515,13 +516,13 @@ impl Mlp {
         self.down.forward_add(&gated(gate_up, self.activation, self.kernels)?, residual, adapters)
     }
 
-    /// The gradient of the `x` that was opened, from that of what was closed.
+    /// The gradient of the input `x` of [`Mlp::open`], given the gradient of the output of [`Mlp::close`].
     pub(super) fn backward(&self, x: &Tensor, gate_up: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let d_inner = self.down.backward(&gated(gate_up, self.activation, self.kernels)?, dy, adapters)?;
         self.gate_up.backward(x, &gated_backward(gate_up, self.activation, &d_inner)?, adapters)
     }
 
-    /// Makes all weights learn.
+    /// Makes all weights trainable.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.gate_up.train(dtype, parameters)?;
         self.down.train(dtype, parameters)

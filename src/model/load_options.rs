@@ -1,4 +1,4 @@
-//! How to hold and run a model.
+//! Options for loading a model: number format, kernels, device.
 
 use super::placement::Placement;
 use crate::kernels::{Dtype, Kernels};
@@ -6,22 +6,22 @@ use crate::kernels::{Dtype, Kernels};
 /// How a model is held and where it runs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
-    /// What matrices are held in and multiplied in.
+    /// The number format in which matrices are stored and multiplied.
     pub dtype: Dtype,
-    /// Which implementation of the operations runs.
+    /// Which implementation of the operations to use.
     pub kernels: Kernels,
-    /// A GPU of NVIDIA's has kernels of its own; Metal runs the reference kernels.
+    /// Where to run. NVIDIA GPUs have their own kernels; Metal runs the reference kernels.
     pub device: Placement,
 }
 
 /// What a model is loaded for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To score tokens that are there.
+    /// To score existing tokens.
     Read,
-    /// To write answers: in f32 on the CPU, the matrices of a GGUF file stay in its 8- and 4-bit blocks where `kernels/quantized` multiplies
-    /// with them, which gives the same numbers up to the rounding of sums, with a sixth to a third of the memory to read for each token.
+    /// To generate answers. In f32 on the CPU, matrices of a GGUF file stay in its 8- and 4-bit blocks if `kernels/quantized` supports
+    /// these: the results are equal up to the rounding of sums, and a token reads a sixth to a third of the memory.
     Write,
-    /// Both in turn: all is read as [`Purpose::Read`] reads it, and an answer has to fit beside the model.
+    /// To do both in turn: weights are read as for [`Purpose::Read`], and an answer has to fit beside the model.
     Both,
 }

@@ -1,10 +1,10 @@
 //! Low-rank adapters under training: `y = x W^T + (alpha / r) (x A^T) B^T` with `W` frozen (Hu et al. 2021, arXiv 2106.09685).
 //!
-//! As in PEFT's `tuners/lora/layer.py`: `A [r, in]` begins uniform in `+-1 / sqrt(in)` (its `kaiming_uniform_(a = sqrt(5))`), `B
-//! [out, r]` with zeros. Modules that read the same input are one product: their `A`s stand one below the other, their `B`s on a
-//! diagonal. They share one dropout mask, where PEFT draws one for each.
+//! As in PEFT's `tuners/lora/layer.py`, `A [r, in]` is initialised uniformly in `+-1 / sqrt(in)` (its `kaiming_uniform_(a =
+//! sqrt(5))`) and `B [out, r]` with zeros. Modules that read the same input form one product: their `A`s are stacked, their `B`s
+//! are the blocks of a block-diagonal matrix. They share one dropout mask, where PEFT draws one for each.
 //!
-//! adapter.rs applies finished adapters; this file is for those that learn.
+//! adapter.rs applies finished adapters; this file trains them.
 
 use std::sync::Arc;
 
@@ -18,45 +18,45 @@ use crate::kernels::matmul::{Matrix, Trained};
 use crate::kernels::{Dtype, Kernels};
 use crate::random::uniform;
 
-/// How adapters are made.
+/// The options of adapters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraOptions {
     /// The rows of `A` and columns of `B`.
     pub rank: usize,
     /// The update is `alpha / rank * B A`.
     pub alpha: f64,
-    /// The share of an adapter's inputs that is dropped in training.
+    /// The share of an adapter's inputs that is dropped during training.
     pub dropout: f32,
-    /// Last parts of the names of the modules to adapt, such as `q_proj`; empty for every linear module of the blocks.
+    /// The last parts of the names of the modules to adapt, such as `q_proj`; empty for every linear module of the blocks.
     pub targets: Vec<String>,
 }
 
 impl LoraOptions {
-    /// What `B A` is multiplied by.
+    /// The factor of `B A`.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }
 }
 
-/// How the adapters under training take part in a pass; a model without them does not care.
+/// How the adapters under training take part in a pass; irrelevant for a model without adapters.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Adapters {
     /// The base model alone.
     Off,
     #[default]
     On,
-    /// On, with masks over their inputs that `key` decides, so that a pass can be repeated; `rate` of an input is dropped.
+    /// On, with a share `rate` of their inputs dropped. `key` determines the masks, so that a pass can be repeated.
     Dropout { key: u64, rate: f32 },
 }
 
 impl Adapters {
-    /// On, with dropout where `rate` is above 0.
+    /// On, with dropout if `rate` is above 0.
     pub fn with_dropout(key: u64, rate: f32) -> Adapters {
         if rate > 0.0 { Adapters::Dropout { key: key.max(1), rate } } else { Adapters::On }
     }
 }
 
-/// The adapter of the modules that one product serves.
+/// The adapter of the modules that one product computes.
 #[derive(Debug)]
 pub(super) struct Lora {
     /// `[modules * r, in]`
@@ -64,12 +64,13 @@ pub(super) struct Lora {
     /// `[out, modules * r]`
     b: Matrix,
     scale: f64,
-    /// Tells this adapter's dropout from the others'.
+    /// Distinguishes this adapter's dropout from the others'.
     number: u64,
 }
 
 impl Lora {
-    /// For those of `modules` (name and outputs, one below the other) that `options` name; `None` if it names none of them.
+    /// Creates the adapter of those `modules` (name and outputs, stacked) that `options` target; `None` if they target none of
+    /// them.
     pub(super) fn new(
         modules: &[(String, usize)],
         inputs: usize,
@@ -124,7 +125,7 @@ impl Lora {
         self.b.forward_add(&low, &y)
     }
 
-    /// Adds to the gradients of `A` and `B`, and of `base` if it is trained; returns that of `x`.
+    /// Adds to the gradients of `A` and `B`, and of `base` if it is trained; returns the gradient of `x`.
     pub(super) fn backward(&self, base: &Matrix, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         if adapters == Adapters::Off {
             return base.backward(x, dy);
@@ -145,7 +146,8 @@ impl Lora {
         }
     }
 
-    /// 0 with the probability of dropout, else `1 / (1 - dropout)`: the same for the same key, so that a pass can be repeated.
+    /// The dropout mask: 0 with the probability `rate`, otherwise `1 / (1 - rate)`. Equal keys give equal masks, so that a pass
+    /// can be repeated.
     fn mask(&self, x: &Tensor, adapters: Adapters) -> Result<Option<Tensor>> {
         let Adapters::Dropout { key, rate } = adapters else { return Ok(None) };
         let key = key ^ self.number.rotate_left(40);

@@ -1,9 +1,9 @@
-//! Refuses a model that does not fit before the kernel ends the process.
+//! Refuses a model that does not fit into memory, before the kernel kills the process.
 //!
-//! An estimate of what the weights take in the chosen precision, of the copies made while they are loaded, and of the hidden
-//! states of one batch, against what Linux says is available (`MemAvailable`) and what the container allows (cgroup 1 and 2).
-//! Elsewhere nothing is known and nothing refused. `DIAGNOSE_IGNORE_MEMORY=1` loads in any case. Training asks once more, for what it
-//! takes beside the model, and so do answers, for their keys and values.
+//! Compares an estimate of the weights in the chosen precision, of the copies made while they are loaded, and of the hidden states of one
+//! batch with what Linux reports as available (`MemAvailable`) and what the container allows (cgroup 1 and 2). On other systems nothing is
+//! known and nothing is refused. `DIAGNOSE_IGNORE_MEMORY=1` skips the check. Training and generation make further checks, for what they
+//! take in addition to the model.
 
 use std::path::Path;
 
@@ -11,21 +11,21 @@ use super::config::Config;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Stored};
 
-/// Tokens of a batch at most, unless one sequence is longer: half more than the engine packs on purpose.
+/// The most tokens of a batch, unless one sequence is longer: half more than the engine aims for.
 const BATCH_TOKENS: u64 = 3072;
-/// Code, tokenizer, tables and the data set's own rows.
+/// The program itself: code, tokenizer, tables and the rows of the data set.
 pub const PROGRAM_BYTES: u64 = 128 << 20;
 
-/// An error if a model of `parameters` weights in `dtype` needs more memory than there is.
+/// Returns an error if a model of `parameters` weights in `dtype` needs more memory than is available.
 pub fn check(name: &str, config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> Result<()> {
     let need = |dtype| needed_bytes(config, parameters, dtype, max_tokens);
     known_limit().map_or(Ok(()), |available| refuse(name, need, dtype, available))
 }
 
-/// An error if a model of `parameters` weights does not fit on the GPU called `device`, of whose memory `free` bytes are free;
-/// a batch takes `batch` bytes.
+/// Returns an error if a model of `parameters` weights and a batch of `batch` bytes do not fit into the `free` bytes of the GPU called
+/// `device`.
 pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Stored, batch: u64, free: u64) -> Result<()> {
-    // cuBLASLt's workspace, and the matrix that is on its way as f32.
+    // cuBLASLt's workspace, and one matrix in f32 while it is loaded.
     const BESIDE: u64 = 512 << 20;
     let need = |dtype: Stored| parameters.saturating_mul(dtype.size_in_bytes()).saturating_add(batch).saturating_add(BESIDE);
     if need(dtype) <= free {
@@ -37,7 +37,7 @@ pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Stored, ba
         .cure(format!("{bf16}a smaller --max-len, a smaller model, or --device cpu.")))
 }
 
-/// An error if the keys and values of one answer at a time do not fit on the GPU called `device`, of whose memory `free` bytes are free.
+/// Returns an error if the keys and values of one answer do not fit into the `free` bytes of the GPU called `device`.
 pub fn check_device_answers(name: &str, device: &str, needed: u64, free: u64) -> Result<()> {
     if needed <= free {
         return Ok(());
@@ -47,12 +47,12 @@ pub fn check_device_answers(name: &str, device: &str, needed: u64, free: u64) ->
         .cure("Give a smaller --max-new-tokens, --max-len or --batch, --dtype bf16, or --device cpu."))
 }
 
-/// An error if training a model that is loaded needs more memory beside it than there is.
+/// Returns an error if training a loaded model needs `beside` bytes and fewer are available.
 pub fn check_training(name: &str, beside: u64) -> Result<()> {
     known_limit().map_or(Ok(()), |available| refuse_training(name, beside, available))
 }
 
-/// An error if the keys and values of answers under way, `beside` the model that is loaded, need more memory than there is.
+/// Returns an error if the keys and values of the answers under way need `beside` bytes in addition to the model and fewer are available.
 pub fn check_answers(name: &str, beside: u64) -> Result<()> {
     known_limit().map_or(Ok(()), |available| refuse_answers(name, beside, available))
 }
@@ -78,7 +78,7 @@ fn refuse_training(name: &str, beside: u64, available: u64) -> Result<()> {
     ))
 }
 
-/// `None` where nothing is known, or nothing is to be refused.
+/// The memory that is available; `None` if it is unknown or the check is disabled.
 fn known_limit() -> Option<u64> {
     let ignored = std::env::var_os("DIAGNOSE_IGNORE_MEMORY").is_some_and(|value| value == "1");
     if ignored { None } else { available_bytes(Path::new("/")) }
@@ -97,32 +97,32 @@ fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64)
         .cure(format!("{bf16}, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 loads it all the same.")))
 }
 
-/// What the process grows to while it scores.
+/// The peak memory of the process while it scores.
 fn needed_bytes(config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> u64 {
     let [width, inner] = [config.hidden_size, config.intermediate_size].map(|n| n as u64);
     let delta = config.delta.as_ref().map_or(0, |delta| delta.shape.columns()) as u64;
-    // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product; what the delta rule reads and gives.
+    // Residual stream, normalised copy, queries to values, mixed heads; gate, up and their product; input and output of the delta rule.
     let per_token = (6 * width).saturating_add(3 * inner).saturating_add(2 * delta).saturating_mul(4);
     let activations = BATCH_TOKENS.max(max_tokens as u64).saturating_mul(per_token);
     let held = held_bytes(config, parameters, dtype).saturating_add(activations).saturating_add(PROGRAM_BYTES);
     held.max(loading_bytes(config, parameters, dtype))
 }
 
-/// What the process grows to until a model of `parameters` weights is loaded in `dtype`.
+/// The peak memory of the process while it loads a model of `parameters` weights in `dtype`.
 pub fn loading_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
-    // A matrix as it is stored, in two bytes mostly, and as f32, beside what it becomes: of a layer, on top of all that is loaded; of the
-    // vocabulary, on top of the other one.
+    // Loading a matrix temporarily needs it as stored (mostly in two bytes) and as f32, in addition to its final form: for a matrix of a
+    // layer, on top of everything loaded; for one of the vocabulary, on top of the other one.
     const ON_ITS_WAY: u64 = 2 + 4;
     let delta = config.delta.as_ref().map_or(0, |delta| delta.shape.wide_columns());
     let layer = (config.hidden_size as u64).saturating_mul(config.intermediate_size.max(delta) as u64);
-    // Gate and up are one tensor in the files of these families.
+    // The files of these families store gate and up as one tensor.
     let layer = if ["glm", "glm4", "phi3", "gpt_oss"].contains(&config.family) { layer.saturating_mul(2) } else { layer };
     let last = held_bytes(config, parameters, dtype).saturating_add(layer.saturating_mul(ON_ITS_WAY));
     let vocabularies = vocabulary(config).saturating_mul(n_vocabularies(config) * dtype.size_in_bytes() + ON_ITS_WAY);
     last.max(vocabularies).saturating_add(PROGRAM_BYTES)
 }
 
-/// The weights as they are held: those of the first block in f32 even if the others are in bf16 (`decoder.rs`).
+/// The size of the loaded weights. Those of the first block are in f32 even if the others are in bf16 (`decoder.rs`).
 fn held_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
     let in_blocks = parameters.saturating_sub(vocabulary(config).saturating_mul(n_vocabularies(config)));
     let first_block = in_blocks / (config.layers as u64).max(1);
@@ -134,12 +134,12 @@ fn vocabulary(config: &Config) -> u64 {
     (config.vocab_size as u64).saturating_mul(config.hidden_size as u64)
 }
 
-/// The embedding, and the head where that is another matrix.
+/// The number of vocabulary matrices: the embedding, and the head if that is another matrix.
 fn n_vocabularies(config: &Config) -> u64 {
     if config.tied { 1 } else { 2 }
 }
 
-/// What can still be had: the least of the machine's and of the container's. `None` where neither is known.
+/// The available memory: the lesser of the machine's and the container's. `None` if neither is known.
 fn available_bytes(root: &Path) -> Option<u64> {
     let machine = std::fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| mem_available(&text));
     let container = std::fs::read_to_string(root.join("proc/self/cgroup")).ok().and_then(|text| {
@@ -149,13 +149,13 @@ fn available_bytes(root: &Path) -> Option<u64> {
     machine.into_iter().chain(container).min()
 }
 
-/// `MemAvailable:   19911200 kB`
+/// Parses a line such as `MemAvailable:   19911200 kB`.
 fn mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
 }
 
-/// What the group of one line of /proc/self/cgroup, `ID:CONTROLLERS:PATH`, and the groups above it still allow.
+/// What one line of /proc/self/cgroup, `ID:CONTROLLERS:PATH`, allows: the least that is left in this group and those above it.
 fn group_available(fs: &Path, line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
@@ -170,7 +170,7 @@ fn group_available(fs: &Path, line: &str) -> Option<u64> {
     let room = groups.filter_map(|group| {
         let number = |name: &str| std::fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
         let (limit, used) = (number(limit)?, number(usage)?);
-        // Cached files count as used and are given up when memory runs short.
+        // Cached files count as used, but the kernel reclaims them when memory runs short.
         let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
         let files = |kind: &str| {
             let key = format!("{prefix}{kind}_file");
@@ -199,18 +199,18 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 65536, "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5}));
         let config = config.unwrap();
-        // 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 216 MiB; a matrix of a layer on its way takes 1024 * 4096 * 6 = 24 MiB, the less.
+        // 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 216 MiB; loading a matrix of a layer takes less: 1024 * 4096 * 6 = 24 MiB.
         let rest = (216 << 20) + PROGRAM_BYTES;
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::F32, 2048), 8 * GIB + rest);
         assert_eq!(loading_bytes(&config, 2 * GIB, Dtype::F32), 8 * GIB + (24 << 20) + PROGRAM_BYTES);
-        // Two parts of two bytes, also in the first block.
+        // Two parts of two bytes each, in the first block as well.
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16x3, 2048), 8 * GIB + rest);
-        // Embedding and head are 2 * 65536 * 1024 = GIB / 8; half of what is left is the first block, with two bytes more a weight.
+        // Embedding and head are 2 * 65536 * 1024 = GIB / 8 weights; half of the rest is the first block, with two more bytes per weight.
         let first_block = (2 * GIB - GIB / 8) / 2 * 2;
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 2048), 4 * GIB + first_block + rest);
-        // Little but a vocabulary: 65536 * 1024 * (4 + 4 for the two, 6 on the way of the second) = 896 MiB.
+        // Almost only a vocabulary: 65536 * 1024 * (4 + 4 for both matrices, 6 for loading the second) = 896 MiB.
         assert_eq!(needed_bytes(&config, GIB / 8, Dtype::F32, 2048), (896 << 20) + PROGRAM_BYTES);
-        // 32768 tokens * 18432 * 4 bytes = 2.25 GiB, the more.
+        // 32768 tokens * 18432 * 4 bytes = 2.25 GiB, which exceeds the loading.
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 32768), 4 * GIB + first_block + 9 * GIB / 4 + PROGRAM_BYTES);
     }
 
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(available_bytes(root.path()), None);
         write("proc/meminfo", "MemTotal:       8000000 kB\nMemAvailable:   4194304 kB\n");
         assert_eq!(available_bytes(root.path()), Some(4 * GIB));
-        // Version 2: no limit of its own, 3 GiB above, of which 2 are used, half a GiB of that by cached files.
+        // Version 2: no limit on the group itself; 3 GiB above it, of which 2 GiB are used, half a GiB of that by cached files.
         write("proc/self/cgroup", "0::/job/step\n");
         write("sys/fs/cgroup/job/step/memory.max", "max\n");
         write("sys/fs/cgroup/job/step/memory.current", "1000\n");

@@ -1,4 +1,4 @@
-//! What lets the tokens of a sequence see each other: attention, or the gated delta rule.
+//! The part of a block through which tokens of a sequence see each other: attention, or the gated delta rule.
 
 use candle_core::Tensor;
 
@@ -24,7 +24,7 @@ impl From<Attention> for Mixer {
 }
 
 impl Mixer {
-    /// `x [T, D]` -> what the heads read, `[T, C]`.
+    /// Projects the input of the heads: `x [T, D] -> [T, C]`.
     pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project_in(x, adapters),
@@ -32,7 +32,7 @@ impl Mixer {
         }
     }
 
-    /// What the heads find in the batch: `[T, M]`, before gates and the output projection. With what the backward pass needs.
+    /// Runs the heads over the context: `[T, M]`, before gates and output projection. Includes what the backward pass needs.
     pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<Attended> {
         match self {
             Mixer::Attention(attention) => attention.mix(projected, context),
@@ -40,7 +40,7 @@ impl Mixer {
         }
     }
 
-    /// The output projection of what was mixed, to `[T, D]`.
+    /// Applies the output projection: `[T, M] -> [T, D]`.
     pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project(mixed, adapters),
@@ -48,7 +48,7 @@ impl Mixer {
         }
     }
 
-    /// As [`Mixer::project`], added to `residual`.
+    /// Like [`Mixer::project`], added to `residual`.
     pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project_add(mixed, residual, adapters),
@@ -56,7 +56,7 @@ impl Mixer {
         }
     }
 
-    /// The gradient of [`Mixer::project`]'s input.
+    /// The gradient of the input of [`Mixer::project`].
     pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project_backward(mixed, dy, adapters),
@@ -64,7 +64,7 @@ impl Mixer {
         }
     }
 
-    /// Goes back from the gradient of what [`Mixer::mix`] gave to that of the `x` which was projected in.
+    /// The gradient of the input `x` of [`Mixer::project_in`], given the gradient of the output of [`Mixer::mix`].
     pub(super) fn backward(
         &self,
         x: &Tensor,
@@ -80,7 +80,7 @@ impl Mixer {
         }
     }
 
-    /// Makes all weights learn.
+    /// Makes all weights trainable.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         match self {
             Mixer::Attention(attention) => attention.train(dtype, parameters),
@@ -95,7 +95,7 @@ impl Mixer {
         }
     }
 
-    /// The product that ends it.
+    /// The output projection.
     pub(super) fn output(&self) -> &Linear {
         match self {
             Mixer::Attention(attention) => &attention.output,

@@ -1,43 +1,43 @@
-//! Weights and families: a reference to a model -> a decoder with its tokenizer and chat template.
+//! Loads models: a reference to a model -> a decoder with its tokenizer and chat template.
 //!
 //! ```text
-//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written
+//! reference.rs    what the user wrote after --model -> files; default_model.rs if nothing was written
 //! files/          the files themselves: folders, safetensors, GGUF, adapters; and saving
-//! families/       one family a file, and the table of them; multimodal.rs for those inside a larger model; keys.rs says which settings
-//!                 are honoured, refused, irrelevant
-//! memory.rs       refuses what does not fit
-//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held
-//! on_cuda.rs      runs a decoder on a GPU, with cuda_experts.rs, cuda_delta.rs and what these share, cuda_parts.rs; step_on_cuda.rs
-//!                 where it writes
-//! statistics.rs   what a model believed about a batch's targets: computed, or on its way
-//! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
-//!                 a block's tokens attend to
-//! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
-//! decoder.rs      the decoder that all families are, of block.rs, mixer.rs, layers.rs, delta_net.rs and experts.rs
+//! families/       one file per family, and the table of families; multimodal.rs finds those inside a larger model; keys.rs says which
+//!                 settings are honoured, refused or irrelevant
+//! memory.rs       refuses what does not fit into memory
+//! placement.rs    where a model runs; device.rs puts it there; load_options.rs says how it is held
+//! on_cuda.rs      runs a decoder on a GPU, with cuda_experts.rs, cuda_delta.rs and their shared parts in cuda_parts.rs; step_on_cuda.rs
+//!                 generates
+//! statistics.rs   the statistics of a batch's targets: computed, or still on their way from a GPU
+//! source.rs       where weights come from; batch.rs is a decoder's input; cache.rs keeps the sequences read so far; context.rs says what a
+//!                 block's tokens attend to
+//! config.rs       shape and settings of a model, whichever file it came from; rope.rs for rotary embeddings
+//! decoder.rs      the decoder that all families share, built from block.rs, mixer.rs, layers.rs, delta_net.rs and experts.rs
 //! served.rs       a model that another program runs: what is known of it here
-//! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
-//! embedding_norms.rs  vectors that training never touched
+//! parameters.rs   the trained tensors and their names; trace.rs runs the backward pass; lora.rs adds adapters
+//! embedding_norms.rs  finds vectors that training never touched
 //! ```
 //!
 //! # Adding a family
 //!
-//! For models that are decoders with grouped-query attention and a gated feed-forward network, normed before, behind or both:
+//! For decoders with grouped-query attention and a gated feed-forward network whose inputs, outputs or both are normalised:
 //!
-//! 1. A file `src/model/families/{model_type}.rs` with a `FAMILY`; copy the nearest one. `keys` says of each
-//!    setting of the model's config class in Transformers whether it is `Honoured` (then `configure` reads it), taken at some
-//!    values `Only`, or `Irrelevant`; a setting that stands nowhere is refused with its name; `settings` writes them again. `block`
-//!    puts the parts of `layers.rs` together. What no part does yet becomes a part, or a field of `Config`, not a special case.
+//! 1. A file `src/model/families/{model_type}.rs` with a `FAMILY`; copy the nearest one. `keys` says for each
+//!    setting of the model's config class in Transformers whether it is `Honoured` (then `configure` reads it), accepted with certain
+//!    values `Only`, or `Irrelevant`; an unlisted setting is refused by name. `settings` writes the settings again. `block`
+//!    assembles the parts of `layers.rs`. A missing feature becomes a new part, or a field of `Config`, not a special case.
 //!    `configure_gguf`, `gguf_keys` and `gguf_names` read llama.cpp's files (`src/models/{architecture}.cpp` and
-//!    `gguf-py/gguf/tensor_mapping.py` there). A part that is new is computed in `on_cuda.rs`, too. A multimodal model around a known
+//!    `gguf-py/gguf/tensor_mapping.py` there). A new part also has to be computed in `on_cuda.rs`. A multimodal model around a known
 //!    family is a row in `outer.rs` instead.
 //! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the table of `src/guide/models.md`.
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
-//!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py`, `greedy.py` and, where llama.cpp knows the
+//!    Transformers computes. Add it to `make.py` there and run that, then `columns.py`, `greedy.py` and, if llama.cpp knows the
 //!    family, `convert.py`, and `make.py gradients {model_type}` in `tests/fixtures/train`. `tests/families.rs` then compares every logit
-//!    and every column of the token table, from the folder and from the GGUF file of llama.cpp's own converter, `tests/generate.rs` what
-//!    it writes, and `src/train/tests.rs` every gradient.
+//!    and every column of the token table, from the folder and from the GGUF file of llama.cpp's own converter; `tests/generate.rs`
+//!    compares the generated text, and `src/train/tests.rs` every gradient.
 //!
-//! `cargo test families` and `cargo test family` fail while one of the three is missing.
+//! `cargo test families` and `cargo test family` fail until all three are there.
 
 mod batch;
 mod block;
@@ -112,9 +112,9 @@ use statistics::CurvesOf;
 pub use statistics::{BatchStatistics, Statistics};
 pub use trace::Trace;
 
-/// A model that is ready to score, and what it needs to read text.
+/// A model that is ready to score, with what it needs to read text.
 pub struct Model {
-    /// What the model is, for run.json.
+    /// A description of the model for run.json.
     pub info: Info,
     /// Its shape and settings.
     pub config: Config,
@@ -124,19 +124,19 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// Where it runs: never [`Placement::Auto`].
     pub placement: Placement,
-    /// Why a GPU that is there was not taken, where the choice was left to the program.
+    /// Why an available GPU was not used, if the choice was left to the program.
     pub passed_over: Option<String>,
-    /// Sentences about the files: what contradicts itself there and which was taken, what was left aside.
+    /// Sentences about the files: contradictions and how they were resolved, and what was ignored.
     pub remarks: Vec<String>,
     decoder: Decoder,
     /// What else the decoder needs on a GPU.
     on_cuda: Option<OnCuda>,
 }
 
-/// What made the numbers: goes into run.json.
+/// The identity of the model, recorded in run.json.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Info {
-    /// A short name for people: see [`Reference`].
+    /// A short name for display: see [`Reference`].
     pub name: String,
     /// What the user wrote, or the default model's name.
     pub reference: String,
@@ -145,7 +145,7 @@ pub struct Info {
     pub base: Option<String>,
     /// The file, or the folder with the files.
     pub path: PathBuf,
-    /// SHA-256 of the weight file, in hexadecimal; of the list of the files' hashes where there are several.
+    /// SHA-256 of the weight file, in hexadecimal; with several files, of the list of their hashes.
     pub sha256: String,
     /// The family.
     pub architecture: String,
@@ -153,7 +153,7 @@ pub struct Info {
     pub parameters: u64,
 }
 
-/// What a model's texts are made with, without its weights: they may be missing from a folder.
+/// The tokenizer and chat template of a model. The folder need not contain the weights.
 pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>)> {
     let path = &reference.path;
     let own = path.is_dir().then(|| files::folder::tokenizer(path)).transpose()?.flatten();
@@ -175,13 +175,13 @@ pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemp
 }
 
 impl Model {
-    /// Loads the decoder behind `reference` with its tokenizer and template, to score by it. `max_positions` is the longest sequence it must
-    /// take.
+    /// Loads the decoder behind `reference` with its tokenizer and template, for scoring. `max_positions` is the longest sequence it must
+    /// accept.
     pub fn load(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         Model::load_for(Purpose::Read, reference, options, max_positions)
     }
 
-    /// As [`Model::load`], for `purpose`: a model that writes also needs room for what it keeps of its answers.
+    /// Like [`Model::load`], for `purpose`: a model that generates also needs room for its cache.
     pub fn load_for(purpose: Purpose, reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         let source = reference.open()?;
         let config = source.config()?;
@@ -191,7 +191,7 @@ impl Model {
         let device = options.device.open()?;
         let in_blocks = purpose == Purpose::Write && options.dtype == Dtype::F32 && options.kernels == Kernels::Fused;
         let on_device = OnDevice { source: source.as_ref(), device: &device, in_blocks };
-        // The tokenizer and the hash keep one core busy each, while the weights are read and packed by what is left.
+        // The tokenizer and the hash keep one core busy each; the remaining cores read and pack the weights.
         let (decoder, (tokenizer, sha256)) = rayon::join(
             || Decoder::load(&config, &on_device, options, max_positions),
             || rayon::join(|| source.tokenizer(), || reference.sha256()),
@@ -241,13 +241,13 @@ impl Model {
         Ok(device::place(options, purpose, &reference.name, &config, source.parameters(), max_positions)?.options.device)
     }
 
-    /// Positions in a page of a cache.
+    /// The number of positions in a page of a cache.
     pub fn page(&self) -> usize {
         if self.on_cuda.is_some() { DEVICE_PAGE } else { PAGE }
     }
 
-    /// Room for what the layers keep of sequences that are being written; an error says how much memory it would take where there is not so
-    /// much. On the CPU it has the most pages that `size` tells, on a GPU as many as fit.
+    /// Creates a cache for sequences that are being generated. On the CPU it has the largest number of pages that `size` allows, on a GPU as
+    /// many as fit. If there is too little memory, the error says how much is needed.
     pub fn cache(&self, size: &CacheSize) -> Result<Cache> {
         if let Some(on_cuda) = &self.on_cuda {
             return Ok(Cache::on_device(on_cuda.keep(&self.info.name, &self.config, size)?));
@@ -259,7 +259,7 @@ impl Model {
         Ok(Cache::new(&self.config, &dtypes, n_pages, size.sequences))
     }
 
-    /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
+    /// The hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(&batch.ids)?;
         match &self.on_cuda {
@@ -268,15 +268,15 @@ impl Model {
         }
     }
 
-    /// As [`Model::hidden`], for tokens that go on with sequences of `cache`, and are added to it: to the bit what [`Model::hidden`] gives
-    /// for them within their whole sequences. Only on the CPU with the fused kernels.
+    /// Like [`Model::hidden`], for tokens that continue the sequences of `cache` and are added to it. The result is bit-identical to that of
+    /// [`Model::hidden`] on the whole sequences. CPU with fused kernels only.
     pub fn hidden_onto(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(ids)?;
         self.decoder.hidden_onto(cache.layers()?, ids, stretches, rows)
     }
 
-    /// Hands the logits `[N, V]` of what may follow the last token of each of the `N` stretches to `read`; the stretches' tokens are added to
-    /// `cache`. Their bits do not depend on what is computed with them.
+    /// Passes the next-token logits `[N, V]`, one row for the last token of each of the `N` stretches, to `read`, and adds the stretches'
+    /// tokens to `cache`. The bits of a row do not depend on what else is in the batch.
     pub fn next_logits<R>(
         &self,
         cache: &mut Cache,
@@ -303,9 +303,9 @@ impl Model {
         }
     }
 
-    /// In the place of [`Model::next_logits`] where only the largest of each row matters, on a GPU: its id, the first of equals, or `u32::MAX`
-    /// where a logit is no number. `None`, and nothing is done, where all logits have to be looked at: on the CPU, and under a cap, which may
-    /// round two of them to one.
+    /// Like [`Model::next_logits`], but only returns the id of the largest logit of each row: the first of equals, or `u32::MAX` if a logit is
+    /// NaN. GPU only: on the CPU, and with a softcap, which may round two logits to one, all logits are needed; then it does nothing and
+    /// returns `None`.
     pub fn next_largest(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch]) -> Result<Option<Vec<u32>>> {
         match (&self.on_cuda, &cache.place, self.config.final_softcap) {
             (Some(on_cuda), Place::Device(kept), None) => {
@@ -317,8 +317,9 @@ impl Model {
         }
     }
 
-    /// In the place of [`Model::next_logits`] where a token is drawn from each row with a number of `randoms`, in 0..1, by shares of
-    /// `exp(scale logit)`, on a GPU: to the bit what the host draws of the same logits. `u32::MAX` and `None` as in [`Model::next_largest`].
+    /// Like [`Model::next_logits`], but samples a token per row from the distribution proportional to `exp(scale logit)`, using the row's
+    /// number of `randoms`, in 0..1. GPU only, with the same result as on the host, to the bit. `u32::MAX` and `None` as in
+    /// [`Model::next_largest`].
     pub fn next_drawn(
         &self,
         cache: &mut Cache,
@@ -337,14 +338,14 @@ impl Model {
         }
     }
 
-    /// [`Model::hidden`] of the model without the adapters that it learns.
+    /// Like [`Model::hidden`], of the base model, without the adapters under training.
     pub fn hidden_of_base(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(&batch.ids)?;
         self.decoder.hidden(batch, rows, Adapters::Off)
     }
 
-    /// What the model believed about `targets` at `rows` of the batch. A GPU is put to work and left to it, so that the caller can prepare
-    /// the next batch meanwhile; elsewhere everything is computed here.
+    /// The model's statistics of `targets` at `rows` of the batch. On a GPU this only enqueues the work, so that the caller can prepare the
+    /// next batch meanwhile; elsewhere it computes everything.
     pub fn statistics(
         &self,
         batch: &Batch,
@@ -369,9 +370,9 @@ impl Model {
         })
     }
 
-    /// Tokens of a batch that keep the processor or the GPU busy without taking more memory than they must.
+    /// The number of tokens per batch that keeps the processor or the GPU busy without wasting memory.
     pub fn token_budget(&self) -> usize {
-        // On the CPU products reach their peak rate at about a thousand rows; more costs memory and gains nothing.
+        // On the CPU products reach their peak rate at about a thousand rows; more rows only cost memory.
         self.on_cuda.as_ref().map_or(2048, OnCuda::token_budget)
     }
 
@@ -380,13 +381,13 @@ impl Model {
         self.decoder.head()
     }
 
-    /// Logits `[rows.len(), V]` at `rows` of the batch: for tests and small checks, as they take much memory and are not needed
-    /// for statistics.
+    /// The logits `[rows.len(), V]` at `rows` of the batch. For tests and small checks only: they take much memory, and the statistics do not
+    /// need them.
     pub fn logits(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         self.logits_of(&self.hidden(batch, rows)?)
     }
 
-    /// Logits `[N, V]` of hidden states `[N, D]`.
+    /// The logits `[N, V]` of hidden states `[N, D]`.
     pub fn logits_of(&self, hidden_nd: &Tensor) -> Result<Tensor> {
         let logits = self.head().forward(hidden_nd)?;
         Ok(match self.config.final_softcap {
@@ -395,13 +396,13 @@ impl Model {
         })
     }
 
-    /// What the head is asked for, with the model's own softcap.
+    /// The options for the statistics of the head, with the model's own softcap.
     pub fn head_options(&self, top_k: usize) -> HeadOptions {
         HeadOptions { top_k, softcap: self.config.final_softcap }
     }
 }
 
-/// An error if the model was not made for sequences of so many tokens.
+/// Returns an error if the model was not made for sequences of `max_positions` tokens.
 fn check_length(config: &Config, name: &str, max_positions: usize) -> Result<()> {
     let longest = config.longest();
     if max_positions <= longest {

@@ -1,9 +1,9 @@
-//! The decoder on a GPU: the same blocks as in `decoder.rs`, with every number on the device from the token ids to the statistics.
+//! Runs the decoder on a GPU: the same blocks as in `decoder.rs`, with all numbers on the device from the token ids to the statistics.
 //!
 //! Shapes: `T` tokens of the batch, `N` rows that predict a target, `D` hidden width, `C` columns of queries, keys and values, `F`
-//! feed-forward width, `V` vocabulary. The matrices stand in the decoder; what else a block needs stands here. The residual stream, norms
-//! and statistics are f32; the factors of products have the weights' format. All work of a batch is put into the device's stream at once,
-//! so that the next batch is prepared while this one is computed.
+//! feed-forward width, `V` vocabulary. The matrices belong to the decoder; the other parameters of a block belong to this module. The residual
+//! stream, norms and statistics are f32; the factors of products have the weights' format. A whole batch is enqueued on the device's stream at
+//! once, so that the host prepares the next batch while the device computes.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -33,20 +33,20 @@ use crate::kernels::rotary::Rotary;
 use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Stored, TokenStatistics};
 
-/// The largest K of the entropy over the K largest logits that a batch's memory is reckoned for.
+/// The largest K, for the entropy over the K largest logits, that the memory estimate of a batch allows for.
 const MAX_TOP_K: usize = 64;
 
-/// What the decoder needs on the device beside its matrices.
+/// The parameters of the decoder on the device, apart from its matrices.
 pub(super) struct OnCuda {
     pub(super) device: &'static Device,
     blocks: Vec<BlockVectors>,
     pub(super) norm: Buffer,
-    /// What a batch is computed in; it grows to the largest.
+    /// The scratch memory of batches; it grows to the largest batch.
     arena: Mutex<Buffer>,
     pub(super) sizes: Sizes,
 }
 
-/// Norms, biases and tables of a block.
+/// The norms, biases and tables of a block.
 struct BlockVectors {
     attention_norm: Option<Buffer>,
     mixer: MixerVectors,
@@ -70,7 +70,7 @@ struct AttentionVectors {
 }
 
 enum MlpVectors {
-    /// The biases of an ordinary feed-forward network.
+    /// The biases of a dense feed-forward network.
     Dense {
         gate_up: Option<Buffer>,
         down: Option<Buffer>,
@@ -78,14 +78,14 @@ enum MlpVectors {
     Routed(ExpertVectors),
 }
 
-/// What the memory of a batch depends on.
+/// The sizes that determine how much memory a batch takes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     /// `D`
     pub width: usize,
     /// The heads of layers with attention.
     pub attention: AttentionShape,
-    /// Columns of the gates of the attention's heads; 0 without.
+    /// The columns of the gates of the attention's heads; 0 without gates.
     gates: usize,
     /// The heads of layers with the gated delta rule.
     pub delta: Option<DeltaShape>,
@@ -93,7 +93,7 @@ pub(super) struct Sizes {
     experts: Option<ExpertSizes>,
     /// `V`
     pub vocabulary: usize,
-    /// What the weights are stored in.
+    /// The format of the weights.
     pub dtype: Stored,
 }
 
@@ -104,43 +104,43 @@ pub struct Pending {
     _input: Pinned,
     output: Pinned,
     n: usize,
-    /// Hidden states of some rows, which curves are made of, and their number and width.
+    /// The hidden states of the sampled rows, from which curves are computed, with their number and width.
     sampled: Option<(Pinned, (usize, usize))>,
     began: Event,
     decoded: Event,
     ended: Event,
 }
 
-/// What came of it.
+/// The results.
 pub(super) struct Waited {
     pub tokens: Vec<TokenStatistics>,
-    /// `[S, D]` f32 after the final norm, where some were asked for.
+    /// `[S, D]` f32 after the final norm, if some were requested.
     pub sampled: Option<Tensor>,
-    /// That the device worked on the decoder and on the head.
+    /// The time that the device spent on the decoder and on the head.
     pub decoder: Duration,
     pub head: Duration,
 }
 
-/// Token ids and the like of a batch on the device.
+/// The token ids and lists of a batch on the device.
 pub(super) struct Inputs<'a> {
     /// `[T]`
     pub ids: Indices<'a>,
     /// The position of each token in its sequence, `[T]`.
     pub positions: Indices<'a>,
-    /// What goes on behind the last block.
+    /// The rows that are kept after the last block.
     pub rows: Indices<'a>,
-    /// Behind so many of the first rows none holds a token, and behind so many of those behind the last block.
+    /// The number of rows before the padding: of all rows, and of those after the last block.
     pub held: usize,
     pub held_rows: usize,
-    /// Which of the batch's rows products compute together.
+    /// Which rows of the batch the products compute together.
     pub products: Rows,
-    /// Who sees whom.
+    /// Which tokens attend to which.
     pub plan: &'a AttentionPlan,
 }
 
-/// What the tokens of a batch find in others, in the block of this number.
+/// How the tokens of a batch see others, in a given block.
 pub(super) trait Finds<'a> {
-    /// What the heads read: from prepared `[T, q | k | v]` to `[T, heads * head_dim]`.
+    /// Attention: from prepared `[T, q | k | v]` to `[T, heads * head_dim]`.
     fn attend(
         &self,
         block: usize,
@@ -150,7 +150,7 @@ pub(super) trait Finds<'a> {
         arena: &Arena<'a>,
     ) -> Result<Array<'a>>;
 
-    /// What the gated delta rule gives for the normed residual stream `[T, D]`: `[T, W]`.
+    /// The gated delta rule: from the normalised residual stream `[T, D]` to `[T, W]`.
     fn remember(
         &self,
         block: usize,
@@ -161,7 +161,7 @@ pub(super) trait Finds<'a> {
     ) -> Result<Array<'a>>;
 }
 
-/// A batch whose tokens find each other.
+/// A batch whose tokens see each other, as in scoring.
 struct Together<'a> {
     device: &'static Device,
     plan: &'a AttentionPlan,
@@ -204,7 +204,7 @@ impl Sizes {
         }
     }
 
-    /// Bytes that a batch of `tokens` is computed in, of which `n` predict a target: what [`OnCuda::run`] takes of its arena.
+    /// The bytes that [`OnCuda::run`] takes from its arena for a batch of `tokens` tokens, of which `n` predict a target.
     pub(super) fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
         let Sizes { width, attention, gates, delta, inner, experts, vocabulary, dtype } = *self;
         let (columns, read) = (attention.columns(), attention.q_width());
@@ -213,7 +213,7 @@ impl Sizes {
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.
         let always =
             f32s(tokens * width) + f32s(n * width) + f32s((2 + 5 + 3 * 8) * tokens + 3 * n + 1024) + f32s(STATISTICS_WORDS * n);
-        // With gates the heads have their queries, keys and values in a second place.
+        // With gates, the queries, keys and values of the heads are copied to a separate array.
         let projected =
             if gates == 0 { factors(tokens * columns) } else { factors(tokens * (columns + gates)) + factors(tokens * columns) };
         let attention = projected + factors(tokens * read);
@@ -222,16 +222,16 @@ impl Sizes {
         let mixer = factors(tokens * width) + mixer + factors(n * widest) + f32s(tokens * width);
         let dense = factors(tokens * width) + factors(3 * tokens * inner) + f32s(tokens * width);
         let feed_forward = dense.max(experts.map_or(0, |experts| experts.batch_bytes(tokens, width, dtype)));
-        // Logits, and beside each row its sums and largest logits.
+        // The logits, and for each row its sums and largest logits.
         let chunk = head_chunk(vocabulary).min(n);
         let head = factors(n * width) + f32s(chunk * vocabulary) + f32s(chunk * (SUMS_WORDS + MAX_TOP_K));
-        // Rows of the residual stream and their norms, before the head.
+        // The sampled rows of the residual stream and their norms, before the head.
         let sampled = 2 * f32s(n * width);
-        // A few arrays more, each up to a multiple of 256 bytes.
+        // A few small arrays, each rounded up to a multiple of 256 bytes.
         always + mixer.max(feed_forward).max(head).max(sampled) + (1 << 16)
     }
 
-    /// Tokens of a batch that takes a gigabyte at most: many enough that products reach their peak rate.
+    /// The number of tokens of a batch that takes at most a gigabyte, which is enough for products to reach their peak rate.
     pub(super) fn token_budget(&self) -> usize {
         const BYTES: usize = 1 << 30;
         let fits = |tokens: &usize| self.batch_bytes(*tokens, *tokens) <= BYTES;
@@ -240,12 +240,12 @@ impl Sizes {
 }
 
 impl OnCuda {
-    /// Uploads what stands beside the matrices of `decoder`, which are there already.
+    /// Uploads the other parameters of `decoder`, whose matrices are on the device already.
     pub(super) fn new(decoder: &Decoder, config: &Config, dtype: Stored) -> Result<OnCuda> {
         let device = Device::get()?;
         let mut rotary = Rotaries::default();
         let blocks = decoder.blocks.iter().map(|block| BlockVectors::new(device, block, &mut rotary)).collect::<Result<_>>()?;
-        // The last norm's weight takes in what multiplies the logits.
+        // The scale of the logits is folded into the weight of the last norm.
         let weight = (decoder.norm.weight.get() * decoder.logit_scale)?;
         let norm = hosted::upload(device, &weight, Stored::F32)?;
         let sizes = Sizes::new(config, dtype);
@@ -258,7 +258,7 @@ impl OnCuda {
         self.sizes.token_budget()
     }
 
-    /// Hidden states `[N, D]` f32 after the final norm, at `rows` of the batch, on the host.
+    /// The hidden states `[N, D]` f32 after the final norm, at `rows` of the batch, on the host.
     pub(super) fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let (n, width) = (rows.len(), self.sizes.width);
         let buffer = self.room(self.batch_bytes(batch, n))?;
@@ -272,8 +272,8 @@ impl OnCuda {
         Ok(Tensor::from_vec(hidden, (n, width), &Candle::Cpu)?)
     }
 
-    /// Puts the statistics of `targets` at `rows` of the batch into the device's stream, and the hidden states at those of the rows that are
-    /// `sampled`.
+    /// Enqueues the computation of the statistics of `targets` at `rows` of the batch, and of the hidden states of the `sampled` rows among
+    /// them.
     pub(super) fn statistics(
         &self,
         decoder: &Decoder,
@@ -295,7 +295,7 @@ impl OnCuda {
             return Err(Error::new(format!("the curve of target {target} was asked for, of {n} targets")));
         }
         let began = device.record()?;
-        // The statistics come first: they are fetched from the buffer's beginning.
+        // The statistics come first because they are copied from the start of the buffer.
         let buffer = self.room(self.batch_bytes(batch, n))?;
         let arena = Arena::new(&buffer, Rows::Together);
         let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
@@ -320,7 +320,7 @@ impl OnCuda {
         Ok(Pending { device, _input: input, output, n, sampled, began, decoded, ended })
     }
 
-    /// Fetches the hidden states of these rows of the residual stream, in memory of the arena that the next one takes.
+    /// Fetches the hidden states of the sampled rows; the arena's memory for this is given back at once.
     fn sample(
         &self,
         decoder: &Decoder,
@@ -344,16 +344,16 @@ impl OnCuda {
 
     fn batch_bytes(&self, batch: &Batch, n: usize) -> usize {
         let tokens = batch.ids.len();
-        // Tokens that go through the gated delta rule more than once count as often.
+        // Tokens that pass through the gated delta rule more than once count that often.
         let steps = |shape: &DeltaShape| DeltaPlan::new(&batch.segments, tokens, shape).n_steps(shape.kernel);
         self.sizes.batch_bytes(self.sizes.delta.as_ref().map_or(tokens, steps).max(tokens), n)
     }
 
-    /// A buffer of at least `bytes` for one batch. Batches follow each other in the stream, so that they share it.
+    /// Returns a buffer of at least `bytes` for one batch. Batches run one after the other in the stream, so they share it.
     pub(super) fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
         let mut arena = lock(&self.arena);
         if arena.bytes() < bytes {
-            // The old one goes first, so that both need not fit; what was computed in it has left it by then.
+            // Frees the old buffer first, so that both need not fit at once; the device has finished with it by then.
             self.device.synchronize()?;
             *arena = self.device.allocate(0)?;
             *arena = self.device.allocate(bytes)?;
@@ -361,14 +361,14 @@ impl OnCuda {
         Ok(arena)
     }
 
-    /// Gives back what batches are computed in, so that the next one gets what it asks for and no more.
+    /// Frees the scratch memory, so that the next batch gets exactly what it asks for.
     #[cfg(test)]
     pub(super) fn shrink(&self) -> Result<()> {
         *lock(&self.arena) = self.device.allocate(0)?;
         Ok(())
     }
 
-    /// Positions of the batch's tokens, and what its attention and its delta rule compute.
+    /// The positions of the batch's tokens, and the plans of its attention and its delta rule.
     fn plan(&self, decoder: &Decoder, batch: &Batch) -> Result<(Vec<u32>, AttentionPlan, Option<DeltaPlan>)> {
         let tokens = batch.ids.len();
         let positions = positions(&batch.segments, tokens)?;
@@ -379,7 +379,7 @@ impl OnCuda {
         Ok((positions.into_iter().map(|position| position as u32).collect(), plan, delta))
     }
 
-    /// Refuses positions that a rotary embedding has no angles for.
+    /// Refuses positions for which a rotary embedding has no angles.
     pub(super) fn check_positions(&self, decoder: &Decoder, positions: &[usize]) -> Result<()> {
         decoder.blocks.iter().try_for_each(|block| match &block.mixer {
             Mixer::Attention(attention) => attention.rotary.check(self.sizes.attention.head_dim, positions),
@@ -387,7 +387,7 @@ impl OnCuda {
         })
     }
 
-    /// Copies lists to the device, in one piece. The pinned memory is kept until the device has read it.
+    /// Copies lists to the device in one transfer. The caller keeps the pinned memory until the device has read it.
     pub(super) fn send<'a, const N: usize>(&self, lists: [&[u32]; N], arena: &Arena<'a>) -> Result<([Indices<'a>; N], Pinned)> {
         let bytes = |list: &[u32]| arena_bytes(list.len(), Stored::F32);
         let mut pinned = self.device.pinned(lists.iter().map(|list| bytes(list)).sum())?;
@@ -407,8 +407,8 @@ impl OnCuda {
         Ok((sent, pinned))
     }
 
-    /// The residual stream at the rows that are asked for, what was sent for it, and on the device the last two of the lists: positions, rows,
-    /// targets, and those that are sampled of them.
+    /// Runs the batch. Returns the residual stream at the requested rows, the pinned memory of the inputs, and the targets and the sampled
+    /// rows on the device; the lists are positions, rows, targets and sampled rows.
     fn run_batch<'a>(
         &self,
         decoder: &Decoder,
@@ -428,7 +428,7 @@ impl OnCuda {
         Ok((self.run(decoder, &inputs, &together, arena)?, pinned, [targets, sampled]))
     }
 
-    /// The residual stream `[N, D]` behind the last block, at the rows that are asked for.
+    /// The residual stream `[N, D]` after the last block, at the requested rows.
     pub(super) fn run<'a>(
         &self,
         decoder: &Decoder,
@@ -445,7 +445,7 @@ impl OnCuda {
             let mark = arena.mark();
             let (mut held, mut products) = (inputs.held, inputs.products);
             let mut mixed = self.mix(index, (block, vectors), residual, inputs, finds, arena)?;
-            // Nothing attends to the last block's output: only what is asked for goes on.
+            // Nothing attends to the last block's output, so only the requested rows are kept.
             if index + 1 == decoder.blocks.len() {
                 let mixed_width = block.mixer.output().matrix.in_features();
                 let rows = arena.array(n * mixed_width, mixed.dtype())?;
@@ -463,7 +463,7 @@ impl OnCuda {
         Ok(residual)
     }
 
-    /// What the heads of a block find, through their gates: `[T, M]`.
+    /// The gated output of a block's heads: `[T, M]`.
     fn mix<'a>(
         &self,
         index: usize,
@@ -492,7 +492,8 @@ impl OnCuda {
         }
     }
 
-    /// Queries, keys and values as the heads want them, `[T, q | k | v]`, behind what they were made of, with gates where there are some.
+    /// Queries, keys and values ready for the heads, `[T, q | k | v]`, as the second element; the first is the raw projection, with gates if
+    /// any.
     fn prepare<'a, 'b>(
         &self,
         attention: &'b Attention,
@@ -519,7 +520,7 @@ impl OnCuda {
         Ok((projected, qkv, options))
     }
 
-    /// Adds what the feed-forward network makes of the residual stream, which holds no token behind its first `held` rows, to it.
+    /// Adds the output of the feed-forward network to the residual stream, whose rows from `held` on are padding.
     fn feed_forward<'a>(
         &self,
         (block, vectors): (&Block, &BlockVectors),
@@ -550,7 +551,7 @@ impl OnCuda {
         }
     }
 
-    /// What a half of a block reads of the residual stream: its norm, or itself.
+    /// The input of one half of a block: the residual stream, normalised if there is a norm.
     fn normed<'a>(
         &self,
         residual: Array<'a>,
@@ -564,7 +565,7 @@ impl OnCuda {
         Ok(normed)
     }
 
-    /// Adds `x W^T + b` to the residual stream, through a norm where there is one.
+    /// Adds `x W^T + b`, normalised if there is a norm, to the residual stream.
     fn add_to(
         &self,
         residual: Array,
@@ -591,7 +592,7 @@ impl OnCuda {
     }
 }
 
-/// The product that ends a half of a block.
+/// The product at the end of one half of a block.
 struct Output<'a> {
     linear: &'a Linear,
     bias: Option<&'a Buffer>,
@@ -653,7 +654,7 @@ impl AttentionVectors {
     }
 }
 
-/// The tables that are there, by where they stand on the host: many blocks share one.
+/// The uploaded tables, by their address on the host, because many blocks share one.
 #[derive(Default)]
 struct Rotaries(Vec<(*const f32, Arc<RotaryTables>)>);
 

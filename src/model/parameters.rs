@@ -1,8 +1,8 @@
-//! What a model learns: its trained tensors, by the names that Transformers (or PEFT, for adapters) gives them.
+//! The trained tensors of a model, by the names that Transformers (or PEFT, for adapters) gives them.
 //!
-//! The model stores what one product reads as one matrix (queries, keys and values, say), so a [`Parameter`] holds one tensor of
-//! the checkpoint or several. An optimiser sees it as a flat array of values with a gradient beside it; [`Part`]s tell which
-//! number belongs to which tensor, when it comes to saving.
+//! The model stores what one product reads as one matrix (for example queries, keys and values), so a [`Parameter`] holds one or
+//! more tensors of the checkpoint. An optimiser sees it as a flat array of values with a gradient; [`Part`]s map its numbers to
+//! the tensors when they are saved.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -13,18 +13,18 @@ use crate::error::{Error, Result};
 use crate::kernels::cpu::lock;
 use crate::kernels::matmul::Trained;
 
-/// Tensors that are trained as one.
+/// Tensors that are trained together.
 #[derive(Debug, Clone)]
 pub struct Parameter {
-    /// The tensors of the checkpoint that it holds.
+    /// The checkpoint tensors that it holds.
     pub parts: Vec<Part>,
     store: Store,
 }
 
-/// A tensor of the checkpoint inside a parameter.
+/// One checkpoint tensor inside a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// `model.layers.0.self_attn.q_proj.weight`
+    /// For example `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
     /// The dimensions in the checkpoint.
     pub shape: Vec<usize>,
@@ -38,17 +38,18 @@ enum Store {
     Vector(Arc<Vector>),
 }
 
-/// A norm's weight or a bias `[N]`: with a gradient once it is trained.
+/// A norm weight or a bias `[N]`, with a gradient once it is trained.
 #[derive(Debug)]
 pub(super) struct Vector {
     value: RwLock<Tensor>,
     /// `None` while it is frozen.
     gradient: Mutex<Option<Vec<f32>>>,
-    /// What the checkpoint's numbers lack: 1 where norm weights are stored as an offset from 1.
+    /// What has to be added to the checkpoint's numbers: 1 if norm weights are stored as an offset from 1.
     offset: f32,
 }
 
-/// Is weight decay for the tensor of this name? Not if `bias`, `layernorm` or `rmsnorm` stand in it, or a norm of other names.
+/// Whether weight decay applies to the tensor of this name: not to biases (`bias`), and not to norms (`layernorm`, `rmsnorm` and
+/// other names).
 fn decays(name: &str) -> bool {
     let name = name.to_lowercase();
     let is_norm = name.split('.').any(|word| word == "norm" || word.ends_with("_norm"));
@@ -70,12 +71,12 @@ impl Parameter {
         Parameter { parts: parts.iter().map(part).collect(), store: Store::Vector(vector) }
     }
 
-    /// Is weight decay for it? As Transformers' Trainer decides: by the name, for all but norms and biases.
+    /// Whether weight decay applies: to all but norms and biases, by name, as in Transformers' Trainer.
     pub fn decays(&self) -> bool {
         self.parts.iter().all(|part| decays(&part.name))
     }
 
-    /// Numbers in the flat arrays: a few more than the tensors have, where rows fill up a panel.
+    /// The length of the flat arrays: slightly more than the tensors have, because rows are padded to whole panels.
     pub fn len(&self) -> usize {
         match &self.store {
             Store::Matrix(trained) => trained.len(),
@@ -83,17 +84,17 @@ impl Parameter {
         }
     }
 
-    /// Has it no numbers?
+    /// Whether it has no numbers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Numbers in the tensors.
+    /// The number of elements of the tensors.
     pub fn elements(&self) -> usize {
         self.parts.iter().map(|part| part.shape.iter().product::<usize>()).sum()
     }
 
-    /// Numbers that [`Parameter::update`] hands out at a time.
+    /// The number of values that [`Parameter::update`] passes at a time.
     pub fn block_len(&self) -> usize {
         match &self.store {
             Store::Matrix(trained) => trained.panel_len(),
@@ -101,7 +102,7 @@ impl Parameter {
         }
     }
 
-    /// Runs `step(values, gradient, companion)` on one block of [`Parameter::block_len`] numbers after the other, on all threads.
+    /// Runs `step(values, gradient, companion)` on each block of [`Parameter::block_len`] numbers, on all threads.
     pub fn update<C: Send>(&self, companions: Vec<C>, step: impl Fn(&mut [f32], &mut [f32], C) + Sync) -> Result<()> {
         match &self.store {
             Store::Matrix(trained) => trained.update(companions, step),
@@ -113,7 +114,7 @@ impl Parameter {
         }
     }
 
-    /// Lets `change` alter the values, a flat array of [`Parameter::len`] numbers.
+    /// Lets `change` modify the values, a flat array of [`Parameter::len`] numbers.
     pub fn change<R>(&self, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
         match &self.store {
             Store::Matrix(trained) => trained.change(change),
@@ -121,7 +122,7 @@ impl Parameter {
         }
     }
 
-    /// Reads the values.
+    /// Passes the values to `look`.
     pub fn values<R>(&self, look: impl FnOnce(&[f32]) -> R) -> Result<R> {
         match &self.store {
             Store::Matrix(trained) => Ok(trained.values(look)),
@@ -129,7 +130,7 @@ impl Parameter {
         }
     }
 
-    /// Reads the gradient.
+    /// Passes the gradient to `look`.
     pub fn gradient<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
         match &self.store {
             Store::Matrix(trained) => trained.gradient(look),
@@ -137,7 +138,7 @@ impl Parameter {
         }
     }
 
-    /// The numbers of one tensor, row-major, out of a flat array such as values, gradient or an optimiser's moments.
+    /// The numbers of one tensor, row-major, taken from a flat array such as the values, the gradient or an optimiser's moments.
     pub fn tensor_of(&self, part: &Part, flat: &[f32]) -> Vec<f32> {
         match &self.store {
             Store::Matrix(trained) => trained.part_of(flat, part.rows.clone(), part.columns.clone()),
@@ -154,7 +155,7 @@ impl Parameter {
         Ok(values)
     }
 
-    /// Sets the numbers of the tensor `name`, row-major, as the model uses them.
+    /// Sets the numbers of the tensor `name`, row-major and in the form that the model computes with.
     pub fn set(&self, name: &str, numbers: &[f32]) -> Result<()> {
         let part = self.parts.iter().find(|part| part.name == name);
         let part = part.filter(|part| part.shape.iter().product::<usize>() == numbers.len());
@@ -173,12 +174,12 @@ impl Parameter {
 }
 
 impl Part {
-    /// The part that has all inputs of the outputs `rows`, `[rows.len(), inputs]`.
+    /// The part that covers all inputs of the output `rows`, `[rows.len(), inputs]`.
     pub(super) fn rows(name: String, rows: Range<usize>, inputs: usize) -> Part {
         Part { name, shape: vec![rows.len(), inputs], rows, columns: 0..inputs }
     }
 
-    /// A block of a block-diagonal matrix.
+    /// The part that is one block of a block-diagonal matrix.
     pub(super) fn block(name: String, rows: Range<usize>, columns: Range<usize>) -> Part {
         Part { name, shape: vec![rows.len(), columns.len()], rows, columns }
     }
@@ -193,7 +194,7 @@ impl Vector {
         self.value.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Adds to the gradient, if there is to be one.
+    /// Adds to the gradient if the vector is trained.
     pub(super) fn add_gradient(&self, gradient: &[f32]) {
         if let Some(sums) = lock(&self.gradient).as_mut() {
             sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
@@ -225,7 +226,7 @@ impl Vector {
 mod tests {
     use super::*;
 
-    /// As the pattern of `Trainer.get_decay_parameter_names` in Transformers 5 has it.
+    /// Follows the pattern of `Trainer.get_decay_parameter_names` in Transformers 5.
     #[test]
     fn norms_and_biases_keep_their_size() {
         for name in [

@@ -1,4 +1,4 @@
-//! Where a model runs: on the CPU, on an NVIDIA GPU by the kernels of `kernels/cuda`, or on one of Apple's by the plain compositions
+//! Where a model runs: on the CPU, on an NVIDIA GPU by the kernels of `kernels/cuda`, or on an Apple GPU by the reference kernels
 //! (`--device metal --kernels reference`, in a build with the feature `metal`).
 
 use candle_core::Device;
@@ -10,7 +10,7 @@ use crate::spelling::named;
 /// Where the user wants a model to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placement {
-    /// The GPU if there is one that the model fits on, else the CPU.
+    /// The GPU if there is one and the model fits, otherwise the CPU.
     #[default]
     Auto,
     Cpu,
@@ -21,7 +21,7 @@ pub enum Placement {
 named! { pub Placement, "a place to run": Auto = "auto", Cpu = "cpu", Cuda = "cuda", Metal = "metal" }
 
 impl Placement {
-    /// Where candle's tensors lie.
+    /// The device of candle's tensors.
     pub(super) fn open(self) -> Result<Device> {
         match self {
             Placement::Auto | Placement::Cpu | Placement::Cuda => Ok(Device::Cpu),
@@ -33,7 +33,7 @@ impl Placement {
         }
     }
 
-    /// Its name with the processor's, where there are several kinds: `cuda (NVIDIA H100 80GB HBM3)`.
+    /// Its name, with the name of the processor if there are several kinds: `cuda (NVIDIA H100 80GB HBM3)`.
     pub fn description(self) -> String {
         match self {
             Placement::Cuda => cuda::Device::get().map_or(self.to_string(), |device| format!("{self} ({})", device.name())),

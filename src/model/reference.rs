@@ -1,4 +1,4 @@
-//! What a user may write after `--model` -> where the files are.
+//! Finds a model's files from what the user wrote after `--model`.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::tokens::DEFAULT_MAX_LEN;
 pub struct ModelName {
     /// A folder, a file or a hub id; `None` stands for the default model.
     pub written: Option<String>,
-    /// The model that an adapter is put on, in place of the one that its config names.
+    /// The model to put an adapter on, in place of the one that the adapter's config names.
     pub base: Option<String>,
 }
 
@@ -33,22 +33,22 @@ pub struct ModelName {
 pub struct Reference {
     /// What the user wrote, or the default model's name.
     pub written: String,
-    /// A short name for people: the file's, the folder's, or the hub id's; of an adapter, the base's and its own.
+    /// A short name for display: that of the file, the folder or the hub id; for an adapter, the base's and its own.
     pub name: String,
     /// The file, or the folder with the files.
     pub path: PathBuf,
-    /// What the user wrote for the base of an adapter, in place of what the adapter's config says.
+    /// What the user wrote as the base of an adapter, in place of the one in the adapter's config.
     pub base: Option<String>,
     kind: Kind,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// Its hash was checked when it was fetched.
+    /// The default model, whose hash was verified when it was fetched.
     Default,
     Gguf,
     Folder,
-    /// A LoRA adapter and the model that it changes.
+    /// A LoRA adapter, and the model that it modifies.
     Adapter(Box<Reference>),
 }
 
@@ -56,25 +56,25 @@ const EXPECTED: &str = "--model takes a Hugging Face model folder, a LoRA adapte
                         org/name, org/name@revision, org/name:file.gguf.";
 
 impl Reference {
-    /// The model in a folder or a .gguf file of this machine. Of an adapter the base, which may be elsewhere, is fetched in silence.
+    /// The model in a local folder or .gguf file. An adapter's base may be elsewhere, and is then fetched without progress messages.
     pub fn local(path: &Path) -> Result<Reference> {
         let written = path.to_str().filter(|_| path.exists());
         let written = written.ok_or_else(|| Error::new("there is no model at this path, or its name is not UTF-8").at(path))?;
         Reference::resolve(Some(written), &|_, _, _| {})
     }
 
-    /// Finds the model that `written` names; `None` stands for the default model. What is not on this machine is fetched.
+    /// Finds the model that `written` names; `None` means the default model. Fetches what is not on this machine.
     pub fn resolve(written: Option<&str>, progress: Progress) -> Result<Reference> {
         Reference::resolve_named(&ModelName { written: written.map(str::to_owned), base: None }, progress)
     }
 
-    /// As [`Reference::resolve`], of an adapter on the base that its user names.
+    /// Like [`Reference::resolve`], with an optional base for an adapter.
     pub fn resolve_named(name: &ModelName, progress: Progress) -> Result<Reference> {
         Reference::resolve_wanted(name, Wanted::Model, progress)
     }
 
-    /// As [`Reference::resolve_named`], for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs are
-    /// fetched, and no weights where these stand apart from them.
+    /// Like [`Reference::resolve_named`], for [`text_of`](super::text_of) only: of a hub id it fetches the tokenizer, the template and the
+    /// configs, but no weights if these are in separate files.
     pub fn resolve_text(name: &ModelName, progress: Progress) -> Result<Reference> {
         Reference::resolve_wanted(name, Wanted::Text, progress)
     }
@@ -104,12 +104,12 @@ impl Reference {
         }
     }
 
-    /// How long a sequence may be: as the user says, else the usual length, or what the model takes if that is less. The weights need not
-    /// be there.
+    /// The limit on sequence length: the one `asked` for, otherwise the usual one or the model's maximum if that is less. Does not need the
+    /// weights.
     pub(crate) fn max_len(&self, asked: Option<usize>) -> Result<usize> {
         match asked {
             Some(asked) => {
-                // Of a config that is not understood nobody knows; loading the model says so.
+                // If the config is not understood, the limit is unknown; loading the model reports the error.
                 let config = self.config().ok().flatten();
                 config.map_or(Ok(()), |config| check_length(&config, &self.name, asked))?;
                 Ok(asked)
@@ -118,19 +118,20 @@ impl Reference {
         }
     }
 
-    /// Transformers' class of one of the model's blocks, such as `LlamaDecoderLayer`. The weights need not be there.
+    /// Transformers' class of the model's blocks, such as `LlamaDecoderLayer`. Does not need the weights.
     pub fn layer_class(&self) -> Result<String> {
         let no_config = || Error::new("the folder holds no config.json").at(&self.path).cure("Name a Hugging Face model folder.");
         self.config()?.ok_or_else(no_config)?.layer_class()
     }
 
-    /// Would adapters on the modules whose names end so, or on all, stand on the experts of a mixture? The weights need not be there.
+    /// Whether adapters on modules with these name endings, or on all if empty, would apply to the experts of a mixture. Does not need the
+    /// weights.
     pub(crate) fn adapts_experts(&self, targets: &[String]) -> Result<bool> {
         Ok(self.config()?.and_then(|config| config.experts).is_some_and(|experts| experts.are_adapted(targets)))
     }
 
-    /// Sentences about what the model's config.json asks of training and this program does not do; of an adapter, the base's. The weights need not
-    /// be there.
+    /// Sentences about training settings in the model's config.json (for an adapter, the base's) that this program does not apply. Does not
+    /// need the weights.
     pub(crate) fn training_remarks(&self) -> Result<Vec<String>> {
         let json = match &self.kind {
             Kind::Adapter(base) => return base.training_remarks(),
@@ -141,7 +142,7 @@ impl Reference {
         Ok(text.map_or_else(Vec::new, keys::unapplied_in_training))
     }
 
-    /// How an adapter becomes a model by itself, on which another can stand.
+    /// How to merge an adapter into a standalone model, so that another adapter can be put on it.
     pub(crate) fn to_merge(&self) -> String {
         let base = self.base.as_ref().map_or(String::new(), |base| format!(" --base {base}"));
         format!(
@@ -150,8 +151,8 @@ impl Reference {
         )
     }
 
-    /// What the model's own file says, of an adapter the base's; `None` of a folder without config.json. The weights need not be there: where
-    /// they contradict the config, [`Source::config`] says so.
+    /// The config in the model's own file, or in that of an adapter's base; `None` for a folder without config.json. Does not need the weights: if
+    /// these contradict the config, [`Source::config`] reports it.
     pub(super) fn config(&self) -> Result<Option<Config>> {
         match &self.kind {
             Kind::Adapter(base) => base.config(),
@@ -160,8 +161,7 @@ impl Reference {
         }
     }
 
-    /// config.json and generation_config.json, as far as they are there; an adapter's own stand in the place of its base's. The weights need
-    /// not be there.
+    /// config.json and generation_config.json, if present; an adapter's own files replace those of its base. Does not need the weights.
     pub(super) fn generation_files(&self) -> Result<[Option<Value>; 2]> {
         let there = |folder: &Path| -> Result<[Option<Value>; 2]> {
             Ok([folder::json(folder, folder::CONFIG)?, folder::json(folder, folder::GENERATION)?])
@@ -176,7 +176,7 @@ impl Reference {
         }
     }
 
-    /// May `written` name a model? A folder must hold one, or an adapter; what does not exist may be a hub id.
+    /// Whether `written` may name a model: a folder must contain a model or an adapter; what does not exist may be a hub id.
     pub fn looks_like_one(written: &str) -> bool {
         let path = Path::new(written);
         if path.is_dir() {
@@ -188,7 +188,7 @@ impl Reference {
         }
     }
 
-    /// Does a folder hold an adapter, and no model of its own?
+    /// Whether a folder contains an adapter and no model of its own.
     pub(crate) fn holds_adapter(folder: &Path) -> bool {
         adapter::is_adapter(folder)
     }
@@ -197,7 +197,7 @@ impl Reference {
         matches!(self.kind, Kind::Adapter(_))
     }
 
-    /// The model that an adapter changes.
+    /// The model that an adapter modifies.
     pub(super) fn base(&self) -> Option<&Reference> {
         match &self.kind {
             Kind::Adapter(base) => Some(base),
@@ -213,7 +213,7 @@ impl Reference {
         })
     }
 
-    /// What an adapter's config calls this model: a whole path, or a hub id with its revision if the user named one.
+    /// The name of this model in an adapter's config: an absolute path, or a hub id with its revision if the user named one.
     pub(crate) fn as_base(&self) -> Result<(String, Option<String>)> {
         if let Kind::Adapter(_) = self.kind {
             return Err(Error::new(format!("the model `{}` is an adapter itself, on which no other can stand", self.name))
@@ -226,7 +226,7 @@ impl Reference {
             HubId::parse(&self.written)
         };
         match from_hub {
-            // `org/name:file.gguf` means something to this program only, and has its revision in it.
+            // Only this program understands `org/name:file.gguf`, which already includes the revision.
             Some(HubId { file: Some(_), .. }) => Ok((self.written.clone(), None)),
             Some(id) => Ok((id.repo, self.written.contains('@').then_some(id.revision))),
             None => {
@@ -236,15 +236,15 @@ impl Reference {
         }
     }
 
-    /// SHA-256 in hexadecimal of all that makes the model what it is: of a single file its own, of several that of the list of theirs. Of a folder
-    /// the config and the tokenizer's files belong to it, as other numbers come of the same weights with another `rope_theta` or end token.
+    /// SHA-256, in hexadecimal, of everything that defines the model: of a single file, its own; of several, that of the list of theirs. A
+    /// folder's config and tokenizer files count, because another `rope_theta` or end token changes the results of the same weights.
     pub fn sha256(&self) -> Result<String> {
         let of_all = |paths: Vec<PathBuf>| paths.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>();
         let hashes = match &self.kind {
             Kind::Default => return Ok(default_model::WHEEL.sha256.to_owned()),
             Kind::Gguf => of_all(gguf_files::paths(&self.path))?,
             Kind::Folder => [of_all(shard_paths(&self.path)?)?, folder::text_hashes(&self.path)?].concat(),
-            // The config holds the scale.
+            // The config contains the scale.
             Kind::Adapter(base) => {
                 let own = [adapter::CONFIG, adapter::WEIGHTS].map(|name| self.path.join(name));
                 [vec![base.sha256()?], of_all(own.to_vec())?, folder::text_hashes(&self.path)?].concat()
@@ -257,14 +257,14 @@ impl Reference {
     }
 }
 
-/// The path or the hub id `written`; a path that exists wins. An adapter is not yet told from a model; of a repository that holds both,
-/// `adapter` says which is fetched.
+/// Finds the path or hub id `written`; an existing path takes precedence. Does not yet distinguish adapters from models; `adapter` says which to
+/// fetch from a repository that contains both.
 fn find(written: &str, wanted: Wanted, adapter: bool, progress: Progress) -> Result<Reference> {
     let path = Path::new(written);
     match std::fs::metadata(path) {
         Ok(metadata) => {
             let kind = kind_of(path, &metadata)?;
-            // `.` and the like have no name of their own.
+            // Paths such as `.` have no file name.
             let named = match path.file_name() {
                 Some(_) => path.to_owned(),
                 None => std::fs::canonicalize(path).context_at(path, "cannot look at the model")?,
@@ -297,9 +297,9 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
     let stem = path.with_extension("");
     match extension.as_ref() {
         "gguf" => Ok(Kind::Gguf),
-        // Ollama names its blobs by their hashes.
+        // Ollama names its blobs after their hashes.
         _ if begins_as_gguf(path) => Ok(Kind::Gguf),
-        // What PyPI's limit on file sizes makes people do.
+        // A GGUF file split to fit PyPI's file size limit.
         _ if extension.starts_with("part") && stem.extension().is_some_and(|inner| inner.eq_ignore_ascii_case("gguf")) => {
             let stem = stem.display();
             Err(Error::new("this is a piece of a .gguf file")
@@ -319,7 +319,7 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
     }
 }
 
-/// Is it called as `diagnose train` calls its checkpoints?
+/// Whether the path looks like a checkpoint of `diagnose train`.
 fn is_checkpoint(path: &Path) -> bool {
     let starts = |name: Option<&std::ffi::OsStr>, start: &str| name.is_some_and(|name| name.to_string_lossy().starts_with(start));
     starts(path.file_name(), "step-") && starts(path.parent().and_then(Path::file_name), "checkpoints")
@@ -331,8 +331,8 @@ fn begins_as_gguf(path: &Path) -> bool {
     read.is_ok() && start == *b"GGUF"
 }
 
-/// Finds the model that the adapter is put on: the one that the user names, else the one that it was trained on: a path from here, a path
-/// from the adapter's folder, or a hub id.
+/// Finds the base of an adapter: the one that the user names, otherwise the one that it was trained on, which may be a path relative to the
+/// current directory or to the adapter's folder, or a hub id.
 fn with_base(found: Reference, base: Option<&str>, wanted: Wanted, progress: Progress) -> Result<Reference> {
     let written = match base {
         Some(base) => base.to_owned(),

@@ -1,7 +1,8 @@
-//! Rotary position embedding as a model's files describe it -> one frequency per pair of elements.
+//! Rotary position embedding: reads its description in a model's files, and computes one frequency per pair of elements.
 //!
-//! Covered: plain, linear, Llama 3 and YaRN scaling; dynamic NTK and LongRoPE, whose frequencies depend on the length of the sequence,
-//! up to the length that they were made for, where they do not ([`Rope::longest`]). Reference: Transformers, `modeling_rope_utils.py`.
+//! Covers plain, linear, Llama 3 and YaRN scaling; also dynamic NTK and LongRoPE, whose frequencies depend on the length of the
+//! sequence, but only up to the length at which they begin to do so ([`Rope::longest`]). Reference: Transformers,
+//! `modeling_rope_utils.py`.
 
 use std::f64::consts::PI;
 
@@ -15,26 +16,26 @@ use crate::json::{flag, number, present};
 pub struct Rope {
     /// The base of the frequencies.
     pub theta: f64,
-    /// How they are scaled.
+    /// How the frequencies are scaled.
     pub scaling: RopeScaling,
 }
 
-/// How the frequencies differ from the plain ones.
+/// How the frequencies differ from the unscaled ones.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
-    /// Every frequency divided by `factor`.
+    /// Divides every frequency by `factor`.
     Linear {
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between (`_compute_llama3_parameters`).
+    /// Llama 3.1: divides long wavelengths by `factor`, keeps short ones, with a ramp in between (`_compute_llama3_parameters`).
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
         high_freq_factor: f64,
         original_max_positions: f64,
     },
-    /// arXiv 2309.00071: the same idea with a ramp over the pairs instead of the wavelengths, and with the cosines and sines
+    /// YaRN, arXiv 2309.00071: the same idea with a ramp over the pairs instead of the wavelengths; cosines and sines are also
     /// multiplied by `attention_factor` (`_compute_yarn_parameters`).
     Yarn {
         factor: f64,
@@ -42,22 +43,22 @@ pub enum RopeScaling {
         beta_fast: f64,
         beta_slow: f64,
         attention_factor: f64,
-        /// Whether the ramp begins and ends at whole pairs.
+        /// Whether the ramp starts and ends at whole pairs.
         truncate: bool,
     },
-    /// arXiv 2402.13753: a divisor for each frequency in sequences of up to `original_max_positions`, and others in longer ones, which
-    /// are refused (`_compute_longrope_parameters`).
+    /// LongRoPE, arXiv 2402.13753: one divisor per frequency for sequences of up to `original_max_positions`, and others for longer
+    /// sequences, which are refused (`_compute_longrope_parameters`).
     LongRope {
         short_divisors: Vec<f64>,
         original_max_positions: usize,
         attention_factor: f64,
     },
-    /// A divisor for each frequency: what llama.cpp's converter makes of Llama 3.1's kind.
+    /// One divisor per frequency: the form into which llama.cpp's converter brings Llama 3.1's scaling.
     Divisors(Vec<f64>),
 }
 
 impl Rope {
-    /// Angle per position of each of the `rotary_dim / 2` pairs, in radians.
+    /// The angle per position of each of the `rotary_dim / 2` pairs, in radians.
     pub fn inverse_frequencies(&self, rotary_dim: usize) -> Result<Vec<f64>> {
         let plain = (0..rotary_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / rotary_dim as f64));
         match &self.scaling {
@@ -65,7 +66,7 @@ impl Rope {
             RopeScaling::Linear { factor } => Ok(plain.map(|f| f / factor).collect()),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let scaled = plain.map(|f| {
-                    // How many turns the pair makes over the original context decides how it is treated.
+                    // The number of turns that the pair makes over the original context decides how it is scaled.
                     let turns = original_max_positions * f / (2.0 * PI);
                     let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
                     (1.0 - smooth) * f / factor + smooth * f
@@ -74,7 +75,7 @@ impl Rope {
             }
             RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, truncate, .. } => {
                 let dim = rotary_dim as f64;
-                // The pair that makes this many turns over the original context.
+                // The pair that makes `turns` turns over the original context.
                 let pair_of = |turns: f64| dim * (original_max_positions / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let (low, high) = (pair_of(*beta_fast), pair_of(*beta_slow));
                 let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
@@ -99,7 +100,7 @@ impl Rope {
         }
     }
 
-    /// Multiplies the cosines and sines.
+    /// The factor of the cosines and sines.
     pub fn attention_scaling(&self) -> f32 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
@@ -109,7 +110,7 @@ impl Rope {
         }
     }
 
-    /// The longest sequence for which the frequencies hold, if there is a limit below that of the model.
+    /// The longest sequence for which the frequencies are valid, if that is less than the model's limit.
     pub fn longest(&self) -> Option<usize> {
         match self.scaling {
             RopeScaling::LongRope { original_max_positions, .. } => Some(original_max_positions),
@@ -117,20 +118,20 @@ impl Rope {
         }
     }
 
-    /// From config.json: Transformers 5 writes `rope_parameters` with the base inside; Transformers 4 `rope_theta` and
+    /// Reads config.json: Transformers 5 writes `rope_parameters`, which contain the base; Transformers 4 writes `rope_theta` and
     /// `rope_scaling`.
     pub fn from_json(json: &Value, max_positions: usize) -> Result<Rope> {
         let parameters = parameters(json).map(|parameters| with_first_length(json, parameters));
         Rope::from_parameters(parameters.as_ref(), base(json, "rope_theta", parameters.as_ref(), 10_000.0)?, max_positions)
     }
 
-    /// Reads one set of rope parameters; `theta` is the base where they do not hold one.
+    /// Reads one set of rope parameters; `theta` is the default base.
     pub fn from_parameters(parameters: Option<&Value>, theta: f64, max_positions: usize) -> Result<Rope> {
         let Some(parameters) = parameters else { return Ok(Rope { theta, scaling: RopeScaling::None }) };
         if !parameters.is_object() {
             return Err(Error::new(format!("expected an object of rope parameters, found {parameters}")));
         }
-        // Transformers takes `rope_type` where both are there.
+        // Transformers prefers `rope_type` if both are present.
         let kind = match parameters.get("rope_type").or_else(|| parameters.get("type")) {
             None => "default",
             Some(Value::String(kind)) => kind.as_str(),
@@ -140,7 +141,7 @@ impl Rope {
         let required = |key: &str| {
             optional(key)?.ok_or_else(|| Error::new(format!("rope scaling `{kind}` needs `{key}`, which is missing")))
         };
-        // Transformers says `beta or 32`: 0 is as good as absent.
+        // Transformers computes `beta or 32`, so 0 counts as absent.
         let nonzero = |key: &str| -> Result<Option<f64>> { Ok(optional(key)?.filter(|&x| x != 0.0)) };
         let original = || -> Result<f64> {
             let original = optional("original_max_position_embeddings")?.unwrap_or(max_positions as f64);
@@ -153,7 +154,7 @@ impl Rope {
         let scaling = match kind {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: required("factor")? },
-            // Nothing is scaled up to the model's positions, which no sequence exceeds (`Model::load`).
+            // Scaling begins beyond the model's positions, which no sequence exceeds (`Model::load`).
             "dynamic" => {
                 required("factor")?;
                 RopeScaling::None
@@ -206,7 +207,7 @@ impl Rope {
                 )));
             }
         };
-        // What another kind would read, Transformers leaves aside, too.
+        // Transformers, too, ignores parameters that belong to another kind of scaling.
         for (key, value) in parameters.as_object().into_iter().flatten() {
             if !value.is_null() && !PARAMETERS.contains(&key.as_str()) {
                 return Err(Error::new(format!("rope scaling `{kind}` with `{key}` = {value} is not supported")));
@@ -216,7 +217,7 @@ impl Rope {
     }
 }
 
-/// What Transformers knows of rope parameters (`RopeParameters`), and marks of the converters.
+/// The rope parameters that Transformers knows (`RopeParameters`), and marks that converters leave.
 const PARAMETERS: &[&str] = &[
     "rope_type",
     "type",
@@ -237,7 +238,7 @@ const PARAMETERS: &[&str] = &[
     "finetuned",
 ];
 
-/// The base that stands beside rope parameters under `key`; `null` is refused where they do not hold one, as Transformers does.
+/// The base under `key` beside rope parameters; `null` is refused unless these contain one, as in Transformers.
 pub(super) fn base(json: &Value, key: &str, parameters: Option<&Value>, default: f64) -> Result<f64> {
     let is_null = json.get(key).is_some_and(Value::is_null);
     if is_null && parameters.is_none_or(|parameters| present(parameters, "rope_theta").is_none()) {
@@ -247,7 +248,7 @@ pub(super) fn base(json: &Value, key: &str, parameters: Option<&Value>, default:
     Ok(number(json, key)?.unwrap_or(default))
 }
 
-/// The set of rope parameters that counts: `rope_scaling` replaces `rope_parameters` as a whole, base and all, unless it is empty
+/// The set of rope parameters that applies: `rope_scaling` replaces `rope_parameters` entirely, including the base, unless it is empty
 /// (Transformers, `modeling_rope_utils.py`: `self.rope_parameters = rope_scaling or self.rope_parameters`).
 pub(super) fn parameters(json: &Value) -> Option<&Value> {
     let is_empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
@@ -255,8 +256,8 @@ pub(super) fn parameters(json: &Value) -> Option<&Value> {
     scaling.or_else(|| present(json, "rope_parameters"))
 }
 
-/// `parameters` of all layers, with the length of the first training: it may stand beside them in `json`, and then counts (Transformers,
-/// `standardize_rope_params`).
+/// Adds the original training length to the `parameters` of all layers: if `json` has it beside them, that value takes precedence
+/// (Transformers, `standardize_rope_params`).
 pub(super) fn with_first_length(json: &Value, parameters: &Value) -> Value {
     const ORIGINAL: &str = "original_max_position_embeddings";
     let mut parameters = parameters.clone();
@@ -266,17 +267,17 @@ pub(super) fn with_first_length(json: &Value, parameters: &Value) -> Value {
     parameters
 }
 
-/// arXiv 2309.00071, equation 22.
+/// The default attention factor of YaRN: arXiv 2309.00071, equation 22.
 pub(super) fn yarn_attention_factor(factor: f64) -> f64 {
     yarn_mscale(factor, 1.0)
 }
 
-/// `0.1 mscale ln(factor) + 1`, or 1 without scaling: DeepSeek's models choose the weight `mscale`.
+/// `0.1 mscale ln(factor) + 1`, or 1 without scaling; DeepSeek's models choose the weight `mscale`.
 fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
-/// The share of a head's elements that turn: within `rope_parameters` (Transformers 5) or beside them (4).
+/// The share of a head's elements that is rotated: inside `rope_parameters` (Transformers 5) or beside them (4).
 pub(super) fn partial_rotary_factor(json: &Value) -> Result<Option<f64>> {
     match parameters(json).map(|parameters| number(parameters, "partial_rotary_factor")).transpose()?.flatten() {
         Some(factor) => Ok(Some(factor)),
@@ -299,7 +300,7 @@ mod tests {
         }
     }
 
-    /// Transformers takes `rope_scaling`, and with it the base that stands outside.
+    /// Transformers uses `rope_scaling`, together with the base outside.
     #[test]
     fn of_two_spellings_the_older_one_counts() {
         let both = json!({
@@ -335,15 +336,15 @@ mod tests {
         assert_eq!(rope(RopeScaling::None), [1.0, 0.01]);
         assert_eq!(rope(RopeScaling::Linear { factor: 4.0 }), [0.25, 0.0025]);
         assert_eq!(rope(RopeScaling::Divisors(vec![1.0, 8.0])), [1.0, 0.00125]);
-        // 8192 positions: the first pair turns 1304 times (kept), the second 13 times (kept, high_freq_factor 4).
+        // 8192 positions: the first pair makes 1304 turns (kept), the second 13 (kept, as high_freq_factor is 4).
         let scaling =
             RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192.0 };
         assert_eq!(rope(scaling), [1.0, 0.01]);
-        // 100 positions: the second pair turns 0.16 times (divided by 8).
+        // 100 positions: the second pair makes 0.16 turns (divided by 8).
         let scaling =
             RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 100.0 };
         assert_eq!(rope(scaling), [1.0, 0.00125]);
-        // 100 positions: 32 turns belong to pair -0.15 (so 0), 1 turn to pair 0.6 (so 1).
+        // 100 positions: 32 turns correspond to pair -0.15 (rounded to 0), 1 turn to pair 0.6 (rounded to 1).
         let scaling = RopeScaling::Yarn {
             factor: 8.0,
             original_max_positions: 100.0,
@@ -353,7 +354,7 @@ mod tests {
             truncate: true,
         };
         assert_eq!(rope(scaling.clone()), [1.0, 0.00125]);
-        // Untruncated the ramp ends at pair 0.6, before the second pair; with 0.1 turns at pair 1.10, behind it.
+        // Without rounding, the ramp ends at pair 0.6, before the second pair; with 0.1 turns it ends at pair 1.10, after it.
         let RopeScaling::Yarn { factor, original_max_positions, beta_fast, attention_factor, .. } = scaling else { panic!() };
         let yarn = |beta_slow, truncate| {
             rope(RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, attention_factor, truncate })[1]
@@ -375,7 +376,7 @@ mod tests {
         // The factor is 4096 / 64: sqrt(1 + ln 64 / ln 64).
         assert_eq!(rope.attention_scaling(), 2f32.sqrt());
         assert!(rope.inverse_frequencies(6).unwrap_err().to_string().contains("expected 3 rotary divisors"));
-        // What stands beside the parameters counts.
+        // A value beside the parameters takes precedence.
         let outside = Rope::from_json(&json!({"rope_scaling": long, "original_max_position_embeddings": 32}), 4096).unwrap();
         assert_eq!(outside.longest(), Some(32));
     }

@@ -1,4 +1,4 @@
-//! What is known here of a model that another program runs: its texts, and what its config says, without its weights.
+//! A model that another program serves: its tokenizer, template and config, without its weights.
 
 use std::sync::Arc;
 
@@ -9,29 +9,29 @@ use super::{Info, LoadOptions, Model, text_of};
 use crate::error::Result;
 use crate::tokens::{ChatTemplate, DEFAULT_MAX_LEN, Tokenizer};
 
-/// A model of more parameters is not loaded for a comparison of a few tokens.
+/// Models with more parameters are not loaded just to compare a few tokens.
 const MOST_PARAMETERS: u64 = 1_500_000_000;
 
-/// The texts and the config of a model that a server runs.
+/// The tokenizer, template and config of a model that a server runs.
 pub struct Served {
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, if it has one.
     pub template: Option<ChatTemplate>,
-    /// Rows of the embedding; where no config tells them, the tokenizer's.
+    /// The number of rows of the embedding; if no config states it, the size of the tokenizer.
     pub vocab_size: usize,
-    /// The longest sequence that it was made for, where a config of a known family tells.
+    /// The longest sequence that it was made for, if a config of a known family states it.
     pub longest: Option<usize>,
-    /// For run.json, but for `sha256`: which weights are served only the server knows.
+    /// For run.json, except `sha256`: only the server knows which weights it serves.
     pub info: Info,
 }
 
 impl Served {
-    /// Reads what lies at `reference`; weights may be missing.
+    /// Reads the files at `reference`; weights may be missing.
     pub fn read(reference: &Reference) -> Result<Served> {
         let (tokenizer, template) = text_of(reference)?;
         let model = reference.base().unwrap_or(reference);
-        // A server may run a family that is not known here.
+        // A server may run a family that this program does not know.
         let config = model.config().ok().flatten();
         let rows = config.as_ref().map(|config| config.vocab_size).or_else(|| folder::vocab_size(&model.path));
         Ok(Served {
@@ -51,12 +51,13 @@ impl Served {
         })
     }
 
-    /// The longest sequence where the user names none.
+    /// The limit on sequence length if the user names none.
     pub(crate) fn max_len(&self) -> usize {
         DEFAULT_MAX_LEN.min(self.longest.unwrap_or(usize::MAX))
     }
 
-    /// The model itself, to compare with, where its weights are here and not too many; else why not.
+    /// Loads the model itself for a comparison, if its weights are here and not too large; otherwise returns the
+    /// reason.
     pub fn load(&self, reference: &Reference, max_positions: usize) -> Result<Model, String> {
         match reference.open() {
             Err(error) => Err(error.reason()),

@@ -1,4 +1,4 @@
-//! Where weights come from, whatever the file.
+//! The interface through which weights are read, whatever the file format.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -14,46 +14,47 @@ use crate::kernels::matmul::Matrix;
 use crate::kernels::quantized::Blocks;
 use crate::tokens::{ChatTemplate, Tokenizer};
 
-/// A place that weights come from. Tensors are asked for by the names that Transformers gives them.
+/// A source of weights. Tensors are addressed by the names that Transformers gives them.
 pub(crate) trait Source: Sync {
     fn config(&self) -> Result<Config>;
     fn tokenizer(&self) -> Result<Tokenizer>;
-    /// `None` for a base model, which has no chat template.
+    /// Returns `None` for a base model, which has no chat template.
     fn template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>>;
     fn has(&self, name: &str) -> bool;
-    /// The tensor as f32 on the CPU; an error names what was expected if it is absent or has another shape.
+    /// Returns the tensor as f32 on the CPU; if it is absent or has another shape, the error says what was expected.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
-    /// The `index`th of the tensors that are stacked as `name`, whose whole shape is `shape`; the others are not read.
+    /// Returns the `index`th of the tensors stacked as `name`, whose whole shape is `shape`, without reading the others.
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor>;
-    /// The matrix, or the `index`th of those stacked as `name`, in bf16 if the file has it so: exactly the numbers of [`Source::tensor`] or
-    /// [`Source::slice`].
+    /// Returns the matrix, or the `index`th of those stacked as `name`, in bf16 if the file stores it so: exactly the numbers of
+    /// [`Source::tensor`] or [`Source::slice`].
     fn bf16(&self, _name: &str, _shape: &[usize], _index: Option<usize>) -> Result<Option<Tensor>> {
         Ok(None)
     }
-    /// The matrix in the blocks that the file has it in, if products can use these as they are and its values are exactly those of
+    /// Returns the matrix in the quantised blocks of the file, if products can use these directly and its values are exactly those of
     /// [`Source::tensor`].
     fn blocks(&self, _name: &str, _shape: [usize; 2]) -> Result<Option<Blocks>> {
         Ok(None)
     }
-    /// config.json of the language model, with Transformers' names.
+    /// Returns config.json of the language model, with Transformers' names.
     fn config_json(&self) -> Result<Value>;
-    /// What else stands beside the weights in a Hugging Face folder: the tokenizer's files, the chat template. Names and contents.
+    /// Returns the names and contents of the other files of a Hugging Face folder: the tokenizer's files and the chat template.
     fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
-    /// Number of weights of the language model in the file.
+    /// Returns the number of weights of the language model in the file.
     fn parameters(&self) -> u64;
-    /// Is the language model the inner half of a multimodal one, whose modules have other names?
+    /// Whether the language model is part of a multimodal one, whose modules have other names.
     fn is_multimodal(&self) -> Result<bool> {
         Ok(false)
     }
-    /// Sentences for the user: where two places in the files contradict each other, and which was taken; what was left aside.
+    /// Returns sentences for the user: contradictions in the files and how they were resolved, and what was ignored.
     fn remarks(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
-    /// Once the model is loaded: an error that names the tensors that nobody has asked for, unless they are known to change nothing.
+    /// After the model is loaded: returns an error that names the tensors that were never requested, unless they are known to have no
+    /// effect.
     fn check_all_used(&self) -> Result<()>;
 }
 
-/// The matrices that `parts` name, one below the other; in the blocks of their file if all of them can stay in theirs.
+/// Stacks the matrices that `parts` name; they stay in the blocks of their file if all of them can.
 pub(super) fn matrix(source: &dyn Source, parts: &[(String, [usize; 2])], options: LoadOptions) -> Result<Matrix> {
     let mut blocks = Vec::new();
     for (name, shape) in parts {
@@ -69,7 +70,7 @@ pub(super) fn matrix(source: &dyn Source, parts: &[(String, [usize; 2])], option
     Matrix::new(parts.iter().map(|(name, shape)| part(source, name, shape, None, options)), options.dtype, options.kernels)
 }
 
-/// A part of a matrix, or the `index`th of those stacked as `name`. A GPU takes in bf16 as the file has it, the CPU f32.
+/// Reads a part of a matrix, or the `index`th of those stacked as `name`: for a GPU in bf16 if the file has it, for the CPU in f32.
 pub(super) fn part(
     source: &dyn Source,
     name: &str,
@@ -88,7 +89,7 @@ pub(super) fn part(
     }
 }
 
-/// Which tensors of a source somebody has asked for.
+/// The tensors of a source that have been requested.
 #[derive(Default)]
 pub(crate) struct Used(Mutex<HashSet<String>>);
 
@@ -97,7 +98,7 @@ impl Used {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
-    /// The names among `names` that nobody has asked for, in order.
+    /// Those of `names` that have not been requested, in order.
     pub(super) fn others<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
         let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others: Vec<String> = names.filter(|name| !used.contains(*name)).cloned().collect();
@@ -106,7 +107,7 @@ impl Used {
     }
 }
 
-/// A few names, and how many more there are.
+/// Formats the first few names and the number of the remaining ones.
 pub(crate) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! What a model believed about a batch's targets: computed, or on its way from a GPU.
+//! The statistics of a batch's targets: computed already, or still on their way from a GPU.
 
 use std::time::{Duration, Instant};
 
@@ -8,36 +8,37 @@ use crate::kernels::TokenStatistics;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::statistics::{HeadOptions, topk_entropies};
 
-/// What [`Model::statistics`](super::Model::statistics) gives.
+/// The result of [`Model::statistics`](super::Model::statistics).
 pub enum Statistics<'a> {
     Ready(BatchStatistics),
     Pending(Pending, CurvesOf<'a>),
 }
 
-/// What curves are made with of hidden states.
+/// What is needed to compute curves from hidden states.
 pub struct CurvesOf<'a> {
     pub(super) head: &'a Matrix,
     pub(super) options: HeadOptions,
     pub(super) k_max: usize,
 }
 
-/// Hidden states whose logits are on a GPU at a time for their curves: they have to fit beside everything else that was reckoned with.
+/// The number of hidden states whose logits are on a GPU at once for their curves; they have to fit beside everything else in the
+/// estimate.
 const CURVES_AT_A_TIME: usize = 64;
 
 /// The statistics of a batch's targets, and how long the decoder and the head took.
 pub struct BatchStatistics {
-    /// What the model believed about each target.
+    /// The statistics of each target.
     pub tokens: Vec<TokenStatistics>,
-    /// The entropies of the targets that they were asked for: see [`Curves`](crate::kernels::statistics::Curves).
+    /// The entropy curves of the requested targets: see [`Curves`](crate::kernels::statistics::Curves).
     pub curves: Vec<Vec<f32>>,
-    /// Time in the decoder.
+    /// The time spent in the decoder.
     pub decoder: Duration,
-    /// Time in the head.
+    /// The time spent in the head.
     pub head: Duration,
 }
 
 impl Statistics<'_> {
-    /// Waits for them.
+    /// Waits for the statistics.
     pub fn wait(self) -> Result<BatchStatistics> {
         match self {
             Statistics::Ready(statistics) => Ok(statistics),

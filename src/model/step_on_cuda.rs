@@ -1,8 +1,8 @@
-//! A step of writing on a GPU: the newest tokens of sequences go through the blocks of `on_cuda.rs`, and leave their keys and values in
-//! pages there. Only the logits of what may come next travel, or which of them is the largest.
+//! A decoding step on a GPU: the newest tokens of the sequences pass through the blocks of `on_cuda.rs`, and their keys and values are stored
+//! in pages on the device. Only the next-token logits, or the ids of the chosen tokens, are copied to the host.
 //!
-//! Rows are computed in tiles of one size for the last tokens of all sequences and of another for the rest of their prompts, so that batches
-//! are padded with tokens that no sequence has: what a sequence gets does not depend on those beside it.
+//! Rows are computed in tiles: one tile size for the last tokens of all sequences, another for the rest of their prompts. Batches are padded
+//! to whole tiles, so that the result of a sequence does not depend on the others.
 
 use super::cache::{CacheSize, OnDevice};
 use super::config::Config;
@@ -21,21 +21,21 @@ use crate::kernels::cuda::{
 };
 use crate::kernels::delta::DeltaShape;
 
-/// Memory of the GPU that is left to products and kernels when the cache is made.
+/// GPU memory that the cache leaves free for products and kernels.
 const LEFT_FREE: u64 = 256 << 20;
 
-/// What a step is asked for.
+/// The requested result of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Wanted<'a> {
-    /// Logits `[N, V]` f32, before their cap.
+    /// The logits `[N, V]` in f32, before the softcap.
     Logits,
-    /// The id of the largest logit of each row, the first of equals; `u32::MAX` where a logit is no number.
+    /// The id of the largest logit of each row, the first of equals; `u32::MAX` if a logit is NaN.
     Largest,
-    /// Of each row a token that is drawn with a number in 0..1 of its own, from `exp(scale logit)` over the sum of all; `u32::MAX` as above.
+    /// A token per row, sampled with the row's own number in 0..1 with probabilities proportional to `exp(scale logit)`; `u32::MAX` as above.
     Drawn { scale: f32, randoms: &'a [f64] },
 }
 
-/// What a step gave, on its way to the host.
+/// The result of a step, on its way to the host.
 pub(super) struct Fetched {
     pinned: Pinned,
     len: usize,
@@ -51,9 +51,9 @@ impl Fetched {
     }
 }
 
-/// How much the layers keep, in bytes.
+/// The sizes of the cache, in bytes.
 struct KeptBytes {
-    /// Layers with the gated delta rule, which keep states in place of pages.
+    /// The number of layers with the gated delta rule, which keep states instead of pages.
     n_delta: usize,
     page: u64,
     /// The states of one sequence.
@@ -68,21 +68,21 @@ impl KeptBytes {
         KeptBytes { n_delta, page: page as u64, sequence: sequence as u64 }
     }
 
-    /// What does not depend on the pages: the states, and what is left free.
+    /// The part that does not depend on the number of pages: the states, and the memory that is left free.
     fn always(&self, sequences: usize) -> u64 {
         sequences as u64 * self.sequence + LEFT_FREE
     }
 }
 
-/// The least that an answer of `positions` needs beside the model.
+/// The least memory that an answer of `positions` needs in addition to the model.
 pub(super) fn answer_bytes(config: &Config, sizes: &Sizes, positions: usize) -> u64 {
     let kept = KeptBytes::new(config, sizes);
     positions.div_ceil(DEVICE_PAGE) as u64 * kept.page + kept.always(1)
 }
 
 impl OnCuda {
-    /// Takes memory for what the layers keep, and before that for the steps that use it: as many pages as are wanted and fit, or an error that
-    /// says how much the fewest would take.
+    /// Allocates the scratch memory of the steps and then the cache: as many pages as are wanted and fit. If even the fewest do not fit, the
+    /// error says how much they take.
     pub(super) fn keep(&self, name: &str, config: &Config, size: &CacheSize) -> Result<OnDevice> {
         let Sizes { attention, delta, dtype, .. } = &self.sizes;
         self.room(step_bytes(&self.sizes, size)).map(drop)?;
@@ -102,7 +102,7 @@ impl OnCuda {
         })
     }
 
-    /// What may follow the last token of each stretch.
+    /// Computes the next-token result for the last token of each stretch.
     pub(super) fn step(
         &self,
         decoder: &Decoder,
@@ -186,7 +186,7 @@ impl OnCuda {
     }
 }
 
-/// A step's tokens, which find what is kept of their sequences, and are added to it.
+/// The tokens of a step, which see the cached part of their sequences and are added to it.
 struct GoingOn<'a> {
     device: &'static Device,
     kept: &'a OnDevice,
@@ -211,7 +211,7 @@ impl<'a> Finds<'a> for GoingOn<'_> {
         let keys = kept.keys.layer(kept.numbers[block])?;
         device.keep(qkv, plan, shape, lists, keys)?;
         let read = arena.array(qkv.len() / shape.columns() * shape.q_width(), qkv.dtype())?;
-        // Behind the last block only the last tokens go on.
+        // After the last block only the last tokens are kept.
         if block != self.last_block {
             device.attention(qkv, Some(keys), &plan.before, lists.tiles, lists.ranges, shape, sinks, read)?;
         }
@@ -234,7 +234,7 @@ impl<'a> Finds<'a> for GoingOn<'_> {
     }
 }
 
-/// The most that a step of this size is computed in.
+/// The most scratch memory that a step of this size takes.
 fn step_bytes(sizes: &Sizes, size: &CacheSize) -> usize {
     let &CacheSize { sequences, tokens, positions, .. } = size;
     let rows = StepRows::most(tokens);
@@ -243,12 +243,12 @@ fn step_bytes(sizes: &Sizes, size: &CacheSize) -> usize {
     bytes_of_a_step(sizes, rows, sequences, words, StepPlan::most_parts(sequences, positions))
 }
 
-/// The bytes of a step of so many rows, of `n` sequences, whose lists have `words` words.
+/// The scratch memory of a step of `rows` rows and `n` sequences, whose lists have `words` words.
 fn bytes_of_a_step(sizes: &Sizes, rows: usize, n: usize, words: usize, parts: usize) -> usize {
     let n_rows = n.next_multiple_of(TILE);
     let f32s = |len: usize| arena_bytes(len, Stored::F32);
     let room: usize = LastRoom::lens(parts, &sizes.attention).into_iter().map(f32s).sum();
-    // Rows that the delta rule recalls, and those that it keeps.
+    // The rows that the delta rule reads back, and those that it stores.
     let recalled = |shape: &DeltaShape| 2 * f32s(StatesPlan::recalled_rows(n, shape) * shape.columns());
     let of_states = sizes.delta.as_ref().map_or(0, recalled);
     let of_draws = f32s(n * draw_words(sizes.vocabulary)) + f32s(2 * n) + f32s(n);

@@ -1,8 +1,8 @@
-//! A forward pass that can go backward: what training adds to [`Model::hidden`].
+//! A forward pass that can be followed by a backward pass: what training adds to [`Model::hidden`].
 //!
-//! At least the input of each block is kept (`[T, D]`); of the last blocks everything that their backward pass needs, as far as a given
-//! memory reaches. The other blocks run a second time on the way back (Chen et al. 2016, arXiv 1604.06174). What is kept changes no bit
-//! of any gradient.
+//! Stores at least the input of each block (`[T, D]`), and for as many of the last blocks as the given memory allows everything that
+//! their backward pass needs. The other blocks are recomputed (Chen et al. 2016, arXiv 1604.06174). This choice changes no bit of any
+//! gradient.
 
 use candle_core::Tensor;
 
@@ -13,7 +13,7 @@ use super::{Adapters, Batch, LoraOptions, Model, Parameter};
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 
-/// A forward pass with what its backward pass needs.
+/// A forward pass, with what its backward pass needs.
 pub struct Trace {
     batch: Batch,
     rows: Vec<u32>,
@@ -21,7 +21,7 @@ pub struct Trace {
     stages: Vec<Stage>,
     /// The hidden states before the final norm, `[N, D]`.
     last: Tensor,
-    /// The hidden states after it: what the head reads, `[N, D]`.
+    /// The hidden states after the final norm, `[N, D]`: the input of the head.
     pub hidden: Tensor,
 }
 
@@ -31,15 +31,15 @@ enum Stage {
 }
 
 impl Model {
-    /// Makes every weight learn, with products in `dtype`. The model must have been loaded in f32 with the fused kernels.
+    /// Makes every weight trainable, with products in `dtype`. The model must have been loaded in f32 with the fused kernels.
     pub fn train(&mut self, dtype: Dtype) -> Result<Vec<Parameter>> {
         self.decoder.train(dtype)
     }
 
-    /// Adds low-rank adapters, which alone learn; `B` begins with zeros, so that the model is as it was.
+    /// Adds low-rank adapters, and makes only them trainable. `B` is initialised to zero, so the model is unchanged at first.
     pub fn adapt(&mut self, options: &LoraOptions, seed: u64) -> Result<Vec<Parameter>> {
         let parameters = self.decoder.adapt(&Adapting { options, seed })?;
-        // `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
+        // A name is for example `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
         let adapted = |target: &String| {
             parameters
                 .iter()
@@ -56,7 +56,7 @@ impl Model {
         Ok(parameters)
     }
 
-    /// As [`Model::hidden`], keeping what [`Model::backward`] needs, at most about `memory` bytes beyond the inputs of the blocks.
+    /// Like [`Model::hidden`], and keeps what [`Model::backward`] needs: at most about `memory` bytes beyond the inputs of the blocks.
     pub fn trace(&self, batch: Batch, rows: &[u32], adapters: Adapters, memory: usize) -> Result<Trace> {
         self.tokenizer.check(&batch.ids)?;
         let n_blocks = self.decoder.n_blocks();
@@ -69,7 +69,7 @@ impl Model {
             if index == 0 {
                 n_kept = memory / activations.bytes().max(1);
             }
-            // The last ones: they are needed first, and so free their memory first.
+            // Keeps the last blocks: their activations are needed first, so their memory is freed first.
             let keep = index + n_kept >= n_blocks;
             stages.push(if keep { Stage::Whole(activations) } else { Stage::Input(input) });
             x = y;
@@ -78,7 +78,7 @@ impl Model {
         Ok(Trace { batch, rows: rows.to_vec(), adapters, stages, last: x, hidden })
     }
 
-    /// Adds to the gradients of all parameters, from the gradient `[N, D]` of the trace's hidden states.
+    /// Adds to the gradients of all parameters, given the gradient `[N, D]` of the trace's hidden states.
     pub fn backward(&self, trace: Trace, d_hidden: &Tensor) -> Result<()> {
         let Trace { batch, rows, adapters, stages, last, .. } = trace;
         let mut dx = self.decoder.finish_backward(&last, d_hidden)?;

@@ -397,6 +397,7 @@ fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)>
         let our_name = our_name(&name).map_err(|error| error.at(path))?;
         remarks.extend(elsewhere::remark(&name).map(|remark| (our_name.clone(), remark)));
         let Some(value) = elsewhere::value(&name, &our_name, value).map_err(|error| error.at(path))? else { continue };
+        let value = unquoted(&our_name, value).map_err(|error| error.at(path))?;
         if ours.insert(our_name.clone(), value).is_some() {
             return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file has, too"))
                 .at(path)
@@ -404,6 +405,21 @@ fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)>
         }
     }
     Ok((ours, remarks))
+}
+
+/// The number in a text, where the option is a number: PyYAML reads `2e-5` as a text, which trainers therefore turn into a number.
+fn unquoted(name: &str, value: toml::Value) -> Result<toml::Value> {
+    let kind = DECLARED.iter().find(|option| option.name() == name).map(|option| option.kind);
+    let (Some(kind @ (ValueKind::Whole | ValueKind::Number)), toml::Value::String(text)) = (kind, &value) else {
+        return Ok(value);
+    };
+    let whole = text.trim().parse().ok().map(toml::Value::Integer);
+    let number = || text.trim().parse().ok().map(toml::Value::Float).filter(|_| kind == ValueKind::Number);
+    whole.or_else(number).ok_or_else(|| {
+        let expected = if kind == ValueKind::Whole { "a whole number" } else { "a number" };
+        Error::usage(format!("wrong option: {name}: expected {expected}, found `{text}`"))
+            .cure("Write it without quotes, for example 2.0e-5 or 8.")
+    })
 }
 
 /// Returns an error that names all unknown options, each with what to give instead, since a file of another program has several.

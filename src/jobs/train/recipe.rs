@@ -6,6 +6,7 @@ use super::emit::{self, Length, Loss, Program, Recipe, Schedule};
 use crate::dataset::{Dataset, Example, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
+use crate::json::shortest;
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer};
@@ -112,7 +113,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
         lora: options.lora().map(|lora| LoraSettings {
             rank: lora.rank,
             alpha: lora.alpha,
-            dropout: f64::from(lora.dropout),
+            dropout: shortest(lora.dropout),
             targets: lora.targets,
         }),
         bf16: options.dtype == Dtype::Bf16,

@@ -1,12 +1,12 @@
-// Causal grouped-query attention over a packed batch, as attention/mod.rs defines it, for heads of HEAD_DIM elements (a definition
-// of the compiler's). Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM]; kv holds the keys of all heads
-// and their values side by side in rows of `kv_columns`: those of the same qkv, or a cache (last.cu).
+// Causal grouped-query attention over a packed batch, as defined in attention/mod.rs, for heads of HEAD_DIM elements (defined by the compiler).
+// Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM]; a row of kv has `kv_columns` columns and holds the
+// keys of all heads and then their values: those of the same qkv, or those of a cache (last.cu).
 //
-// `prepare` normalises and turns queries and keys, where they stand or, without the gates that stand between them, in a place of their own.
-// Then one block computes one query head of one tile of tokens: it walks over the ranges of rows that the tile's segment sees, some keys at
-// a time, with the running softmax of FlashAttention (arXiv 2205.14135), so that no matrix of tokens by tokens exists. With sinks [heads], a
-// logit for each head takes its share of every softmax and has no value. `attention_bf16` multiplies on the tensor cores, QUERIES =
-// 16 WARPS ROW_TILES tokens a tile; `attention_f32` in plain f32.
+// `prepare` normalises and rotates queries and keys, in place or, if there are gates between them, into an array without the gates. Then each
+// block computes one query head for one tile of tokens: it walks over the ranges of rows that the tile's segment sees, some keys at a time,
+// with the running softmax of FlashAttention (arXiv 2205.14135), so no matrix of tokens by tokens is stored. Sinks [heads], if given, are one
+// logit per head that takes a share of every softmax and has no value. `attention_bf16` uses the tensor cores, with QUERIES = 16 WARPS
+// ROW_TILES tokens per tile; `attention_f32` uses plain f32.
 
 #ifndef WARPS
 #define WARPS 4
@@ -18,19 +18,19 @@
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define LOG2_E 1.4426950408889634f
 
-// Some tokens of one segment.
+// A tile: some tokens of one segment.
 struct Tile {
-    u32 row, rows;              // of the batch
+    u32 row, rows;              // in the batch
     u32 position;               // of the first token in its sequence
-    u32 first_range, end_range; // what its segment sees; the last range is the segment itself
+    u32 first_range, end_range; // the ranges that its segment sees; the last one is the segment itself
 };
 
-// Rows of kv that lie side by side.
+// Contiguous rows of kv.
 struct Range {
     u32 row, rows, position;
 };
 
-// Two neighbouring elements of a head, which may end with a single one.
+// Stores two neighbouring elements of a head, or one at the end of a head of odd width.
 template <typename T>
 __device__ __forceinline__ void store_two(T* head, u32 i, float a, float b) {
 #if HEAD_DIM % 2 == 0
@@ -41,29 +41,29 @@ __device__ __forceinline__ void store_two(T* head, u32 i, float a, float b) {
 #endif
 }
 
-// How queries and keys are made from their projections: what is the same for all tokens of a layer.
+// How queries and keys are computed from their projections: the parameters of a layer.
 struct Preparation {
-    const float* bias;    // of every column of the projections; may be null
+    const float* bias;    // for every column of the projections; may be null
     const float* q_norm;  // both may be null
     const float* k_norm;
     const float* cos;
     const float* sin;
     float eps;
-    u32 whole_norms;  // one norm over all query heads and one over all key heads, in place of one for each head
+    u32 whole_norms;  // one norm over all query heads and one over all key heads, instead of one per head
     u32 pairs, interleaved, heads, kv_heads;
-    u32 gated;          // behind each query head of the projections stand as many gates, which are left there
+    u32 gated;          // each query head of the projections is followed by as many gates, which prepare does not touch
     float growth;       // queries at position p are multiplied by 1 + growth ln(1 + p / original_positions)
-    u32 original_positions;  // 0 where they do not grow
+    u32 original_positions;  // 0 if queries do not grow
 };
 
-// Threads of a block, neighbouring elements that one of them has of a head, threads that share a head (a power of two, neighbours in one
-// warp), and heads that a block takes at a time.
+// The threads of a block, the neighbouring elements that each thread owns of a head, the threads that share a head (a power of two, neighbours
+// within a warp), and the heads that a block processes at a time.
 #define PREPARING 256
 #define OWN (HEAD_DIM % 8 == 0 ? 8 : HEAD_DIM % 2 == 0 ? 2 : 1)
 #define SHARED_BY (HEAD_DIM <= 4 * OWN ? 4 : HEAD_DIM <= 8 * OWN ? 8 : HEAD_DIM <= 16 * OWN ? 16 : 32)
 #define HEADS_AT_ONCE (PREPARING / SHARED_BY)
 
-// A thread's elements, read and written at once.
+// A thread's elements, read and written in one access.
 template <typename T>
 struct __align__(sizeof(T) * OWN < 16 ? sizeof(T) * OWN : 16) Own {
     T at[OWN];
@@ -74,20 +74,20 @@ __device__ __forceinline__ float sum_of_head(float x) {
     return x;
 }
 
-// projected [T, C], or with gates [T, C + heads HEAD_DIM] -> qkv [T, C]; the two may be one. Of all heads of all tokens, one after the other, a
-// block takes HEADS_AT_ONCE; with whole norms, those of a token.
+// projected [T, C], or [T, C + heads HEAD_DIM] with gates -> qkv [T, C]; the two may be the same array. The heads of all tokens form one
+// sequence, of which a block processes HEADS_AT_ONCE; with whole norms, a block processes the heads of one token.
 template <typename T>
 __device__ void prepare(const T* projected, T* qkv, const u32* positions, u32 tokens, const Preparation& how) {
     __shared__ __align__(16) float heads_now[HEADS_AT_ONCE][HEAD_DIM];
     __shared__ float partial[2][HEADS_AT_ONCE];
     u32 thread = threadIdx.x % SHARED_BY, group = threadIdx.x / SHARED_BY;
     u32 query_heads = how.heads, turning = how.heads + how.kv_heads, before_query = how.gated ? 2 : 1;
-    // Values that nothing is added to stay where they are.
+    // Values without a bias stay where they are.
     u32 n_heads = turning + (how.bias || how.gated ? how.kv_heads : 0);
     u32 columns = (before_query * query_heads + 2 * how.kv_heads) * HEAD_DIM;
     float* elements = heads_now[group];
 
-    // A thread's elements of a head as they were projected.
+    // Loads a thread's elements of a head from the projections.
     auto load_own = [&](float (&x)[OWN], u64 token, u32 head, u32 i) {
         u32 first = (head < query_heads ? before_query * head : head + (before_query - 1) * query_heads) * HEAD_DIM + i;
         Own<T> own = *(const Own<T>*)(projected + token * columns + first);
@@ -120,7 +120,7 @@ __device__ void prepare(const T* projected, T* qkv, const u32* positions, u32 to
 
     u32 at_once = how.whole_norms ? n_heads : HEADS_AT_ONCE, begin = blockIdx.x * at_once, end = min(begin + at_once, tokens * n_heads);
     for (u32 first = begin; first < end; first += HEADS_AT_ONCE) {
-        // All lanes meet; those without a head read the last one.
+        // All lanes take part in the reductions; those without a head read the last one.
         bool has_head = first + group < end;
         u32 item = has_head ? first + group : end - 1, token = item / n_heads, head = item % n_heads, position = positions[token];
         bool is_query = head < query_heads, turns = head < turning;
@@ -144,7 +144,7 @@ __device__ void prepare(const T* projected, T* qkv, const u32* positions, u32 to
             }
         }
         float factor = !is_query ? 1.0f : how.original_positions ? 1.0f + how.growth * logf(1.0f + (float)(position / how.original_positions)) : 1.0f;
-        __syncwarp();  // The lanes that share a head read each other's.
+        __syncwarp();  // The lanes that share a head read each other's elements.
         for (u32 i = OWN * thread; has_head && i < HEAD_DIM; i += OWN * SHARED_BY) {
             Own<T> own;
 #pragma unroll
@@ -161,7 +161,7 @@ __device__ void prepare(const T* projected, T* qkv, const u32* positions, u32 to
             }
             *(Own<T>*)(qkv + ((u64)token * (query_heads + 2 * how.kv_heads) + head) * HEAD_DIM + i) = own;
         }
-        __syncwarp();  // Before the next heads take their place.
+        __syncwarp();  // Before the next heads overwrite them.
     }
 }
 
@@ -181,7 +181,7 @@ prepare_bf16(const bf16* projected, bf16* qkv, const u32* positions, u32 tokens,
             {bias, q_norm, k_norm, cos, sin, eps, whole_norms, pairs, interleaved, heads, kv_heads, gated, growth, original_positions});
 }
 
-// What the gates of a query head let through of what it reads: y *= sigmoid(gates), the gates as `prepare` left them; one block a token.
+// Applies the gates of the query heads: y *= sigmoid(gates), with the gates as in the projections; one block per token.
 template <typename T>
 __device__ void open_gates(const T* projected, const float* bias, T* y, u32 heads, u32 kv_heads) {
     projected += (u64)blockIdx.x * (2 * heads + 2 * kv_heads) * HEAD_DIM;
@@ -201,11 +201,11 @@ extern "C" __global__ void open_gates_bf16(const bf16* projected, const float* b
     open_gates(projected, bias, y, heads, kv_heads);
 }
 
-// Some keys that lie side by side, and who sees them.
+// A run of contiguous keys.
 struct KeyTile {
     u32 row, rows, position;
 
-    // Does every token between two positions see all KEYS of them?
+    // Whether every token from position `first` to `last` sees all KEYS keys.
     template <u32 KEYS>
     __device__ __forceinline__ bool all_seen(u32 first, u32 last, u32 window) const {
         return rows == KEYS && position + KEYS - 1 <= first && last - position < window;
@@ -216,7 +216,7 @@ struct KeyTile {
     }
 };
 
-// Walks over all keys that some token of a tile sees, up to KEYS of one range at a time.
+// Iterates over all keys that some token of a tile sees, up to KEYS of one range at a time.
 template <u32 KEYS>
 struct KeyTiles {
     const Range* range;
@@ -226,13 +226,13 @@ struct KeyTiles {
     __device__ __forceinline__ KeyTiles(const Range* ranges, const Tile& tile)
         : range(ranges + tile.first_range), end(ranges + tile.end_range), offset(0) {}
 
-    // The next ones; behind the last `rows` is 0.
+    // Returns the next keys; `rows` is 0 at the end.
     __device__ __forceinline__ KeyTile next(u32 first, u32 last, u32 window) {
         for (; range < end; ++range, offset = 0) {
             Range keys = *range;
             while (offset < keys.rows) {
                 KeyTile found = {keys.row + offset, min(KEYS, keys.rows - offset), keys.position + offset};
-                // Positions grow along the ranges: behind the tile's last token nothing is in sight any more.
+                // Positions ascend along the ranges, so nothing after the tile's last token is visible.
                 if (found.position > last) break;
                 offset += KEYS;
                 if (first - min(first, found.position + found.rows - 1) < window) return found;
@@ -245,14 +245,14 @@ struct KeyTiles {
 // --- bf16 on the tensor cores ---
 
 #define PADDED_DIM ((HEAD_DIM + 15) / 16 * 16)
-// Eight elements more than a row needs: the eight rows that one instruction reads then lie in different banks.
+// Eight elements of padding, so that the eight rows that one instruction reads lie in different banks.
 #define STRIDE (PADDED_DIM + 8)
 #define QUERIES (16 * WARPS * ROW_TILES)
 #define KEYS (HEAD_DIM > 128 ? 32 : 64)
-// Queries stay in registers where these suffice; they come by way of the second buffer of keys and values.
+// Queries stay in registers if there are enough of them; they are loaded through the second buffer of keys and values.
 #define KEEP_QUERIES (HEAD_DIM * ROW_TILES <= 128)
 
-// `rows` rows of one head into shared memory, zeros up to `all` rows and up to PADDED_DIM columns.
+// Copies `rows` rows of one head to shared memory, padded with zeros to `all` rows and PADDED_DIM columns.
 __device__ __forceinline__ void load_rows(bf16* to, const bf16* from, u64 columns, u32 rows, u32 all) {
 #if HEAD_DIM % 8 == 0
     for (u32 i = threadIdx.x; i < all * (PADDED_DIM / 8); i += WARPS * WARP) {
@@ -280,7 +280,7 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
     const bf16* keys = kv + kv_head * HEAD_DIM;
     const bf16* values = kv + (kv_heads + kv_head) * HEAD_DIM;
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    // What this lane holds of a [16, 8] tile: rows `own_row` and `own_row + 8`, columns `own_column` and the next.
+    // This lane's elements of a [16, 8] tile: rows `own_row` and `own_row + 8`, columns `own_column` and the next one.
     u32 own_row = lane / 4, own_column = lane % 4 * 2, first_row = 16 * ROW_TILES * warp;
     u32 last_position = tile.position + tile.rows - 1;
     float to_log2 = softcap > 0.0f ? LOG2_E : scale * LOG2_E;
@@ -308,7 +308,7 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
     float largest[ROW_TILES][2], mass[ROW_TILES][2] = {};
 #pragma unroll
     for (int m = 0; m < ROW_TILES; ++m) {
-        // The sink is the first that the softmax sees, of one lane of the four that share a row; scores are scaled only with a cap.
+        // The softmax starts with the sink, counted by one of the four lanes that share a row. Scores are unscaled here, except with a softcap.
         largest[m][0] = largest[m][1] = sinks ? sinks[head] / (softcap > 0.0f ? 1.0f : scale) : MINUS_INFINITY;
         if (sinks && own_column == 0) mass[m][0] = mass[m][1] = 1.0f;
     }
@@ -378,9 +378,9 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
                 for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
                 top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-                // A row that has seen nothing yet keeps its sums of 0.
+                // A row that has seen no key yet keeps its sums of 0.
                 float reference = top == MINUS_INFINITY ? 0.0f : top * to_log2;
-                // Exactly 1 where nothing grew, so that keys which the row does not see leave no trace in its sums.
+                // Exactly 1 if the maximum did not grow, so that keys that the row does not see leave its sums unchanged.
                 float shrink = largest[m][half] == top ? 1.0f : exp2_fast(largest[m][half] * to_log2 - reference);
                 largest[m][half] = top;
                 mass[m][half] *= shrink;
@@ -419,7 +419,7 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
                 }
             }
         }
-        // The next keys are there for all, and nobody reads these any more.
+        // The next keys have arrived for all threads, and no thread reads the current ones any more.
         wait_for_copies();
         __syncthreads();
         current = next;
@@ -448,7 +448,7 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
 
 // --- f32 ---
 
-// Threads 16 by 16; each has FLOAT_QUERIES / 16 rows, and of these every 16th column.
+// 16 by 16 threads; each computes FLOAT_QUERIES / 16 rows, and every 16th column of these.
 #define FLOAT_QUERIES (HEAD_DIM > 128 ? 32 : 64)
 #define FLOAT_KEYS (HEAD_DIM > 128 ? 16 : 32)
 #define FLOAT_STRIDE (HEAD_DIM + 1)
@@ -529,7 +529,7 @@ attention_f32(const float* qkv, const float* kv, u32 kv_columns, const Tile* til
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) sums[r][c] *= shrink;
         }
-        __syncwarp();  // A row's weights are written and read by one half of a warp.
+        __syncwarp();  // A row's weights are written and read by the same half of a warp.
         for (u32 k = 0; k < current.rows; ++k) {
             float v[COLUMNS];
 #pragma unroll

@@ -1,4 +1,4 @@
-//! The gradient of fused attention. The output was kept and each row's softmax, not the scores: they are computed again.
+//! The gradient of fused attention. The forward pass keeps the output and each row's softmax, but not the scores, which are recomputed.
 //!
 //! For one query row with weights `p = softmax(s)`, output `y = sum p v` and upstream gradient `dy` (FlashAttention, Dao et al.
 //! 2022, arXiv 2205.14135, appendix B.4):
@@ -7,11 +7,12 @@
 //! dv += p dy        dp = dy . v        ds = p (dp - dy . y)        dq += ds k        dk += ds q
 //! ```
 //!
-//! with `ds` times `1 - (s / cap)^2` under a softcap, and `dq` and `dk` turned back by the rotary angle in the end.
+//! with `ds` multiplied by `1 - (s / cap)^2` under a softcap, and `dq` and `dk` rotated back in the end.
 //!
-//! A task is one kv head of a share of a family, that is, of the segments that are connected through contexts. It adds to the gradients of
-//! the keys it sees in the order of its rows, tile by tile for a block of rows at a time, as the forward pass does; in the end the shares
-//! are added up in order. A family is cut by what it costs, and by nothing else, so that the sums do not depend on threads or neighbours.
+//! A task is one kv head of one share of a family, that is, of the segments that are connected through contexts. It adds to the gradients
+//! of the keys that it sees in the order of its rows, tile by tile for one block of rows at a time, like the forward pass; in the end the
+//! shares are summed in order. The cost alone determines how a family is split, so the sums do not depend on threads or on other
+//! sequences.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -31,14 +32,14 @@ use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 
-/// Strips of a block: they share each tile while that is in the second-level cache.
+/// The strips of a block, which share each tile while it is in the second-level cache.
 const STRIPS: usize = 16;
-/// Pairs of query and key in a share, about: those of a sequence of 1,024 tokens.
+/// The approximate number of pairs of query and key in a share: those of a sequence of 1,024 tokens.
 const SHARE: usize = 1 << 19;
-/// A share holds the gradients of all keys that it sees, so that there are only so many.
+/// A share holds the gradients of all keys that it sees, so their number is limited.
 const MAX_SHARES: usize = 8;
 
-/// The gradient of `qkv` from the output `[T, heads * head_dim]`, the softmaxes that came with it and the output's gradient.
+/// The gradient of `qkv`, given the output `[T, heads * head_dim]`, the softmaxes of the forward pass and the output's gradient.
 pub(super) fn gradient(problem: &Problem, output: &[f32], softmaxes: &[Running], d_output: &[f32]) -> Vec<f32> {
     let plan = Plan::new(problem.segments);
     let key_columns = Packed::by_column(problem, &plan, Part::Keys);
@@ -47,7 +48,7 @@ pub(super) fn gradient(problem: &Problem, output: &[f32], softmaxes: &[Running],
     let families = families(problem.segments);
     let kv_heads = problem.shape.kv_heads;
     let window = problem.shape.window.unwrap_or(usize::MAX);
-    // One family after the other, in it one head after the other, and in that one share after the other.
+    // Ordered by family, then by head, then by share.
     let mut tasks = Vec::new();
     for (family, segments) in families.iter().enumerate() {
         let shares = shares(segments, problem, window);
@@ -93,7 +94,7 @@ fn block_tokens(problem: &Problem) -> usize {
     (STRIPS * problem.factors.strip() / problem.shape.group()).max(1)
 }
 
-/// A family cut into shares of about equal cost, in the order of the rows.
+/// Splits a family into shares of about equal cost, in the order of the rows.
 fn shares(family: &[usize], problem: &Problem, window: usize) -> Vec<Vec<Piece>> {
     let cost = |token: usize| (problem.positions[token] + 1).min(window);
     let tokens = || family.iter().flat_map(|&segment| problem.segments[segment].tokens.clone());
@@ -120,9 +121,9 @@ fn shares(family: &[usize], problem: &Problem, window: usize) -> Vec<Vec<Piece>>
     shares
 }
 
-/// The gradients of the keys and values that a share sees, of one kv head.
+/// The gradients of the keys and values that a share sees, for one kv head.
 struct KeyGradients {
-    /// Where those of each granule begin; `usize::MAX` for one that nobody here sees.
+    /// The offset of each granule's gradients; `usize::MAX` for a granule that the share does not see.
     places: Vec<usize>,
     granules: Vec<usize>,
     d_keys: Vec<f32>,
@@ -145,7 +146,7 @@ impl KeyGradients {
         zeros
     }
 
-    /// Makes room for a granule, if it is not there.
+    /// Makes room for a granule, if it has none yet.
     fn add_granule(&mut self, granule: usize) {
         if self.places[granule] == usize::MAX {
             self.places[granule] = self.granules.len() * GRANULE * self.width;
@@ -157,7 +158,7 @@ impl KeyGradients {
         self.places[granule]..self.places[granule] + GRANULE * self.width
     }
 
-    /// Adds the gradients of a later share of the work to these.
+    /// Adds the gradients of a later share to these.
     fn join(mut self, other: KeyGradients) -> KeyGradients {
         other.granules.iter().for_each(|&granule| self.add_granule(granule));
         let len = self.granules.len() * GRANULE * self.width;
@@ -172,11 +173,11 @@ impl KeyGradients {
         self
     }
 
-    /// Writes the gradients of a family's keys and values.
+    /// Writes the gradients of a family's keys and values to `d_qkv`.
     fn write(mut self, family: &[usize], kv_head: usize, problem: &Problem, plan: &Plan, d_qkv: &Shared<f32>) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *problem.shape;
         let width = self.width;
-        // A row that stands in several granules has a part of its gradient in each: all go to its own.
+        // A row that several granules contain has a part of its gradient in each; this adds all parts to the row's own granule.
         let places = self.places;
         let own = |token: usize| places[plan.own[token]] + problem.positions[token] % GRANULE * width;
         for &granule in &self.granules {
@@ -201,9 +202,9 @@ impl KeyGradients {
     }
 }
 
-/// Groups of segments that see each other's rows, ascending; segments of different families share nothing.
+/// Groups segments that see each other's rows, in ascending order; segments of different families share nothing.
 fn families(segments: &[Segment]) -> Vec<Vec<usize>> {
-    // Each segment points to an earlier one of its family, the first to itself.
+    // Each segment points to an earlier one of its family; the first points to itself.
     let mut parents: Vec<usize> = Vec::with_capacity(segments.len());
     for (s, segment) in segments.iter().enumerate() {
         parents.push(s);
@@ -250,7 +251,7 @@ impl AttentionKernel for Backward<'_> {
     #[inline(always)]
     unsafe fn run<A: Arithmetic<S>, const S: usize>(self) -> KeyGradients {
         let Backward { problem, plan, share, .. } = self;
-        // Up to the last position of each piece: no query of it looks further.
+        // Up to the last position of each piece, beyond which none of its queries sees.
         let of_piece = |piece: &Piece| {
             let end = piece.tokens.end.checked_sub(1).map_or(0, |last| problem.positions[last] / GRANULE + 1);
             &plan.seen[piece.segment][..end]
@@ -269,7 +270,7 @@ impl AttentionKernel for Backward<'_> {
 }
 
 impl Backward<'_> {
-    /// Writes the gradients of a block's queries and adds to those of the keys and values that it sees.
+    /// Writes the gradients of a block's queries, and adds to those of the keys and values that it sees.
     ///
     /// # Safety
     /// The processor must have `A`'s instructions.
@@ -295,18 +296,18 @@ impl Backward<'_> {
             query.copy_from_slice(problem.query(token, head));
             problem.rotary.rotate_head(query, problem.positions[token], 1.0);
             query.iter_mut().for_each(|x| *x *= scale);
-            // The rows that only fill the strip have no upstream gradient, and add zeros.
+            // The padding rows of a strip have no upstream gradient, and add zeros.
             if row < rows.len() {
                 let place = (token * heads + head) * head_dim;
                 let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
-                // The gradient as the product that makes `dp` rounds it: with other roundings `ds` would not add up to 0, and the keys'
-                // mean would go into `dq`.
+                // Rounds the gradient like the product that computes `dp`. With different rounding, `ds` would not sum to 0, and the mean
+                // of the keys would leak into `dq`.
                 let rounded = |dy: f32| if A::PER_WORD == 1 { dy } else { half::bf16::from_f32(dy).to_f32() };
                 dots[row] = y.iter().zip(dy).map(|(y, dy)| y * rounded(*dy)).sum();
                 d_outputs[row * width..][..head_dim].copy_from_slice(dy);
             }
         }
-        // SAFETY: the instructions are there by contract; rows are whole granules, `A::PER_WORD` of them lie behind each other.
+        // SAFETY: the instructions are there by contract; rows are whole granules, and `A::PER_WORD` of them are contiguous.
         let (queries_across, d_outputs_across) =
             unsafe { (rows_across::<A, S>(queries, width), rows_across::<A, S>(d_outputs, width)) };
         for (query, d_output) in queries.chunks_exact_mut(width).zip(d_outputs.chunks_exact_mut(width)) {
@@ -319,7 +320,7 @@ impl Backward<'_> {
 
         let (mut weights, mut d_scores) = (Scores::ZEROS, Scores::ZEROS);
         let (mut weights_across, mut d_scores_across) = (Scores::ZEROS, Scores::ZEROS);
-        // SAFETY: the instructions are there by contract; each operand is packed as its product wants it.
+        // SAFETY: the instructions are there by contract; each operand is packed as its product requires.
         unsafe {
             for number in Strip::tiles(&strips) {
                 for (s, strip) in strips.iter().enumerate() {
@@ -367,7 +368,7 @@ impl Backward<'_> {
     }
 }
 
-/// Rows of `width` numbers as words of what lies below each other, `[n_rows / PER_WORD, width]`.
+/// Converts rows of `width` numbers to words of vertically adjacent numbers, `[n_rows / PER_WORD, width]`.
 ///
 /// # Safety
 /// The processor must have `A`'s instructions; a row must be whole granules, and their number a multiple of `PER_WORD`.
@@ -381,8 +382,8 @@ unsafe fn rows_across<A: Arithmetic<S>, const S: usize>(rows: &[f32], width: usi
     words
 }
 
-/// The first `n` scores of each row as words of what lies below each other, `[S / PER_WORD, STRIDE]`: where they are, if a word is one
-/// number, else in `scratch`.
+/// Converts the first `n` scores of each row to words of vertically adjacent numbers, `[S / PER_WORD, STRIDE]`: in place if a word is one
+/// number, otherwise in `scratch`.
 ///
 /// # Safety
 /// The processor must have `A`'s instructions; `n` must be whole granules.
@@ -403,15 +404,15 @@ unsafe fn scores_across<'a, A: Arithmetic<S>, const S: usize>(
     &scratch.as_words()[..S / A::PER_WORD * STRIDE]
 }
 
-/// From one row's scores `s` and weight gradients `dp` of a tile: the weights `p` in place of the scores, and the gradients of
-/// the scores before their cap in place of `dp`.
+/// Given one row's scores `s` and weight gradients `dp` of a tile, overwrites the scores with the weights `p`, and `dp` with the gradients
+/// of the scores before the softcap.
 ///
 /// # Safety
-/// The processor must have `V`'s instructions; both slices must be whole vectors of the same number.
+/// The processor must have `V`'s instructions; both slices must be the same whole number of vectors.
 #[inline(always)]
 unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], row: Running, dot: f32, softcap: Option<f32>) {
     assert_eq!(scores.len(), d_weights.len());
-    // Two loops, so that neither asks for the cap again and again.
+    // Two loops, so that the softcap is not tested in each iteration.
     // SAFETY: by contract.
     unsafe {
         match softcap {
@@ -430,7 +431,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
                 dot,
                 #[inline(always)]
                 |score, d_score| {
-                    // Hidden keys have the score -infinity, which -1 stands for: slope 0.
+                    // Masked keys have the score -infinity; clamping to -1 gives them the slope 0.
                     let bent = score.mul(V::splat(1.0 / cap)).max(V::splat(-1.0));
                     d_score.mul(V::splat(1.0).sub(bent.mul(bent)))
                 },
@@ -439,7 +440,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
     }
 }
 
-/// The loop of [`score_gradients`]; `bend(score, gradient)` gives what the cap makes of a gradient.
+/// The loop of [`score_gradients`]; `bend(score, gradient)` applies the derivative of the softcap to a gradient.
 ///
 /// # Safety
 /// As above.

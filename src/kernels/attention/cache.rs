@@ -1,8 +1,8 @@
-//! Attention over what earlier calls have left: the keys and values of growing sequences, in the packed form that the kernels read.
+//! Attention over a cache: the keys and values of growing sequences, in the packed form that the kernels read.
 //!
-//! A page holds 16 positions of one sequence, as a granule of the packed form does, cut at the same positions. So a token that is
-//! computed alone sees its keys grouped as it does within its whole sequence, and its result is the same to the bit. Sequences with a
-//! common beginning may share the pages that hold nothing else.
+//! A page holds 16 positions of one sequence, like a granule of the packed form, with the same boundaries. A token that is computed alone
+//! therefore sees its keys in the same groups as within its whole sequence, and its result is bit-identical. Sequences with a common
+//! beginning may share the pages that contain nothing else.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::kernels::cpu::Shared;
 use crate::kernels::level::Level;
 use crate::kernels::rotary::Rotary;
 
-/// Positions in a page.
+/// The number of positions in a page.
 pub const PAGE: usize = GRANULE;
 
-/// Keys and values of one layer.
+/// The keys and values of one layer.
 pub struct LayerCache {
     keys: Packed,
     values: Packed,
@@ -38,21 +38,21 @@ pub struct LayerCache {
     factors: Factors,
 }
 
-/// Tokens of a batch that go on with one sequence.
+/// Tokens of a batch that continue one sequence.
 #[derive(Debug, Clone)]
 pub struct Stretch {
-    /// Rows of the batch; the stretches of a batch tile `0..T` in order.
+    /// Rows of the batch; the stretches of a batch cover `0..T` in order.
     pub tokens: Range<usize>,
-    /// The position of the first of these tokens in the sequence, counted from 0.
+    /// The position of the first of these tokens in the sequence, from 0.
     pub position: usize,
-    /// The pages of the sequence, the `i`-th for the positions from `i` times a page's on. There may be more than are in use yet.
+    /// The pages of the sequence: page `i` starts at position `i * PAGE`. There may be more than are in use yet.
     pub pages: Arc<[usize]>,
-    /// The number of the sequence, for layers that remember it by a state of its own ([`DeltaCache`](crate::kernels::delta::DeltaCache)).
+    /// The index of the sequence, for layers that keep a state per sequence ([`DeltaCache`](crate::kernels::delta::DeltaCache)).
     pub sequence: usize,
 }
 
 impl LayerCache {
-    /// A layer's cache with `n_pages` empty pages; `dtype` is what the model computes in.
+    /// A layer's cache with `n_pages` empty pages; `dtype` is the model's precision.
     pub fn new(shape: &AttentionShape, n_pages: usize, dtype: Dtype) -> LayerCache {
         LayerCache::at(Level::current(), shape, n_pages, dtype)
     }
@@ -71,14 +71,14 @@ impl LayerCache {
         }
     }
 
-    /// The memory that a page takes.
+    /// The memory that a page takes, in bytes.
     pub fn page_bytes(shape: &AttentionShape, dtype: Dtype) -> usize {
         let factors = Factors::of(Level::current(), dtype);
         let words = key_size(factors, shape.head_dim) + row_size(factors, shape.head_dim);
         shape.kv_heads * words * size_of::<u32>()
     }
 
-    /// Puts the keys and values of the stretches' tokens into their pages.
+    /// Stores the keys and values of the stretches' tokens in their pages.
     fn store(&mut self, problem: &Problem, stretches: &[Stretch]) {
         let of_stretch = |stretch: &Stretch| {
             let (begin, end) = (stretch.position, stretch.position + stretch.tokens.len());
@@ -98,10 +98,10 @@ impl LayerCache {
     }
 }
 
-/// What one page gets in one call.
+/// The tokens that one call adds to one page.
 struct Share {
     page: usize,
-    /// The first token, and the lanes for it and those behind it.
+    /// The first token, and the lanes of this and the following tokens.
     token: usize,
     lanes: Range<usize>,
 }
@@ -123,11 +123,11 @@ impl AttentionKernel for Store<'_> {
         let width = padded(head_dim);
         let (n_keys, n_values) = (key_size(problem.factors, head_dim), row_size(problem.factors, head_dim));
         let mut row = vec![0.0; width];
-        // A value's row and what shares its words; the words.
+        // The row of a value, with the other rows of its words, and the words.
         let (mut rows, mut words) = (vec![0.0; A::PER_WORD * width], vec![0u32; width]);
         for kv_head in 0..kv_heads {
             let place = share.page * kv_heads + kv_head;
-            // SAFETY: each page belongs to one share (`check`), and what is there has been written, if only with zeros.
+            // SAFETY: each page belongs to one share (`check`), and its words are initialised, at least with zeros.
             let (keys, values) = unsafe {
                 (
                     std::slice::from_raw_parts_mut(keys.at(place * n_keys, n_keys), n_keys),
@@ -135,7 +135,7 @@ impl AttentionKernel for Store<'_> {
                 )
             };
             if share.lanes.start == 0 {
-                // Whatever a sequence that is gone has left: its infinities would be NaN where they have the weight 0.
+                // Clears what an earlier sequence left: an infinity times a weight of 0 would be NaN.
                 values.fill(0);
             }
             for (i, lane) in share.lanes.clone().enumerate() {
@@ -155,7 +155,7 @@ impl AttentionKernel for Store<'_> {
                     .copy_from_slice(&columns[(heads + kv_heads + kv_head) * head_dim..][..head_dim]);
                 // SAFETY: as above.
                 unsafe { A::across(rows.as_ptr(), width, width, words.as_mut_ptr()) };
-                // A word's second number comes to the first; with the first, the second is zero for now.
+                // The second number of a word is added to the first; when the first is written, the second is zero.
                 let kept = (1u32 << (16 * (lane % A::PER_WORD))) - 1;
                 let to = &mut values[lane / A::PER_WORD * width..][..width];
                 to.iter_mut().zip(&words).for_each(|(to, word)| *to = *to & kept | word);
@@ -164,7 +164,7 @@ impl AttentionKernel for Store<'_> {
     }
 }
 
-/// [`attention`](super::attention) of tokens whose sequences began in earlier calls: what they bring is added to the cache.
+/// Like [`attention`](super::attention), for tokens whose sequences began in earlier calls; their keys and values are added to the cache.
 pub(super) fn attention(
     qkv: &[f32],
     stretches: &[Stretch],
@@ -186,7 +186,7 @@ pub(super) fn attention(
     Ok(fused::over(&problem, &views, &cache.keys, &cache.values).0)
 }
 
-/// Each token's position in its sequence. Refuses stretches that do not tile `0..tokens`.
+/// Each token's position in its sequence. Refuses stretches that do not cover `0..tokens` in order.
 pub fn positions_of(stretches: &[Stretch], tokens: usize) -> Result<Vec<usize>> {
     let mut positions = Vec::with_capacity(tokens);
     for stretch in stretches {
@@ -201,7 +201,7 @@ pub fn positions_of(stretches: &[Stretch], tokens: usize) -> Result<Vec<usize>> 
     }
 }
 
-/// The cache is one for this shape and precision, and has the pages.
+/// Checks that the cache was made for this shape and precision, and contains the pages.
 fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape, dtype: Dtype) -> Result<()> {
     if (cache.kv_heads, cache.head_dim) != (shape.kv_heads, shape.head_dim) {
         return Err(Error::new("the cache was made for heads of another number or width"));
@@ -212,7 +212,8 @@ fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape, dtyp
     check_pages(stretches, cache.n_pages, GRANULE)
 }
 
-/// Every position has a page of a cache of `n_pages`, and no page, of so many positions, is written for two sequences.
+/// Checks that every position has a page in a cache of `n_pages` pages of `page` positions, and that no page is written for two
+/// sequences.
 pub fn check_pages(stretches: &[Stretch], n_pages: usize, page: usize) -> Result<()> {
     let mut written = Vec::new();
     for stretch in stretches {
@@ -243,15 +244,15 @@ mod tests {
         if factors == Factors::F32 { Dtype::F32 } else { Dtype::Bf16 }
     }
 
-    /// A sequence read in pieces of any size, beside others and behind a beginning that it shares, is the one read at once, to the bit,
-    /// whatever the pages held before.
+    /// A sequence that is read in pieces of any size, beside others and after a shared beginning, gives the same bits as when read at
+    /// once, whatever the pages held before.
     #[test]
     fn pieces_give_the_bits_of_the_whole() {
         for (level, factors) in arithmetics() {
             for (window, softcap, head_dim) in
                 [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16), (Some(90), None, 24)]
             {
-                // The last with attention sinks.
+                // The last case has attention sinks.
                 let sinks = (head_dim == 24).then_some(&[0.5f32, -1.0, 3.0, 0.0, 1.0, 2.0][..]);
                 let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.4, window, softcap };
                 check_pieces(level, factors, &shape, sinks);
@@ -265,7 +266,7 @@ mod tests {
         let (lengths, columns) = ([650usize, 37, 1], shape.columns());
         let mut sequences: Vec<Vec<f32>> =
             lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 1.0, i as u64 + 1)).collect();
-        // The second one begins as the first, for two pages.
+        // The second sequence starts with the same two pages as the first.
         let shared = 2 * PAGE * columns;
         let beginning = sequences[0][..shared].to_vec();
         sequences[1][..shared].copy_from_slice(&beginning);
@@ -280,11 +281,11 @@ mod tests {
         let mut add = |rows: &[f32], stretches: &[Stretch]| {
             attention(rows, stretches, &mut cache, &rotary, shape, sinks, dtype(factors)).unwrap()
         };
-        // Another sequence was here before.
+        // An earlier sequence used the pages.
         let all: Arc<[usize]> = (0..40).chain(55..59).collect();
         let n = all.len() * PAGE;
         add(&vec![f32::INFINITY; n * columns], &[Stretch { tokens: 0..n, position: 0, pages: all, sequence: 3 }]);
-        // Pages in an order of their own; the second sequence has its first two from the first one.
+        // The pages are in arbitrary order; the second sequence takes its first two from the first one.
         let pages: [Arc<[usize]>; 3] = [(0..41).map(|i| 59 - i).collect(), vec![59, 58, 3].into(), vec![7].into()];
         let mut done = [0, 2 * PAGE, 0];
         let mut found: [Vec<f32>; 3] = Default::default();

@@ -1,6 +1,6 @@
-//! Pairs of bf16 by `vdpbf16ps`: two multiply-adds in each lane.
+//! bf16 pairs multiplied by `vdpbf16ps`: two multiply-adds in each lane.
 //!
-//! The instructions round to the nearest, ties to even, and take denormals for zero.
+//! The instructions round to nearest, ties to even, and treat denormals as zero.
 
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -13,17 +13,18 @@ use super::strip::{self, Scores, Words};
 use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
 
-/// Query rows of a strip: 12 by two vectors are as many sums as registers take and the instruction's latency needs, and six pairs.
+/// The query rows of a strip: 12 by two vectors are as many sums as fit into registers and as the instruction's latency requires,
+/// and six pairs.
 pub(super) const STRIP: usize = 12;
 
 pub(super) fn run<K: AttentionKernel>(kernel: K) -> K::Output {
-    // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+    // As in `Level::run`, one comparison keeps this sound whatever level was passed in.
     assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run avx512bf16 kernels");
     // SAFETY: the processor has the instructions, and `Dots` needs no others.
     unsafe { compiled::<K, Dots, STRIP>(kernel) }
 }
 
-/// Compiles `kernel` with these instructions, for an arithmetic that needs no others, or sees to them.
+/// Compiles `kernel` with these instructions, for an arithmetic that needs no others or enables them itself.
 ///
 /// # Safety
 /// The processor must have them, and `A`'s own.
@@ -68,11 +69,11 @@ pub(super) unsafe fn along(row: &mut [f32]) {
     let n = row.len();
     let row = row.as_mut_ptr();
     let pairs = n - n % (2 * GRANULE);
-    // SAFETY: by contract; what is written lies before what is still to be read.
+    // SAFETY: by contract; each write is to words that have been read already.
     unsafe {
         for i in (0..pairs).step_by(2 * GRANULE) {
             let (first, second) = (_mm512_loadu_ps(row.add(i)), _mm512_loadu_ps(row.add(i + GRANULE)));
-            // The second argument goes to the lower half.
+            // The second argument becomes the lower half.
             let words = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
             row.add(i / 2).cast::<__m512i>().write_unaligned(words);
         }
@@ -89,7 +90,8 @@ pub(super) unsafe fn along(row: &mut [f32]) {
 /// As there.
 #[inline(always)]
 pub(super) unsafe fn along_with_sum(row: &mut [f32]) -> f32 {
-    // SAFETY: by contract; half as many words as there were numbers, and of an odd number of granules half a vector at the end.
+    // SAFETY: by contract; there are half as many words as there were numbers, with half a vector at the end if the number of
+    // granules is odd.
     unsafe {
         along(row);
         let n = row.len() / 2;
@@ -120,7 +122,7 @@ pub(super) unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut 
     }
 }
 
-/// 16 numbers as bf16 in the low halves of words.
+/// Converts 16 numbers to bf16 in the low halves of words.
 ///
 /// # Safety
 /// The processor must have the instructions; 16 floats must be readable.

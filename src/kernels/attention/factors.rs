@@ -1,14 +1,14 @@
-//! What the products of attention multiply: f32, or pairs of bf16 where the processor has instructions for those.
+//! The format in which attention multiplies: f32, or bf16 pairs if the processor has instructions for those.
 //!
 //! | arithmetic | where | scores | the other products | query rows of a strip |
 //! |---|---|---|---|---:|
-//! | `Floats` | every level, and all precisions but the next | f32 | f32 | 6 |
+//! | `Floats` | every level, and all precisions except those below | f32 | f32 | 6 |
 //! | `Dots` | bf16 at `avx512bf16` | f32 | bf16 | 12 |
 //! | `Tiles` | bf16 at `amx` | bf16x3 | bf16 | 16 |
 //!
-//! Scores stand in exponents: with bf16 queries and keys ln p was an eighth further from f32's (SmolLM2-135M, 3,419 tokens), with bf16 weights
-//! `exp(score - maximum)` and values it is as near as before. So those alone are rounded, and what is multiplied in the backward pass; sums
-//! and softmax stay in f32.
+//! Scores become exponents: with queries and keys in bf16, the mean error of ln p relative to f32 was an eighth larger (SmolLM2-135M, 3,419
+//! tokens); with only the weights `exp(score - maximum)` and the values in bf16, it is as small as before. So only those are rounded, and the
+//! factors of the backward pass; sums and softmax stay in f32.
 
 use super::arithmetic::AttentionKernel;
 use super::floats;
@@ -17,7 +17,7 @@ use super::{dots, tiles};
 use crate::kernels::Dtype;
 use crate::kernels::level::Level;
 
-/// What the factors of attention's products are, and how they are multiplied.
+/// The format of the factors of attention's products, and the instructions that multiply them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Factors {
     F32,
@@ -28,7 +28,7 @@ pub(super) enum Factors {
 }
 
 impl Factors {
-    /// The factors of a model in `dtype` at a level.
+    /// The format for a model in `dtype` at a level.
     pub(super) fn of(level: Level, dtype: Dtype) -> Factors {
         match (level, dtype) {
             #[cfg(target_arch = "x86_64")]
@@ -39,7 +39,7 @@ impl Factors {
         }
     }
 
-    /// How many of them a word holds, but in keys by column.
+    /// The number of factors in a word, except for keys packed by column.
     pub(super) fn per_word(self) -> usize {
         match self {
             Factors::F32 => 1,
@@ -48,7 +48,7 @@ impl Factors {
         }
     }
 
-    /// Query rows of a strip.
+    /// The query rows of a strip.
     pub(super) fn strip(self) -> usize {
         match self {
             Factors::F32 => floats::STRIP,

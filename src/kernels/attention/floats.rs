@@ -1,4 +1,4 @@
-//! f32 in the vectors of any level.
+//! Attention's arithmetic in f32, with the vectors of any level.
 
 use super::arithmetic::{Arithmetic, AttentionKernel};
 use super::packed::Head;
@@ -7,10 +7,10 @@ use super::strip::{self, Scores, Words};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
 
-/// f32 in the vectors of any level.
+/// The f32 arithmetic with vectors `V`.
 pub(super) struct Floats<V>(V);
 
-/// Query rows of a strip, and so of a register tile: with four AVX-512 or two AVX2 vectors beside each other the sums fill the registers.
+/// The query rows of a strip, and so of a register tile: with four AVX-512 or two AVX2 vectors side by side, the sums fill the registers.
 pub(super) const STRIP: usize = 6;
 
 impl<V: Lanes> Words for Floats<V> {

@@ -1,19 +1,19 @@
 //! Fused attention: rotary embedding, scores, softmax and weighted values in one pass over tiles of keys.
 //!
 //! ```text
-//! pack    every key row turned and transposed, every value row copied          once per row and kv head
+//! pack    rotate and transpose every key row, copy every value row              once per row and kv head
 //! block   some tokens of a segment x the query heads of one kv head            one task
 //! tile      256 keys, which stay in the second-level cache
-//! strip       some query rows, turned and scaled: scores -> running softmax -> outputs += weights x values
+//! strip       some query rows, rotated and scaled: scores -> running softmax -> outputs += weights x values
 //! ```
 //!
-//! The running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; FlashAttention, Dao et al. 2022, arXiv 2205.14135) keeps
-//! each row's maximum and sum, and shrinks what it has when a later tile raises the maximum. Memory beyond the packed keys and
-//! values is a block's rows and one strip's scores of one tile.
+//! The running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; FlashAttention, Dao et al. 2022, arXiv 2205.14135) keeps each row's
+//! maximum and sum, and rescales them when a later tile raises the maximum. The memory beyond the packed keys and values is a block's rows
+//! and one strip's scores of one tile.
 //!
-//! Each row's sums run over its own keys in tiles counted from its sequence's start, in order. So neither the other rows of the
-//! batch nor the threads change a bit of its result, nor whether the start of the sequence is shared. Masked keys get weight 0;
-//! their values must be finite (0 * NaN = NaN).
+//! Each row sums over its own keys in order, in tiles counted from the start of its sequence. Its result therefore does not depend on other
+//! rows of the batch, on threads, or on whether the start of the sequence is shared, to the bit. Masked keys get weight 0, so their values
+//! must be finite (0 * NaN = NaN).
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -31,10 +31,10 @@ use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::{Lanes, for_lanes, load, prefetch, store};
 
-/// Strips in a task of its own: coarse enough to be worth handing to a thread, fine enough to balance threads.
+/// The strips of a task: enough to be worth handing to a thread, few enough to balance the threads.
 const STRIPS: usize = 8;
 
-/// `[T, heads * head_dim]`, and of each row and head the softmax, `[T, heads]`, for the backward pass.
+/// Returns the output `[T, heads * head_dim]`, and the softmax of each row and head, `[T, heads]`, for the backward pass.
 pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
     let plan = Plan::new(problem.segments);
     let keys = Packed::by_column(problem, &plan, Part::Keys);
@@ -44,15 +44,15 @@ pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
     over(problem, &views, &keys, &values)
 }
 
-/// Neighbouring tokens of one sequence, and what they see.
+/// Neighbouring tokens of one sequence, and the keys that they see.
 pub(super) struct View<'a> {
     /// Rows of the batch.
     pub tokens: Range<usize>,
-    /// Granules, the `i`-th for the positions from `16 i` on.
+    /// Granules: the `i`-th starts at position `16 i`.
     pub seen: &'a [usize],
 }
 
-/// As [`attention`], over keys that are packed by column and values that are packed by row. The views tile the tokens.
+/// Like [`attention`], over keys packed by column and values packed by row. The views cover the tokens in order.
 pub(super) fn over(problem: &Problem, views: &[View], keys: &Packed, values: &Packed) -> (Vec<f32>, Vec<Running>) {
     let blocks = blocks(views, STRIPS * problem.factors.strip() / problem.shape.group(), problem.shape.kv_heads);
     let n_rows = problem.positions.len() * problem.shape.heads;
@@ -75,14 +75,14 @@ pub(super) fn over(problem: &Problem, views: &[View], keys: &Packed, values: &Pa
     (output, softmaxes)
 }
 
-/// The unit of work: some tokens of a view, all query heads of one kv head.
+/// The unit of work: some tokens of a view, and all query heads of one kv head.
 struct Block {
     view: usize,
     kv_head: usize,
     tokens: Range<usize>,
 }
 
-/// Blocks of `size` tokens, counted from each view's start; neighbours share their keys and values.
+/// Blocks of `size` tokens, counted from each view's start; neighbouring blocks share keys and values.
 fn blocks(views: &[View], size: usize, kv_heads: usize) -> Vec<Block> {
     let size = size.max(1);
     let mut blocks = Vec::new();
@@ -163,8 +163,8 @@ impl AttentionKernel for Forward<'_> {
                     for r in 0..S {
                         let row = &mut scores.0[r][..n];
                         let sum = strip.running[r].weigh::<A::V>(row);
-                        // The sum of the weights as they are multiplied: where values have a mean, rounded weights that add up to more than
-                        // the sum would count it too often.
+                        // Sums the weights as rounded for the product: otherwise rounded weights that add up to more than the sum would
+                        // overweight the mean of the values.
                         strip.running[r].sum += A::along_with_sum(row, sum);
                     }
                     A::weighted_sums(values, tile, &scores, strip.last(), &shrinks, outputs);
@@ -189,7 +189,7 @@ impl AttentionKernel for Forward<'_> {
     }
 }
 
-/// The query rows of some tokens and the heads of one group: row `token * group + head`.
+/// The query rows of some tokens, for the heads of one group: row `token * group + head`.
 pub(super) struct QueryRows {
     tokens: Range<usize>,
     first_head: usize,
@@ -205,14 +205,14 @@ impl QueryRows {
         self.tokens.len() * self.group
     }
 
-    /// Token and head of a row; rows past the end are the last one again, so that every strip can be full.
+    /// The token and head of a row; rows past the end repeat the last one, so that every strip is full.
     #[inline(always)]
     pub(super) fn place(&self, row: usize) -> (usize, usize) {
         let row = row.min(self.len() - 1);
         (self.tokens.start + row / self.group, self.first_head + row % self.group)
     }
 
-    /// The rows in strips, the last one filled up.
+    /// Divides the rows into strips, padding the last one.
     pub(super) fn strips<const S: usize>(&self, positions: &[usize], window: usize) -> Vec<Strip<S>> {
         let strip = |start: usize| {
             let positions = std::array::from_fn(|r| positions[self.place(start + r).0]);
@@ -223,13 +223,13 @@ impl QueryRows {
     }
 }
 
-/// `S` neighbouring query rows, as far as they have got.
+/// The running state of `S` neighbouring query rows.
 pub(super) struct Strip<const S: usize> {
-    /// The position in its sequence of each row's token.
+    /// The position of each row's token in its sequence.
     pub positions: [usize; S],
     /// The granules with keys that any of the rows sees.
     pub reach: Reach,
-    /// Each row's softmax as far as it has got.
+    /// The running softmax of each row.
     pub running: [Running; S],
 }
 
@@ -238,7 +238,7 @@ impl<const S: usize> Strip<S> {
         self.positions[S - 1]
     }
 
-    /// Numbers of the tiles that any of these strips, in order, sees.
+    /// The indices of the tiles that any of these strips, which are in order, sees.
     pub(super) fn tiles(strips: &[Strip<S>]) -> Range<usize> {
         match strips {
             [] => 0..0,
@@ -247,24 +247,25 @@ impl<const S: usize> Strip<S> {
     }
 }
 
-/// One row's softmax as far as it has got.
+/// The running softmax of one row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Running {
-    /// The largest score yet.
+    /// The largest score so far.
     pub maximum: f32,
-    /// The sum of `exp(score - maximum)` over the keys yet, the head's sink among them.
+    /// The sum of `exp(score - maximum)` over the keys so far and the head's sink.
     pub sum: f32,
 }
 
 impl Running {
     pub(super) const START: Running = Running { maximum: f32::NEG_INFINITY, sum: 0.0 };
 
-    /// The beginning of a row in a head with a sink: the sink's logit counts as a score, and has no value.
+    /// The start of a row in a head with a sink: the sink's logit counts as a score without a value.
     pub(super) fn sink(logit: f32) -> Running {
         Running { maximum: logit, sum: 1.0 }
     }
 
-    /// Raises maxima to those of a tile's scores where they are higher. Returns what earlier weights shrink by, as the sums do already.
+    /// Raises the maxima to those of a tile's scores if these are higher, and scales the sums. Returns the factors by which earlier weights
+    /// shrink.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions.
@@ -290,13 +291,13 @@ impl Running {
         shrinks
     }
 
-    /// A row that has seen nothing yet must not compute -inf - -inf.
+    /// Avoids -inf - -inf for a row that has seen no key yet.
     #[inline(always)]
     fn subtracted(&self) -> f32 {
         if self.maximum == f32::NEG_INFINITY { 0.0 } else { self.maximum }
     }
 
-    /// Turns the scores of a tile, none above the maximum, into weights `exp(score - maximum)`; returns their sum.
+    /// Replaces the scores of a tile, none of which exceeds the maximum, by weights `exp(score - maximum)`; returns their sum.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions; `scores` must be whole vectors.

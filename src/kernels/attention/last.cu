@@ -1,25 +1,25 @@
-// Attention of the last token of each sequence over the keys that are kept of it, for heads of HEAD_DIM elements, GROUP of which read the
-// same keys in one block (definitions of the compiler's). Shapes: qkv [T, C], prepared, C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads
-// HEAD_DIM]; the cache has a row for each position, the keys of all heads and then their values; PAGE rows side by side are of one sequence.
+// Attention of the last token of each sequence over its cached keys, for heads of HEAD_DIM elements, of which a block computes GROUP with
+// the same keys (defined by the compiler). Shapes: qkv [T, C], prepared, C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM]; the cache
+// has one row per position, with the keys of all heads and then their values; PAGE contiguous rows belong to one sequence.
 //
-// A sequence is cut at every KEYS positions. One block computes one part of it, so that a few long sequences keep all of the GPU busy;
-// `sum_of_parts` adds the parts up, in their order. The cuts depend on positions alone: what a token reads does not depend, to the bit, on
-// what else is computed with it.
+// A sequence is split at every KEYS positions. Each block computes one part, so that a few long sequences keep the whole GPU busy;
+// `sum_of_parts` adds the parts in order. The splits depend on positions only, so a token's result does not depend, to the bit, on what else
+// is in the batch.
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define KEYS 256u
 #define PAGE 64u
-// Neighbouring elements of a value that a thread adds up, the threads that together have a row, and the rows they take at a time.
+// The neighbouring elements of a value that a thread sums, the threads that together cover a row, and the rows that they process at a time.
 #define PAIR (HEAD_DIM % 2 == 0 ? 2 : 1)
 #define ROW_THREADS (HEAD_DIM / PAIR)
 #define ROWS (KEYS / ROW_THREADS)
 
 struct Query {
-    u32 row;         // of the batch
+    u32 row;         // in the batch
     u32 position;    // of the token in its sequence
     u32 first_page;  // in the list of pages
     u32 first_part;
-    u32 parts;       // 0 for rows that hold no token
+    u32 parts;       // 0 for padding rows
 };
 
 struct Part {
@@ -37,7 +37,7 @@ struct __align__(sizeof(T) * N) Numbers {
     T at[N];
 };
 
-// The largest, or the sum, of what the KEYS threads of a block have; `shared` is not used for another before the next barrier.
+// The maximum, or the sum, over the KEYS threads of a block; `shared` must not be reused before the next barrier.
 __device__ __forceinline__ float block_max(float x, float* shared) {
     for (int lane = WARP / 2; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lane));
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
@@ -83,7 +83,7 @@ __device__ void attend_to_part(const T* qkv, const T* cache, const Query* querie
     }
     __syncthreads();
 
-    // One key a thread.
+    // One key per thread.
     bool is_seen = threadIdx.x < n_keys && query.position - (part.position + threadIdx.x) < window;
     float scores[GROUP] = {};
     if (is_seen) {
@@ -112,7 +112,7 @@ __device__ void attend_to_part(const T* qkv, const T* cache, const Query* querie
     }
     __syncthreads();
 
-    // ROWS values at a time; rows by column, so that neighbouring threads read neighbouring numbers.
+    // ROWS values at a time, with rows split by column, so that neighbouring threads read neighbouring numbers.
     u32 column = threadIdx.x % ROW_THREADS * PAIR, first = threadIdx.x / ROW_THREADS;
     if (first < ROWS) {
         float mixed[GROUP][PAIR] = {};
@@ -153,8 +153,8 @@ attend_to_part_bf16(const bf16* qkv, const bf16* cache, const Query* queries, co
     attend_to_part(qkv, cache, queries, parts, pages, sums, masses, heads, kv_heads, scale, window, softcap);
 }
 
-// One block a query, each of its 8 warps every eighth head. A head's sink, where there are some, takes its share of the weights and gives
-// nothing. Rows without a token become 0.
+// One block per query; each of its 8 warps takes every eighth head. A head's sink, if there are sinks, takes a share of the weights and has
+// no value. Padding rows become 0.
 template <typename T>
 __device__ void sum_of_parts(const float* sums, const Mass* masses, const Query* queries, const float* sinks, T* y, u32 heads) {
     constexpr int COLUMNS = (HEAD_DIM + WARP - 1) / WARP;
@@ -168,7 +168,7 @@ __device__ void sum_of_parts(const float* sums, const Mass* masses, const Query*
         for (u32 i = 0; i < query.parts; ++i) {
             u64 place = (u64)(query.first_part + i) * heads + head;
             Mass mass = masses[place];
-            // Parts outside of the window have no sums.
+            // Parts outside the window have no sums.
             if (mass.sum == 0.0f) continue;
             float factor = expf(mass.largest - largest);
             total = fmaf(mass.sum, factor, total);

@@ -1,16 +1,16 @@
-//! Causal grouped-query attention over a packed batch, rotary embedding included.
+//! Causal grouped-query attention over a packed batch, including rotary embedding.
 //!
-//! Shapes: `T` tokens of the batch, `q | k | v` the columns of one fused projection. Sequences lie one after the other without
-//! padding; [`Segment`]s say who sees whom, so a shared prefix is stored and projected once and read by many.
+//! Shapes: `T` tokens of the batch, `q | k | v` the columns of one fused projection. Sequences are concatenated without padding; [`Segment`]s
+//! define which tokens see which, so a shared prefix is stored and projected once and read by many.
 //!
 //! ```text
-//! reference.rs    the formula, one segment after the other
-//! plan.rs         which keys each segment sees; positions.rs where its tokens stand; shape.rs heads; sinks.rs sinks
-//! pack.rs         keys and values -> the order in which tiles read them, held by packed.rs
+//! reference.rs    the formula, one segment at a time
+//! plan.rs         which keys each segment sees; positions.rs the tokens' positions; shape.rs heads; sinks.rs sinks
+//! pack.rs         keys and values -> the order in which tiles read them, stored by packed.rs
 //! fused.rs        rotary embedding, scores, softmax and values over tiles of keys; problem.rs one call; backward.rs its gradient
-//! strip.rs        a strip of queries against a tile of keys, by registers; arithmetic.rs what it is written over
-//! factors.rs      what is multiplied: floats.rs f32, dots.rs pairs of bf16, tiles.rs pairs of bf16 by AMX
-//! cache.rs        attention over the keys and values that earlier calls have left
+//! strip.rs        a strip of queries against a tile of keys, in registers; arithmetic.rs the operations it is generic over
+//! factors.rs      the format of the factors: floats.rs f32, dots.rs bf16 pairs, tiles.rs bf16 pairs with AMX
+//! cache.rs        attention over keys and values from earlier calls
 //! ```
 
 mod arithmetic;
@@ -53,47 +53,47 @@ use super::rotary::Rotary;
 use super::{Dtype, Kernels, Segment, Stored};
 use crate::error::{Error, Result};
 
-/// How the heads of a layer attend, whatever the tokens are.
+/// How the heads of a layer attend, independent of the tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads<'a> {
-    /// How many there are, and which keys they see.
+    /// The number of heads, and which keys they see.
     pub shape: &'a AttentionShape,
-    /// Turns queries and keys by their positions.
+    /// The rotary embedding of queries and keys.
     pub rotary: &'a Rotary,
-    /// `[heads]`: a logit for each head that takes a share of every softmax and has no value (arXiv 2309.17453; gpt-oss).
+    /// `[heads]`: one logit per head that takes a share of every softmax and has no value (arXiv 2309.17453; gpt-oss).
     pub sinks: Option<&'a Tensor>,
-    /// With [`Dtype::Bf16`] the fused kernels round the factors of both products to bf16 at the levels that multiply those faster.
+    /// The precision. With [`Dtype::Bf16`] the fused kernels round the factors of their products to bf16 at levels that multiply these faster.
     pub dtype: Dtype,
 }
 
-/// What the heads have read, `[T, heads * head_dim]`, and what the backward pass can use beside it.
+/// The output of the heads, `[T, heads * head_dim]`, and what helps the backward pass.
 #[derive(Debug, Clone)]
 pub struct Attended {
-    /// The mean of the values that each token sees, weighed by its softmax.
+    /// For each token, the mean of the values that it sees, weighted by its softmax.
     pub read: Tensor,
-    /// Kept by the kernels that can use them again.
+    /// Kept by the kernels that can reuse them.
     pub softmaxes: Softmaxes,
 }
 
-/// Each row's softmax, `[T, heads]`, which [`attention_backward`] would compute again: eight bytes a row and head. Empty where the kernels
-/// that ran keep none.
+/// Each row's softmax, `[T, heads]`, which [`attention_backward`] would otherwise recompute: eight bytes per row and head. Empty if the
+/// kernels keep none.
 #[derive(Debug, Clone, Default)]
 pub struct Softmaxes(Arc<OnceLock<Vec<Running>>>);
 
 impl Softmaxes {
-    /// The memory that they take.
+    /// The memory that they take, in bytes.
     pub fn bytes(&self) -> usize {
         self.0.get().map_or(0, |rows| size_of_val(rows.as_slice()))
     }
 }
 
-/// `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
+/// Attention: `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
 ///
-/// For each token and head `softmax(scale * rot(q) . rot(k)) v` over the tokens it sees: all of its segment's `context`, then its
-/// own segment up to itself; its position is the number of tokens before it. Never holds a tokens-by-tokens matrix when fused,
-/// and a token's result depends on nothing but the tokens it sees, to the last bit.
+/// Computes `softmax(scale * rot(q) . rot(k)) v` for each token and head over the tokens that it sees: all of its segment's `context`, then
+/// its own segment up to itself. Its position is the number of tokens before it. The fused kernels never store a tokens-by-tokens matrix, and
+/// a token's result depends only on the tokens that it sees, to the last bit.
 ///
-/// The sinks' gradient is that of [`attention_backward`]: candle's graph leads to it through the reference alone.
+/// Use [`attention_backward`] for the sinks' gradient: candle's autograd provides it for the reference only.
 pub fn attention(qkv: &Tensor, segments: &Arc<[Segment]>, heads: &Heads, kernels: Kernels) -> Result<Attended> {
     let Heads { shape, rotary, sinks, dtype } = *heads;
     let (tokens, logits) = checked(qkv, heads)?;
@@ -114,8 +114,8 @@ pub fn attention(qkv: &Tensor, segments: &Arc<[Segment]>, heads: &Heads, kernels
     Ok(Attended { read, softmaxes })
 }
 
-/// As [`attention`], for tokens that go on with sequences whose keys and values `cache` holds; their own are added to it. To the bit what
-/// [`attention`] gives the same tokens within their whole sequences. Only with the fused kernels.
+/// Like [`attention`], for tokens that continue sequences whose keys and values are in `cache`; their own are added to it. The result is
+/// bit-identical to that of [`attention`] on the whole sequences. Fused kernels only.
 pub fn attention_onto(qkv: &Tensor, stretches: &[Stretch], cache: &mut LayerCache, heads: &Heads) -> Result<Tensor> {
     let Heads { shape, rotary, dtype, .. } = *heads;
     let (tokens, sinks) = checked(qkv, heads)?;
@@ -124,7 +124,7 @@ pub fn attention_onto(qkv: &Tensor, stretches: &[Stretch], cache: &mut LayerCach
     Ok(Tensor::from_vec(y, (tokens, shape.heads * shape.head_dim), qkv.device())?)
 }
 
-/// The number of tokens, and the sinks as numbers. An error where the projection does not fit the heads.
+/// Returns the number of tokens and the sinks' logits, or an error if the projection does not fit the heads.
 fn checked(qkv: &Tensor, heads: &Heads) -> Result<(usize, Option<Vec<f32>>)> {
     let Heads { shape, sinks, .. } = *heads;
     shape.check()?;
@@ -136,8 +136,8 @@ fn checked(qkv: &Tensor, heads: &Heads) -> Result<(usize, Option<Vec<f32>>)> {
     Ok((tokens, logits))
 }
 
-/// The gradient of [`attention`] with respect to `qkv` and, where there are some, to the sinks, from what it gave and the gradient `d_read` of
-/// what was read.
+/// The gradients of [`attention`] with respect to `qkv` and, if there are any, the sinks, given its result and the gradient `d_read` of its
+/// output.
 pub fn attention_backward(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
@@ -157,11 +157,11 @@ pub fn attention_backward(
     Ok((d_qkv, op.sinks_backward(read, d_read)?))
 }
 
-/// Compares attention by AMX's tiles with attention in f32, forward and backward, in all shapes of tiles, as `matmul::amx::check` does for
-/// the products with weights.
+/// Compares attention with AMX to attention in f32, forward and backward, in all shapes of tiles, like `matmul::amx::check` does for the
+/// products with weights.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn check_tiles() -> Result<()> {
-    // Five granules are four and one; 40 numbers of a head are a whole tile of words and half a tile, padded to 48 columns, and 128 are whole.
+    // Five granules are four and one; a head of 40 numbers is one and a half tiles of words, padded to 48 columns, and 128 are whole tiles.
     for head_dim in [40, 128] {
         let shape = AttentionShape {
             heads: 2,
@@ -194,7 +194,7 @@ pub(crate) fn check_tiles() -> Result<()> {
             let length = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
             let error = length(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
             let size = length(&mut expected.iter().copied());
-            // Factors are off by a part in 512 at most.
+            // Factors are off by at most one part in 512.
             if error.is_nan() || error > 1e-2 * size {
                 return Err(Error::new(format!("attention by the processor's AMX tiles is {error} off where {size} is right")));
             }
@@ -211,7 +211,7 @@ struct Attention {
     sinks: Option<Vec<f32>>,
     level: Level,
     factors: Factors,
-    /// Where the forward pass leaves each row's softmax.
+    /// Where the forward pass stores each row's softmax.
     softmaxes: Softmaxes,
 }
 
@@ -222,7 +222,7 @@ impl CustomOp1 for Attention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (values, softmaxes) = fused::attention(&self.problem(floats(qkv, layout)?));
-        // An operation runs forward once; a second time it would find the same.
+        // An operation runs forward once; a second run would give the same result.
         _ = self.softmaxes.0.set(softmaxes);
         Ok(output(values, (self.positions.len(), self.shape.heads * self.shape.head_dim)))
     }
@@ -242,7 +242,7 @@ impl Attention {
         gradient(values, qkv)
     }
 
-    /// The gradient of the sinks. It runs behind [`Attention::backward`], which sees to the softmaxes.
+    /// The gradient of the sinks. Call it after [`Attention::backward`], which provides the softmaxes.
     fn sinks_backward(&self, y: &Tensor, dy: &Tensor) -> Result<Option<Vec<f32>>> {
         let (Some(logits), Some(softmaxes)) = (&self.sinks, self.softmaxes.0.get()) else { return Ok(None) };
         let gradient = with_floats(y, |y| with_floats(dy, |dy| sinks::gradient(logits, softmaxes, y, dy)))??;

@@ -1,4 +1,4 @@
-//! From the keys and values of a batch to the order in which the register tiles read them.
+//! Packs the keys and values of a batch in the order in which the register tiles read them.
 
 use std::mem::MaybeUninit;
 
@@ -14,22 +14,23 @@ use super::strip::as_words;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::prefetch;
 
-/// Which columns of the projection, and what to do with them.
+/// The columns of the projection to pack.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
-    /// The keys, turned by each row's position.
+    /// The keys, rotated by each row's position.
     Keys,
     Values,
 }
 
 impl Packed {
-    /// Each granule and head `[16 / factors in a word, padded head_dim]`, a word's factors from rows below each other; zeros where there is
-    /// nothing.
+    /// Packs each granule and head as `[16 / factors per word, padded head_dim]`, with words of vertically adjacent factors, padded with
+    /// zeros.
     pub(super) fn by_row(problem: &Problem, plan: &Plan, part: Part) -> Packed {
         pack(problem, plan, part, Order::Rows, row_size(problem.factors, problem.shape.head_dim))
     }
 
-    /// Each granule and head `[words of a row, 16]`, that is, transposed: keys finely, values along; zeros where there is nothing.
+    /// Packs each granule and head transposed, as `[words of a row, 16]`: keys by [`Arithmetic::finely`], values by [`Arithmetic::along`],
+    /// padded with zeros.
     pub(super) fn by_column(problem: &Problem, plan: &Plan, part: Part) -> Packed {
         let size = match part {
             Part::Keys => key_size(problem.factors, problem.shape.head_dim),
@@ -39,12 +40,12 @@ impl Packed {
     }
 }
 
-/// Words of a granule of one head packed by row.
+/// The words of one head's granule packed by row.
 pub(super) fn row_size(factors: Factors, head_dim: usize) -> usize {
     padded(head_dim) * GRANULE / factors.per_word()
 }
 
-/// Words of a granule of one head's keys packed by column. Where they are f32, no padding is needed.
+/// The words of one head's granule of keys packed by column. f32 keys need no padding.
 pub(super) fn key_size(factors: Factors, head_dim: usize) -> usize {
     match factors {
         #[cfg(target_arch = "x86_64")]
@@ -62,7 +63,7 @@ enum Order {
 fn pack(problem: &Problem, plan: &Plan, part: Part, order: Order, size: usize) -> Packed {
     let kv_heads = problem.shape.kv_heads;
     let fill = |packed: &mut [MaybeUninit<u32>]| {
-        // All heads of a granule in one task: so the projection is read from front to back.
+        // One task packs all heads of a granule, so that the projection is read from front to back.
         let granules = packed.par_chunks_mut(kv_heads * size).enumerate();
         granules.with_min_len(4).for_each_init(
             || vec![0.0; GRANULE * padded(problem.shape.head_dim)],
@@ -80,16 +81,16 @@ struct Pack<'a> {
     granule: usize,
     part: Part,
     order: Order,
-    /// Scratch for one granule of one head, zeros behind each row's `head_dim` numbers.
+    /// Scratch for one granule of one head, with zeros after each row's `head_dim` numbers.
     rows: &'a mut [f32],
-    /// Where the granule goes.
+    /// The destination of the granule.
     packed: &'a mut [MaybeUninit<u32>],
 }
 
 impl AttentionKernel for Pack<'_> {
     type Output = ();
 
-    /// Mostly moving data: few vectors named here, but the compiler may use them.
+    /// Mostly moves data: it uses few explicit vectors, but the compiler may use more.
     #[inline(always)]
     unsafe fn run<A: Arithmetic<S>, const S: usize>(self) {
         let Pack { problem, plan, granule, part, order, rows, packed } = self;
@@ -101,7 +102,7 @@ impl AttentionKernel for Pack<'_> {
             Part::Keys => heads,
             Part::Values => heads + kv_heads,
         };
-        // The rows lie a projection apart, too far for the hardware to guess the next.
+        // Rows are a whole projection apart, too far for the hardware prefetcher.
         for token in plan.rows.get(granule + 1).into_iter().flatten() {
             prefetch(&qkv[token * shape.columns() + first_head * head_dim..][..kv_heads * head_dim]);
         }

@@ -1,24 +1,24 @@
-//! Which keys each segment sees, in the units the fused kernels work in.
+//! Determines which keys each segment sees, in the units of the fused kernels.
 //!
-//! Keys and values are packed in granules of 16 rows, cut at every sixteenth position of the sequence they belong to. A segment
-//! that goes on in the middle of a granule gets a granule of its own, with copies of the rows before it. So a sequence looks the
-//! same to the kernels, and its sums are grouped in the same way, whether its beginning is shared or not.
+//! Keys and values are packed in granules of 16 rows, which start at every sixteenth position of their sequence. A segment that continues
+//! in the middle of a granule gets its own copy of that granule, including the rows before it. A sequence therefore looks the same to the
+//! kernels, and its sums are grouped in the same way, whether its beginning is shared or not.
 
 use std::ops::Range;
 
 use crate::kernels::Segment;
 
-/// Rows of a granule: a multiple of every level's lanes.
+/// The rows of a granule: a multiple of every level's lanes.
 pub(super) const GRANULE: usize = 16;
-/// Granules in a tile: 256 keys.
+/// The granules of a tile: 256 keys.
 pub(super) const TILE: usize = 16;
 
 pub(super) struct Plan {
     /// The batch rows of each granule, at most [`GRANULE`].
     pub rows: Vec<Vec<usize>>,
-    /// For each segment the granules it sees: the `i`-th holds the positions from `16 i` on.
+    /// For each segment the granules that it sees: the `i`-th starts at position `16 i`.
     pub seen: Vec<Vec<usize>>,
-    /// For each batch row the granule that its own segment put it in, at its position modulo 16; it may stand in others, too.
+    /// For each batch row the granule of its own segment, in which it is at its position modulo 16; other granules may contain it, too.
     pub own: Vec<usize>,
 }
 
@@ -29,7 +29,7 @@ impl Plan {
         for segment in segments {
             let ranges = segment.context.iter().chain([&segment.tokens]);
             let sequence: Vec<usize> = ranges.flat_map(|range| range.clone()).collect();
-            // A segment without tokens has nobody to look at anything.
+            // A segment without tokens sees nothing.
             let cut = if segment.tokens.is_empty() { [].chunks(GRANULE) } else { sequence.chunks(GRANULE) };
             let seen: Vec<usize> = cut.map(|rows| plan.granule(rows)).collect();
             let before = sequence.len() - segment.tokens.len();
@@ -39,7 +39,7 @@ impl Plan {
         plan
     }
 
-    /// The granule of these rows: the one that the last row's segment has made, if it holds the same rows, or else a new one.
+    /// The granule of these rows: the existing granule of the last row's segment if it holds the same rows, otherwise a new one.
     fn granule(&mut self, rows: &[usize]) -> usize {
         let made = rows.last().and_then(|&last| self.own.get(last)).copied().filter(|&granule| self.rows[granule] == rows);
         made.unwrap_or_else(|| {
@@ -52,25 +52,25 @@ impl Plan {
 /// Up to [`TILE`] neighbouring granules of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tile<'a> {
-    /// The numbers of the granules, in the order of their positions.
+    /// The indices of the granules, in the order of their positions.
     pub granules: &'a [usize],
     /// The position of the tile's first key in the sequence.
     pub position: usize,
 }
 
 impl Tile<'_> {
-    /// Does a query at `position` see all of it through a window?
+    /// Whether a query at `position` sees the whole tile through a window.
     #[inline(always)]
     pub(super) fn is_seen(&self, position: usize, window: usize) -> bool {
         let end = self.position + self.granules.len() * GRANULE;
         end <= position + 1 && (position + 1).saturating_sub(window) <= self.position
     }
 
-    /// The lanes of the `g`-th granule that a query at `position` sees through a window (`usize::MAX` for none).
+    /// The lanes of the `g`-th granule that a query at `position` sees through a window (`usize::MAX` for no window).
     #[inline(always)]
     pub(super) fn visible(&self, g: usize, position: usize, window: usize) -> std::ops::Range<usize> {
         let begin = self.position + g * GRANULE;
-        // Keys at `oldest ..= position` are seen.
+        // The visible keys are those at `oldest ..= position`.
         let oldest = (position + 1).saturating_sub(window);
         let end = (position + 1).saturating_sub(begin).min(GRANULE);
         oldest.saturating_sub(begin).min(end)..end
@@ -90,13 +90,13 @@ impl Reach {
         Reach { begin: (first + 1).saturating_sub(window) / GRANULE, end: last / GRANULE + 1 }
     }
 
-    /// Numbers of the tiles with something in reach. Tiles are cut at fixed positions of the sequence: where one ends decides how a row's
-    /// sums are rounded.
+    /// The indices of the tiles with something in reach. Tiles are at fixed positions of the sequence, because their boundaries affect
+    /// the rounding of a row's sums.
     pub(super) fn tiles(self) -> Range<usize> {
         self.begin / TILE..self.end.div_ceil(TILE)
     }
 
-    /// What is in reach of a tile.
+    /// The part of a tile that is in reach.
     #[inline(always)]
     pub(super) fn tile(self, seen: &[usize], tile: usize) -> Tile<'_> {
         let begin = self.begin.max(tile * TILE);
@@ -118,7 +118,7 @@ mod tests {
             segment(20..20, vec![0..20]),
             segment(20..35, vec![0..20]),
             segment(35..36, vec![0..20, 20..34]),
-            // No prefix of anything: all its own.
+            // The context is no prefix of another sequence, so all granules are its own.
             segment(36..37, vec![18..23]),
         ]);
         let rows = |ranges: &[std::ops::Range<usize>]| ranges.iter().cloned().flatten().collect::<Vec<usize>>();

@@ -1,9 +1,10 @@
-//! Where tokens stand in their sequences.
+//! The positions of tokens in their sequences.
 
 use crate::error::{Error, Result};
 use crate::kernels::Segment;
 
-/// Each token's position in its sequence. Refuses segments that do not tile `0..tokens` or that look ahead.
+/// Each token's position in its sequence. Refuses segments that do not cover `0..tokens` in order, or that
+/// see later tokens.
 pub fn positions(segments: &[Segment], tokens: usize) -> Result<Vec<usize>> {
     let mut positions = Vec::with_capacity(tokens);
     for segment in segments {

@@ -1,4 +1,4 @@
-//! One call of the fused kernels.
+//! The arguments of one call of the fused kernels.
 
 use super::arithmetic::AttentionKernel;
 use super::factors::Factors;
@@ -7,23 +7,23 @@ use crate::kernels::Segment;
 use crate::kernels::level::Level;
 use crate::kernels::rotary::Rotary;
 
-/// What the fused kernels are given; everything has been checked.
+/// The arguments of the fused kernels, already checked.
 pub(super) struct Problem<'a> {
     /// The projections `[T, q | k | v]`.
     pub qkv: &'a [f32],
-    /// Who sees whom.
+    /// Which tokens see which.
     pub segments: &'a [Segment],
     /// The position of each token in its sequence, `[T]`.
     pub positions: &'a [usize],
     /// The tables of the rotary embedding.
     pub rotary: &'a Rotary,
-    /// Heads, and how they see each other.
+    /// The heads, and which keys they see.
     pub shape: &'a AttentionShape,
-    /// A logit for each head that every softmax begins with.
+    /// One logit per head with which every softmax starts.
     pub sinks: Option<&'a [f32]>,
     /// The instructions to use.
     pub level: Level,
-    /// What the level multiplies for the model's precision.
+    /// The format of the factors, for the level and the model's precision.
     pub factors: Factors,
 }
 

@@ -1,4 +1,4 @@
-//! Attention as the formula says it, one segment at a time: gathers the rows a segment sees and holds its whole score matrix.
+//! Attention by its formula, one segment at a time: gathers the rows that a segment sees and stores its whole score matrix.
 
 use candle_core::{D, DType, Tensor};
 
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::kernels::Segment;
 use crate::kernels::rotary::Rotary;
 
-/// Differentiable on any device; computes in f32 and returns `qkv`'s type.
+/// Differentiable on any device; computes in f32 and returns the type of `qkv`.
 pub(super) fn attention(
     qkv: &Tensor,
     segments: &[Segment],
@@ -66,7 +66,7 @@ pub(super) fn attention(
     Ok(Tensor::cat(&outputs, 0)?.to_dtype(qkv.dtype())?)
 }
 
-/// 0 where the last `queries` of `keys` tokens may look, -infinity elsewhere: `[queries, keys]`.
+/// The mask `[queries, keys]` for the last `queries` of `keys` tokens: 0 for visible keys, -infinity for the others.
 fn mask(queries: usize, keys: usize, window: Option<usize>) -> Vec<f32> {
     let window = window.unwrap_or(keys);
     let visible = |i: usize, j: usize| j <= i && i - j < window;

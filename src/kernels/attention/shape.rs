@@ -1,8 +1,8 @@
-//! Heads and how they see each other.
+//! The heads of an attention layer.
 
 use crate::error::{Error, Result};
 
-/// The heads of an attention, and which keys they see.
+/// The heads of an attention layer, and which keys they see.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// The number of query heads.
@@ -20,22 +20,22 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Columns of the fused projection: all query heads, all key heads, all value heads.
+    /// The columns of the fused projection: all query heads, all key heads, all value heads.
     pub fn columns(&self) -> usize {
         self.q_width() + 2 * self.kv_width()
     }
 
-    /// Columns of all query heads.
+    /// The columns of all query heads.
     pub(crate) fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// Columns of all key heads, and of all value heads.
+    /// The columns of all key heads, and also of all value heads.
     pub(crate) fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Query heads that share one key and value head.
+    /// The number of query heads that share one key and value head.
     pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }

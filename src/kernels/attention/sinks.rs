@@ -1,8 +1,8 @@
-//! Attention sinks: a logit for each head that takes its share of every softmax and has no value, so that a head may look at nothing.
+//! Attention sinks: one logit per head that takes a share of every softmax and has no value, so that a head may attend to nothing.
 //!
-//! Forward it is where a row's running softmax begins (fused.rs). Backward the gradients of queries, keys and values are those of the
-//! same formulas, with the sink in the row's sum (backward.rs): a weight's gradient is `dp - dy . y`, and the sink's `dp` is 0. So its own
-//! gradient is the sum over the tokens of `p_sink (0 - dy . y)`.
+//! In the forward pass a row's running softmax starts with the sink (fused.rs). In the backward pass the gradients of queries, keys and
+//! values have the same formulas, with the sink included in the row's sum (backward.rs): a weight's gradient is `dp - dy . y`, and the
+//! sink's `dp` is 0. The sink's own gradient is therefore the sum over the tokens of `p_sink (0 - dy . y)`.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -24,8 +24,8 @@ pub(super) fn logits(sinks: &Tensor, shape: &AttentionShape) -> Result<Vec<f32>>
     }
 }
 
-/// The gradient of the logits `[heads]` from each row's softmax `[T, heads]`, the output `y [T, heads * head_dim]` and its gradient. The
-/// tokens are added up in order, so that threads change no bit.
+/// The gradient of the logits `[heads]`, given each row's softmax `[T, heads]`, the output `y [T, heads * head_dim]` and its gradient.
+/// Sums the tokens in order, so the number of threads changes no bit.
 pub(super) fn gradient(logits: &[f32], softmaxes: &[Running], y: &[f32], dy: &[f32]) -> Vec<f32> {
     let heads = logits.len();
     let head_dim = y.len() / softmaxes.len().max(1);

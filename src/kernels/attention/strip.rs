@@ -1,6 +1,6 @@
-//! A strip of query rows against a tile of keys: the products under the forward and the backward pass, by registers.
+//! A strip of query rows against a tile of keys: the products of the forward and the backward pass, in register tiles.
 //!
-//! A strip goes through all its keys before the next one starts, so its scores stay in the nearest cache.
+//! A strip processes all its keys before the next one starts, so its scores stay in the first-level cache.
 #![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
 
 use super::packed::Head;
@@ -8,10 +8,10 @@ use super::plan::{GRANULE, TILE, Tile};
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
 
-/// Numbers from one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
+/// The distance between rows of scores; not a power of two, which would map all rows to the same cache sets.
 pub(super) const STRIDE: usize = TILE * GRANULE + GRANULE;
 
-/// One number for each query row of a strip and each key of a tile. In whole cache lines, so that no vector lies in two.
+/// One number per query row of a strip and key of a tile. Aligned to cache lines, so that no vector crosses one.
 #[repr(C, align(64))]
 pub(super) struct Scores<const S: usize>(pub [[f32; STRIDE]; S]);
 
@@ -23,21 +23,21 @@ impl<const S: usize> Scores<S> {
     }
 }
 
-/// The bits of floats, which may be words of other factors.
+/// Reinterprets floats as words, which may contain factors in another format.
 pub(super) fn as_words(floats: &[f32]) -> &[u32] {
     // SAFETY: every f32 has the size, the alignment and a bit pattern of a u32.
     unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
 }
 
-/// Vectors of words, of which pairs are multiplied and added up.
+/// Vectors of words, which are multiplied and accumulated.
 pub(super) trait Words {
     type V: Lanes;
-    /// `V::N` words.
+    /// A vector of `V::N` words.
     type Words: Copy;
-    /// Factors in a word.
+    /// The number of factors in a word.
     const PER_WORD: usize;
 
-    /// One word, repeated in all lanes.
+    /// Broadcasts one word to all lanes.
     ///
     /// # Safety
     /// The processor must have the instructions; a word is readable at `from`.
@@ -56,8 +56,8 @@ pub(super) trait Words {
 
 /// `acc[r][c] += sum over k < depth of a[r * a_row + k * a_step] . b[c][k * b_step ..][..N]`, in words.
 ///
-/// Each element is one chain of multiply-adds over `k` in order: a result does not depend on the shape of the tile it is
-/// computed in. (The tile comes by reference: returned by value, it was copied through memory twice.)
+/// Each element is one chain of multiply-adds over `k` in order, so a result does not depend on the shape of its register tile. (The tile is passed
+/// by reference: returned by value, it was copied through memory twice.)
 ///
 /// # Safety
 /// The processor must have `W`'s instructions, and all addresses named above must be readable.
@@ -88,7 +88,8 @@ unsafe fn multiply_add<W: Words, const R: usize, const C: usize>(
     }
 }
 
-/// [`Arithmetic::scores`](super::arithmetic::Arithmetic::scores) or [`products`](super::arithmetic::Arithmetic::products), `C` vectors of keys to a register tile.
+/// [`Arithmetic::scores`](super::arithmetic::Arithmetic::scores) or [`products`](super::arithmetic::Arithmetic::products), with `C` vectors of keys
+/// per register tile.
 ///
 /// # Safety
 /// As there.
@@ -131,7 +132,7 @@ pub(super) unsafe fn products<W: Words, const S: usize, const C: usize>(
     }
 }
 
-/// [`Arithmetic::weighted_sums`](super::arithmetic::Arithmetic::weighted_sums), `C` vectors of columns to a register tile.
+/// [`Arithmetic::weighted_sums`](super::arithmetic::Arithmetic::weighted_sums), with `C` vectors of columns per register tile.
 ///
 /// # Safety
 /// As there.
@@ -159,7 +160,7 @@ pub(super) unsafe fn weighted_sums<W: Words, const S: usize, const C: usize>(
     }
 }
 
-/// [`weighted_sums`] for `C` vectors of columns, from `column` on.
+/// [`weighted_sums`] for `C` vectors of columns, starting at `column`.
 ///
 /// # Safety
 /// As above; the columns must lie within the padded width.
@@ -194,7 +195,7 @@ unsafe fn weighted_sum<W: Words, const S: usize, const C: usize>(
     }
 }
 
-/// [`Arithmetic::add_transposed`](super::arithmetic::Arithmetic::add_transposed), `K` keys by `C` vectors of columns to a register tile.
+/// [`Arithmetic::add_transposed`](super::arithmetic::Arithmetic::add_transposed), with `K` keys by `C` vectors of columns per register tile.
 ///
 /// # Safety
 /// As there.
@@ -222,7 +223,7 @@ pub(super) unsafe fn add_transposed<W: Words, const S: usize, const C: usize, co
     }
 }
 
-/// [`add_transposed`] for `C` vectors of columns, from `column` on.
+/// [`add_transposed`] for `C` vectors of columns, starting at `column`.
 ///
 /// # Safety
 /// As above; the columns must lie within the padded width.
@@ -254,18 +255,18 @@ unsafe fn add_transposed_columns<W: Words, const S: usize, const C: usize, const
     }
 }
 
-/// What a query may see, and how scores are bent.
+/// Which keys a query sees, and the softcap of its scores.
 #[derive(Clone, Copy)]
 pub(super) struct Sight {
     /// The query's position in its sequence.
     pub position: usize,
-    /// `usize::MAX` for none.
+    /// `usize::MAX` for no window.
     pub window: usize,
     /// Scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f32>,
 }
 
-/// Caps one row's scores of a tile, sets those of keys it may not see to -infinity and returns the largest.
+/// Caps one row's scores of a tile, sets those of masked keys to -infinity and returns the largest.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions; `scores` must hold the tile.
@@ -277,13 +278,13 @@ pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, sight: Sight
     unsafe {
         let nothing = V::splat(f32::NEG_INFINITY);
         let mut maxima = nothing;
-        // Most tiles lie before a row as a whole.
+        // Most tiles are entirely visible.
         if sight.softcap.is_none() && tile.is_seen(sight.position, sight.window) {
             let mut others = nothing;
             for vectors in (0..n).step_by(2 * V::N) {
                 let first = scores.as_ptr().add(vectors);
                 maxima = maxima.max(V::load(first));
-                // A granule is two vectors or one; an odd last one is looked at again.
+                // A granule is one or two vectors; if the last one is single, the first is read again.
                 others = others.max(V::load(first.add(if vectors + V::N < n { V::N } else { 0 })));
             }
             return maxima.max(others).maximum();
@@ -310,7 +311,7 @@ pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, sight: Sight
     }
 }
 
-/// `C` vectors that lie behind each other.
+/// Pointers to `C` contiguous vectors.
 ///
 /// # Safety
 /// They must be inside one allocation.

@@ -1,4 +1,4 @@
-//! Attention against the formula in f64: odd sizes, trees of segments, windows, every level.
+//! Compares attention with the formula in f64: odd sizes, trees of segments, windows, every level.
 #![allow(clippy::single_range_in_vec_init, reason = "a context is a list of ranges")]
 
 use candle_core::{Device, Tensor, Var};
@@ -25,12 +25,12 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
     AttentionShape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None, softcap: None }
 }
 
-/// Frequencies for `pairs` pairs; the usual base 10000.
+/// The frequencies of `pairs` pairs with the usual base 10000.
 fn frequencies(pairs: usize) -> Vec<f64> {
     (0..pairs).map(|i| 10000f64.powf(-(i as f64) / pairs as f64)).collect()
 }
 
-/// The formula, token by token, in f64, with what `factors` rounds.
+/// The formula, token by token, in f64, rounded where `factors` rounds.
 fn truth(
     qkv: &[f32],
     segments: &[Segment],
@@ -60,7 +60,7 @@ fn truth(
     };
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let mut output = Vec::new();
-    // Every row's own position decides its key's rotation, whoever looks at it.
+    // A key is rotated by its own position, whichever token sees it.
     let positions = positions(segments, qkv.len() / columns).unwrap();
     let keys: Vec<Vec<Vec<f64>>> =
         (0..positions.len()).map(|t| (0..kv_heads).map(|g| turned(t, heads + g, positions[t])).collect()).collect();
@@ -94,7 +94,7 @@ fn truth(
     output
 }
 
-/// Every level and the reference against the truth. Scores of size 3 carry a relative error of 1e-6 into the weights.
+/// Compares every level and the reference with the formula. Scores of size 3 carry a relative error of 1e-6 into the weights.
 fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &AttentionShape) {
     let tokens = segments.last().unwrap().tokens.end;
     let qkv = noise(tokens * shape.columns(), 2.0, tokens as u64);
@@ -125,7 +125,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     }
 }
 
-/// All levels with f32 factors, and those that round to bf16 with these, too.
+/// All levels with f32 factors, and with bf16 factors where the level uses these.
 pub(super) fn arithmetics() -> Vec<(Level, Factors)> {
     let of_level = |level| [Dtype::F32, Dtype::Bf16].map(|dtype| (level, Factors::of(level, dtype)));
     let mut all: Vec<_> = Level::available().into_iter().flat_map(of_level).collect();
@@ -133,8 +133,8 @@ pub(super) fn arithmetics() -> Vec<(Level, Factors)> {
     all
 }
 
-/// In bf16 a weight that f32 and f64 see on different sides of a rounding boundary is one part in 256 apart, and so is one that was rounded
-/// beside another maximum than the last: rarely, and by little on the mean.
+/// In bf16 a weight that f32 and f64 round to different sides of a boundary differs by one part in 256, and so does one that was rounded
+/// relative to an earlier maximum: this is rare, and small on average.
 fn close_but_for_rounding(got: &[f32], expected: &[f64], what: &str) {
     close(got, expected, 8e-3, what);
     let errors: f64 = got.iter().zip(expected).map(|(got, expected)| (f64::from(*got) - expected).abs()).sum();
@@ -142,14 +142,14 @@ fn close_but_for_rounding(got: &[f32], expected: &[f64], what: &str) {
     assert!(errors < 2e-3 * size, "{what}: {} of the size on the mean", errors / size);
 }
 
-/// Logits of sinks, from far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
+/// Logits of sinks from far below the scores, where a sink takes nothing, to far above, where it takes nearly everything.
 fn sinks(shape: &AttentionShape) -> Vec<f32> {
     (0..shape.heads).map(|head| [0.5, -30.0, 12.0, -2.0, 3.0][head % 5]).collect()
 }
 
 #[test]
 fn by_hand() {
-    // Equal keys, so each token averages the values it sees: 1; (1 + 3) / 2; (1 + 3 + 8) / 3.
+    // The keys are equal, so each token averages the values that it sees: 1; (1 + 3) / 2; (1 + 3 + 8) / 3.
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [5.0, 1.0, 3.0], [-5.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
     for kernels in implementations() {
@@ -157,7 +157,7 @@ fn by_hand() {
         let y = attention(&qkv, &sequences(&[3]).into(), &heads, kernels).unwrap().read;
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0, 2.0, 4.0], 1e-6, "by hand");
     }
-    // Scores of 0 beside a sink of ln 2, which counts for two tokens: 1 / 3; (1 + 3) / 4; (1 + 3 + 8) / 5.
+    // Scores of 0 and a sink of ln 2, which counts as two tokens: 1 / 3; (1 + 3) / 4; (1 + 3 + 8) / 5.
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [0.0, 1.0, 3.0], [0.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let sinks = Tensor::new(&[2f32.ln()], &Device::Cpu).unwrap();
     for kernels in implementations() {
@@ -165,7 +165,7 @@ fn by_hand() {
         let heads = Heads { shape: &shape(1, 1, 1), rotary: &rotary, sinks: Some(&sinks), dtype: Dtype::F32 };
         let attended = attention(&qkv, &segments, &heads, kernels).unwrap();
         close(&attended.read.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
-        // The gradient of the first output alone: the sink's share 2 / 3 times -1 / 3.
+        // The gradient of the first output only: the sink's share 2 / 3 times -1 / 3.
         let dy = Tensor::new(&[[1f32], [0.0], [0.0]], &Device::Cpu).unwrap();
         let (_, d_sinks) = attention_backward(&qkv, &segments, &heads, &attended, &dy).unwrap();
         close(&d_sinks.unwrap(), &[-2.0 / 9.0], 1e-6, "sinks by hand");
@@ -219,7 +219,7 @@ fn contexts_of_any_cut() {
         segment(51..90, vec![3..50]),
         segment(90..93, vec![1..2, 1..2, 60..61]),
     ];
-    // Only where contexts keep the positions their rows were made with is this a real sequence, but the formula does not mind.
+    // This is a real sequence only if contexts keep their rows' positions, but the formula does not require that.
     check(&cuts, 8, RotaryStyle::Half, &shape(3, 1, 16));
 }
 
@@ -228,7 +228,7 @@ fn a_long_sequence() {
     check(&sequences(&[4096]), 8, RotaryStyle::Half, &shape(1, 1, 16));
 }
 
-/// Rows of `qkv` in another order, as when a prefix is written out again for every sequence.
+/// Rows of `qkv` in another order, for example with a prefix repeated for every sequence.
 fn gather(qkv: &[f32], columns: usize, rows: impl IntoIterator<Item = usize>) -> Vec<f32> {
     rows.into_iter().flat_map(|t| qkv[t * columns..(t + 1) * columns].to_vec()).collect()
 }
@@ -237,7 +237,7 @@ fn gather(qkv: &[f32], columns: usize, rows: impl IntoIterator<Item = usize>) ->
 fn a_tree_equals_its_unshared_sequences_to_the_bit() {
     let plain = shape(9, 3, 64);
     let rotary = Rotary::new(&frequencies(32), 1000, RotaryStyle::Half, 1.0);
-    // Branches in the middle of granules, of tiles and of strips, at their ends, and one token long.
+    // Branches in the middle and at the ends of granules, tiles and strips, and branches of one token.
     let tree = [
         segment(0..100, vec![]),
         segment(100..133, vec![0..100]),
@@ -290,7 +290,7 @@ fn neither_neighbours_nor_threads_change_a_bit() {
             let rows = segment.tokens.clone();
             let alone = run(&gather(&qkv, shape.columns(), rows.clone()), &sequences(&[rows.len()]));
             assert!(alone == together[rows.start * 576..rows.end * 576], "{level} {factors:?}: {rows:?} alone");
-            // Nor do later tokens of the same sequence.
+            // Later tokens of the same sequence have no effect, either.
             let half = rows.start..rows.start + rows.len() / 2;
             let alone = run(&gather(&qkv, shape.columns(), half.clone()), &sequences(&[half.len()]));
             assert!(alone == together[half.start * 576..half.end * 576], "{level} {factors:?}: {half:?} alone");
@@ -298,7 +298,7 @@ fn neither_neighbours_nor_threads_change_a_bit() {
     }
 }
 
-/// The gradient of a weighted sum of the outputs as candle's graph gives it: of `qkv`, and of the sinks from the reference.
+/// The gradient of a weighted sum of the outputs by candle's autograd: of `qkv`, and of the sinks for the reference.
 fn gradient(
     qkv: &Var,
     segments: &[Segment],
@@ -315,7 +315,7 @@ fn gradient(
     (of(qkv).unwrap(), sinks.and_then(of))
 }
 
-/// Every level against what candle derives from the reference.
+/// Compares every level with candle's autograd of the reference.
 fn check_gradient(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &AttentionShape) {
     let tokens = segments.last().unwrap().tokens.end;
     let values = noise(tokens * shape.columns(), 2.0, tokens as u64);
@@ -342,7 +342,7 @@ fn check_gradient(segments: &[Segment], pairs: usize, style: RotaryStyle, shape:
                 _ => near(&got, &expected, &what),
             }
             if let (Some(sinks), Some(expected)) = (sinks, &of_sinks) {
-                // A sum over tokens of terms of both signs, each of the size of one and off by a few thousandths, of either sign.
+                // A sum over tokens of terms of both signs, each of size one and off by a few thousandths of either sign.
                 let n = tokens as f64;
                 let tolerance = if factors == Factors::F32 { 1e-4 } else { (1e-3 * n).min(4e-3 * n.sqrt()) };
                 close(&sinks::gradient(sinks, &softmaxes, &y, &dy), expected, tolerance, &format!("sinks, {what}"));
@@ -368,8 +368,8 @@ fn gradients_match_the_reference() {
     check_gradient(&tree, 8, RotaryStyle::Half, &AttentionShape { softcap: Some(1.5), ..shape(3, 1, 16) });
 }
 
-/// Where keys and values lie far from zero, as some models' do, and only their differences count: in bf16 roundings of the mean itself stay, and
-/// no error times the mean may come of weights or gradients that do not add up (0.2 of `dq` here, where they did not).
+/// Keys and values far from zero, as in some models, of which only the differences matter: in bf16 the rounding of the mean itself remains, but
+/// no error may be multiplied by the mean through weights or gradients that do not add up (this was 0.2 of `dq` here).
 #[test]
 fn gradients_with_means_far_from_zero() {
     let (shape, tokens) = (shape(2, 1, 32), 100);
@@ -388,7 +388,7 @@ fn gradients_with_means_far_from_zero() {
     let expected = of(Level::Portable, Factors::F32);
     for (level, factors) in arithmetics() {
         let found = of(level, factors);
-        // Queries, keys and values, each by themselves.
+        // Queries, keys and values separately.
         for columns in [0..of_query, of_query..of_query + 32, of_query + 32..width] {
             let part = |values: &[f32]| -> Vec<f64> {
                 values.chunks(width).flat_map(|row| &row[columns.clone()]).map(|x| f64::from(*x)).collect()
@@ -408,7 +408,7 @@ fn the_check_of_the_tiles_passes() {
     }
 }
 
-/// Shares of a long sequence against one sum over it: equal but for rounding, and the same bits from any number of threads.
+/// The shares of a long sequence against one sum over it: equal except for rounding, and with the same bits for any number of threads.
 #[test]
 fn the_gradient_of_a_long_sequence_is_a_sum_of_shares() {
     let (shape, n) = (shape(2, 1, 16), 2100);

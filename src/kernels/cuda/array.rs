@@ -1,4 +1,4 @@
-//! Numbers on the device, as the operations are handed them, and the arguments of kernels.
+//! Arrays of numbers on the device, as passed to the operations, and the arguments of kernels.
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -7,7 +7,7 @@ use super::library::Address;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 
-/// `len` numbers on the device. It borrows its memory; that two arrays do not overlap is up to whoever divides a buffer.
+/// `len` numbers on the device. Borrows its memory; whoever divides a buffer has to ensure that arrays do not overlap.
 #[derive(Debug, Clone, Copy)]
 pub struct Array<'a> {
     pub(super) address: Address,
@@ -16,28 +16,28 @@ pub struct Array<'a> {
     pub(super) memory: PhantomData<&'a ()>,
 }
 
-/// `len` whole numbers of 32 bits on the device: token ids, rows, positions.
+/// `len` unsigned 32-bit integers on the device: token ids, rows, positions.
 #[derive(Debug, Clone, Copy)]
 pub struct Indices<'a> {
     pub(super) address: Address,
     pub(super) len: usize,
-    /// One more than the largest of them.
+    /// One more than the largest index.
     pub(super) end: u32,
     pub(super) memory: PhantomData<&'a ()>,
 }
 
 impl<'a> Array<'a> {
-    /// How many numbers.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Are there none?
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// What the numbers are stored in.
+    /// The format of the numbers.
     pub fn dtype(&self) -> Stored {
         self.dtype
     }
@@ -46,7 +46,7 @@ impl<'a> Array<'a> {
         self.len * self.dtype.size_in_bytes() as usize
     }
 
-    /// Numbers `begin .. begin + len` of it.
+    /// The elements `begin .. begin + len`.
     pub fn part(&self, begin: usize, len: usize) -> Result<Array<'a>> {
         if begin.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(Error::new(format!("numbers {begin} to {begin} + {len} do not lie within {} on the GPU", self.len)));
@@ -54,14 +54,14 @@ impl<'a> Array<'a> {
         Ok(Array { address: self.address + begin as u64 * self.dtype.size_in_bytes(), len, ..*self })
     }
 
-    /// Words `begin .. begin + len` of it as whole numbers below `end`.
+    /// The words `begin .. begin + len`, as integers below `end`.
     pub fn indices(&self, begin: usize, len: usize, end: u32) -> Result<Indices<'a>> {
         let Array { address, len, memory, .. } = self.part(begin, len)?;
         self.expect("whole numbers", self.len, Stored::F32)?;
         Ok(Indices { address, len, end, memory })
     }
 
-    /// An error unless it holds `len` numbers of `dtype`.
+    /// Returns an error unless the array holds `len` numbers of `dtype`.
     pub(super) fn expect(&self, what: &str, len: usize, dtype: Stored) -> Result<()> {
         if (self.len, self.dtype) != (len, dtype) {
             return Err(Error::new(format!("{what}: expected {len} numbers in {dtype}, found {} in {}", self.len, self.dtype)));
@@ -75,17 +75,17 @@ impl<'a> Array<'a> {
 }
 
 impl<'a> Indices<'a> {
-    /// How many numbers.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Are there none?
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Numbers `begin .. begin + len` of it.
+    /// The elements `begin .. begin + len`.
     pub fn part(&self, begin: usize, len: usize) -> Result<Indices<'a>> {
         if begin.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(Error::new(format!("indices {begin} to {begin} + {len} do not lie within {} on the GPU", self.len)));
@@ -98,7 +98,7 @@ impl<'a> Indices<'a> {
     }
 }
 
-/// What an array takes of an arena: every array begins at a multiple of 256 bytes, which the widest accesses want.
+/// The bytes that an array takes in an arena: each array starts at a multiple of 256 bytes, for the widest accesses.
 pub fn arena_bytes(len: usize, dtype: Stored) -> usize {
     (len * dtype.size_in_bytes() as usize).next_multiple_of(256)
 }

@@ -1,4 +1,4 @@
-//! Attention on the device: what happens to queries, keys and values before it, and which block computes what.
+//! Attention on the device: the preparation of queries, keys and values, and the plan of which block computes what.
 
 use std::ops::Range;
 
@@ -12,12 +12,12 @@ use crate::kernels::attention::AttentionShape;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::{Segment, Stored};
 
-/// attention.cu: `PREPARING`.
+/// `PREPARING` in attention.cu.
 const PREPARING_THREADS: usize = 256;
 
 impl Device {
-    /// Makes of the projections what the attention wants, queries, keys and values `qkv [T, C]`: with bias and norms where there are some,
-    /// queries and keys turned by the rotary embedding. In their place, or without the gates between them elsewhere.
+    /// Prepares the projections for attention: adds biases and applies norms if there are any, and rotates queries and keys. Writes
+    /// `qkv [T, C]`, in place or, if there are gates between the projections, to an array without the gates.
     pub fn prepare_attention(
         &self,
         projected: Array,
@@ -75,7 +75,7 @@ impl Device {
             F32(growth),
             U32(u32::try_from(original_positions).unwrap_or(u32::MAX)),
         ];
-        // Where nothing is added to values, they stay as they are.
+        // Values without a bias stay where they are.
         let n_heads = heads + kv_heads + if options.bias.is_some() || options.gated { kv_heads } else { 0 };
         let blocks = if whole_norms { tokens } else { (tokens * n_heads).div_ceil(heads_at_once(head_dim)) };
         // SAFETY: `projected` and `qkv` hold `tokens` rows of their columns; the positions lie within the tables; norms and bias are as long
@@ -83,7 +83,7 @@ impl Device {
         unsafe { self.launch(kernel, (blocks, 1), PREPARING_THREADS as u32, 0, &arguments) }
     }
 
-    /// What the gates, where `projected` had some, let through of what the heads read: `y [T, heads * head_dim] *= sigmoid(gates)`.
+    /// Applies the gates of `projected`, if there are any, to the output of the heads: `y [T, heads * head_dim] *= sigmoid(gates)`.
     pub fn open_gates(&self, projected: Array, options: &PrepareOptions, plan: &AttentionPlan, y: Array) -> Result<()> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *options.shape;
         let tokens = whole_rows("gates", y, heads * head_dim)?;
@@ -97,8 +97,8 @@ impl Device {
         unsafe { self.launch(kernel, (tokens, 1), threads_for(heads * head_dim), 0, &arguments) }
     }
 
-    /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format; of `kept [P, 2 kv_heads * head_dim]`, where
-    /// the plan is made over pages of that. With `sinks [heads]`, a logit for each head that takes a share of every softmax.
+    /// Attention: `y [T, heads * head_dim]` from prepared `qkv [T, C]`, in the same format; or from `kept [P, 2 kv_heads * head_dim]` if the
+    /// plan was made for its pages. `sinks [heads]` are one logit per head that takes a share of every softmax.
     #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn attention(
         &self,
@@ -170,7 +170,7 @@ pub struct RotaryTables {
 }
 
 impl RotaryTables {
-    /// Puts the tables on the device.
+    /// Uploads the tables.
     pub fn new(device: &'static Device, rotary: &Rotary) -> Result<RotaryTables> {
         Ok(RotaryTables {
             cos: device.upload(&rotary.cos, Stored::F32)?,
@@ -182,7 +182,7 @@ impl RotaryTables {
     }
 }
 
-/// What happens to queries, keys and values between their projection and the attention.
+/// The options for preparing queries, keys and values between their projection and the attention.
 pub struct PrepareOptions<'a> {
     /// The heads.
     pub shape: &'a AttentionShape,
@@ -190,39 +190,39 @@ pub struct PrepareOptions<'a> {
     pub rotary: &'a RotaryTables,
     /// A bias for every column of the projections.
     pub bias: Option<&'a Buffer>,
-    /// The weights of the norms of queries and of keys, `[head_dim]` each or, of all heads at once, as wide as these; and their
+    /// The weights of the norms of queries and of keys, `[head_dim]` each or, for norms over all heads at once, as wide as all heads; and their
     /// epsilon.
     pub norms: Option<(&'a Buffer, &'a Buffer, f64)>,
-    /// Behind each query head of the projections stand as many gates.
+    /// Whether each query head of the projections is followed by as many gates.
     pub gated: bool,
     /// `(b, n)`: the queries at position `p` are multiplied by `1 + b ln(1 + floor(p / n))`.
     pub growth: Option<(f32, usize)>,
 }
 
-/// Which block computes what: the batch's segments cut into tiles of `queries` tokens, and what each segment sees.
+/// Which block computes what: the batch's segments split into tiles of `queries` tokens, and the keys that each segment sees.
 pub struct AttentionPlan {
     tokens: usize,
     /// One more than the last row of keys.
     kv_rows: usize,
     queries: usize,
     blocking: Blocking,
-    /// `Tile` of attention.cu, five words each; the longest work first.
+    /// The `Tile`s of attention.cu, five words each, longest work first.
     pub tiles: Vec<u32>,
-    /// `Range` of attention.cu, three words each.
+    /// The `Range`s of attention.cu, three words each.
     pub ranges: Vec<u32>,
 }
 
-/// Tokens of a batch that lie side by side, and what they see.
+/// Contiguous tokens of a batch, and the keys that they see.
 pub(super) struct View {
     /// Rows of the batch.
     pub tokens: Range<usize>,
     /// The position of the first of these tokens in its sequence.
     pub position: usize,
-    /// Rows of keys, in the order of their positions, from 0 on.
+    /// The rows of the keys, in the order of their positions from 0 on.
     pub seen: Vec<Range<usize>>,
 }
 
-/// How a block of attention.cu is cut: so many warps, each on so many times 16 tokens.
+/// The shape of a block of attention.cu: the number of warps, and the tiles of 16 tokens per warp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Blocking {
     warps: u32,
@@ -233,8 +233,8 @@ impl AttentionPlan {
     pub(super) const TILE_WORDS: usize = 5;
     pub(super) const RANGE_WORDS: usize = 3;
 
-    /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens; a block of the device
-    /// may have `shared_bytes` of shared memory.
+    /// Plans the attention of `segments` with `tokens` tokens, which [`positions`](crate::kernels::attention::positions) has checked, for a
+    /// device with `shared_bytes` of shared memory per block.
     pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Stored, shared_bytes: usize) -> AttentionPlan {
         let view = |segment: &Segment| {
             let seen: Vec<_> = segment.context.iter().chain([&segment.tokens]).cloned().collect();
@@ -244,7 +244,7 @@ impl AttentionPlan {
         AttentionPlan::of(segments.iter().map(view), tokens, shape, dtype, shared_bytes)
     }
 
-    /// Plans the attention of `views` of a batch of `tokens`, whose rows need not all be in one.
+    /// Plans the attention of `views` of a batch of `tokens` tokens; rows need not be in any view.
     pub(super) fn of(
         views: impl Iterator<Item = View>,
         tokens: usize,
@@ -253,7 +253,7 @@ impl AttentionPlan {
         shared_bytes: usize,
     ) -> AttentionPlan {
         let views: Vec<View> = views.filter(|view| !view.tokens.is_empty()).collect();
-        // Large tiles read each key once for 128 tokens, but stand idle where segments are short.
+        // Large tiles read each key once for 128 tokens, but are partly idle if segments are short.
         let lens = || views.iter().map(|view| view.tokens.len());
         let (all, long): (usize, usize) = (lens().sum(), lens().filter(|&len| len > 96).sum());
         let small = Blocking { warps: 4, row_tiles: 1 };
@@ -299,7 +299,7 @@ impl AttentionPlan {
 }
 
 impl Blocking {
-    /// Tokens of a tile, as attention.cu has them.
+    /// The tokens of a tile, as in attention.cu.
     fn queries(self, shape: &AttentionShape, dtype: Stored) -> usize {
         match dtype {
             Stored::Bf16 => (16 * self.warps * self.row_tiles) as usize,
@@ -308,14 +308,14 @@ impl Blocking {
         }
     }
 
-    /// Dynamic shared memory of the two kernels in attention.cu.
+    /// The dynamic shared memory of the two kernels in attention.cu.
     fn shared_bytes(self, head_dim: usize, dtype: Stored) -> usize {
         let is_wide = head_dim > 128;
         match dtype {
             Stored::Bf16 => {
                 let row = 2 * (head_dim.next_multiple_of(16) + 8);
                 let keys = if is_wide { 32 } else { 64 };
-                // Two buffers of keys and values; queries beside them only where registers do not take them in.
+                // Two buffers of keys and values; also the queries if they do not fit into registers.
                 let keeps_queries = head_dim * self.row_tiles as usize <= 128;
                 let queries = if keeps_queries { 0 } else { (16 * self.warps * self.row_tiles) as usize };
                 (queries + 4 * keys) * row
@@ -328,14 +328,14 @@ impl Blocking {
     }
 }
 
-/// attention.cu: `HEADS_AT_ONCE`.
+/// `HEADS_AT_ONCE` in attention.cu.
 fn heads_at_once(head_dim: usize) -> usize {
     let own = [8, 2, 1].into_iter().find(|&own| head_dim.is_multiple_of(own)).unwrap_or(1);
     let shared_by = [4, 8, 16].into_iter().find(|shared_by| head_dim <= shared_by * own).unwrap_or(32);
     PREPARING_THREADS / shared_by
 }
 
-/// What every kernel of attention is told of a shape: heads, heads of keys and values, scale, window, cap.
+/// The arguments that describe a shape to every attention kernel: heads, heads of keys and values, scale, window, softcap.
 pub(super) fn arguments_of(shape: &AttentionShape) -> [Argument; 5] {
     let AttentionShape { heads, kv_heads, scale, window, softcap, .. } = *shape;
     [

@@ -1,8 +1,8 @@
-//! The kernels' sources -> machine code for the GPU at hand, by NVRTC at first use, kept in the user's cache folder.
+//! Compiles the kernels' sources to machine code for the GPU at hand, by NVRTC at first use, and stores it in the user's cache folder.
 //!
-//! Why at run time: the build then needs no CUDA, the program stays small, every head width gets kernels of its own, and each GPU gets
-//! its own machine code. It costs some seconds once on each machine; from then on a file of some tens of kilobytes is read. The file ends
-//! with the sum of its code, as the driver is told no length: it would read on behind the end of what was cut.
+//! Compiling at run time means that the build needs no CUDA, the program stays small, and every head width and every GPU gets its own
+//! machine code. It costs some seconds once on each machine; afterwards, files of some tens of kilobytes are read. A file ends with the
+//! SHA-256 of its code, because the driver is not told the length and would read past the end of a truncated file.
 
 use std::ffi::{CString, c_char, c_int};
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::fetch::cache::own_cache;
 use crate::files::{sha256, write_atomically};
 
-/// A CUDA source, and what is defined for it: its kernels exist once for each set of definitions.
+/// A CUDA source with its definitions: its kernels exist once for each set of definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     Norm,
@@ -25,17 +25,17 @@ pub(super) enum Source {
     Largest,
     Draw,
     Experts,
-    /// The gated delta rule of keys of so many elements.
+    /// The gated delta rule with keys of `key_dim` elements.
     Delta {
         key_dim: u32,
     },
-    /// Attention of heads of so many elements, by so many warps a block, each on so many times 16 tokens.
+    /// Attention with heads of `head_dim` elements and blocks of `warps` warps, each with `row_tiles` times 16 tokens.
     Attention {
         head_dim: u32,
         warps: u32,
         row_tiles: u32,
     },
-    /// Attention of the last tokens of sequences, of heads of so many elements, so many of which a block computes.
+    /// Attention of the last tokens of sequences, with heads of `head_dim` elements, of which a block computes `group`.
     Last {
         head_dim: u32,
         group: u32,
@@ -75,7 +75,7 @@ impl Source {
         }
     }
 
-    /// What is defined, what all sources begin with, and the source itself.
+    /// The definitions, the common beginning of all sources, and the source itself.
     fn whole_text(self) -> String {
         let mut text = String::new();
         for (name, value) in self.definitions() {
@@ -96,17 +96,17 @@ impl Source {
     }
 }
 
-/// What machine code is made for.
+/// What machine code is compiled for.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// The GPU's: an emulated one has the capability of a real one.
+    /// The name of the GPU, because an emulated one may have the capability of a real one.
     pub name: String,
     pub capability: (i32, i32),
-    /// The driver's, which says what compilers are taken.
+    /// The driver's version, which determines the accepted compilers.
     pub version: Version,
 }
 
-/// Where the machine code of `source` is kept, if the user has a cache folder.
+/// The path at which the machine code of `source` is cached, if the user has a cache folder.
 pub(super) fn kept_at(source: Source, target: &Target) -> Option<PathBuf> {
     let Target { name, capability, version } = target;
     let options = options(*capability).join(" ");
@@ -114,7 +114,7 @@ pub(super) fn kept_at(source: Source, target: &Target) -> Option<PathBuf> {
     own_cache().map(|folder| folder.join("kernels").join(format!("{}.cubin", sha256(key))))
 }
 
-/// What [`keep`] kept in `file`, if that is what stands there.
+/// Reads the machine code that [`keep`] stored in `file`, if it is intact.
 pub(super) fn kept(file: &Path) -> Option<Vec<u8>> {
     let mut code = std::fs::read(file).ok()?;
     let sum = code.split_off(code.len().checked_sub(SUM_LEN)?);
@@ -124,7 +124,7 @@ pub(super) fn kept(file: &Path) -> Option<Vec<u8>> {
 /// The hexadecimal digits of a SHA-256.
 const SUM_LEN: usize = 64;
 
-/// Keeps machine code for [`kept`]. The cache is a convenience: where it cannot be written, the kernels are compiled again next time.
+/// Stores machine code for [`kept`]. If the cache cannot be written, the kernels are simply compiled again next time.
 pub(super) fn keep(file: &Path, code: &[u8]) {
     if let Some(folder) = file.parent()
         && std::fs::create_dir_all(folder).is_ok()
@@ -145,7 +145,7 @@ fn options((major, minor): (i32, i32)) -> Vec<String> {
     vec![format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()]
 }
 
-/// Machine code, and what the compiler had to say.
+/// Returns the machine code and the compiler's messages.
 fn compile(source: Source, options: &[String], version: Version) -> Result<(Vec<u8>, String)> {
     let compiler = library::compiler(version)?;
     let c_string = |text: &str| CString::new(text).context("a CUDA source holds a zero byte");
@@ -155,7 +155,7 @@ fn compile(source: Source, options: &[String], version: Version) -> Result<(Vec<
     let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
     let failed = |what: &str, code: c_int| Error::new(format!("NVRTC cannot {what} {name}: error {code}"));
     let mut program = null_mut();
-    // SAFETY: the strings live until the end of the function, the sizes are those that NVRTC asks for, and the program is destroyed once.
+    // SAFETY: the strings live until the end of the function, the sizes are those that NVRTC reports, and the program is destroyed once.
     unsafe {
         let code = (compiler.create)(&mut program, text.as_ptr(), file.as_ptr(), 0, std::ptr::null(), std::ptr::null());
         if code != 0 {
@@ -179,13 +179,13 @@ fn compile(source: Source, options: &[String], version: Version) -> Result<(Vec<
     }
 }
 
-/// What the compiler had to say.
+/// The compiler's messages.
 ///
 /// # Safety
 /// `program` is one of `compiler`'s that has not been destroyed.
 unsafe fn log(compiler: &Compiler, program: library::Opaque) -> String {
     let mut size = 0;
-    // SAFETY: the buffer is as long as the log; the program is there by contract.
+    // SAFETY: the buffer is as long as the log; the program is valid by contract.
     unsafe {
         if (compiler.log_size)(program, &mut size) != 0 {
             return String::new();
@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// The driver is handed nothing but what a compiler made.
+    /// The driver only gets code that a compiler wrote.
     #[test]
     fn code_that_was_cut_or_changed_is_not_kept() {
         let folder = tempfile::tempdir().unwrap();
@@ -224,8 +224,8 @@ mod tests {
         assert_eq!(kept(&file), None, "a byte added");
     }
 
-    /// NVRTC needs no GPU: where it is installed (always in CI, which sets `DIAGNOSE_NVRTC_TESTS`), every kernel is compiled for every
-    /// generation, and none keeps more than a few numbers in memory for want of registers.
+    /// NVRTC needs no GPU: if it is installed (always in CI, which sets `DIAGNOSE_NVRTC_TESTS`), this compiles every kernel for every
+    /// generation, and checks that none spills more than a few registers.
     #[test]
     fn every_kernel_compiles_for_every_generation() {
         if let Err(error) = library::compiler(Version::NEWEST) {

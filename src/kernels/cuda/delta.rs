@@ -1,4 +1,4 @@
-//! The gated delta rule on the device: the order in which a batch's tokens go through it, and the launches of delta.cu.
+//! The gated delta rule on the device: the order in which it processes a batch's tokens, and the launches of delta.cu.
 
 use std::ops::Range;
 
@@ -13,26 +13,26 @@ use crate::kernels::delta::weights::DeltaNumbers;
 use crate::kernels::delta::{DeltaShape, DeltaWeights};
 use crate::kernels::{Segment, Stored};
 
-/// delta.cu: `NONE`, `RULE_THREADS`.
+/// `NONE` and `RULE_THREADS` in delta.cu.
 const NONE: u32 = u32::MAX;
 const RULE_THREADS: usize = 128;
 const RUN_WORDS: usize = DeltaPlan::RUN_WORDS;
-/// Memory for the states that shared prefixes leave; what has no room there goes through once more.
+/// The memory for the states after shared prefixes; prefixes whose states do not fit are computed again.
 const STATE_BYTES: usize = 128 << 20;
 
-/// In which order tokens go through the rule: steps that follow each other in runs, and runs that go on from the states of others.
+/// The order in which the rule processes tokens: consecutive steps form runs, and runs may continue from the states of others.
 pub struct DeltaPlan {
     tokens: usize,
     n_states: usize,
-    /// The rows that the convolution reads at each step, its own last: `[S, kernel]`.
+    /// The rows that the convolution reads at each step, with the step's own row last: `[S, kernel]`.
     pub steps: Vec<u32>,
-    /// `Run` of delta.cu, level by level.
+    /// The `Run`s of delta.cu, level by level.
     pub runs: Vec<u32>,
-    /// Runs that depend on none but those of the levels before.
+    /// The ranges of runs of each level; runs depend on earlier levels only.
     levels: Vec<Range<usize>>,
 }
 
-/// What is learnt, on the device.
+/// The trained parameters on the device.
 pub struct DeltaArrays {
     /// `[channels, kernel]`
     pub convolution: Buffer,
@@ -43,7 +43,7 @@ pub struct DeltaArrays {
 }
 
 impl DeltaArrays {
-    /// Puts the weights on the device.
+    /// Uploads the parameters.
     pub fn new(device: &'static Device, weights: &DeltaWeights, shape: &DeltaShape) -> Result<DeltaArrays> {
         let DeltaNumbers { convolution, a_log, dt_bias } = DeltaNumbers::new(weights, *shape)?;
         let rates: Vec<f32> = a_log.into_iter().map(f32::exp).collect();
@@ -53,20 +53,20 @@ impl DeltaArrays {
 }
 
 impl DeltaPlan {
-    /// Words of `Run` in delta.cu.
+    /// The words of a `Run` in delta.cu.
     pub const RUN_WORDS: usize = 6;
 
-    /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens.
+    /// Plans the order for `segments` with `tokens` tokens, which [`positions`](crate::kernels::attention::positions) has checked.
     pub fn new(segments: &[Segment], tokens: usize, shape: &DeltaShape) -> DeltaPlan {
         DeltaPlan::bounded(segments, tokens, shape.kernel, STATE_BYTES / state_bytes(shape))
     }
 
-    /// A plan with room for `most_states` states.
+    /// A plan that stores at most `most_states` states.
     fn bounded(segments: &[Segment], tokens: usize, kernel: usize, most_states: usize) -> DeltaPlan {
         let mut plan = DeltaPlan { tokens, n_states: 0, steps: Vec::new(), runs: Vec::new(), levels: Vec::new() };
         let mut by_level: Vec<Vec<[u32; RUN_WORDS]>> = Vec::new();
         for tree in trees(segments, kernel, most_states) {
-            // The level of each run of the tree, and the number of the state that it leaves to others, if it does.
+            // For each run of the tree its level, and the index of the state that it stores for others, if any.
             let mut placed: Vec<(usize, u32)> = Vec::with_capacity(tree.len());
             for run in &tree {
                 let (level, from) = run.parent.map_or((0, NONE), |parent| (placed[parent].0 + 1, placed[parent].1));
@@ -84,7 +84,7 @@ impl DeltaPlan {
         }
         let mut begin = 0;
         for mut level in by_level {
-            // The longest first, so that none is left over at the end.
+            // Longest first, so that no long run is left over at the end.
             level.sort_by_key(|run| std::cmp::Reverse(run[1]));
             plan.levels.push(begin..begin + level.len());
             begin += level.len();
@@ -102,17 +102,17 @@ impl DeltaPlan {
         }
     }
 
-    /// Tokens that go through the rule, some of them perhaps more than once.
+    /// The number of tokens to process; some may be processed more than once.
     pub fn n_steps(&self, kernel: usize) -> usize {
         self.steps.len() / kernel.max(1)
     }
 
-    /// The bytes of an arena that [`Device::delta`] takes for this batch.
+    /// The bytes that [`Device::delta`] takes from an arena for this batch.
     pub fn room(&self, shape: &DeltaShape) -> usize {
         room(self.n_steps(shape.kernel), self.tokens, self.n_states, shape)
     }
 
-    /// The most that it takes for `tokens` tokens none of which goes through twice.
+    /// The most bytes for `tokens` tokens, each processed once.
     pub fn most_room(tokens: usize, shape: &DeltaShape) -> usize {
         room(tokens, tokens, (STATE_BYTES / state_bytes(shape)).min(tokens), shape)
     }
@@ -130,32 +130,33 @@ pub(super) fn state_bytes(shape: &DeltaShape) -> usize {
     4 * shape.width() * padded(shape.key_dim)
 }
 
-/// delta.cu: `PARTS`.
+/// `PARTS` in delta.cu.
 fn parts(key_dim: usize) -> usize {
     if key_dim > 128 { 8 } else { 4 }
 }
 
-/// delta.cu: `PADDED_KEYS`.
+/// `PADDED_KEYS` in delta.cu.
 fn padded(key_dim: usize) -> usize {
     key_dim.next_multiple_of(4 * parts(key_dim))
 }
 
-/// What goes through the rule, on the device.
+/// The steps of the rule, on the device.
 pub(super) struct Order<'a> {
-    /// Rows of what it gives.
+    /// The rows of the output.
     pub tokens: usize,
-    /// How many steps there are.
+    /// The number of steps.
     pub n_steps: usize,
     /// The rows that the convolution reads at each step, `[S, kernel]`.
     pub steps: Indices<'a>,
-    /// `Run` of delta.cu, level by level.
+    /// The `Run`s of delta.cu, level by level.
     pub runs: Indices<'a>,
-    /// Runs that depend on none but those of the levels before.
+    /// The ranges of runs of each level; runs depend on earlier levels only.
     pub levels: &'a [Range<usize>],
 }
 
 impl Device {
-    /// What the rule gives, `[T, H, V]` f32, of the projections `x [T, columns]` f32. `steps` and `runs` are the plan's, on the device.
+    /// The output of the rule, `[T, H, V]` f32, for the projections `x [T, columns]` f32. `steps` and `runs` are those of the plan, on
+    /// the device.
     #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn delta<'a>(
         &self,
@@ -176,7 +177,7 @@ impl Device {
         self.delta_in(x, learnt, &order, states, shape, arena)
     }
 
-    /// As [`Device::delta`], in an order that is given, from and to `states`. The rows and states that it names are there.
+    /// Like [`Device::delta`], in a given order, reading and writing `states`. The rows and states that the order names must exist.
     pub(super) fn delta_in<'a>(
         &self,
         x: Array,
@@ -215,7 +216,7 @@ impl Device {
             U32(kernel as u32),
         ];
         let prepare = self.kernel(source, "delta_prepare")?;
-        // SAFETY: the order's rows lie within those of `x`, as its maker had checked; all else is as long as was taken.
+        // SAFETY: the order's rows lie within those of `x`, as its maker checked; all other arrays have the required length.
         unsafe { self.launch(prepare, (n_steps, 1), 256, 0, &arguments)? };
         let rule = self.kernel(source, "delta_rule")?;
         let blocks = value_dim.div_ceil(RULE_THREADS / parts(shape.key_dim));
@@ -224,13 +225,13 @@ impl Device {
             let inputs = [queries, keys, values, alphas, betas].map(|array| array.argument());
             let rest = [of_level.argument(), states.argument(), y.argument(), key_heads, value_heads_word, value_dim_word];
             let arguments: Vec<Argument> = inputs.into_iter().chain(rest).collect();
-            // SAFETY: as above; each run that goes on from states comes behind the one that leaves them.
+            // SAFETY: as above; a run that continues from a state comes after the one that stores it.
             unsafe { self.launch(rule, (level.len() * value_heads, blocks), RULE_THREADS as u32, 0, &arguments)? };
         }
         Ok(y)
     }
 
-    /// `y [T, H, V] = silu(gates) * rms_norm(given) * weight`, the gates those of the projections `x`; `given` f32.
+    /// `y [T, H, V] = silu(gates) * rms_norm(given) * weight`, with the gates of the projections `x`; `given` is f32.
     pub fn delta_open(&self, x: Array, given: Array, weight: &Buffer, eps: f64, shape: &DeltaShape, y: Array) -> Result<()> {
         let DeltaShape { key_heads, value_heads, value_dim, grouped, .. } = *shape;
         let tokens = whole_rows("the gated delta rule", y, shape.width())?;
@@ -253,7 +254,7 @@ impl Device {
             U32(u32::from(grouped)),
             F32(eps as f32),
         ];
-        // SAFETY: all hold a row for each token, of the widths that were checked.
+        // SAFETY: each array holds one row per token, of the widths that were checked.
         unsafe { self.launch(kernel, (n_heads.div_ceil(8), 1), 256, 0, &arguments) }
     }
 }
@@ -273,7 +274,7 @@ mod tests {
 
     use super::*;
 
-    /// Every token is some run's own once, behind the tokens that it sees, whether or not there is room for states.
+    /// Every token belongs to exactly one run, after the tokens that it sees, whether or not there is room for states.
     #[test]
     fn a_plan_takes_every_token_past_all_that_it_sees() {
         let segment = |tokens, context: &[Range<usize>]| Segment { tokens, context: context.to_vec() };

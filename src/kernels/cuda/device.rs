@@ -1,4 +1,4 @@
-//! The GPU: its memory, copies to and from it, launches, and how long they take.
+//! The GPU: its memory, copies to and from it, kernel launches, and their timing.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
 
-/// The GPU that everything runs on: the first that the driver shows (`CUDA_VISIBLE_DEVICES` says which that is).
+/// The GPU that everything runs on: the first that the driver shows (`CUDA_VISIBLE_DEVICES` selects it).
 pub struct Device {
     driver: Driver,
     pub(super) blas: Blas,
@@ -30,48 +30,48 @@ pub struct Device {
     context: Opaque,
     pub(super) stream: Opaque,
     target: Target,
-    /// Shared memory that a block may have.
+    /// The shared memory that a block may have, in bytes.
     pub(super) shared_bytes: u32,
     kernels: Mutex<HashMap<(Source, &'static str), Kernel>>,
     modules: Mutex<HashMap<Source, Handle>>,
     pub(super) workspace: Mutex<Option<Buffer>>,
-    /// Host memory that is waiting to be used again.
+    /// Host memory that can be reused.
     pinned: Mutex<Vec<PinnedBytes>>,
-    /// Copies from and to [`Pinned`] that were asked for, and so many of the first of them are known to be done.
+    /// The number of copies from and to [`Pinned`] that were enqueued; the first `copied` of them are known to be complete.
     copies: AtomicU64,
     copied: AtomicU64,
     allocated: AtomicU64,
     peak: AtomicU64,
-    /// Milliseconds and calls of each kernel; only where `DIAGNOSE_CUDA_PROFILE` is set, as every launch then waits for its end.
+    /// The milliseconds and calls of each kernel; only if `DIAGNOSE_CUDA_PROFILE` is set, because every launch then waits for its end.
     pub(super) profile: Option<Mutex<BTreeMap<String, (u64, f64)>>>,
 }
 
-// SAFETY: the handles may be used from any thread whose current context is `context`, which every entry sets first.
+// SAFETY: the handles may be used from any thread whose current context is `context`, which every entry point sets first.
 unsafe impl Send for Device {}
-// SAFETY: as above; the libraries lock where they must.
+// SAFETY: as above; the libraries lock where necessary.
 unsafe impl Sync for Device {}
 
-/// Numbers that are uploaded at a time.
+/// The numbers uploaded at a time.
 const PIECE: usize = 8 << 20;
 
-/// Takes down the time of every kernel, which makes each wait for the one before.
+/// The variable that enables timing of every kernel, for which each waits for the previous one.
 const PROFILE: &str = "DIAGNOSE_CUDA_PROFILE";
 
-/// A pointer of the driver's that may go from thread to thread.
+/// A pointer of the driver's that may be sent between threads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Handle(Opaque);
 
-// SAFETY: a module or function is only handed back to the driver, which takes it from any thread.
+// SAFETY: a module or function is only passed back to the driver, which accepts it from any thread.
 unsafe impl Send for Handle {}
 
-/// A kernel that is loaded.
+/// A loaded kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     function: Handle,
     name: &'static str,
 }
 
-/// A number as the device stores it; any bits are one.
+/// A number type as the device stores it; every bit pattern is valid.
 trait Number: Copy + Send + Sync {
     const STORED: Stored;
 }
@@ -91,17 +91,17 @@ pub struct Buffer {
     bytes: usize,
 }
 
-/// What a batch is computed in: divides a buffer from its beginning on, and says which rows of its products are computed together.
+/// The scratch memory of a batch: divides a buffer from its beginning on, and says which rows its products compute together.
 pub struct Arena<'a> {
     buffer: &'a Buffer,
     used: Cell<usize>,
     rows: Rows,
 }
 
-/// Host memory that the device reads and writes by itself while the host goes on.
+/// Pinned host memory, which the device reads and writes while the host continues.
 pub struct Pinned {
     bytes: Option<PinnedBytes>,
-    /// Of the copies that were asked for, the number of the last from or to here.
+    /// The number of the last enqueued copy from or to this memory.
     last_copy: AtomicU64,
 }
 
@@ -113,17 +113,17 @@ struct PinnedBytes {
 // SAFETY: the memory belongs to one `Pinned` at a time.
 unsafe impl Send for PinnedBytes {}
 
-/// A moment in the stream.
+/// A point in the stream.
 pub struct Event {
     event: Opaque,
-    /// Copies that were asked for before.
+    /// The number of copies that were enqueued before it.
     copies: u64,
 }
 
 // SAFETY: the driver takes events from any thread.
 unsafe impl Send for Event {}
 
-/// cuda.h: `CUdevice_attribute`, `CUfunction_attribute`, `CUstream_flags`.
+/// Constants of cuda.h: `CUdevice_attribute`, `CUfunction_attribute`, `CUstream_flags`.
 mod constants {
     pub(super) const CAPABILITY_MAJOR: i32 = 75;
     pub(super) const CAPABILITY_MINOR: i32 = 76;
@@ -134,7 +134,7 @@ mod constants {
 }
 
 impl Device {
-    /// Opens the device at the first call; an error names what is missing.
+    /// Opens the device on the first call; an error says what is missing.
     pub fn get() -> Result<&'static Device> {
         static DEVICE: OnceLock<Result<Device>> = OnceLock::new();
         DEVICE.get_or_init(Device::open).as_ref().map_err(|error| Error::new(error.to_string()))
@@ -147,7 +147,7 @@ impl Device {
         let mut name = [0 as c_char; 256];
         let (mut attributes, mut version) = ([0; 3], 0);
         let wanted = [constants::CAPABILITY_MAJOR, constants::CAPABILITY_MINOR, constants::SHARED_BYTES_OF_A_BLOCK];
-        // SAFETY: every pointer is to a variable of the type that the function writes, and `name` is as long as it is said to be.
+        // SAFETY: every pointer is to a variable of the type that the function writes, and `name` is as long as stated.
         unsafe {
             check(&driver, "start", (driver.init)(0))
                 .map_err(|error| error.cure("Is there an NVIDIA GPU in this machine, and does `nvidia-smi` see it?"))?;
@@ -161,7 +161,7 @@ impl Device {
             check(&driver, "open the GPU", (driver.set_context)(context))?;
             check(&driver, "open a stream", (driver.create_stream)(&mut stream, constants::NON_BLOCKING))?;
         }
-        // SAFETY: the driver ends the name with a zero within its 256 bytes.
+        // SAFETY: the driver terminates the name with a zero within its 256 bytes.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
         let [major, minor, shared_bytes] = attributes;
         if major < 8 {
@@ -172,7 +172,7 @@ impl Device {
         }
         let version = Version(version);
         version.check()?;
-        // Looked for once there is a card for it: the search may ask Python where its packages are.
+        // Searched only if there is a suitable card, because the search may ask Python for its packages.
         let blas = library::blas(version)?;
         // SAFETY: the handle is a variable of the type that the function writes, and the thread's context is the device's.
         check_blas("start", unsafe { (blas.create)(&mut blas_handle) }).map_err(|error| error.cure(version.cure()))?;
@@ -196,17 +196,17 @@ impl Device {
         })
     }
 
-    /// Shared memory that a block may have, in bytes.
+    /// The shared memory that a block may have, in bytes.
     pub fn shared_bytes(&self) -> usize {
         self.shared_bytes as usize
     }
 
-    /// As the driver names it, `NVIDIA H100 80GB HBM3` for example.
+    /// The driver's name of the device, for example `NVIDIA H100 80GB HBM3`.
     pub fn name(&self) -> &str {
         &self.target.name
     }
 
-    /// Bytes of the device's memory that are free, and all there are.
+    /// The free and the total bytes of the device's memory.
     pub fn memory(&self) -> Result<(u64, u64)> {
         let (mut free, mut total) = (0, 0);
         self.enter()?;
@@ -215,12 +215,12 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
-    /// The most that this program has held of the device's memory at a time, without the driver's own.
+    /// The peak of the device memory that this program has held, without the driver's own.
     pub fn peak_bytes(&self) -> u64 {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// Takes memory of the device, which is freed when the buffer is dropped.
+    /// Allocates device memory, which is freed when the buffer is dropped.
     pub fn allocate(&'static self, bytes: usize) -> Result<Buffer> {
         let mut address = 0;
         self.enter()?;
@@ -238,7 +238,7 @@ impl Device {
         Ok(Buffer { address, bytes })
     }
 
-    /// A buffer that holds `numbers`, in `dtype`.
+    /// Uploads `numbers` to a new buffer, in `dtype`.
     pub fn upload(&'static self, numbers: &[f32], dtype: Stored) -> Result<Buffer> {
         match dtype {
             Stored::F32 => self.upload_as(numbers, <[f32]>::copy_from_slice),
@@ -246,13 +246,13 @@ impl Device {
         }
     }
 
-    /// A buffer that holds `numbers` as they are.
+    /// Uploads `numbers` to a new buffer, unchanged.
     pub fn upload_bf16(&'static self, numbers: &[bf16]) -> Result<Buffer> {
         self.upload_as(numbers, <[bf16]>::copy_from_slice)
     }
 
-    /// A buffer that holds what `fill` makes of `numbers`. They go by way of two pinned pieces: one is filled by all cores, the other is on
-    /// its way.
+    /// Uploads the `numbers` converted by `fill` to a new buffer. They pass through two pinned pieces: all cores fill one while the other
+    /// is being copied.
     fn upload_as<F: Sync, T: Number>(
         &'static self,
         numbers: &[F],
@@ -277,7 +277,7 @@ impl Device {
         Ok(buffer)
     }
 
-    /// The numbers of an array, as f32.
+    /// Downloads the numbers of an array, as f32.
     pub fn download(&'static self, array: Array) -> Result<Vec<f32>> {
         if array.len == 0 {
             return Ok(Vec::new());
@@ -293,7 +293,7 @@ impl Device {
         let from = widened.as_ref().map_or(array.address, |floats| floats.address);
         let mut numbers = vec![0f32; array.len];
         self.enter()?;
-        // SAFETY: both sides hold `len` numbers of four bytes, and the stream has come to its end before they are read.
+        // SAFETY: both sides hold `len` numbers of four bytes, and the stream has finished before they are read.
         unsafe {
             let code = (self.driver.to_host)(numbers.as_mut_ptr().cast(), from, size_of_val(numbers.as_slice()), self.stream);
             check(&self.driver, "copy from the GPU", code)?;
@@ -302,24 +302,24 @@ impl Device {
         Ok(numbers)
     }
 
-    /// Fills `to` from the beginning of `pinned`, without waiting.
+    /// Enqueues a copy from the beginning of `pinned` to `to`.
     pub fn send(&self, pinned: &Pinned, to: Array) -> Result<()> {
         let bytes = to.bytes();
         if bytes > pinned.capacity() {
             return Err(Error::new("fewer bytes on the host than were to be copied to the GPU"));
         }
-        // Lists may be empty, and the driver's manual does not say that it takes 0 bytes.
+        // Lists may be empty, and the driver's manual does not say that it accepts 0 bytes.
         if bytes == 0 {
             return Ok(());
         }
         self.enter()?;
-        // SAFETY: both sides hold that many bytes; the pinned memory is not used again before the copy is done.
+        // SAFETY: both sides hold that many bytes; the pinned memory is not reused before the copy is complete.
         let code = unsafe { (self.driver.to_device)(to.address, pinned.address().cast(), bytes, self.stream) };
         self.note_copy(pinned);
         check(&self.driver, "copy to the GPU", code)
     }
 
-    /// Copies `from` to the beginning of `pinned`, without waiting.
+    /// Enqueues a copy from `from` to the beginning of `pinned`.
     pub fn fetch(&self, from: Array, pinned: &Pinned) -> Result<()> {
         let bytes = from.bytes();
         if bytes > pinned.capacity() {
@@ -335,12 +335,12 @@ impl Device {
         check(&self.driver, "copy from the GPU", code)
     }
 
-    /// Gives a number to the copy from or to `pinned` that has just been asked for.
+    /// Numbers the copy from or to `pinned` that has just been enqueued.
     fn note_copy(&self, pinned: &Pinned) {
         pinned.last_copy.store(self.copies.fetch_add(1, Ordering::AcqRel) + 1, Ordering::Release);
     }
 
-    /// Copies one array onto another of the same length and format, without waiting.
+    /// Enqueues a copy from one array to another of the same length and format.
     pub fn copy(&self, from: Array, to: Array) -> Result<()> {
         if (from.len, from.dtype) != (to.len, to.dtype) {
             return Err(Error::new("arrays of different lengths cannot be copied onto each other"));
@@ -354,7 +354,7 @@ impl Device {
         check(&self.driver, "copy on the GPU", code)
     }
 
-    /// Host memory of at least `bytes`; that of an earlier one where one is free.
+    /// Returns pinned host memory of at least `bytes`, reused if possible.
     pub fn pinned(&'static self, bytes: usize) -> Result<Pinned> {
         let mut free = lock(&self.pinned);
         let found = least_that_holds(free.iter().map(|pinned| pinned.capacity), bytes).map(|index| free.swap_remove(index));
@@ -370,7 +370,7 @@ impl Device {
         Ok(Pinned { bytes: Some(PinnedBytes { address: address.cast(), capacity }), last_copy: AtomicU64::new(0) })
     }
 
-    /// Marks the place in the stream behind all that was asked for so far.
+    /// Marks the current end of the stream.
     pub fn record(&self) -> Result<Event> {
         let mut event = null_mut();
         let copies = self.copies.load(Ordering::Acquire);
@@ -383,7 +383,7 @@ impl Device {
         Ok(Event { event, copies })
     }
 
-    /// Waits until the device has come to `event`.
+    /// Waits until the device has reached `event`.
     pub fn wait(&self, event: &Event) -> Result<()> {
         self.enter()?;
         // SAFETY: an event of the driver's that has been recorded.
@@ -401,7 +401,7 @@ impl Device {
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 
-    /// Waits for all that was asked for.
+    /// Waits for all enqueued work.
     pub fn synchronize(&self) -> Result<()> {
         let copies = self.copies.load(Ordering::Acquire);
         self.enter()?;
@@ -411,7 +411,7 @@ impl Device {
         Ok(())
     }
 
-    /// A table of the kernels' times, longest first, if they were taken down.
+    /// A table of the kernels' times, longest first, if they were recorded.
     fn profile_table(&self) -> Option<String> {
         let times = lock(self.profile.as_ref()?);
         let mut rows: Vec<_> = times.iter().collect();
@@ -423,13 +423,13 @@ impl Device {
         Some(rows.into_iter().map(row).collect::<Vec<_>>().join("\n"))
     }
 
-    /// Makes the device the calling thread's.
+    /// Makes the device current for the calling thread.
     pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context was retained when the device was opened and is never released.
         check(&self.driver, "be used", unsafe { (self.driver.set_context)(self.context) })
     }
 
-    /// A kernel of `source`, compiled and loaded at its first use.
+    /// Returns a kernel of `source`, compiled and loaded at its first use.
     pub(super) fn kernel(&self, source: Source, name: &'static str) -> Result<Kernel> {
         if let Some(kernel) = lock(&self.kernels).get(&(source, name)) {
             return Ok(*kernel);
@@ -441,7 +441,7 @@ impl Device {
         // SAFETY: the module is loaded and the name ends with a zero.
         unsafe {
             check(&self.driver, &format!("find {name}"), (self.driver.function)(&mut function, module.0, c_name.as_ptr()))?;
-            // All that a block may have, beside what the kernel declares itself.
+            // Allows all the shared memory that a block may have, less what the kernel declares statically.
             let mut declared = 0;
             let code = (self.driver.function_attribute)(&mut declared, constants::SHARED_BYTES, function);
             check(&self.driver, &format!("describe {name}"), code)?;
@@ -464,8 +464,8 @@ impl Device {
         Ok(module)
     }
 
-    /// Loads what is kept in `file`. Where nothing is, or what another compiler made for another driver, it is compiled again, and what the
-    /// driver takes is kept.
+    /// Loads the machine code cached in `file`. If there is none, or the driver rejects it, compiles the source and caches the result once
+    /// the driver accepts it.
     pub(super) fn load(&self, source: Source, file: Option<&Path>) -> Result<Handle> {
         if let Some(code) = file.and_then(compile::kept)
             && let Ok(module) = self.load_code(source, &code)
@@ -489,10 +489,10 @@ impl Device {
         Ok(Handle(module))
     }
 
-    /// Starts a kernel on `blocks.0` by `blocks.1` blocks of `threads`.
+    /// Launches a kernel on `blocks.0` by `blocks.1` blocks of `threads`.
     ///
     /// # Safety
-    /// The arguments are those of the kernel, and it stays within the memory they name.
+    /// The arguments must be those of the kernel, and it must stay within the memory that they name.
     pub(super) unsafe fn launch(
         &self,
         kernel: Kernel,
@@ -523,7 +523,7 @@ impl Device {
         })
     }
 
-    /// Runs what puts work into the stream; where a profile is asked for, waits for it and takes down its time.
+    /// Runs code that enqueues work; with a profile, waits for the work and records its time.
     pub(super) fn timed(&self, name: &str, run: &dyn Fn() -> Result<()>) -> Result<()> {
         let Some(profile) = &self.profile else { return run() };
         let begin = self.record()?;
@@ -538,11 +538,11 @@ impl Device {
     }
 }
 
-/// Is there a GPU, whether or not it can be used?
+/// Whether there is a GPU, usable or not.
 pub fn is_there() -> bool {
     let Ok(driver) = library::driver() else { return false };
     let mut ordinal = 0;
-    // SAFETY: `ordinal` is a variable of the type that the function writes; starting the driver twice does nothing.
+    // SAFETY: `ordinal` is a variable of the type that the function writes; starting the driver twice has no effect.
     unsafe { (driver.init)(0) == 0 && (driver.device)(&mut ordinal, 0) == 0 }
 }
 
@@ -553,12 +553,12 @@ pub fn profile() -> Option<String> {
 }
 
 impl Buffer {
-    /// Its size.
+    /// Its size, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// `len` numbers of `dtype` from byte `offset` on.
+    /// `len` numbers of `dtype` at byte `offset`.
     pub fn array(&self, offset: usize, len: usize, dtype: Stored) -> Result<Array<'_>> {
         let end = len.checked_mul(dtype.size_in_bytes() as usize).and_then(|bytes| bytes.checked_add(offset));
         if end.is_none_or(|end| end > self.bytes) {
@@ -570,7 +570,7 @@ impl Buffer {
         Ok(Array { address: self.address + offset as u64, len, dtype, memory: PhantomData })
     }
 
-    /// `len` whole numbers below `end` from byte `offset` on.
+    /// `len` integers below `end` at byte `offset`.
     pub fn indices(&self, offset: usize, len: usize, end: u32) -> Result<Indices<'_>> {
         let Array { address, len, memory, .. } = self.array(offset, len, Stored::F32)?;
         Ok(Indices { address, len, end, memory })
@@ -579,7 +579,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // The device was open when the buffer was made, and stays so.
+        // The device was open when the buffer was made, and it stays open.
         if let Ok(device) = Device::get()
             && device.enter().is_ok()
         {
@@ -591,7 +591,7 @@ impl Drop for Buffer {
 }
 
 impl<'a> Arena<'a> {
-    /// Divides `buffer`, from its beginning on; `rows` says which rows products in it compute together.
+    /// Divides `buffer` from its beginning on; `rows` says which rows products in it compute together.
     pub fn new(buffer: &'a Buffer, rows: Rows) -> Arena<'a> {
         Arena { buffer, used: Cell::new(0), rows }
     }
@@ -601,19 +601,19 @@ impl<'a> Arena<'a> {
         self.rows
     }
 
-    /// Room for `len` numbers behind what was taken before.
+    /// Allocates `len` numbers after those allocated before.
     pub fn array(&self, len: usize, dtype: Stored) -> Result<Array<'a>> {
         let array = self.buffer.array(self.used.get(), len, dtype)?;
         self.used.set(self.used.get() + arena_bytes(len, dtype));
         Ok(array)
     }
 
-    /// What has been taken so far, for [`Arena::give_back`].
+    /// The current position, for [`Arena::give_back`].
     pub fn mark(&self) -> usize {
         self.used.get()
     }
 
-    /// Gives back all that was taken since `mark`. Whoever still uses it reads what comes after.
+    /// Frees everything allocated since `mark`. Anyone who still uses it reads whatever is written there next.
     pub fn give_back(&self, mark: usize) {
         self.used.set(mark);
     }
@@ -628,36 +628,36 @@ impl Pinned {
         self.bytes.as_ref().map_or(null_mut(), |bytes| bytes.address)
     }
 
-    /// Writes `words` at byte `offset`. Not while the device reads it.
+    /// Writes `words` at byte `offset`. Must not be called while the device reads the memory.
     pub fn write(&mut self, offset: usize, words: &[u32]) -> Result<()> {
         if offset.checked_add(size_of_val(words)).is_none_or(|end| end > self.capacity()) {
             return Err(Error::new("more numbers than the host's buffer holds"));
         }
-        // SAFETY: the place lies within the buffer, as was checked, which does not overlap what it is filled from.
+        // SAFETY: the range lies within the buffer, as checked above, and does not overlap `words`.
         unsafe { std::ptr::copy_nonoverlapping(words.as_ptr().cast::<u8>(), self.address().add(offset), size_of_val(words)) };
         Ok(())
     }
 
-    /// Writes what `fill` makes of `numbers` at the beginning, by all cores. Not while the device reads it.
+    /// Writes the `numbers` converted by `fill` to the beginning, on all cores. Must not be called while the device reads the memory.
     fn fill<F: Sync, T: Number>(&mut self, numbers: &[F], fill: impl Fn(&mut [T], &[F]) + Sync) -> Result<()> {
         if numbers.len() * size_of::<T>() > self.capacity() {
             return Err(Error::new("more numbers than the host's buffer holds"));
         }
         const BLOCK: usize = 1 << 16;
-        // SAFETY: the buffer is that long, as was checked, and aligned to 256 bytes at least; any bits are a number.
+        // SAFETY: the buffer is that long, as checked above, and aligned to at least 256 bytes; every bit pattern is valid.
         let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<T>(), numbers.len()) };
         to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| fill(to, from));
         Ok(())
     }
 
-    /// The first `n` words, after the device has written them.
+    /// The first `n` words, once the device has written them.
     pub fn words(&self, n: usize) -> Result<&[u32]> {
         self.check_words(n)?;
-        // SAFETY: the buffer is that long, aligned to pages, and any bits are a number.
+        // SAFETY: the buffer is that long and page-aligned, and every bit pattern is valid.
         Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
     }
 
-    /// The first `n` words as f32, after the device has written them.
+    /// The first `n` words as f32, once the device has written them.
     pub fn floats(&self, n: usize) -> Result<&[f32]> {
         self.check_words(n)?;
         // SAFETY: as above.
@@ -676,8 +676,8 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         let (Some(bytes), Ok(device)) = (self.bytes.take(), Device::get()) else { return };
         let last_copy = self.last_copy.load(Ordering::Acquire);
-        // Whoever gives up in the middle drops memory that the device is still to read or write. Where it cannot be waited for, the memory
-        // stays as it is: nobody may have it again.
+        // After an early return the device may still read or write this memory. If waiting fails, the memory is leaked, so that it cannot
+        // be reused.
         if last_copy > device.copied.load(Ordering::Acquire) && device.synchronize().is_err() {
             std::mem::forget(bytes);
             return;
@@ -708,19 +708,19 @@ impl Drop for Event {
     }
 }
 
-/// Which of these holds so many bytes and the fewest more.
+/// The index of the smallest capacity that holds `bytes`.
 fn least_that_holds(capacities: impl Iterator<Item = usize>, bytes: usize) -> Option<usize> {
     let holding = capacities.enumerate().filter(|&(_, capacity)| capacity >= bytes);
     holding.min_by_key(|&(_, capacity)| capacity).map(|(index, _)| index)
 }
 
-/// An error that names what the device could not do.
+/// Returns an error that says what the device could not do.
 fn check(driver: &Driver, what: &str, code: c_int) -> Result<()> {
     if code == 0 {
         return Ok(());
     }
     let mut name = std::ptr::null();
-    // SAFETY: the driver writes a pointer to a constant string of its own, or leaves it alone.
+    // SAFETY: the driver writes a pointer to one of its constant strings, or leaves the variable unchanged.
     let name = unsafe {
         (driver.error_name)(code, &mut name);
         if name.is_null() { format!("error {code}") } else { CStr::from_ptr(name).to_string_lossy().into_owned() }

@@ -1,21 +1,21 @@
-// Experts: who computes which tokens, and what becomes of their outputs. Shapes: T tokens, E experts, K of them for each token, D width, S = T K
-// slots.
+// The routing of experts: which expert computes which tokens, and the sum of their outputs. Shapes: T tokens, E experts, K of them per token, D
+// width, S = T K slots.
 //
-// `choose_experts` picks each token's experts and their weights from the router's logits. `list_tokens` sorts the T K choices by expert, those
-// of one expert in the order of the tokens: the places of this order are the slots, in which each expert's rows lie side by side. The products
-// stand in grouped.cu. `add_experts` adds each token's outputs to the residual stream, in the order of the experts.
+// `choose_experts` picks each token's experts and their weights from the router's logits. `list_tokens` sorts the T K choices by expert and,
+// within an expert, by token: the places in this order are the slots, in which the rows of each expert are contiguous. The products are in
+// grouped.cu. `add_experts` adds each token's outputs to the residual stream, in the order of the experts.
 
 #define CHOOSING_WARPS 8
 #define LISTING_THREADS 256
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define NOT_A_NUMBER __int_as_float(0x7fffffff)
-// The weights of a token's experts are divided by a sum, which this is added to: it changes none that matters, and none is 0.
+// Added to the sum by which the weights of a token's experts are divided: avoids a division by 0, and is too small to change other sums.
 #define LEAST 1e-20f
 
-// logits [T, E], `bias` and `correction` [E] or null -> experts and weights [T, K], a token's experts in ascending order. A score is the
-// logit's share of all (softmax) or its sigmoid; the `correction` is added to choose, and left out of the weights; of equals the first is
-// chosen. Where a score is not a number, no weight is one, so that the token gets none from any expert: as behind damaged weights elsewhere,
-// its logits are then none, which whoever reads them reports. One warp a token, each with 2 E + K words of shared memory.
+// logits [T, E], `bias` and `correction` [E] or null -> experts and weights [T, K], a token's experts in ascending order. A score is the logit's
+// softmax or its sigmoid; the `correction` is added for the choice only, not for the weights; ties go to the first. If a score is NaN, all
+// weights of the token are NaN, and so are its logits in the end, which whoever reads them reports, as with damaged weights elsewhere. One warp
+// per token, each with 2 E + K words of shared memory.
 extern "C" __global__ void __launch_bounds__(CHOOSING_WARPS* WARP)
 choose_experts(const float* logits, const float* bias, const float* correction, u32* experts, float* weights, u32 n_tokens, u32 n_experts,
                u32 per_token, u32 softmax, u32 normalise, float scale) {
@@ -54,7 +54,7 @@ choose_experts(const float* logits, const float* bias, const float* correction, 
         float best = MINUS_INFINITY;
         u32 found = n_experts;
         for (u32 e = lane; e < n_experts; e += WARP) {
-            // Those that are chosen are no numbers any more.
+            // Experts that are already chosen have NaN here.
             if (compared[e] > best || (found == n_experts && compared[e] == best)) best = compared[e], found = e;
         }
         for (int other = WARP / 2; other > 0; other /= 2) {
@@ -76,7 +76,7 @@ choose_experts(const float* logits, const float* bias, const float* correction, 
     }
 }
 
-// The sum of `own` over the threads before this one, and that over all of them. All threads of the block take part.
+// Returns the sum of `own` over the threads before this one, and in `all` that over all threads. All threads of the block must take part.
 __device__ __forceinline__ u32 sum_before(u32 own, u32& all) {
     __shared__ u32 of_warps[LISTING_THREADS / WARP];
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, sum = own;
@@ -84,7 +84,7 @@ __device__ __forceinline__ u32 sum_before(u32 own, u32& all) {
         u32 other = __shfl_up_sync(ALL_LANES, sum, distance);
         if (lane >= distance) sum += other;
     }
-    __syncthreads();  // Nobody reads the last ones any more.
+    __syncthreads();  // No thread reads the previous values any more.
     if (lane == WARP - 1) of_warps[warp] = sum;
     __syncthreads();
     u32 before = sum - own;
@@ -96,14 +96,14 @@ __device__ __forceinline__ u32 sum_before(u32 own, u32& all) {
     return before;
 }
 
-// Some slots of one expert that are computed together.
+// A tile: some slots of one expert that are computed together.
 struct RowTile {
-    u32 expert, slot;  // the first
-    u32 rows;          // 0 in tiles that nobody needs
+    u32 expert, slot;  // the first slot
+    u32 rows;          // 0 in unused tiles
 };
 
-// experts [T, K] -> of each choice its slot, [T, K], of each slot its token, and tiles of at most so many rows that together have all slots,
-// each expert's in tiles of its own. How many these are only the device knows: empty ones follow up to `n_tiles`. One block an expert, with E
+// experts [T, K] -> the slot of each choice, [T, K], the token of each slot, and tiles of at most `rows_of_tile` slots of one expert that
+// together cover all slots. Only the device knows how many tiles are needed; the rest up to `n_tiles` are empty. One block per expert, with E
 // words of shared memory.
 extern "C" __global__ void __launch_bounds__(LISTING_THREADS)
 list_tokens(const u32* experts, u32* slots, u32* tokens, RowTile* tiles, u32 n_choices, u32 n_experts, u32 per_token, u32 rows_of_tile,
@@ -119,7 +119,7 @@ list_tokens(const u32* experts, u32* slots, u32* tokens, RowTile* tiles, u32 n_c
     sum_before(slots_before, first_slot);
     sum_before(tiles_before, first_tile);
 
-    // The choices that this thread goes through: a stretch of them, in order.
+    // The choices of this thread: a contiguous part of them, in order.
     u32 len = (n_choices + LISTING_THREADS - 1) / LISTING_THREADS, begin = min(threadIdx.x * len, n_choices), end = min(begin + len, n_choices);
     u32 found = 0;
     for (u32 i = begin; i < end; ++i) found += experts[i] == blockIdx.x;
@@ -136,7 +136,7 @@ list_tokens(const u32* experts, u32* slots, u32* tokens, RowTile* tiles, u32 n_c
     for (u32 i = first_tile + own_tiles + threadIdx.x; i < n_tiles; i += LISTING_THREADS) tiles[i] = {0, 0, 0};
 }
 
-// So many numbers at a time, at a place that their number divides.
+// N numbers in one access, at an index divisible by N.
 template <u32 N>
 struct Numbers {
     float of[N];
@@ -158,7 +158,7 @@ __device__ __forceinline__ void store_numbers(float* to, const Numbers<4>& x) {
 __device__ __forceinline__ void store_numbers(float* to, const Numbers<1>& x) { *to = x.of[0]; }
 
 // Columns `first .. first + columns` of residual [T, D] += the sum of weight (y + bias) over a token's experts, in their order: y [S, columns],
-// `bias` [E, D] or null. One block a token.
+// `bias` [E, D] or null. One block per token.
 template <u32 N>
 __device__ __forceinline__ void add_experts(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
                                             float* residual, u32 width, u32 per_token, u32 first, u32 columns) {
@@ -180,13 +180,13 @@ extern "C" __global__ void add_experts_1(const float* y, const u32* experts, con
     add_experts<1>(y, experts, slots, weights, bias, residual, width, per_token, first, columns);
 }
 
-// Where 4 divides D, the first column and their number.
+// For D, first column and number of columns divisible by 4.
 extern "C" __global__ void add_experts_4(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
                                          float* residual, u32 width, u32 per_token, u32 first, u32 columns) {
     add_experts<4>(y, experts, slots, weights, bias, residual, width, per_token, first, columns);
 }
 
-// residual [T, D] += sigmoid(gates [T]) y [T, D]: what all tokens share, where a gate multiplies it. One block a token.
+// residual [T, D] += sigmoid(gates [T]) y [T, D]: the gated shared network. One block per token.
 extern "C" __global__ void add_gated(const float* y, const float* gates, float* residual, u32 width) {
     float share = 1.0f / (1.0f + expf(-gates[blockIdx.x]));
     y += (u64)blockIdx.x * width, residual += (u64)blockIdx.x * width;

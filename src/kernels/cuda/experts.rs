@@ -1,7 +1,6 @@
-//! Experts on the device: the choice, the rows of each expert side by side, the sums of what they give; their products are grouped.rs's.
+//! Experts on the device: their choice, the grouping of rows by expert, and the sum of their outputs; grouped.rs computes their products.
 //!
-//! The host does not learn who was chosen, and waits for nothing: it knows how many choices there are, and into how many tiles they fall at
-//! most, wherever they fall.
+//! The host does not learn which experts were chosen, and never waits: it knows the number of choices, and the most tiles that they can need.
 
 use super::array::Argument::{F32, U32};
 use super::array::{Array, Indices, arena_bytes};
@@ -11,36 +10,36 @@ use super::operations::{optional, threads_for, whole_rows};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 
-/// experts.cu: `CHOOSING_WARPS`, `LISTING_THREADS`, and the words of a `RowTile`.
+/// `CHOOSING_WARPS`, `LISTING_THREADS`, and the words of a `RowTile` in experts.cu.
 const CHOOSING_WARPS: usize = 8;
 const LISTING_THREADS: u32 = 256;
 const TILE_WORDS: usize = 3;
 
 /// How experts are chosen from the router's logits.
 pub struct RouterOptions<'a> {
-    /// Experts of the layer.
+    /// The number of experts of the layer.
     pub n_experts: usize,
-    /// Experts of a token.
+    /// The number of experts of a token.
     pub per_token: usize,
-    /// Scores are shares of all experts; else each has its sigmoid.
+    /// Whether scores are a softmax over all experts rather than sigmoids.
     pub softmax: bool,
-    /// The weights of a token's experts are made to sum to 1.
+    /// Whether the weights of a token's experts are normalised to sum to 1.
     pub normalise: bool,
     /// Multiplies the weights.
     pub scale: f32,
     /// `[E]`, added to the logits.
     pub bias: Option<&'a Buffer>,
-    /// `[E]`, added to the scores, to choose alone.
+    /// `[E]`, added to the scores for the choice only.
     pub correction: Option<&'a Buffer>,
 }
 
-/// Who computes what. Each token's choice of an expert has a slot, so that the rows of an expert lie side by side.
+/// Which expert computes which rows. Each pair of a token and a chosen expert has a slot; the slots of an expert are contiguous.
 pub struct Routing<'a> {
-    /// Of each token its experts, its weights and its slots, `[T, K]`.
+    /// The experts, weights and slots of each token, `[T, K]`.
     pub(super) experts: Indices<'a>,
     pub(super) weights: Array<'a>,
     pub(super) slots: Indices<'a>,
-    /// Of each slot its token.
+    /// The token of each slot.
     pub(super) tokens: Indices<'a>,
     /// Which slots are computed together.
     pub(super) tiles: Indices<'a>,
@@ -48,17 +47,18 @@ pub struct Routing<'a> {
     pub(super) n_experts: usize,
 }
 
-/// So many rows of an expert are computed together at most: grouped.cu has two kernels. No bit of a row depends on it.
+/// The most rows of an expert that are computed together: grouped.cu has two kernels. No bit of a row depends on the choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RowsOfTile {
-    /// For few: the time is that of reading the weights.
+    /// For few rows, where reading the weights takes most of the time.
     Few,
-    /// For many: weights that were read are multiplied with as many rows as can be.
+    /// For many rows, where each weight that was read should be multiplied with as many rows as possible.
     Many,
 }
 
 impl RowsOfTile {
-    /// By an expert's rows on average: with more than the smaller tile has, weights would be read twice, in the time that a larger tile takes.
+    /// Decides by the average rows per expert: with more than a small tile has, weights would be read twice, which takes as long as a large
+    /// tile.
     fn new(choices: usize, n_experts: usize) -> RowsOfTile {
         if choices > RowsOfTile::Few.number() * n_experts { RowsOfTile::Many } else { RowsOfTile::Few }
     }
@@ -70,13 +70,13 @@ impl RowsOfTile {
         }
     }
 
-    /// The most tiles that so many choices fall into: all of an expert's are full but one.
+    /// The most tiles that `choices` can need: all tiles of an expert are full except one.
     fn most_tiles(self, choices: usize, n_experts: usize) -> usize {
         (choices + (self.number() - 1) * n_experts.min(choices)) / self.number()
     }
 }
 
-/// Bytes of an arena that [`Device::route`] takes for `tokens` tokens.
+/// The bytes that [`Device::route`] takes from an arena for `tokens` tokens.
 pub fn routing_bytes(tokens: usize, n_experts: usize, per_token: usize) -> usize {
     let words = |len: usize| arena_bytes(len, Stored::F32);
     let choices = tokens * per_token;
@@ -84,7 +84,7 @@ pub fn routing_bytes(tokens: usize, n_experts: usize, per_token: usize) -> usize
 }
 
 impl Routing<'_> {
-    /// The choices of all tokens.
+    /// The number of choices of all tokens.
     pub fn n_slots(&self) -> usize {
         self.slots.len()
     }
@@ -95,8 +95,7 @@ impl Routing<'_> {
 }
 
 impl Device {
-    /// Chooses experts by the router's `logits [T, E]`, f32. Where one of a token's logits is no number, neither is what its
-    /// experts give it.
+    /// Chooses experts by the router's `logits [T, E]`, f32. If one of a token's logits is NaN, so is the output of its experts.
     pub fn route<'a>(&'static self, logits: Array, options: &RouterOptions, arena: &Arena<'a>) -> Result<Routing<'a>> {
         let RouterOptions { n_experts, per_token, softmax, normalise, scale, bias, correction } = *options;
         logits.expect("the router's logits", logits.len(), Stored::F32)?;
@@ -140,21 +139,21 @@ impl Device {
         ];
         let kernel = self.kernel(Source::Experts, "choose_experts")?;
         let blocks = (tokens.div_ceil(CHOOSING_WARPS), 1);
-        // SAFETY: the logits hold a row for each token, experts and weights the choices of each, bias and correction a number for each
-        // expert or nothing; a warp has the shared memory that it works in.
+        // SAFETY: the logits hold one row per token, experts and weights the choices of each token, bias and correction one number per expert
+        // or nothing; each warp has the shared memory that it uses.
         unsafe { self.launch(kernel, blocks, 32 * CHOOSING_WARPS as u32, shared_bytes, &arguments)? };
         let kernel = self.kernel(Source::Experts, "list_tokens")?;
         let (slots, listed) = (routing.slots.argument(), routing.tokens.argument());
         let arguments =
             [routing.experts.argument(), slots, listed, routing.tiles.argument(), choices, experts_word, of_token, rows, tiles];
         // SAFETY: the choices name experts, of which there are as many as blocks; there is a slot for each choice, and room for the most tiles
-        // that they fall into; a block has a word for each expert.
+        // that they can need; a block has one word per expert.
         unsafe { self.launch(kernel, (n_experts, 1), LISTING_THREADS, 4 * n_experts, &arguments)? };
         Ok(routing)
     }
 
-    /// Adds to columns `first ..` of the `residual [T, D]` what the experts gave for them, `y [slots, columns]` f32, and their
-    /// `biases [E, D]`, each times its weight.
+    /// Adds the weighted outputs of the experts, `y [slots, columns]` f32, with their `biases [E, D]`, to the columns `first ..` of the
+    /// `residual [T, D]`.
     pub fn add_experts(
         &self,
         y: Array,
@@ -193,8 +192,8 @@ impl Device {
         let by_four = places.into_iter().all(|number| number.is_multiple_of(4));
         let (name, at_a_time) = if by_four { ("add_experts_4", 4) } else { ("add_experts_1", 1) };
         let kernel = self.kernel(Source::Experts, name)?;
-        // SAFETY: `y` holds a row for each slot, the residual one for each token, whose choices name experts with a row of biases; the columns
-        // lie within its rows.
+        // SAFETY: `y` holds one row per slot, the residual one per token, whose choices name experts with a row of biases; the columns lie
+        // within its rows.
         unsafe { self.launch(kernel, (tokens, 1), threads_for(columns / at_a_time), 0, &arguments) }
     }
 
@@ -206,7 +205,7 @@ impl Device {
         residual.expect("what is added to", residual.len(), Stored::F32)?;
         let kernel = self.kernel(Source::Experts, "add_gated")?;
         let arguments = [y.argument(), gates.argument(), residual.argument(), U32(width as u32)];
-        // SAFETY: all hold as many rows.
+        // SAFETY: all arrays have the same number of rows.
         unsafe { self.launch(kernel, (tokens, 1), threads_for(width), 0, &arguments) }
     }
 }
@@ -219,7 +218,7 @@ mod tests {
     fn no_choice_falls_into_more_tiles_than_there_is_room_for() {
         for rows in [RowsOfTile::Few, RowsOfTile::Many] {
             let tiles = |counts: &[usize]| counts.iter().map(|count| count.div_ceil(rows.number())).sum::<usize>();
-            // One choice more than full tiles is the most that an expert can have of them.
+            // An expert needs the most tiles if it has one choice more than full tiles.
             for counts in [&[1; 128][..], &[8, 0, 0], &[17, 1, 129], &[1, 0, 1, 257], &[0; 4], &[16, 128]] {
                 let most = rows.most_tiles(counts.iter().sum(), counts.len());
                 assert!(tiles(counts) <= most, "{rows:?} {counts:?}: {most}");

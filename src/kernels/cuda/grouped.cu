@@ -1,29 +1,29 @@
-// Experts: their two products, each of all experts in one launch. Shapes: T tokens of width D, E experts, S slots (experts.cu), F an expert's
-// width. `open_experts`: x [T, D] -> y [S, F], activation(gate) * up of x's row of each slot. `close_experts`: y [S, F] -> some columns of
-// what the experts give, [S, N], f32.
+// The two products of the experts, each for all experts in one launch. Shapes: T tokens of width D, E experts, S slots (experts.cu), F an
+// expert's width. `open_experts`: x [T, D] -> y [S, F], activation(gate) * up of the row of x of each slot. `close_experts`: y [S, F] -> some
+// columns of the experts' outputs, [S, N], f32.
 //
-// A block computes COLUMNS columns of the slots of a tile, ROWS at most, from the whole rows of their factors: STAGES buffers of stretches of
-// them are filled by asynchronous copies while those that have arrived are multiplied. There are two shapes. Where an expert has few slots, the
-// time is that of reading its weights, and little is multiplied for rows that are not there; where it has many, what was read is multiplied
-// with as many as registers allow. A number's products are added in the order of the factors in both, and in f32: its bits depend neither on
-// the shape, nor on its place in a tile, nor on other rows.
+// A block computes COLUMNS columns of a tile of at most ROWS slots over the whole length of their rows: asynchronous copies fill STAGES buffers
+// with pieces of the factors while pieces that have arrived are multiplied. There are two shapes. If experts have few slots, reading the weights
+// takes most of the time, and the shape wastes little work on absent rows; if they have many, each piece is multiplied with as many rows as
+// registers allow. Both shapes add the products of a number in the order of the factors and in f32, so its bits depend neither on the shape, nor
+// on its place in a tile, nor on other rows.
 //
-// Columns come in two halves. In `open_experts` they are gates and their up-projections, in `close_experts` all are alike; whoever holds a
-// number of the first half holds its counterpart of the second.
+// Columns come in two halves. In `open_experts` these are gates and their up-projections, in `close_experts` they are alike; the thread that
+// holds a number of the first half also holds its counterpart in the second.
 
 __device__ __forceinline__ void* dynamic_memory() {
     extern __shared__ __align__(16) unsigned char dynamic[];
     return dynamic;
 }
 
-// Rows are copied and kept by units of 16 bytes. Where a unit of a row stands: eight rows' units of one number, which are read at a time, lie in
-// different banks of shared memory.
+// The index of a unit in shared memory. Rows are copied and stored in units of 16 bytes; the swizzle puts the units with one number in eight
+// rows, which are read at a time, into different banks.
 template <typename T, u32 UNITS>
 __device__ __forceinline__ u32 place(u32 row, u32 unit) {
     return (row * UNITS + (unit ^ row / (8 / UNITS) % UNITS)) * (16 / sizeof(T));
 }
 
-// Sums [ROWS, COLUMNS] of products of bf16 on the tensor cores, by DOWN times ACROSS warps.
+// Sums [ROWS, COLUMNS] of bf16 products on the tensor cores, by DOWN times ACROSS warps.
 template <u32 DOWN, u32 ACROSS, u32 ROWS_, u32 COLUMNS_, u32 UNITS_, u32 STAGES_>
 struct TensorSums {
     typedef bf16 Factor;
@@ -61,7 +61,7 @@ struct TensorSums {
         }
     }
 
-    // Calls `use(row, column, first, second)` for all neighbouring numbers that this thread holds of the first half, and their counterparts.
+    // Calls `use(row, column, first, second)` for all groups of neighbouring numbers of this thread, with their counterparts in the second half.
     template <typename Use>
     __device__ __forceinline__ void each(Use use) const {
         u32 lane = threadIdx.x % WARP;
@@ -80,7 +80,7 @@ struct TensorSums {
     }
 };
 
-// The same of f32. Threads 16 across; each has every 16th column, and of these as many rows.
+// The same for f32, with 16 threads across; each thread has every 16th column and every DOWN-th row.
 template <u32 DOWN, u32 ROWS_, u32 COLUMNS_, u32 UNITS_, u32 STAGES_>
 struct FloatSums {
     typedef float Factor;
@@ -120,32 +120,32 @@ struct FloatSums {
     }
 };
 
-// With no more shared memory than a block has on every card that the kernels run on: 60 KiB for few rows, 68 for many.
+// These need no more shared memory than a block has on every supported card: 60 KiB for few rows, 68 KiB for many.
 typedef TensorSums<1, 4, 16, 64, 8, 6> FewBf16;
 typedef TensorSums<2, 2, 128, 128, 4, 4> ManyBf16;
 typedef FloatSums<4, 16, 64, 8, 6> FewF32;
 typedef FloatSums<16, 128, 128, 4, 4> ManyF32;
 
-// What a block multiplies.
+// The factors of a block's product.
 template <typename T>
 struct Factors {
-    const u64* weights;  // where the weight [.., width] of each expert is
+    const u64* weights;  // the address of the weight [.., width] of each expert
     const T* x;          // [.., width]
-    const u32* rows;     // of x, of every slot; null where they are the slots themselves
+    const u32* rows;     // the row of x of each slot; null if it is the slot itself
     u32 width;
-    u32 in_units;  // Do all rows begin where units do?
+    u32 in_units;  // Whether all rows begin at a multiple of a unit.
 };
 
-// The rows of a buffer that this thread copies one unit of: every (THREADS / UNITS)th.
+// The rows of a buffer of which this thread copies one unit: every (THREADS / UNITS)th.
 template <typename Sums, u32 ROWS>
 struct Copies {
     typedef typename Sums::Factor T;
     static constexpr u32 STEP = Sums::THREADS / Sums::UNITS, LEN = 16 / sizeof(T);
 
-    const T* from[ROWS / STEP];  // where each begins; some number on the device where there is none
-    u32 there = 0;               // a bit for each
+    const T* from[ROWS / STEP];  // the start of each row; any valid address if there is no row
+    u32 there = 0;               // one bit per row
 
-    // `find(row)` is where a row begins, or null.
+    // `find(row)` returns the start of a row, or null.
     template <typename Find>
     __device__ __forceinline__ Copies(const T* anywhere, Find find) {
         static_assert(ROWS % STEP == 0 && ROWS / STEP <= 32, "every thread has as many rows");
@@ -156,7 +156,7 @@ struct Copies {
         }
     }
 
-    // Elements `k ..` of all rows, zeros behind their width.
+    // Copies elements `k ..` of all rows, with zeros after their width.
     __device__ __forceinline__ void copy(T* to, u32 k, u32 width, bool in_units) const {
         u32 row = threadIdx.x / Sums::UNITS, unit = threadIdx.x % Sums::UNITS;
         k += LEN * unit;
@@ -175,8 +175,8 @@ struct Copies {
     }
 };
 
-// The products of a tile's slots and COLUMNS rows of their expert's weight: `weight_row(weight, column)` is where the row of a column begins,
-// or null.
+// The products of a tile's slots and COLUMNS rows of their expert's weight: `weight_row(weight, column)` is the start of the row for a column, or
+// null.
 template <typename Sums, typename WeightRow>
 __device__ __forceinline__ Sums multiply(const Factors<typename Sums::Factor>& of, const RowTile& tile, WeightRow weight_row) {
     typedef typename Sums::Factor T;
@@ -195,7 +195,7 @@ __device__ __forceinline__ Sums multiply(const Factors<typename Sums::Factor>& o
             x.copy(buffers + buffer * STAGE, stage * DEPTH, of.width, of.in_units);
             weights.copy(buffers + buffer * STAGE + Sums::ROWS * DEPTH, stage * DEPTH, of.width, of.in_units);
         }
-        // A group also where it is empty, so that as many are under way in every turn.
+        // Commits a group even if it is empty, so that every iteration has the same number of groups under way.
         commit_copies();
     };
 
@@ -206,7 +206,7 @@ __device__ __forceinline__ Sums multiply(const Factors<typename Sums::Factor>& o
 #pragma unroll 1
     for (u32 stage = 0; stage < n_stages; ++stage) {
         wait_for_copies<Sums::STAGES - 2>();
-        // This stage is there for all, and nobody reads the one before any more, whose place the next takes.
+        // This stage has arrived for all threads, and no thread reads the previous one any more, which the next stage overwrites.
         __syncthreads();
         fill(stage + Sums::STAGES - 1, buffer == 0 ? Sums::STAGES - 1 : buffer - 1);
         sums.add(buffers + buffer * STAGE, buffers + buffer * STAGE + Sums::ROWS * DEPTH);
@@ -215,7 +215,7 @@ __device__ __forceinline__ Sums multiply(const Factors<typename Sums::Factor>& o
     return sums;
 }
 
-// Those of N neighbouring numbers that lie within a row of `columns`.
+// Stores those of N neighbouring numbers that lie within a row of `columns`.
 template <typename T, u32 N>
 __device__ __forceinline__ void store_row(T* row, u32 column, u32 columns, const float (&x)[N]) {
     if constexpr (N == 2) {
@@ -244,7 +244,7 @@ struct Gate {
     }
 };
 
-// `bias` [E, 2 F] or null, y [S, F]. A block computes HALF columns of y: its weight's first F rows are gates, the others up-projections.
+// `bias` [E, 2 F] or null, y [S, F]. A block computes HALF columns of y: the first F rows of a weight are gates, the others up-projections.
 template <typename Sums>
 __device__ __forceinline__ void open_experts(const Factors<typename Sums::Factor>& of, const RowTile* tiles, const float* bias,
                                              typename Sums::Factor* y, u32 columns, const Gate& activation) {
@@ -256,11 +256,11 @@ __device__ __forceinline__ void open_experts(const Factors<typename Sums::Factor
         u32 at = first_column + column % Sums::HALF;
         return at < columns ? weight + (u64)(column / Sums::HALF * columns + at) * of.width : nullptr;
     });
-    // By way of shared memory, so that all rows go out whole, and a loop has the activation once. Eight numbers more than a row needs: eight rows
-    // that are written at a time lie in different banks.
+    // Goes through shared memory, so that rows are written whole, and one loop applies the activation. Eight numbers of padding put eight rows
+    // that are written at a time into different banks.
     constexpr u32 STRIDE = Sums::COLUMNS + 8, N = Sums::NEIGHBOURS;
     float* kept = (float*)dynamic_memory();
-    __syncthreads();  // Nobody reads factors any more.
+    __syncthreads();  // No thread reads factors any more.
     sums.each([&](u32 row, u32 column, const float(&gates)[N], const float(&ups)[N]) {
         store_row(kept + row * STRIDE, column, Sums::HALF, gates);
         store_row(kept + row * STRIDE + Sums::HALF, column, Sums::HALF, ups);
@@ -278,7 +278,7 @@ __device__ __forceinline__ void open_experts(const Factors<typename Sums::Factor
     }
 }
 
-// Columns `first .. first + columns` of what the experts give: y [S, columns].
+// Columns `first .. first + columns` of the experts' outputs: y [S, columns].
 template <typename Sums>
 __device__ __forceinline__ void close_experts(const Factors<typename Sums::Factor>& of, const RowTile* tiles, float* y, u32 first,
                                               u32 columns) {

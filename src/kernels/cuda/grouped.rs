@@ -1,4 +1,4 @@
-//! The products of experts, each of all experts in one launch: grouped.cu.
+//! The products of experts, each for all experts in one launch: the host side of grouped.cu.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::kernels::gated::{Activation, ClampedSwiglu};
 
 /// The weights `[N, K]` of all experts of a layer, for one of their products.
 pub struct ExpertWeights {
-    /// Kept as long as the table of their addresses.
+    /// Kept alive as long as the table of their addresses.
     weights: Vec<Arc<Weight>>,
-    /// Where each begins, two words each.
+    /// The address of each weight, two words each.
     pub(super) addresses: Buffer,
-    /// Do all begin at a multiple of 16 bytes?
+    /// Whether all addresses are multiples of 16 bytes.
     aligned: bool,
     dtype: Stored,
     out_features: usize,
     in_features: usize,
 }
 
-/// What a kernel of grouped.cu computes at a time: `Sums` and their constants there.
+/// The tile of a kernel in grouped.cu: `Sums` and their constants there.
 struct Tiling {
-    /// Rows of a weight that a block reads.
+    /// The rows of a weight that a block reads.
     columns: usize,
     threads: u32,
     shared_bytes: usize,
@@ -47,14 +47,14 @@ impl Tiling {
             (_, Stored::Bf16) => 128,
         };
         let rows = rows.number();
-        // The stages of factors, and in their place the sums of gates and up-projections.
+        // The stages of the factors, whose memory is reused for the sums of gates and up-projections.
         let shared_bytes = (stages * (rows + columns) * row_bytes).max(4 * rows * (columns + 8));
         Tiling { columns, threads, shared_bytes }
     }
 }
 
 impl ExpertWeights {
-    /// Of one layer's experts, in their order.
+    /// The weights of one layer's experts, in order.
     pub fn new(device: &'static Device, weights: Vec<Arc<Weight>>) -> Result<ExpertWeights> {
         let first = weights.first().ok_or_else(|| Error::new("a router without experts"))?;
         let (dtype, out_features, in_features) = (first.dtype(), first.out_features(), first.in_features());
@@ -76,7 +76,7 @@ impl ExpertWeights {
         Ok(ExpertWeights { weights, addresses, aligned, dtype, out_features, in_features })
     }
 
-    /// What the weights are stored in.
+    /// The format of the weights.
     pub fn dtype(&self) -> Stored {
         self.dtype
     }
@@ -86,7 +86,8 @@ impl ExpertWeights {
         self.in_features
     }
 
-    /// An error unless the tokens chose among so many experts, and `x` holds rows for these weights; else how many rows.
+    /// Returns the number of rows of `x`, or an error if the tokens chose among another number of experts or `x` does not fit these
+    /// weights.
     fn rows_of(&self, x: Array, routing: &Routing) -> Result<usize> {
         if self.weights.len() != routing.n_experts {
             return Err(Error::new(format!("{} of {} experts are there", self.weights.len(), routing.n_experts)));
@@ -95,7 +96,7 @@ impl ExpertWeights {
         whole_rows("the input of experts", x, self.in_features)
     }
 
-    /// Can all rows of `x` and of the weights be read by 16 bytes?
+    /// Whether all rows of `x` and of the weights can be read in units of 16 bytes.
     fn in_units(&self, x: Array) -> Argument {
         let row_bytes = self.in_features as u64 * self.dtype.size_in_bytes();
         U32(u32::from(self.aligned && x.address.is_multiple_of(16) && row_bytes.is_multiple_of(16)))
@@ -103,8 +104,8 @@ impl ExpertWeights {
 }
 
 impl Device {
-    /// `y [slots, F] = activation(gate) * up` of the experts' rows of `x [T, D]`: `weights [2F, D]`, the gate in the first `F` rows, and
-    /// `biases [E, 2F]` where there are some.
+    /// `y [slots, F] = activation(gate) * up` for the experts' rows of `x [T, D]`, with `weights [2F, D]`, the gate in the first `F` rows,
+    /// and optional `biases [E, 2F]`.
     pub fn open_experts(
         &self,
         x: Array,
@@ -126,7 +127,7 @@ impl Device {
             Some(biases) => biases.array(0, routing.n_experts * 2 * inner, Stored::F32)?.argument(),
             None => Pointer(0),
         };
-        // grouped.cu: `Gate`.
+        // The numbers of `Gate` in grouped.cu.
         let (number, ClampedSwiglu { alpha, limit }) = match activation {
             Activation::Silu => (0, ClampedSwiglu { alpha: 0.0, limit: 0.0 }),
             Activation::GeluTanh => (1, ClampedSwiglu { alpha: 0.0, limit: 0.0 }),
@@ -156,8 +157,8 @@ impl Device {
         let tiling = Tiling::new(routing.rows_of_tile, weights.dtype);
         let kernel = self.kernel(Source::Experts, name)?;
         let blocks = routing.n_tiles() * inner.div_ceil(tiling.columns / 2);
-        // SAFETY: the tiles' slots are below `n_slots`, of which `y` has a row each, their tokens are rows of `x`, and their experts have a
-        // weight and biases; a block has the shared memory that it works in.
+        // SAFETY: the tiles' slots are below `n_slots`, and `y` has a row for each; their tokens are rows of `x`, and their experts have
+        // weights and biases; a block has the shared memory that it uses.
         unsafe { self.launch(kernel, (blocks, 1), tiling.threads, tiling.shared_bytes, &arguments) }
     }
 
@@ -196,7 +197,7 @@ impl Device {
         let tiling = Tiling::new(routing.rows_of_tile, weights.dtype);
         let kernel = self.kernel(Source::Experts, name)?;
         let blocks = routing.n_tiles() * columns.div_ceil(tiling.columns);
-        // SAFETY: as above; `x` has a row for each slot, and the columns are there.
+        // SAFETY: as above; `x` has a row for each slot, and the columns exist.
         unsafe { self.launch(kernel, (blocks, 1), tiling.threads, tiling.shared_bytes, &arguments) }
     }
 }

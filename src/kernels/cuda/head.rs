@@ -1,4 +1,4 @@
-//! The head on the device: logits by some rows at a time, and what is kept of them, the statistics of a token, the largest, or a draw.
+//! The head on the device: computes logits for some rows at a time, and reduces them to statistics, the largest logit or a sampled token.
 
 use super::array::Argument::{F32, U32};
 use super::array::{Array, Indices};
@@ -11,21 +11,21 @@ use crate::error::{Error, Result};
 use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Choice, NEXT_CHOICES, Stored, TokenStatistics};
 
-/// draw.cu: `BLOCK`, `THREADS`.
+/// `BLOCK` and `THREADS` in draw.cu.
 const DRAW_BLOCK: usize = 512;
 const DRAW_THREADS: u32 = 128;
 
-/// statistics.cu: `THREADS`, which largest.cu has, too, and `GROUPS`.
+/// `THREADS` in statistics.cu and largest.cu, and `GROUPS` in statistics.cu.
 const HEAD_THREADS: usize = 512;
 const HEAD_GROUPS: usize = 256;
-/// Words of `TokenStatistics` in statistics.cu.
+/// The words of `TokenStatistics` in statistics.cu.
 pub const STATISTICS_WORDS: usize = 9 + 2 * NEXT_CHOICES;
-/// Words of `RowSums` in statistics.cu.
+/// The words of `RowSums` in statistics.cu.
 pub const SUMS_WORDS: usize = 14 + NEXT_CHOICES;
 
 impl Device {
-    /// What the model believed about `targets [N]`, from `logits [N, V]` f32; `statistics` takes [`STATISTICS_WORDS`] words a token,
-    /// `sums` [`SUMS_WORDS`], `top_logits` the `top_k` largest logits of each.
+    /// The statistics of `targets [N]`, from `logits [N, V]` f32. Writes [`STATISTICS_WORDS`] words per token to `statistics`, [`SUMS_WORDS`]
+    /// to `sums`, and the `top_k` largest logits to `top_logits`.
     fn token_statistics(&self, head: &HeadArrays, vocabulary: usize, top_k: usize, softcap: Option<f32>) -> Result<()> {
         let HeadArrays { logits, targets, statistics, sums, top_logits } = *head;
         let n = targets.len();
@@ -59,8 +59,8 @@ impl Device {
         unsafe { self.launch(kernel, (n.div_ceil(8), 1), 256, 0, &arguments) }
     }
 
-    /// The first of the largest of each row of `logits [N, V]` f32: `ids [N]` words, `u32::MAX` where a logit is no number or the largest not
-    /// finite.
+    /// The index of the largest logit of each row of `logits [N, V]` f32, the first of equals, in `ids [N]` words; `u32::MAX` if a logit is
+    /// NaN or the largest is not finite.
     pub fn largest_of_rows(&self, logits: Array, ids: Array, vocabulary: usize) -> Result<()> {
         let rows = whole_rows("a choice of the largest", logits, vocabulary)?;
         logits.expect("logits", logits.len(), Stored::F32)?;
@@ -72,8 +72,9 @@ impl Device {
         }
     }
 
-    /// A token of each row of `logits [N, V]` f32, by shares that are `exp((logit - largest) scale)` but for a common factor; `largest [N]` as
-    /// [`Device::largest_of_rows`] gives it, `randoms [2 N]` words of f64 in 0..1, `ids [N]` words, `u32::MAX` where `largest` is.
+    /// Samples a token from each row of `logits [N, V]` f32, with probabilities proportional to `exp((logit - largest) scale)`. `largest [N]`
+    /// is the result of [`Device::largest_of_rows`], `randoms [2 N]` words of f64 in 0..1; writes `ids [N]` words, `u32::MAX` where `largest`
+    /// is.
     #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn draw(
         &self,
@@ -97,29 +98,29 @@ impl Device {
             [logits.argument(), largest.argument(), room.argument(), randoms.argument(), ids.argument()];
         let (vocabulary, scale) = (U32(vocabulary as u32), F32(scale));
         let kernel = self.kernel(Source::Draw, "sum_shares")?;
-        // SAFETY: there is a sum for each block of each row, and the ids of the largest lie within the rows or are told apart.
+        // SAFETY: there is a sum for each block of each row, and the ids in `largest` lie within the rows or are `u32::MAX`.
         unsafe { self.launch(kernel, (blocks, n), DRAW_THREADS, 0, &[logits, largest, room, vocabulary, scale])? };
         let kernel = self.kernel(Source::Draw, "draw")?;
-        // SAFETY: as above; there is a random number and a place for an id for each row.
+        // SAFETY: as above; there is a random number and room for an id for each row.
         unsafe { self.launch(kernel, (n, 1), DRAW_THREADS, 0, &[logits, largest, room, randoms, ids, vocabulary, scale]) }
     }
 
-    /// Shared memory for the `top_k` largest of a row of logits; `None` where there is not enough.
+    /// The shared memory for the `top_k` largest of a row of logits; `None` if there is not enough.
     fn head_shared_bytes(&self, vocabulary: usize, top_k: usize) -> Option<usize> {
         let vector = if vocabulary.is_multiple_of(4) { 4 } else { 1 };
         let of_group = HEAD_THREADS / HEAD_GROUPS * vector * vocabulary.div_ceil(vector * HEAD_THREADS);
         let bytes = 4 * (top_k + top_k.checked_sub(1)? * of_group);
-        // The kernel declares some kilobytes itself.
+        // The kernel declares some kilobytes statically.
         (top_k <= HEAD_GROUPS && bytes + (8 << 10) <= self.shared_bytes as usize).then_some(bytes)
     }
 
-    /// Can the device find the `top_k` largest of a row of logits?
+    /// Whether the device can find the `top_k` largest of a row of logits.
     pub fn can_list(&self, vocabulary: usize, top_k: usize) -> bool {
         self.head_shared_bytes(vocabulary, top_k.min(vocabulary)).is_some()
     }
 }
 
-/// What statistics.cu reads and writes.
+/// The arrays that statistics.cu reads and writes.
 #[derive(Clone, Copy)]
 struct HeadArrays<'a> {
     logits: Array<'a>,
@@ -129,19 +130,18 @@ struct HeadArrays<'a> {
     top_logits: Array<'a>,
 }
 
-/// What the head works in: room for the logits of some rows at a time, at least one.
+/// The scratch memory of the head, with room for the logits of at least one row.
 pub struct HeadRoom<'a> {
     /// Room for the logits of some rows, f32.
     pub logits: Array<'a>,
-    /// Room for what statistics.cu sums for these rows, [`SUMS_WORDS`] words each.
+    /// Room for the sums of these rows in statistics.cu, [`SUMS_WORDS`] words each.
     pub sums: Array<'a>,
-    /// The largest logits of these rows, or of all rows where there is room for `[N, top_k]`: they are then kept.
+    /// The largest logits of these rows, or, if there is room for `[N, top_k]`, of all rows, which are then kept.
     pub top_logits: Array<'a>,
 }
 
 impl Device {
-    /// What the model believed about `targets [N]` at `hidden [N, D]`, in the head's format; `statistics` takes [`STATISTICS_WORDS`] words a
-    /// token.
+    /// The statistics of `targets [N]` at `hidden [N, D]`, in the head's format. Writes [`STATISTICS_WORDS`] words per token to `statistics`.
     pub fn head_statistics(
         &'static self,
         hidden: Array,
@@ -175,17 +175,17 @@ impl Device {
     }
 }
 
-/// Rows of logits that are held at a time: about 512 MiB of them.
+/// The rows of logits that are held at a time: about 512 MiB of them.
 pub fn head_chunk(vocabulary: usize) -> usize {
     ((512 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
 }
 
-/// Words that [`Device::draw`] works in for each row.
+/// The words of scratch memory that [`Device::draw`] needs for each row.
 pub fn draw_words(vocabulary: usize) -> usize {
     2 * vocabulary.div_ceil(DRAW_BLOCK)
 }
 
-/// From the words that statistics.cu wrote for one token.
+/// Converts the words that statistics.cu wrote for one token.
 pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
     let float = |i: usize| f32::from_bits(words[i]);
     TokenStatistics {

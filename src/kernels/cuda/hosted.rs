@@ -1,5 +1,6 @@
-//! The operations on tensors of the host: up, compute, down. What [`Kernels::Cuda`](crate::kernels::Kernels) means outside a model, so
-//! that every test of an operation runs on the device as well; a model keeps its numbers there from the first layer to the last.
+//! Runs the operations on host tensors: upload, compute, download. This is what [`Kernels::Cuda`](crate::kernels::Kernels) means
+//! outside a model, so that every test of an operation also runs on the device; a model keeps its numbers there from the first layer
+//! to the last.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Segment, Stored, TokenStatistics};
 
-/// `x` in `dtype` on the device.
+/// Uploads `x` in `dtype`.
 pub fn upload(device: &'static Device, x: &Tensor, dtype: Stored) -> Result<Buffer> {
     with_floats(&contiguous(x)?, |x| device.upload(x, dtype))?
 }
@@ -31,7 +32,7 @@ fn room(device: &'static Device, len: usize, dtype: Stored) -> Result<Buffer> {
     device.allocate(len * dtype.size_in_bytes() as usize)
 }
 
-/// Whole numbers on the device.
+/// Uploads unsigned integers.
 pub(super) fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
     let buffer = device.allocate(size_of_val(words))?;
     let mut pinned = device.pinned(size_of_val(words))?;
@@ -102,7 +103,7 @@ fn prepare(
     Ok(qkv)
 }
 
-/// Prepared and attended to in `dtype`, with `sinks [heads]` where there are some; `[T, heads * head_dim]` f32.
+/// Prepares and runs attention in `dtype`, with optional `sinks [heads]`; `[T, heads * head_dim]` f32.
 pub fn attention(
     qkv: &Tensor,
     segments: &[Segment],
@@ -134,7 +135,7 @@ pub fn attention(
     download(device, &y, (tokens, width), dtype)
 }
 
-/// What the gated delta rule gives `[T, H, V]`, without the gates.
+/// The output of the gated delta rule, `[T, H, V]`, without the gates.
 pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: &DeltaShape) -> Result<Tensor> {
     let device = Device::get()?;
     let tokens = x.dim(0)?;
@@ -148,7 +149,7 @@ pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: &D
     Ok(Tensor::from_vec(device.download(y)?, (tokens, shape.width()), &Candle::Cpu)?)
 }
 
-/// A weight of parts `[N_i, K]`, which are asked for one by one.
+/// Builds a weight from parts `[N_i, K]`, which are requested one by one.
 pub fn weight(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Stored) -> Result<Arc<Weight>> {
     let device = Device::get()?;
     let in_features = first.dims2()?.1;
@@ -164,7 +165,7 @@ pub fn weight(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: 
     Ok(Arc::new(Weight::new(parts, in_features, dtype)?))
 }
 
-/// A part of a weight, of any float type, in `dtype`. What is in bf16 goes to the device as it is.
+/// Uploads part of a weight, of any float type, in `dtype`. bf16 parts are uploaded without conversion.
 fn upload_part(device: &'static Device, part: &Tensor, dtype: Stored) -> Result<Buffer> {
     if part.dtype() != DType::BF16 {
         return upload(device, &part.to_dtype(DType::F32)?, dtype);
@@ -178,7 +179,7 @@ fn upload_part(device: &'static Device, part: &Tensor, dtype: Stored) -> Result<
     Ok(widened)
 }
 
-/// `x W^T`, added to `residual` where there is one.
+/// `x W^T`, added to `residual` if there is one.
 pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Result<Tensor> {
     let device = Device::get()?;
     let (rows, dtype) = (x.dim(0)?, weight.dtype());
@@ -198,7 +199,7 @@ pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Resul
     download(device, &y, (rows, weight.out_features()), Stored::F32)
 }
 
-/// Rows of a weight, f32.
+/// Rows of a weight, in f32.
 pub fn rows(weight: &Weight, ids: &[u32]) -> Result<Tensor> {
     let device = Device::get()?;
     let width = weight.in_features();
@@ -231,7 +232,7 @@ pub fn top_logits(hidden_nd: &Tensor, head_vd: &Weight, k: usize, softcap: Optio
     Ok(logits.chunks_exact(k.min(head_vd.out_features())).map(<[f32]>::to_vec).collect())
 }
 
-/// Statistics and, where they are wanted, the largest logits; some rows of logits are held at a time.
+/// The statistics and, if wanted, the largest logits; holds the logits of some rows at a time.
 fn head(
     hidden_nd: &Tensor,
     head_vd: &Weight,

@@ -1,4 +1,4 @@
-//! What a row of the table of families says.
+//! The description of a model family: a row in the table of families.
 
 use candle_core::Tensor;
 use serde_json::Value;
@@ -10,43 +10,43 @@ use crate::model::config::Config;
 use crate::model::files::gguf::Gguf;
 use crate::model::layers::Layer;
 
-/// What is particular to a family. All families are decoders that [`crate::model::decoder`] runs.
+/// What is specific to a family. All families are decoders that [`crate::model::decoder`] runs.
 pub(crate) struct Family {
     /// config.json's `model_type`, which is also the name of the family's file.
     pub model_type: &'static str,
-    /// What GGUF files call it: their `general.architecture`. Empty where another family reads those files.
+    /// Its name in GGUF files: their `general.architecture`. Empty if another family reads those files.
     pub architecture: &'static str,
-    /// Transformers' class of the model with its head.
+    /// Transformers' class of the model with a language-model head.
     pub class: &'static str,
-    /// What becomes of the keys of config.json that are not as in `keys::COMMON`.
+    /// The rules for config.json's keys, where they differ from `keys::COMMON`.
     pub keys: Rules,
-    /// JSON: what Transformers' config class takes for keys that config.json may leave out.
+    /// JSON: the defaults of Transformers' config class for keys that config.json may omit.
     pub defaults: &'static str,
-    /// Which elements of a head turn together.
+    /// Which elements of a head are rotated as a pair.
     pub rotary: RotaryStyle,
-    /// Beginnings of the names of tensors that files hold beside the model, and that are not run, as in Transformers.
+    /// Prefixes of tensor names that files hold in addition to the model and that are not run, as in Transformers.
     pub left_aside: &'static [&'static str],
-    /// Reads what is particular from config.json.
+    /// Reads the family's own settings from config.json.
     pub configure: fn(&mut Config, &Value) -> Result<()>,
-    /// The way back: what config.json says that is particular. `null` removes a key that all families have.
+    /// The inverse of `configure`: the family's own settings for config.json. `null` removes a key that all families have.
     pub settings: fn(&Config) -> Value,
-    /// `configure` from GGUF metadata.
+    /// Like `configure`, from GGUF metadata.
     pub configure_gguf: fn(&mut Config, &Gguf) -> Result<()>,
-    /// Transformers' names of a block's modules and llama.cpp's, where `gguf::NAMES` does not hold.
+    /// Pairs of Transformers' and llama.cpp's names for a block's modules, where they differ from `gguf::NAMES`.
     pub gguf_names: &'static [(&'static str, &'static str)],
-    /// What becomes of the keys of its GGUF files that are not as in `gguf_keys`, without the architecture in front.
+    /// The rules for GGUF keys, where they differ from `gguf_keys`, without the architecture's prefix.
     pub gguf_keys: Rules,
-    /// Does llama.cpp's converter store the rows of queries and keys for interleaved rotary embedding?
+    /// Whether llama.cpp's converter reorders the rows of queries and keys for interleaved rotary embedding.
     pub gguf_permuted: bool,
-    /// Reads, by Transformers' name and shape, a tensor that llama.cpp's files hold in another form; with a number one of a stack. `None`
-    /// for all others.
+    /// Reads a tensor that llama.cpp's files hold in another form, by Transformers' name and shape; a number selects one tensor of a
+    /// stack. Returns `None` for all other tensors.
     pub gguf_tensor: ReadTensor,
     /// Loads one block.
     pub block: fn(&Layer) -> Result<Block>,
 }
 
 impl Family {
-    /// What most families have; the fields that none shares are empty.
+    /// The values that most families share; fields that differ for every family are empty.
     pub(super) const PLAIN: Family = Family {
         model_type: "",
         architecture: "",
@@ -66,21 +66,22 @@ impl Family {
     };
 }
 
-/// Reads a tensor by its name and shape and, where it is a part of a stack, its number there.
+/// Reads a tensor by name and shape and, if it is part of a stack, its index there.
 type ReadTensor = fn(&Gguf, &str, &[usize], Option<usize>) -> Result<Option<Tensor>>;
 
-/// What becomes of a key of config.json.
+/// How a key of config.json is treated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Rule {
-    /// Changes the logits, and is read. `null` is refused, as Transformers does.
+    /// Affects the logits, and is read. `null` is refused, as in Transformers.
     Honoured,
-    /// As `Honoured`, where Transformers takes `null`, which is then as good as a missing key.
+    /// Like `Honoured`, where Transformers accepts `null` and treats it as a missing key.
     Optional,
-    /// Would change the logits: only these values are taken. A missing key always is, and `null` where it can stand for them.
+    /// Would affect the logits; only these values are accepted. A missing key is always accepted, and so is `null` where it can mean one
+    /// of them.
     Only(&'static [&'static str]),
-    /// Concerns training, generation or bookkeeping.
+    /// Only concerns training, generation or bookkeeping.
     Irrelevant,
 }
 
-/// A rule for each key; the family's own rules first.
+/// A rule for each key; the family's own rules take precedence.
 pub(crate) type Rules = &'static [(&'static str, Rule)];

@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
     class: "GemmaForCausalLM",
     keys: &[
         ("attention_bias", Honoured),
-        // The first releases say `gelu` and mean its approximation, as Transformers knows.
+        // The first releases say `gelu` but mean its tanh approximation; Transformers treats them so.
         ("hidden_act", Only(&["gelu", "gelu_pytorch_tanh"])),
         ("hidden_activation", Only(&["gelu_pytorch_tanh"])),
         ("use_bidirectional_attention", Only(&["false"])),
@@ -45,7 +45,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 }
 
 fn configure_gguf(config: &mut Config, _: &Gguf) -> Result<()> {
-    // The converter has added the 1 to the norms already.
+    // The converter has already added 1 to the norm weights.
     config.norm_offset = false;
     config.embedding_scale = (config.hidden_size as f64).sqrt();
     Ok(())

@@ -1,5 +1,5 @@
-//! Gemma 2: Gemma with capped attention scores and logits, a window in every second layer, norms before and behind everything.
-//! Reference: Transformers `models/gemma2/modeling_gemma2.py`; for GGUF, llama.cpp `src/models/gemma2.cpp`.
+//! Gemma 2: Gemma with capped attention scores and logits, a window in every second layer, and norms on the inputs and outputs
+//! of both halves. Reference: Transformers `models/gemma2/modeling_gemma2.py`; for GGUF, llama.cpp `src/models/gemma2.cpp`.
 
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ pub(super) const FAMILY: Family = Family {
     ..Family::PLAIN
 };
 
-/// Every second layer has a window, the first one, too.
+/// Every second layer has a window, beginning with the first.
 fn is_windowed(layer: usize) -> bool {
     layer.is_multiple_of(2)
 }
@@ -72,7 +72,8 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 }
 
 fn settings(config: &Config) -> Value {
-    // The scale is an f32, and Transformers takes whole numbers only; where none is meant, reading back refuses the model.
+    // The scale is an f32, and Transformers accepts whole numbers only. If the scale is not from a whole number, the check on
+    // reading refuses it.
     let scalar = f64::from(config.attention_scale).powi(-2).round() as u64;
     json!({
         "hidden_act": null, "hidden_activation": "gelu_pytorch_tanh", "attention_bias": config.qkv_bias,
@@ -83,14 +84,14 @@ fn settings(config: &Config) -> Value {
 }
 
 fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
-    // The converter has added the 1 to the norms already.
+    // The converter has already added 1 to the norm weights.
     config.norm_offset = false;
     config.embedding_scale = (config.hidden_size as f64).sqrt();
-    // The 27B model alone scales by the width per head; it is told by its layers, as llama.cpp does.
+    // Only the 27B model scales by the width per head; its number of layers identifies it, as in llama.cpp.
     if config.layers == 46 {
         config.attention_scale = 1.0 / ((config.hidden_size / config.heads.max(1)) as f32).sqrt();
     }
-    // 0 stands for none.
+    // 0 means no cap.
     let cap = |name: &str| -> Result<Option<f32>> {
         let cap = file.required(name, file.arch_number(name)?)?;
         Ok(Some(cap as f32).filter(|cap| *cap > 0.0))

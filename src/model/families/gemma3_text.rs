@@ -1,6 +1,6 @@
-//! Gemma 3, the language model: five layers with a window and a rotary base of their own to one without, norms before and behind
-//! everything, on queries and on keys, scaled embeddings, GELU. Of the multimodal `gemma3` the text half is read.
-//! Reference: Transformers `models/gemma3/modeling_gemma3.py`; for GGUF, llama.cpp `src/models/gemma3.cpp`.
+//! Gemma 3, the language model: five layers with a window and their own rotary base for each layer without, norms on the inputs
+//! and outputs of both halves and on queries and keys, scaled embeddings, GELU. Also read as the text half of the multimodal
+//! `gemma3`. Reference: Transformers `models/gemma3/modeling_gemma3.py`; for GGUF, llama.cpp `src/models/gemma3.cpp`.
 
 use serde_json::{Value, json};
 
@@ -22,15 +22,15 @@ pub(super) const FAMILY: Family = Family {
     class: "Gemma3ForCausalLM",
     keys: &[
         ("attention_bias", Honoured),
-        // Transformers reads it and does not use it.
+        // Transformers reads this but does not use it.
         ("attn_logit_softcapping", Only(&[])),
         ("final_logit_softcapping", Optional),
         ("query_pre_attn_scalar", Honoured),
-        // Where each kind of layer has its own rope parameters, Transformers does not read it.
+        // Transformers does not read this if each kind of layer has its own rope parameters.
         ("original_max_position_embeddings", Only(&[])),
         ("sliding_window", Honoured),
         ("sliding_window_pattern", Honoured),
-        // What Transformers 5 writes and never reads: `layer_types` stands beside it.
+        // Written by Transformers 5 beside `layer_types`, but never read.
         ("_sliding_window_pattern", Irrelevant),
         ("layer_types", Optional),
         ("rope_local_base_freq", Honoured),
@@ -38,7 +38,7 @@ pub(super) const FAMILY: Family = Family {
         ("hidden_act", Only(&["gelu_pytorch_tanh"])),
         ("use_bidirectional_attention", Only(&["false"])),
     ],
-    // The multimodal checkpoints rely on these.
+    // The multimodal checkpoints rely on these defaults.
     defaults: r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
                   "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
                   "rms_norm_eps": 0.000001, "tie_word_embeddings": true, "query_pre_attn_scalar": 256,
@@ -61,7 +61,7 @@ pub(super) const FAMILY: Family = Family {
     ..Family::PLAIN
 };
 
-/// Layers with a window between two without, where the file does not say, and the base of their rotary embedding.
+/// The distance between layers without a window, and the rotary base of layers with one, if the file does not say.
 const PATTERN: usize = 6;
 const WINDOW_THETA: f64 = 10_000.0;
 
@@ -87,7 +87,8 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 
 fn settings(config: &Config) -> Value {
     let window_theta = config.window_rope.as_ref().map_or(WINDOW_THETA, |rope| rope.theta);
-    // The scale is an f32, and Transformers takes whole numbers only; where none is meant, reading back refuses the model.
+    // The scale is an f32, and Transformers accepts whole numbers only. If the scale is not from a whole number, the check on
+    // reading refuses it.
     let scalar = f64::from(config.attention_scale).powi(-2).round() as u64;
     json!({
         "hidden_act": null, "hidden_activation": "gelu_pytorch_tanh", "attention_bias": config.qkv_bias,
@@ -98,14 +99,14 @@ fn settings(config: &Config) -> Value {
 }
 
 fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
-    // The converter has added the 1 to the norms already.
+    // The converter has already added 1 to the norm weights.
     config.norm_offset = false;
     config.embedding_scale = (config.hidden_size as f64).sqrt();
-    // The 27B model alone scales by the width per head; it is told by its layers, as llama.cpp does.
+    // Only the 27B model scales by the width per head; its number of layers identifies it, as in llama.cpp.
     if config.layers == 62 {
         config.attention_scale = 1.0 / ((config.hidden_size / config.heads.max(1)) as f32).sqrt();
     }
-    // In llama.cpp 0 stands for none, of both.
+    // In llama.cpp 0 means no cap, or no window.
     config.final_softcap = file.arch_number("final_logit_softcapping")?.filter(|&cap| cap != 0.0).map(|cap| cap as f32);
     let window = file.arch_count("attention.sliding_window")?.filter(|&window| window > 0);
     let pattern = file.arch_count("attention.sliding_window_pattern")?.unwrap_or(PATTERN);

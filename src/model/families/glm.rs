@@ -1,4 +1,4 @@
-//! GLM-4-9B: half of each head turns, in neighbouring pairs; gate and up are one matrix.
+//! GLM-4-9B: half of each head is rotated, in neighbouring pairs; gate and up are one matrix.
 //! Reference: Transformers `models/glm/modeling_glm.py`.
 
 use serde_json::{Value, json};

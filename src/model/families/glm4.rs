@@ -1,4 +1,4 @@
-//! GLM-4-0414: GLM with a second norm behind the attention and behind the feed-forward network.
+//! GLM-4-0414: GLM with an additional norm on the outputs of attention and feed-forward network.
 //! Reference: Transformers `models/glm4/modeling_glm4.py`.
 
 use super::family::Family;

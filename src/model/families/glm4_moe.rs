@@ -1,6 +1,6 @@
-//! GLM-4.5 and 4.6: experts chosen by corrected scores beside a network that all tokens share, in all but the first layers; half of each
-//! head turns. The layers behind the last, which predict further tokens at once, are not run, as in Transformers.
-//! Reference: Transformers `models/glm4_moe/modeling_glm4_moe.py`; for GGUF, llama.cpp `src/models/glm4-moe.cpp`.
+//! GLM-4.5 and 4.6: experts chosen by corrected scores beside a shared network, in all but the first layers; half of each head is
+//! rotated. The extra layers that predict several tokens ahead are not run, as in Transformers. Reference: Transformers
+//! `models/glm4_moe/modeling_glm4_moe.py`; for GGUF, llama.cpp `src/models/glm4-moe.cpp`.
 
 use serde_json::{Value, json};
 
@@ -31,10 +31,10 @@ pub(super) const FAMILY: Family = Family {
         ("norm_topk_prob", Honoured),
         ("routed_scaling_factor", Honoured),
         ("num_nextn_predict_layers", Optional),
-        // Transformers' other names of two of these.
+        // Transformers' aliases for two of these keys.
         ("num_local_experts", Only(&[])),
         ("num_mtp_layers", Only(&[])),
-        // Experts are chosen among all.
+        // Only one group: experts are chosen among all.
         ("n_group", Only(&["1"])),
         ("topk_group", Only(&["1"])),
     ],
@@ -64,7 +64,7 @@ pub(super) const FAMILY: Family = Family {
         ("expert_weights_scale", Honoured),
         ("expert_weights_norm", Honoured),
         ("nextn_predict_layers", Honoured),
-        // The sigmoid.
+        // 2 is the sigmoid.
         ("expert_gating_func", Only(&["2"])),
         ("expert_group_count", Only(&["1"])),
         ("expert_group_used_count", Only(&["1"])),
@@ -114,7 +114,7 @@ fn settings(config: &Config) -> Value {
 fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.qkv_bias = file.holds_qkv_bias();
     config.qk_norm = file.holds("blk.0.attn_q_norm.weight");
-    // They are among the blocks that the file counts.
+    // The file's block count includes the extra layers.
     config.further_layers = file.arch_count("nextn_predict_layers")?.unwrap_or(0);
     config.set_layers(config.layers.saturating_sub(config.further_layers));
     let inner = file.required_count("expert_feed_forward_length")?;

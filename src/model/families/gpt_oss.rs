@@ -1,5 +1,5 @@
-//! gpt-oss: attention with a sink for each head and a window in every second layer; experts with biases and a clamped activation, which are
-//! stored in MXFP4. Reference: Transformers `models/gpt_oss/modeling_gpt_oss.py`; for GGUF, llama.cpp `src/models/openai-moe.cpp` and
+//! gpt-oss: attention with a sink for each head and a window in every second layer; experts with biases and a clamped activation, stored in
+//! MXFP4. Reference: Transformers `models/gpt_oss/modeling_gpt_oss.py`; for GGUF, llama.cpp `src/models/openai-moe.cpp` and
 //! `conversion/gpt_oss.py`.
 
 use candle_core::Tensor;
@@ -32,9 +32,9 @@ pub(super) const FAMILY: Family = Family {
         ("head_dim", Optional),
         ("num_key_value_heads", Optional),
         ("quantization_config", Optional),
-        // Transformers' other name of the number of experts.
+        // Transformers' alias for the number of experts.
         ("num_experts", Only(&[])),
-        // OpenAI's names of settings that stand under Transformers' names, too.
+        // OpenAI's names for settings that are also present under Transformers' names.
         ("experts_per_token", Irrelevant),
         ("initial_context_length", Irrelevant),
     ],
@@ -63,7 +63,7 @@ pub(super) const FAMILY: Family = Family {
 
 const SWIGLU: ClampedSwiglu = ClampedSwiglu { alpha: 1.702, limit: 7.0 };
 
-/// Every second layer has a window, the first one, too.
+/// Every second layer has a window, beginning with the first.
 fn is_windowed(layer: usize) -> bool {
     layer.is_multiple_of(2)
 }
@@ -71,7 +71,7 @@ fn is_windowed(layer: usize) -> bool {
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
     config.rope = match parameters(json) {
         Some(_) => Rope::from_json(json, config.max_positions)?,
-        // What the config class takes without any.
+        // The default of the config class.
         None => {
             let mut json = json.clone();
             json["rope_parameters"] = json!({
@@ -105,7 +105,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The softmax is over the chosen experts, which is that over all of them, normed.
+/// A softmax over the chosen experts equals the softmax over all experts, normalised over the chosen ones.
 fn experts(config: &Config, count: usize, per_token: usize) -> ExpertsConfig {
     let plain = ExpertsConfig::plain(count, per_token, config.intermediate_size, vec![true; config.layers]);
     ExpertsConfig { normalise: true, modules: false, transposed: true, swiglu: Some(SWIGLU), ..plain }
@@ -116,7 +116,7 @@ fn settings(config: &Config) -> Value {
         "attention_bias": config.qkv_bias, "sliding_window": config.windows.iter().flatten().next(),
         "layer_types": config.layer_types(),
     });
-    // Without scaling it has to be said: what is left out is scaled.
+    // An unscaled embedding has to be stated explicitly, because the default is scaled.
     if config.rope.scaling == RopeScaling::None {
         json["rope_scaling"] = json!({"rope_type": "default"});
     }
@@ -133,7 +133,7 @@ fn settings(config: &Config) -> Value {
 fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.qkv_bias = file.holds_qkv_bias();
     config.output_bias = file.holds("blk.0.attn_output.bias");
-    // llama.cpp cuts the ramp at whole pairs for all families; these models were trained without, and no key tells.
+    // llama.cpp rounds the ramp to whole pairs for all families; these models were trained without that, and no key records it.
     if let RopeScaling::Yarn { truncate, .. } = &mut config.rope.scaling {
         *truncate = false;
     }
@@ -145,7 +145,7 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     Ok(())
 }
 
-/// The experts' stacks: llama.cpp has gate and up apart, outputs by inputs.
+/// Reads the experts' stacks: llama.cpp stores gate and up separately, outputs by inputs.
 fn gguf_tensor(file: &Gguf, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
     let Some((layer, kind)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once(".mlp.experts.")) else {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! Granite 3: Llama with a multiplier each on embeddings, attention scores, logits, and what is added to the residual stream.
-//! Reference: Transformers `models/granite/modeling_granite.py`; for GGUF, llama.cpp `src/models/granite.cpp`.
+//! Granite 3: Llama with separate multipliers for embeddings, attention scores, logits, and what is added to the residual
+//! stream. Reference: Transformers `models/granite/modeling_granite.py`; for GGUF, llama.cpp `src/models/granite.cpp`.
 
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     )
 }
 
-/// Reads the four multipliers by their names, each 1 where it is missing.
+/// Reads the four multipliers by name; each defaults to 1.
 fn scale(config: &mut Config, read: impl Fn(&str) -> Result<Option<f64>>, names: [&str; 4]) -> Result<()> {
     let [embedding, attention, residual, logits] = names;
     config.embedding_scale = read(embedding)?.unwrap_or(1.0);
@@ -72,7 +72,7 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.qkv_bias = file.holds_qkv_bias();
     config.output_bias = file.holds("blk.0.attn_output.bias");
     config.mlp_bias = file.holds("blk.0.ffn_down.bias");
-    // The file has them as f32.
+    // The file stores them as f32.
     let read = |key: &str| Ok(Some(shortest(file.required(key, file.arch_number(key)?)? as f32)));
     scale(config, read, ["embedding_scale", "attention.scale", "residual_scale", "logit_scale"])
 }

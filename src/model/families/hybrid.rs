@@ -1,4 +1,4 @@
-//! Families in which most layers have the gated delta rule and every fourth attention with gates: Qwen3-Next and Qwen 3.5.
+//! Families that alternate the gated delta rule with gated attention in every fourth layer: Qwen3-Next and Qwen 3.5.
 
 use serde_json::{Map, Value, json};
 
@@ -14,15 +14,15 @@ use crate::model::layers::{Attention, Layer};
 use crate::model::mixer::Mixer;
 use crate::model::rope::{Rope, partial_rotary_factor};
 
-/// What the files of these families call the two kinds of layers.
+/// The names of the two kinds of layers in config.json.
 const KINDS: [&str; 2] = ["full_attention", "linear_attention"];
-/// The distance from one layer with attention to the next, where the file does not say.
+/// The distance between layers with attention, if the file does not say.
 pub(super) const INTERVAL: usize = 4;
 
-/// Reads what the families have in common; `grouped` says how the rows of the projections stand.
+/// Reads the settings that the families share; `grouped` says how the rows of the projections are ordered.
 pub(super) fn configure(config: &mut Config, json: &Value, grouped: bool) -> Result<()> {
     let mut plain = json.clone();
-    // Qwen 3.5's positions have three parts, for text one number.
+    // Qwen 3.5 has three-part positions, which are a single number for text.
     for key in ["rope_parameters", "rope_scaling"].into_iter().filter(|_| !grouped) {
         if let Some(parameters) = plain.get_mut(key) {
             without_sections(parameters);
@@ -61,7 +61,7 @@ pub(super) fn configure(config: &mut Config, json: &Value, grouped: bool) -> Res
     Ok(())
 }
 
-/// All layers but every `interval`th have the delta rule.
+/// Every layer has the delta rule, except each `interval`th.
 pub(super) fn every_but(interval: usize, layers: usize) -> Result<Vec<bool>> {
     match interval {
         0 => Err(Error::new("`full_attention_interval` is 0; expected 1 or more")),
@@ -69,7 +69,7 @@ pub(super) fn every_but(interval: usize, layers: usize) -> Result<Vec<bool>> {
     }
 }
 
-/// The way back of [`configure`].
+/// The inverse of [`configure`].
 pub(super) fn settings(config: &Config) -> Map<String, Value> {
     let mut json = Map::new();
     json.insert("attention_bias".to_owned(), config.qkv_bias.into());

@@ -1,7 +1,7 @@
-//! GGUF files of Qwen 3.5 (`src/models/qwen35.cpp`, `qwen35moe.cpp` and `conversion/qwen.py` in llama.cpp).
+//! Reads GGUF files of Qwen 3.5 (`src/models/qwen35.cpp`, `qwen35moe.cpp` and `conversion/qwen.py` in llama.cpp).
 //!
-//! Value heads stand there by their numbers within a key head (`k0 v0, k1 v0, .., k0 v1, k1 v1, ..`), in Transformers by key heads (`k0 v0,
-//! k0 v1, .., k1 v0, ..`). Of the decay the file has `-exp(A_log)`, and all norms but that of the rule's heads have the 1 added.
+//! GGUF orders value heads by their index within a key head (`k0 v0, k1 v0, .., k0 v1, k1 v1, ..`), Transformers by key head (`k0 v0, k0
+//! v1, .., k1 v0, ..`). GGUF stores the decay as `-exp(A_log)`, and adds 1 to all norm weights but those of the rule's heads.
 
 use candle_core::Tensor;
 
@@ -33,10 +33,10 @@ pub(super) const KEYS: Rules = &[
     ("ssm.time_step_rank", Honoured),
     ("ssm.inner_size", Honoured),
     ("attention.recurrent_layers", Honoured),
-    // Read where the list is missing.
+    // Read if the list is missing.
     ("full_attention_interval", Honoured),
     ("nextn_predict_layers", Honoured),
-    // For positions that have three parts; text has one number.
+    // Concerns three-part positions, which are a single number for text.
     ("rope.dimension_sections", Irrelevant),
 ];
 
@@ -54,15 +54,15 @@ pub(super) const KEYS_WITH_EXPERTS: Rules = &[
     ("ssm.time_step_rank", Honoured),
     ("ssm.inner_size", Honoured),
     ("attention.recurrent_layers", Honoured),
-    // Read where the list is missing.
+    // Read if the list is missing.
     ("full_attention_interval", Honoured),
     ("nextn_predict_layers", Honoured),
-    // For positions that have three parts; text has one number.
+    // Concerns three-part positions, which are a single number for text.
     ("rope.dimension_sections", Irrelevant),
 ];
 
 pub(super) fn configure(config: &mut Config, file: &Gguf) -> Result<()> {
-    // They are among the blocks that the file counts, and in the list of kinds.
+    // The file's block count and its list of layer kinds include the extra layers.
     let (blocks, further) = (config.layers, file.arch_count("nextn_predict_layers")?.unwrap_or(0));
     let key = format!("{}.nextn_predict_layers", file.architecture()?);
     let layers = blocks
@@ -103,7 +103,7 @@ fn shape(file: &Gguf) -> Result<DeltaShape> {
     Ok(shape)
 }
 
-/// The tensors of a layer with the rule, as Transformers has them.
+/// Reads the tensors of a layer with the rule in Transformers' layout.
 pub(super) fn tensor(file: &Gguf, name: &str, dims: &[usize], _: Option<usize>) -> Result<Option<Tensor>> {
     let Some((layer, kind)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once(".linear_attn.")) else {
         return Ok(None);
@@ -128,7 +128,7 @@ pub(super) fn tensor(file: &Gguf, name: &str, dims: &[usize], _: Option<usize>) 
     }))
 }
 
-/// The rows behind the `first` ones, which are of value heads by their numbers within a key head, by key heads.
+/// Reorders the rows after the first `first` ones from index-major to key-head-major order of the value heads.
 fn by_key_heads(tensor: &Tensor, first: usize, shape: &DeltaShape) -> Result<Tensor> {
     let (rows, (keys, values)) = (tensor.dim(0)?, (shape.key_heads, shape.value_heads));
     let of_values = tensor.narrow(0, first, rows - first)?;
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn value_heads_come_back_to_their_key_heads() {
         let shape = DeltaShape { key_heads: 2, value_heads: 6, key_dim: 1, value_dim: 1, kernel: 1, grouped: false };
-        // Two rows before; then heads (key, number): 00 10 01 11 02 12.
+        // Two leading rows; then the heads (key, index) in the order 00 10 01 11 02 12.
         let stored = Tensor::new(&[8f32, 9., 0., 10., 1., 11., 2., 12.], &Device::Cpu).unwrap();
         let found = by_key_heads(&stored, 2, &shape).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(found, [8., 9., 0., 1., 2., 10., 11., 12.]);

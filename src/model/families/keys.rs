@@ -1,6 +1,7 @@
-//! What becomes of each key of config.json: nothing that could change the logits is silently ignored.
+//! The rules for config.json's keys: nothing that could change the logits is silently ignored.
 //!
-//! A family's own table (in its file) comes before [`COMMON`], which holds what all families share. A key in neither is refused.
+//! A family's own table (in its file) takes precedence over [`COMMON`], which all families share. A key that is in neither is
+//! refused.
 
 use serde_json::Value;
 
@@ -22,11 +23,11 @@ pub(crate) const COMMON: Rules = &[
     ("rms_norm_eps", Honoured),
     ("max_position_embeddings", Honoured),
     ("tie_word_embeddings", Honoured),
-    // `null` beside rope parameters that hold the base: see rope.rs.
+    // May be `null` beside rope parameters that contain the base: see rope.rs.
     ("rope_theta", Optional),
     ("rope_scaling", Optional),
     ("rope_parameters", Optional),
-    // Read where the rotary embedding is scaled by it.
+    // Read if the scaling of the rotary embedding uses it.
     ("original_max_position_embeddings", Honoured),
     ("hidden_act", Only(&["silu", "swish"])),
     ("partial_rotary_factor", Only(&["1", "1.0"])),
@@ -34,13 +35,13 @@ pub(crate) const COMMON: Rules = &[
     ("is_encoder_decoder", Only(&["false"])),
     ("add_cross_attention", Only(&["false"])),
     ("pruned_heads", Only(&["{}"])),
-    // Weights of another kind than the tensors that are read.
+    // The weights would be stored in a form that is not read.
     ("quantization_config", Only(&[])),
     ("quantization", Only(&[])),
-    // Left by converters of Llama: true of every `llama` checkpoint that Transformers reads.
+    // Written by converters of Llama; true for every `llama` checkpoint that Transformers reads.
     ("is_llama_config", Only(&["true"])),
     ("rope_interleaved", Only(&["false"])),
-    // Training; what Transformers applies there is named before the first step: `unapplied_in_training`.
+    // Training settings. `unapplied_in_training` reports those that Transformers would apply, before the first step.
     ("attention_dropout", Irrelevant),
     ("hidden_dropout", Irrelevant),
     ("resid_pdrop", Irrelevant),
@@ -56,7 +57,7 @@ pub(crate) const COMMON: Rules = &[
     ("output_router_logits", Irrelevant),
     ("unsloth_fixed", Irrelevant),
     ("unsloth_version", Irrelevant),
-    // Generation and tokens; the tokenizer's own files say which tokens are special.
+    // Generation and special tokens; the tokenizer's own files say which tokens are special.
     ("use_cache", Irrelevant),
     ("cache_implementation", Irrelevant),
     ("bos_token_id", Irrelevant),
@@ -69,7 +70,7 @@ pub(crate) const COMMON: Rules = &[
     ("prefix", Irrelevant),
     ("task_specific_params", Irrelevant),
     ("generation_config", Irrelevant),
-    // What Transformers 4 wrote of generation's settings into every config (`PretrainedConfig`).
+    // Generation settings that Transformers 4 wrote into every config (`PretrainedConfig`).
     ("max_length", Irrelevant),
     ("min_length", Irrelevant),
     ("max_new_tokens", Irrelevant),
@@ -102,7 +103,7 @@ pub(crate) const COMMON: Rules = &[
     ("pad_token", Irrelevant),
     ("unk_token", Irrelevant),
     ("padding_side", Irrelevant),
-    // Lengths that the tokenizer or a trainer was set to.
+    // Length limits of the tokenizer or trainer.
     ("model_max_length", Irrelevant),
     ("tokenizer_model_max_length", Irrelevant),
     ("max_sequence_length", Irrelevant),
@@ -110,7 +111,7 @@ pub(crate) const COMMON: Rules = &[
     ("max_seq_length", Irrelevant),
     ("seq_length", Irrelevant),
     ("seq_len", Irrelevant),
-    // How attention is computed, and on what.
+    // Choices of attention implementation and hardware.
     ("use_flash_attn", Irrelevant),
     ("use_flash_attention", Irrelevant),
     ("use_flash_attention_2", Irrelevant),
@@ -128,7 +129,7 @@ pub(crate) const COMMON: Rules = &[
     ("base_model", Irrelevant),
     ("base_model_name_or_path", Irrelevant),
     ("language", Irrelevant),
-    // A head that is no language head is refused: `check_architectures`.
+    // `check_architectures` refuses heads other than language-model heads.
     ("architectures", Optional),
     ("auto_map", Irrelevant),
     ("dtype", Irrelevant),
@@ -156,10 +157,10 @@ pub(crate) const COMMON: Rules = &[
     ("cross_attention_hidden_size", Irrelevant),
 ];
 
-/// Settings of one value that Transformers wants to see, while other keys with `Only` may be `null`.
+/// Keys with `Only` for which Transformers does not accept `null`.
 const NEVER_NULL: &[&str] = &["hidden_act", "hidden_activation", "use_sliding_window"];
 
-/// Refuses the first key that is unknown, or whose value cannot be honoured.
+/// Refuses the first key that is unknown or whose value cannot be honoured.
 pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
     check_architectures(json, family)?;
     check_nested_rotary_factor(json, family)?;
@@ -195,8 +196,8 @@ pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
     Ok(())
 }
 
-/// Refuses classes with a head that is no language head, such as a reward model's: its file may hold a language model's names all
-/// the same. Which family it is `model_type` decides, as in Transformers.
+/// Refuses classes with another head than a language-model head, such as reward models: their files may still use a language
+/// model's tensor names. `model_type` decides the family, as in Transformers.
 fn check_architectures(json: &Value, family: &Family) -> Result<()> {
     let stem = family.class.trim_end_matches("ForCausalLM");
     let without_head = format!("{stem}Model");
@@ -215,7 +216,7 @@ fn check_architectures(json: &Value, family: &Family) -> Result<()> {
     })
 }
 
-/// Rope parameters may hold the share of a head that turns; the rule for it is the same there as outside.
+/// Rope parameters may contain the rotated share of a head; the same rule applies to it there.
 fn check_nested_rotary_factor(json: &Value, family: &Family) -> Result<()> {
     const KEY: &str = "partial_rotary_factor";
     let sets = ["rope_parameters", "rope_scaling"].into_iter().filter_map(|key| json.get(key)?.as_object());
@@ -241,8 +242,8 @@ pub(crate) fn rule(key: &str, family: &Family) -> Option<Rule> {
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
-/// Sentences about what config.json asks of training and this program does not do, though Transformers does: dropout, and the loss of a router.
-/// Scores do not depend on it.
+/// Sentences about training settings of config.json that Transformers applies and this program does not: dropout, and the router's
+/// auxiliary loss. Scoring does not depend on them.
 pub(crate) fn unapplied_in_training(json: &Value) -> Vec<String> {
     let number = |key: &str| json.get(key).and_then(Value::as_f64).unwrap_or(0.0);
     let elsewhere = "Transformers and the trainers built on it apply it, and this program does not";

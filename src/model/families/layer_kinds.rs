@@ -1,4 +1,4 @@
-//! Families whose layers with a window have a rotary embedding of their own. Reference: Transformers, `convert_rope_params_to_dict` of
+//! Rotary embeddings of families whose windowed layers have their own. Reference: Transformers, `convert_rope_params_to_dict` of
 //! `models/gemma3/configuration_gemma3.py` and `models/olmo3/configuration_olmo3.py`.
 
 use serde_json::Value;
@@ -7,26 +7,26 @@ use crate::error::{Error, Result};
 use crate::json::{flag, present};
 use crate::model::rope::Rope;
 
-/// The embedding of layers without a window and of those with one; the bases are theirs where the file does not say.
+/// The embeddings of layers without and with a window; `bases` holds their default bases, in this order.
 pub(super) fn ropes(json: &Value, bases: (f64, f64), max_positions: usize) -> Result<(Rope, Option<Rope>)> {
     let rope = |parameters: Option<&Value>, theta| match parameters.map(|parameters| flag(parameters, "truncate")).transpose()? {
-        // Transformers looks for it beside the sets, where it cannot stand.
+        // Transformers looks for `truncate` outside the sets, where it is not allowed.
         Some(Some(false)) => {
             Err(Error::new("rope parameters with `truncate` = false are not supported for single kinds of layers"))
         }
         _ => Rope::from_parameters(parameters, theta, max_positions),
     };
     let Some(sets) = present(json, "rope_parameters") else {
-        // Transformers 4: the scaling is for layers without a window.
+        // In Transformers 4 the scaling applies to layers without a window.
         return Ok((rope(present(json, "rope_scaling"), bases.0)?, Some(rope(None, bases.1)?)));
     };
-    // Transformers 5: a set for each kind of layer.
+    // In Transformers 5 each kind of layer has its own set.
     let known = ["full_attention", "sliding_attention"];
     if let Some(kind) = sets.as_object().into_iter().flatten().map(|(kind, _)| kind).find(|kind| !known.contains(&kind.as_str()))
     {
         return Err(Error::new(format!("`rope_parameters` holds `{kind}`; expected {}", known.join(" and "))));
     }
-    // A scaling beside them changes single values of the set for layers without a window.
+    // A separate `rope_scaling` overrides single values of the set for layers without a window.
     let mut full = present(sets, known[0]).cloned();
     if let Some(scaling) = present(json, "rope_scaling") {
         match (full.as_mut().and_then(Value::as_object_mut), scaling.as_object()) {

@@ -1,5 +1,5 @@
-//! Llama: rotary grouped-query attention and a SiLU-gated feed-forward network. Serves Llama 1 to 3, SmolLM2 and what else names
-//! itself `llama`. Reference: Transformers `models/llama/modeling_llama.py`.
+//! Llama: rotary grouped-query attention and a SiLU-gated feed-forward network. Covers Llama 1 to 3, SmolLM2 and other models
+//! with the type `llama`. Reference: Transformers `models/llama/modeling_llama.py`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Ministral 3: Mistral with YaRN, and queries that grow with their position beyond the length of the first training.
+//! Ministral 3: Mistral with YaRN, and queries that grow with their position beyond the original training length.
 //! Reference: Transformers `models/ministral3/modeling_ministral3.py`.
 
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     let (above, below) = (number(&scaling, "mscale")?, number(&scaling, "mscale_all_dim")?);
     if let Some(scaling) = scaling.as_object_mut() {
         scaling.retain(|key, _| ![GROWTH, "max_position_embeddings"].contains(&key.as_str()));
-        // Equal, they cancel out.
+        // Equal values cancel out.
         if above.is_some_and(|above| above != 0.0) && above == below && !scaling.contains_key("attention_factor") {
             scaling.retain(|key, _| !key.starts_with("mscale"));
             scaling.insert("attention_factor".to_owned(), 1.0.into());
@@ -50,7 +50,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 const GROWTH: &str = "llama_4_scaling_beta";
 const ORIGINAL: &str = "original_max_position_embeddings";
 
-/// What Transformers takes where config.json has none.
+/// Transformers' default if config.json has no rope parameters.
 fn default_parameters() -> Value {
     json!({"rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, ORIGINAL: 16384, "beta_fast": 32.0, "beta_slow": 1.0,
            "mscale": 1.0, "mscale_all_dim": 1.0, GROWTH: 0.1})

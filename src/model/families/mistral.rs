@@ -1,4 +1,4 @@
-//! Mistral: Llama with an optional window in every layer. In GGUF it calls itself `llama`.
+//! Mistral: Llama with an optional window in every layer. Its GGUF architecture is `llama`.
 //! Reference: Transformers `models/mistral/modeling_mistral.py`.
 
 use serde_json::{Value, json};

@@ -1,11 +1,11 @@
-//! The table of families: one small file each, named after the `model_type` of its config.json. What several of them share, or all:
+//! The table of model families: one small file for each, named after the `model_type` of its config.json. Shared parts:
 //!
 //! ```text
-//! family.rs       what a family says of itself
-//! keys.rs         which settings of a config are honoured, refused, irrelevant
-//! layer_kinds.rs  rotary embeddings that differ by kinds of layers
-//! hybrid.rs       layers of attention and of the gated delta rule in turn; hybrid_gguf.rs the same from GGUF
-//! outer.rs        larger models around the text model of a known family; multimodal.rs finds that
+//! family.rs       the description of a family
+//! keys.rs         which settings of a config are honoured, refused or irrelevant
+//! layer_kinds.rs  rotary embeddings that differ by kind of layer
+//! hybrid.rs       layers of attention alternating with the gated delta rule; hybrid_gguf.rs reads them from GGUF
+//! outer.rs        multimodal models around a text model of a known family; multimodal.rs finds that text model
 //! ```
 
 mod family;
@@ -73,7 +73,7 @@ pub(super) fn by_model_type(model_type: &str) -> Result<&'static Family> {
     FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| unknown(model_type))
 }
 
-/// The family of the language model that config.json describes, alone or inside a multimodal model.
+/// The family of the language model that config.json describes, on its own or inside a multimodal model.
 pub(super) fn by_config(json: &Value) -> Result<&'static Family> {
     by_model_type(outer::inner_type(json)?)
 }
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// The guide's tables say what is read: of every family and of every multimodal model one row, and of nothing else.
+    /// The guide's tables list exactly what is read: one row per family and per multimodal model.
     #[test]
     fn the_guide_lists_every_family() {
         let guide = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/models.md")).unwrap();
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(found, outers.collect::<Vec<_>>());
     }
 
-    /// The newcomer's guide in model/mod.rs promises a file, a row and a fixture for each family.
+    /// The guide for contributors in model/mod.rs promises a file, a row and a fixture for each family.
     #[test]
     fn every_family_has_its_file_its_row_and_its_fixture() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! A language model inside a multimodal one: what its config and its modules are called there, and what stands beside it.
-//! Reference: Transformers, `configuration_*.py` and `modeling_*.py` of the models in outer.rs.
+//! Finds the language model inside a multimodal one: its config, its module names, and the parts beside it. Reference: Transformers,
+//! `configuration_*.py` and `modeling_*.py` of the models in outer.rs.
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ use super::outer::{Outer, around};
 use crate::error::{Context, Error, Result};
 use crate::json::present;
 
-/// Keys of the outer config, which some versions repeat inside; none of them concerns text.
+/// Keys of the outer config that some versions repeat inside; none of them concerns text.
 const OUTER: &[&str] = &[
     "text_config",
     "vision_config",
@@ -36,13 +36,13 @@ const OUTER: &[&str] = &[
 
 const TIE: &str = "tie_word_embeddings";
 
-/// What `text_config` says of the head, which belongs to the outer model: its class does not read it.
+/// Keys of `text_config` about the head. The head belongs to the outer model, whose class does not read them.
 const OF_THE_HEAD: &[&str] = &["final_logit_softcapping"];
 
-/// The part of config.json that describes the language model, as the config that the family has by itself, once what stands around it
-/// has been judged.
+/// The part of config.json that describes the language model, in the form of a standalone config, after the settings around it have
+/// been checked.
 ///
-/// The head belongs to the outer model, so that the outer `tie_word_embeddings` counts (Transformers 5, `tie_weights`).
+/// The head belongs to the outer model, so the outer `tie_word_embeddings` decides (Transformers 5, `tie_weights`).
 pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
     let (Some(outer), Some(whole)) = (around(json), json.as_object()) else { return Ok(json.clone()) };
     let mut text = match whole.get("text_config") {
@@ -82,14 +82,14 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
     Ok(Value::Object(text))
 }
 
-/// Refuses settings beside `text_config`, where Transformers does not read them, unless they change nothing.
+/// Refuses settings outside `text_config`, where Transformers does not read them, unless they change nothing.
 fn check_beside(family: &Family, whole: &Map<String, Value>, text: &Map<String, Value>) -> Result<()> {
     for (key, value) in whole {
         if OUTER.contains(&key.as_str()) {
             continue;
         }
         match keys::rule(key, family) {
-            // Transformers reads it inside only.
+            // Transformers reads these keys only inside `text_config`.
             Some(Rule::Honoured | Rule::Optional) if text.get(key) == Some(value) || value.is_null() => {}
             Some(Rule::Honoured | Rule::Optional) => {
                 return Err(Error::new(format!(
@@ -104,7 +104,7 @@ fn check_beside(family: &Family, whole: &Map<String, Value>, text: &Map<String, 
     Ok(())
 }
 
-/// Whether head and embedding are one matrix. Outside, `null` is as good as false.
+/// Whether head and embedding are one matrix. In the outer config `null` means false.
 fn tie(outer: &Outer, json: &Value) -> Value {
     let found = json.get(TIE).map_or(outer.tied.into(), |tied| if tied.is_null() { false.into() } else { tied.clone() });
     let inner = json.get("text_config").and_then(|text| text.get(TIE)) == Some(&Value::Bool(true));
@@ -115,7 +115,7 @@ fn holds_sections(parameters: Option<&Value>) -> bool {
     parameters.is_some_and(|parameters| present(parameters, "mrope_section").is_some())
 }
 
-/// Rope parameters without the sections that the frequencies are divided into: for text all sections turn alike.
+/// Removes the sections that the frequencies are divided into: for text all sections rotate alike.
 pub(super) fn without_sections(parameters: &mut Value) {
     let Some(parameters) = parameters.as_object_mut() else { return };
     parameters.retain(|key, _| !["mrope_section", "mrope_interleaved"].contains(&key.as_str()));
@@ -126,7 +126,7 @@ pub(super) fn without_sections(parameters: &mut Value) {
     }
 }
 
-/// What the inner config says about the head, which belongs to the outer model, and what was taken.
+/// Remarks on what the inner config says about the head, which belongs to the outer model, and which value was used.
 pub(crate) fn remarks(json: &Value) -> Vec<String> {
     let (Some(text), Some(outer)) = (json.get("text_config"), around(json)) else { return Vec::new() };
     let mut remarks = Vec::new();
@@ -143,7 +143,7 @@ pub(crate) fn remarks(json: &Value) -> Vec<String> {
     remarks
 }
 
-/// What the multimodal model calls a module or tensor of the language model, in Transformers 5: `model.layers.0` is
+/// The name that the multimodal model of Transformers 5 gives to a module or tensor of the language model: `model.layers.0` becomes
 /// `model.language_model.layers.0`. The head keeps its name.
 pub(crate) fn outer_name(name: &str) -> String {
     match name.strip_prefix("model.") {
@@ -152,8 +152,8 @@ pub(crate) fn outer_name(name: &str) -> String {
     }
 }
 
-/// What the language model by itself calls a module or tensor that the multimodal model calls `name`, in either version of
-/// Transformers: 4 says `language_model.model.layers.0` and `language_model.lm_head`.
+/// The inverse of [`outer_name`], for the names of either version of Transformers: version 4 has `language_model.model.layers.0` and
+/// `language_model.lm_head`.
 pub(crate) fn inner_name(name: &str) -> String {
     match (name.strip_prefix("model.language_model."), name.strip_prefix("language_model.")) {
         (Some(rest), _) => format!("model.{rest}"),
@@ -162,7 +162,7 @@ pub(crate) fn inner_name(name: &str) -> String {
     }
 }
 
-/// Does the tensor or module belong to the vision tower, or to what joins it to the language model? Text never reaches these.
+/// Whether the tensor or module belongs to the vision tower or its connection to the language model, which text never reaches.
 pub(crate) fn is_beside_text(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
     ["vision_tower.", "multi_modal_projector.", "visual."].iter().any(|part| name.starts_with(part))
@@ -219,7 +219,7 @@ mod tests {
         check("architectures", json!(["Gemma3ForSequenceClassification"]), "Gemma3ForSequenceClassification");
     }
 
-    /// Qwen/Qwen2.5-VL-7B-Instruct as it is published, and as Transformers 5 writes it.
+    /// Qwen/Qwen2.5-VL-7B-Instruct as published, and as Transformers 5 writes it.
     #[test]
     fn text_settings_stand_outside_or_inside() {
         let text = json!({"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
@@ -239,11 +239,11 @@ mod tests {
         let config = Config::from_json(&flat).unwrap();
         assert_eq!((config.family, config.rope.theta, config.tied, config.qkv_bias), ("qwen2", 1e6, false, true));
         assert_eq!(Config::from_json(&nested).unwrap(), config);
-        // A tie inside counts here.
+        // For this model a tie in the inner config counts.
         let mut tied = nested.clone();
         tied["text_config"]["tie_word_embeddings"] = json!(true);
         assert!(Config::from_json(&tied).unwrap().tied && remarks(&tied).is_empty());
-        // Another kind of scaling is not lost with the sections, and Gemma 3 has none.
+        // Another kind of scaling is not dropped with the sections, and Gemma 3 has no sections.
         let mut yarn = nested;
         yarn["text_config"]["rope_parameters"]["rope_type"] = json!("longer");
         assert!(Config::from_json(&yarn).unwrap_err().to_string().contains("`longer`"));

@@ -1,5 +1,5 @@
-//! OLMo 2: norms on what attention and feed-forward network add and none in front, one norm over all queries and one over all keys.
-//! Reference: Transformers `models/olmo2/modeling_olmo2.py`; for GGUF, llama.cpp `src/models/olmo2.cpp`.
+//! OLMo 2: norms on the outputs of attention and feed-forward network and none on their inputs, one norm over all queries and one
+//! over all keys. Reference: Transformers `models/olmo2/modeling_olmo2.py`; for GGUF, llama.cpp `src/models/olmo2.cpp`.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,6 @@
-//! OLMo 3: OLMo 2 with a window in three of four layers; the scaling of the rotary embedding is for the others. In GGUF it calls itself
-//! `olmo2`, and its windows tell it. Reference: Transformers `models/olmo3/modeling_olmo3.py`; llama.cpp `src/models/olmo2.cpp`.
+//! OLMo 3: OLMo 2 with a window in three of four layers; the rotary embedding is scaled in the others only. Its GGUF architecture is
+//! `olmo2`, from which its windows distinguish it. Reference: Transformers `models/olmo3/modeling_olmo3.py`; llama.cpp
+//! `src/models/olmo2.cpp`.
 
 use serde_json::{Value, json};
 
@@ -31,7 +32,7 @@ pub(super) const FAMILY: Family = Family {
     ..Family::PLAIN
 };
 
-/// Transformers gives `rope_theta` to the layers without a window, and this base to the others wherever a file does not name theirs.
+/// Transformers applies `rope_theta` to the layers without a window, and this base to the others unless a file names theirs.
 const THETA: f64 = 500_000.0;
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {

@@ -5,25 +5,25 @@ use serde_json::Value;
 use super::family::Family;
 use crate::error::{Error, Result};
 
-/// A multimodal model, by what its config says of the language model inside.
+/// A multimodal model: how its config describes the language model inside.
 pub(crate) struct Outer {
     pub model_type: &'static str,
-    /// Transformers' class of it.
+    /// Its class in Transformers.
     pub class: &'static str,
-    /// What `text_config` calls itself, and which family that is.
+    /// The possible `model_type`s of `text_config`, and the family of each.
     pub inner: &'static [(&'static str, &'static str)],
-    /// JSON: what Transformers' class of the inner config takes for keys that it may leave out, where the family has other defaults.
+    /// JSON: the defaults of Transformers' inner config class, where they differ from the family's.
     pub defaults: &'static str,
-    /// Whether the head is the embedding where the outer config does not say.
+    /// Whether the head is the embedding if the outer config does not say.
     pub tied: bool,
-    /// Does an inner config that ties them count where the outer one does not?
+    /// Whether a tie in the inner config counts if the outer config has none.
     pub inner_tie_counts: bool,
-    /// Checkpoints exist whose text settings stand outside, without a `text_config`.
+    /// Whether checkpoints exist that have their text settings at the top level, without a `text_config`.
     pub flat: bool,
-    /// Positions have three parts (time, height, width), which for text are one number: then each pair of a head turns by that number,
-    /// whichever part its section of the frequencies belongs to.
+    /// Whether positions have three parts (time, height, width). For text these are one number, by which every pair of a head is
+    /// rotated, whichever part its section of the frequencies belongs to.
     pub sectioned: bool,
-    /// Does Transformers refuse a config that names no such sections?
+    /// Whether Transformers refuses a config without such sections.
     pub needs_sections: bool,
 }
 
@@ -100,18 +100,18 @@ pub(crate) const OUTERS: &[Outer] = &[
     },
 ];
 
-/// The multimodal model that config.json is of, if it is of one.
+/// The multimodal model that config.json describes, if any.
 pub(crate) fn around(json: &Value) -> Option<&'static Outer> {
     let model_type = json.get("model_type").and_then(Value::as_str);
     OUTERS.iter().find(|outer| Some(outer.model_type) == model_type)
 }
 
-/// Is this config.json that of a multimodal model?
+/// Whether config.json describes a multimodal model.
 pub(crate) fn is_multimodal(json: &Value) -> bool {
     around(json).is_some()
 }
 
-/// `model_type` of the language model that config.json describes: its own, or that of the family inside.
+/// The `model_type` of the language model that config.json describes: its own, or that of the family inside.
 pub(super) fn inner_type(json: &Value) -> Result<&str> {
     let Some(outer) = around(json) else {
         return Ok(json.get("model_type").and_then(Value::as_str).unwrap_or("(no model_type in config.json)"));
@@ -131,7 +131,7 @@ pub(super) fn inner_type(json: &Value) -> Result<&str> {
     }
 }
 
-/// Is `class` Transformers' class of a multimodal model around `family`?
+/// Whether `class` is Transformers' class of a multimodal model around `family`.
 pub(super) fn is_class_around(family: &Family, class: &str) -> bool {
     let holds = |outer: &Outer| outer.inner.iter().any(|(_, inner)| *inner == family.model_type);
     OUTERS.iter().any(|outer| outer.class == class && holds(outer))

@@ -1,5 +1,5 @@
-//! Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: queries, keys and values are one matrix, and so are gate and up; a part of each head turns.
-//! Reference: Transformers `models/phi3/modeling_phi3.py`; for GGUF, llama.cpp `src/models/phi3.cpp`.
+//! Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: queries, keys and values are one matrix, and so are gate and up; part of each head is
+//! rotated. Reference: Transformers `models/phi3/modeling_phi3.py`; for GGUF, llama.cpp `src/models/phi3.cpp`.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ pub(super) const FAMILY: Family = Family {
     keys: &[
         ("partial_rotary_factor", Honoured),
         ("sliding_window", Optional),
-        // Keys of Microsoft's own code, where other values mean something.
+        // Keys of Microsoft's own code, where other values have an effect.
         ("attention_bias", Only(&["false"])),
         ("mlp_bias", Only(&["false"])),
         ("lm_head_bias", Only(&["false"])),
@@ -47,7 +47,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The first releases call the scaling `su` or `yarn`; both are `longrope` (`convert_rope_params_to_dict`).
+/// Renames the scaling of the first releases: `su` and `yarn` both mean `longrope` (`convert_rope_params_to_dict`).
 fn renamed(json: &Value) -> Value {
     let mut json = json.clone();
     for set in ["rope_parameters", "rope_scaling"] {
@@ -62,7 +62,7 @@ fn renamed(json: &Value) -> Value {
     json
 }
 
-/// Transformers loads this family with no other kinds (`Phi3Config.validate_rope`).
+/// Refuses other kinds of scaling, as Transformers does for this family (`Phi3Config.validate_rope`).
 fn check_scaling(json: &Value) -> Result<()> {
     let kind = parameters(json).and_then(|set| set.get("rope_type").or_else(|| set.get("type"))).and_then(Value::as_str);
     match kind.filter(|kind| !["default", "longrope"].contains(kind)) {
@@ -78,7 +78,7 @@ fn settings(config: &Config) -> Value {
 }
 
 fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
-    // 0 stands for none.
+    // 0 means no window.
     let window = file.arch_count("attention.sliding_window")?.filter(|&window| window > 0);
     config.windows = vec![window; config.layers];
     Ok(())

@@ -40,7 +40,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     read_windows(config, json)
 }
 
-/// Layers from `max_window_layers` on have a window, if `use_sliding_window`.
+/// Layers from `max_window_layers` on have a window if `use_sliding_window` is set.
 pub(super) fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
     let used = flag(json, "use_sliding_window")?.unwrap_or(false);
     let window = used.then(|| count(json, "sliding_window")).transpose()?;
@@ -48,7 +48,7 @@ pub(super) fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
     config.read_windows(json, window, |layer| layer >= first)
 }
 
-/// The way back of [`read_windows`].
+/// The inverse of [`read_windows`].
 pub(super) fn window_settings(config: &Config) -> Value {
     match config.windows.iter().flatten().next() {
         None => json!({"use_sliding_window": false}),

@@ -1,5 +1,5 @@
-//! Qwen 3.5 and 3.6 with experts beside a gated network that all tokens share. By themselves or, as they are published, inside a multimodal
-//! model. Reference: Transformers `models/qwen3_5_moe/modeling_qwen3_5_moe.py`.
+//! Qwen 3.5 and 3.6 with experts beside a gated shared network, on their own or, as published, inside a multimodal model. Reference:
+//! Transformers `models/qwen3_5_moe/modeling_qwen3_5_moe.py`.
 
 use serde_json::Value;
 
@@ -24,18 +24,18 @@ pub(super) const FAMILY: Family = Family {
         ("linear_value_head_dim", Honoured),
         ("linear_conv_kernel_dim", Honoured),
         ("layer_types", Optional),
-        // Read where `layer_types` is missing.
+        // Read if `layer_types` is missing.
         ("full_attention_interval", Honoured),
         ("num_experts", Honoured),
         ("num_experts_per_tok", Honoured),
         ("moe_intermediate_size", Honoured),
         ("shared_expert_intermediate_size", Honoured),
-        // All layers have experts, whose weights are normed.
+        // All layers have experts, with normalised weights.
         ("norm_topk_prob", Only(&["true"])),
         ("attn_output_gate", Only(&["true"])),
         ("decoder_sparse_step", Only(&["1"])),
         ("mlp_only_layers", Only(&["[]"])),
-        // Layers that predict further tokens, and the type that caches have elsewhere.
+        // Layers that predict several tokens ahead, and the type of the states in other programs' caches.
         ("mtp_num_hidden_layers", Irrelevant),
         ("mtp_use_dedicated_embeddings", Irrelevant),
         ("mamba_ssm_dtype", Irrelevant),
@@ -77,7 +77,7 @@ fn experts(layers: usize, [n_experts, per_token, inner, shared_size]: [usize; 4]
     ExpertsConfig {
         shared_size,
         shared_gate: true,
-        // Not in Transformers' table of conversions, which PEFT goes by.
+        // Not in Transformers' table of conversions, which PEFT relies on.
         modules: false,
         ..ExpertsConfig::plain(n_experts, per_token, inner, vec![true; layers])
     }

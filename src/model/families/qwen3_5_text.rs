@@ -1,5 +1,5 @@
-//! Qwen 3.5 and 3.6: the gated delta rule in three layers of four, attention with gates in the fourth. By themselves or, as they are
-//! published, inside a multimodal model. Reference: Transformers `models/qwen3_5/modeling_qwen3_5.py`.
+//! Qwen 3.5 and 3.6: the gated delta rule in three of four layers, gated attention in the fourth; on their own or, as published,
+//! inside a multimodal model. Reference: Transformers `models/qwen3_5/modeling_qwen3_5.py`.
 
 use serde_json::Value;
 
@@ -20,11 +20,11 @@ pub(super) const FAMILY: Family = Family {
         ("linear_value_head_dim", Honoured),
         ("linear_conv_kernel_dim", Honoured),
         ("layer_types", Optional),
-        // Read where `layer_types` is missing.
+        // Read if `layer_types` is missing.
         ("full_attention_interval", Honoured),
         ("attn_output_gate", Only(&["true"])),
         ("mlp_only_layers", Only(&["[]"])),
-        // Layers that predict further tokens, and the type that caches have elsewhere.
+        // Layers that predict several tokens ahead, and the type of the states in other programs' caches.
         ("mtp_num_hidden_layers", Irrelevant),
         ("mtp_use_dedicated_embeddings", Irrelevant),
         ("mamba_ssm_dtype", Irrelevant),

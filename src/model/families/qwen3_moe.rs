@@ -28,7 +28,7 @@ pub(super) const FAMILY: Family = Family {
         ("decoder_sparse_step", Honoured),
         ("mlp_only_layers", Optional),
         ("use_sliding_window", Only(&["false"])),
-        // Without use_sliding_window these mean nothing.
+        // Without `use_sliding_window` these have no effect.
         ("sliding_window", Irrelevant),
         ("max_window_layers", Irrelevant),
         ("layer_types", Irrelevant),
@@ -79,7 +79,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Has the layer experts? One entry a layer.
+/// Whether a layer has experts, one entry per layer.
 pub(super) fn routed(json: &Value, layers: usize) -> Result<Vec<bool>> {
     let step = optional_count(json, "decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {
@@ -113,7 +113,7 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     let (count, per_token) = (file.required_count("expert_count")?, file.required_count("expert_used_count")?);
     let inner = file.required_count("expert_feed_forward_length")?;
     let routed = (0..config.layers).map(|layer| file.holds(&format!("blk.{layer}.ffn_gate_inp.weight"))).collect();
-    // llama.cpp, src/models/qwen3moe.cpp: norm_w is true.
+    // As in llama.cpp, src/models/qwen3moe.cpp, where `norm_w` is true.
     config.experts = Some(ExpertsConfig { normalise: true, ..ExpertsConfig::plain(count, per_token, inner, routed) });
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Qwen3-Next: the gated delta rule in three layers of four, attention with gates in the fourth, experts beside a gated network that all
-//! tokens share. Reference: Transformers `models/qwen3_next/modeling_qwen3_next.py`.
+//! Qwen3-Next: the gated delta rule in three of four layers, gated attention in the fourth, experts beside a gated shared network.
+//! Reference: Transformers `models/qwen3_next/modeling_qwen3_next.py`.
 
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
         ("linear_value_head_dim", Honoured),
         ("linear_conv_kernel_dim", Honoured),
         ("layer_types", Optional),
-        // Read where `layer_types` is missing.
+        // Read if `layer_types` is missing.
         ("full_attention_interval", Honoured),
         ("num_experts", Honoured),
         ("num_experts_per_tok", Honoured),

@@ -1,5 +1,5 @@
-//! SmolLM3: Llama in which the queries and keys of every fourth layer do not turn.
-//! Reference: Transformers `models/smollm3/modeling_smollm3.py`; for GGUF, llama.cpp `src/models/smollm3.cpp`.
+//! SmolLM3: Llama without rotary embedding in every fourth layer. Reference: Transformers
+//! `models/smollm3/modeling_smollm3.py`; for GGUF, llama.cpp `src/models/smollm3.cpp`.
 
 use serde_json::{Value, json};
 
@@ -23,13 +23,13 @@ pub(super) const FAMILY: Family = Family {
         ("use_sliding_window", Honoured),
         ("sliding_window", Optional),
         ("layer_types", Optional),
-        // What Qwen calls it; this family does not read it.
+        // A key of Qwen's that this family does not read.
         ("max_window_layers", Irrelevant),
     ],
     defaults: r#"{"rope_theta": 2000000.0, "num_key_value_heads": 4, "tie_word_embeddings": true, "pad_token_id": 128004}"#,
     configure,
     settings,
-    // llama.cpp knows this interval only.
+    // llama.cpp only knows this interval.
     configure_gguf: |config, _| {
         config.turning = every_but(INTERVAL, config.layers);
         Ok(())
@@ -39,7 +39,7 @@ pub(super) const FAMILY: Family = Family {
     ..Family::PLAIN
 };
 
-/// Every fourth layer does not turn, where the file does not say which.
+/// The distance between layers without rotary embedding, if the file does not list them.
 const INTERVAL: usize = 4;
 
 fn every_but(interval: usize, layers: usize) -> Vec<bool> {

@@ -1,10 +1,11 @@
-//! LoRA adapters in PEFT's layout as a [`Source`]: the base model's tensors, with what the adapter changes: `scale * B A` added
-//! (Hu et al. 2021, arXiv:2106.09685), magnitudes (DoRA, arXiv:2402.09353), rows of single tokens, whole modules, biases.
+//! LoRA adapters in PEFT's layout as a [`Source`]: the base model's tensors with the adapter's changes applied. These are `scale * B A`
+//! added to a weight (Hu et al. 2021, arXiv:2106.09685), magnitudes (DoRA, arXiv:2402.09353), rows of single tokens, whole modules, and
+//! biases.
 //!
 //! `settings.rs` reads the adapter's config, `changes.rs` its tensors. `scale` is `lora_alpha / r`, or `lora_alpha / sqrt(r)` with
-//! `use_rslora` (PEFT, `tuners/lora/layer.py`). The sum is made in f32 when the tensor is loaded, so that an adapted model runs as fast
-//! as its base. Left out, and refused by name: adapters of other kinds, single expert matrices as parameters (`target_parameters`),
-//! initialisations that change the base (PiSSA, OLoRA).
+//! `use_rslora` (PEFT, `tuners/lora/layer.py`). The sum is computed in f32 when a tensor is loaded, so an adapted model runs as fast as
+//! its base. Refused by name: adapters of other kinds, single expert matrices as parameters (`target_parameters`), and initialisations
+//! that change the base (PiSSA, OLoRA).
 
 mod changes;
 mod settings;
@@ -32,7 +33,7 @@ pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Biases that a config has together: whether it has them, and the modules.
+/// Biases that a config has all or none of: whether it has them, and their modules.
 type Biases = (fn(&Config) -> bool, &'static [&'static str]);
 const BIASES: [Biases; 3] = [
     (|config| config.qkv_bias, &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
@@ -45,17 +46,17 @@ fn is_bias_of(name: &str, modules: &[&str]) -> bool {
     module.is_some_and(|module| modules.iter().any(|end| module.strip_suffix(end).is_some_and(|rest| rest.ends_with('.'))))
 }
 
-/// A base model and what the adapter makes of it.
+/// A base model with an adapter applied.
 pub(crate) struct Adapter {
     base: Box<dyn Source>,
     folder: PathBuf,
     /// The file of the adapter's weights.
     path: PathBuf,
-    /// Do updates of single experts count, in the rows of their stacks?
+    /// Whether updates of single experts apply, in the rows of their stacks.
     modules: bool,
-    /// What is changed, by the name of the tensor of the base.
+    /// The changes, by the name of the base's tensor.
     changes: BTreeMap<String, Change>,
-    /// Names of `changes` that nobody has asked for yet.
+    /// The names in `changes` that have not been requested yet.
     unused: Mutex<Vec<String>>,
     remarks: Vec<String>,
 }
@@ -64,11 +65,11 @@ pub(crate) struct Adapter {
 pub(crate) struct Base {
     /// A folder or a hub id.
     pub name: String,
-    /// The branch, tag or commit of a hub id, where the config names one.
+    /// The branch, tag or commit of a hub id, if the config names one.
     pub revision: Option<String>,
 }
 
-/// Whether the folder holds an adapter and no model of its own.
+/// Whether the folder contains an adapter and no model of its own.
 pub(crate) fn is_adapter(folder: &Path) -> bool {
     holds_adapter(folder) && !holds_model(folder)
 }
@@ -81,9 +82,9 @@ fn holds_model(folder: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).is_file())
 }
 
-/// Refuses a folder with a model and an adapter. Of a folder Transformers puts the adapter on the model in it where PEFT is installed,
-/// which a merged model would then have twice, and leaves the adapter aside where it is not; of a repository on the hub it takes the base
-/// that the adapter names (`auto_factory.py`).
+/// Refuses a folder with both a model and an adapter, which is ambiguous. For a local folder, Transformers applies the adapter to the
+/// model in it if PEFT is installed, which applies it twice to a merged model, and ignores the adapter otherwise; for a hub repository it
+/// loads the base that the adapter names (`auto_factory.py`).
 pub(crate) fn check_not_both(folder: &Path) -> Result<()> {
     if holds_adapter(folder) && holds_model(folder) {
         return Err(Error::new(format!(
@@ -110,7 +111,7 @@ pub(crate) fn base_of(folder: &Path) -> Result<Base> {
 }
 
 impl Adapter {
-    /// Reads the adapter in `path` to be applied to `base`.
+    /// Opens the adapter in `path`, to be applied to `base`.
     pub(crate) fn open(path: &Path, base: Box<dyn Source>) -> Result<Adapter> {
         let config = read_config(path)?;
         let settings = Settings::read(&config).map_err(|error| error.at(path.join(CONFIG)))?;
@@ -134,8 +135,8 @@ impl Adapter {
         Some(change)
     }
 
-    /// Does the adapter part the head from the embedding that it is in a tied base? Rows of tokens are given to both (PEFT,
-    /// `TrainableTokensWrapper`), and so is what is stored in place of the shared matrix.
+    /// Whether the adapter separates head and embedding of a tied base. It does not if it stores the same token rows for both (PEFT,
+    /// `TrainableTokensWrapper`), or a replacement of the shared matrix.
     fn parts_head(&self) -> bool {
         let is_apart = |change: &Change| change.low_rank.is_some() || change.whole.as_ref().is_some_and(|whole| whole.apart);
         let own_rows = |name: &str| self.changes.get(name).and_then(|change| change.rows.as_ref()).map(|rows| &rows.tokens);
@@ -143,7 +144,7 @@ impl Adapter {
         apart || own_rows(HEAD).is_some_and(|of_head| Some(of_head) != own_rows(EMBEDDING))
     }
 
-    /// The matrix that is embedding and head of a tied base, with what the adapter stores in its place.
+    /// The shared matrix of a tied base: the adapter's replacement if it stores one, otherwise the base's.
     fn shared_matrix(&self, shape: &[usize]) -> Result<Tensor> {
         let stored = [EMBEDDING, HEAD].into_iter().find_map(|name| {
             let whole = self.changes.get(name)?.whole.as_ref()?;
@@ -153,7 +154,7 @@ impl Adapter {
         Ok(stored.cloned().unwrap_or(base))
     }
 
-    /// The base's tensor; of a bias that the base lacks zeros, of a head that it lacks the embedding.
+    /// The base's tensor; zeros for a bias that the base lacks, the embedding for a head that it lacks.
     fn of_base(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         if [EMBEDDING, HEAD].contains(&name) && self.base.config()?.tied {
             let shared = self.shared_matrix(shape)?;
@@ -174,7 +175,7 @@ impl Adapter {
         self.base.tensor(name, shape)
     }
 
-    /// The changes of the `index`th of the experts that are stacked as `name`: which of its rows each is for.
+    /// The changes of the `index`th expert of the stack `name`, each with the first row and the number of rows that it applies to.
     fn changes_of_expert(&self, name: &str, rows: usize, index: usize) -> Vec<(usize, usize, &Change)> {
         let Some((mlp, kind)) = name.split_once(".experts.").filter(|_| self.modules) else { return Vec::new() };
         let parts: &[&str] = match kind {
@@ -218,8 +219,8 @@ impl Adapter {
     }
 }
 
-/// The changes of an adapter on a multimodal model by the names that its language model has alone. Those of the vision tower are left
-/// out, for no text reaches it.
+/// Renames the changes of an adapter on a multimodal model to the names of the standalone language model. Drops those of the vision
+/// tower, which text never reaches.
 fn of_language_model(changes: BTreeMap<String, Change>, remarks: &mut Vec<String>) -> Result<BTreeMap<String, Change>> {
     let (beside, inner): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(name, _)| multimodal::is_beside_text(name));
     if !beside.is_empty() {
@@ -252,7 +253,7 @@ fn of_language_model(changes: BTreeMap<String, Change>, remarks: &mut Vec<String
 }
 
 impl Source for Adapter {
-    /// The base's config, but for what the adapter adds to it.
+    /// The base's config, with what the adapter adds to it.
     fn config(&self) -> Result<Config> {
         let mut config = self.base.config()?;
         config.tied &= !self.parts_head();
@@ -264,7 +265,7 @@ impl Source for Adapter {
         Ok(config)
     }
 
-    /// The adapter's own where it was saved with one, as trainers do: it knows the template that was trained on.
+    /// The adapter's own tokenizer if it was saved with one, as trainers do: that one knows the template that was trained on.
     fn tokenizer(&self) -> Result<Tokenizer> {
         folder::tokenizer(&self.folder)?.map_or_else(|| self.base.tokenizer(), Ok)
     }
@@ -288,7 +289,7 @@ impl Source for Adapter {
         if let [count, _, _] = shape
             && has_changed_expert()
         {
-            // Stacked experts, each with changes of its own.
+            // Stacked experts, each with its own changes.
             let experts = (0..*count).map(|index| self.slice(name, shape, index)).collect::<Result<Vec<_>>>()?;
             return Ok(Tensor::stack(&experts, 0)?);
         }
@@ -373,7 +374,7 @@ mod tests {
                     |tensor: Tensor| tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
                 let found = adapter.tensor(&name, expected.dims()).unwrap();
                 let plain = base().tensor(&name, expected.dims()).unwrap();
-                // Two f32 roundings of numbers around 1.
+                // The rounding of two f32 operations on numbers around 1.
                 assert!(largest((&found - &expected).unwrap()) < 1e-6, "{folder}: {name}");
                 assert!(largest((&found - &plain).unwrap()) > 1e-2, "{folder}: {name} is unchanged");
             }

@@ -1,7 +1,7 @@
-//! config.json -> [`Config`], and the way back for a model that came from a GGUF file and is saved as a folder.
+//! Converts config.json to a [`Config`], and back for a model that was read from a GGUF file and is saved as a folder.
 //!
-//! The spelling that is written is that of Transformers 4 (`rope_theta`, `rope_scaling`), which 5 reads too. What is written is
-//! read again and compared, so that a model whose settings have no place in config.json is refused and not saved as another one.
+//! Writes the spelling of Transformers 4 (`rope_theta`, `rope_scaling`), which version 5 also reads. The result is read back and
+//! compared, so a model whose settings config.json cannot express is refused instead of being saved as a different one.
 
 use serde_json::{Map, Value, json};
 
@@ -12,7 +12,7 @@ use crate::model::families::{self, Family, keys};
 use crate::model::rope::{Rope, RopeScaling};
 
 impl Config {
-    /// Reads a config.json as Transformers 4 or 5 writes it.
+    /// Reads a config.json of Transformers 4 or 5.
     pub fn from_json(json: &Value) -> Result<Config> {
         let family = families::by_config(json)?;
         let json = families::text_config(family, json)?;
@@ -49,7 +49,7 @@ impl Config {
     }
 }
 
-/// config.json of the model, without its tokens and its dtype.
+/// The model's config.json, without special tokens and dtype.
 pub(super) fn of(config: &Config) -> Result<Value> {
     let family = families::by_model_type(config.family)?;
     let mut json = Map::new();
@@ -67,7 +67,7 @@ pub(super) fn of(config: &Config) -> Result<Value> {
         "rms_norm_eps": shortest(config.rms_norm_eps as f32),
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied,
-        // Where the writer of the weights puts their type.
+        // The writer of the weights puts their dtype here.
         "torch_dtype": "float32",
         "rope_theta": config.rope.theta,
         "rope_scaling": rope_scaling(&config.rope, config.rotary_dim)?,
@@ -88,7 +88,7 @@ pub(super) fn of(config: &Config) -> Result<Value> {
     }
 }
 
-/// The scaling of a rotary embedding as config.json holds it, `rope_scaling`.
+/// The `rope_scaling` of config.json for a rotary embedding.
 fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     let llama3 = |factor: f64, low: f64, high: f64, original: f64| {
         json!({
@@ -121,14 +121,14 @@ fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     })
 }
 
-/// The factors of all Llama 3 models (`low_freq_factor`, `high_freq_factor`); llama.cpp's converter does not keep them.
+/// The factors of all Llama 3 models (`low_freq_factor`, `high_freq_factor`), which llama.cpp's converter does not store.
 const LOW: f64 = 1.0;
 const HIGH: f64 = 4.0;
 
-/// The factor and the original context that make llama.cpp's divisors.
+/// Recovers the factor and the original context from llama.cpp's divisors.
 ///
-/// The largest divisor is the factor. A divisor d between 1 and the factor F tells the ramp s = (1/d - 1/F) / (1 - 1/F), and the
-/// ramp how many turns the pair makes over the original context: low + s (high - low).
+/// The factor F is the largest divisor. A divisor d between 1 and F gives the ramp's value s = (1/d - 1/F) / (1 - 1/F), and that
+/// gives the number of turns that the pair makes over the original context: low + s (high - low).
 fn llama3_of_divisors(divisors: &[f64], theta: f64, rotary_dim: usize) -> Option<(f64, f64)> {
     let frequencies = Rope { theta, scaling: RopeScaling::None }.inverse_frequencies(rotary_dim).ok()?;
     let factor = divisors.iter().copied().fold(1.0, f64::max);
@@ -139,7 +139,7 @@ fn llama3_of_divisors(divisors: &[f64], theta: f64, rotary_dim: usize) -> Option
     Some((shortest(factor as f32), original.round()))
 }
 
-/// How the two models differ, if they compute something else.
+/// Describes how the two models differ, if they compute different results.
 fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs();
     let ropes_agree = |a: &Rope, b: &Rope| -> Result<bool> {
@@ -175,9 +175,9 @@ fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
         window_rope: ours.window_rope.clone(),
         attention_scale: ours.attention_scale,
         rms_norm_eps: ours.rms_norm_eps,
-        // Written with the other tokens.
+        // Written with the other special tokens.
         padding: ours.padding,
-        // The weights are saved in config.json's convention: see save.rs.
+        // Weights are saved in config.json's convention: see save.rs.
         norm_offset: ours.norm_offset,
         ..read.clone()
     };
@@ -187,7 +187,7 @@ fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
     Ok((!found.is_empty()).then(|| found.join(", ")))
 }
 
-/// The padding token; as in PyTorch, a negative number counts from the end of the vocabulary.
+/// The padding token. As in PyTorch, a negative number counts from the end of the vocabulary.
 fn padding(json: &Value) -> Result<Option<u32>> {
     let vocab_size = count(json, "vocab_size")? as i64;
     let id = json.get("pad_token_id").and_then(Value::as_i64);
@@ -195,7 +195,7 @@ fn padding(json: &Value) -> Result<Option<u32>> {
     Ok(id.filter(|id| (0..vocab_size).contains(id)).and_then(|id| u32::try_from(id).ok()))
 }
 
-/// Keys that the file leaves out, with the values that Transformers' config class gives them.
+/// Fills in the defaults of Transformers' config class for keys that the file omits.
 fn with_defaults(mut json: Value, family: &Family) -> Result<Value> {
     let defaults: Value = serde_json::from_str(family.defaults).context("the family's defaults are not JSON")?;
     if let (Some(json), Value::Object(defaults)) = (json.as_object_mut(), defaults) {

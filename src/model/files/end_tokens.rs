@@ -1,4 +1,4 @@
-//! `eos_token_id`: the tokens at which generation stops. Transformers reads generation_config.json, and config.json where there is none.
+//! `eos_token_id`: the tokens at which generation stops. Transformers reads generation_config.json, and config.json if that is missing.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::files::write_atomically;
 use crate::json::{self, pretty};
 use crate::model::Reference;
 
-/// The ids that stand in every one of the two files that the model has.
+/// The ids that are in both files, or in the one that the model has.
 pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
     let source = reference.open()?;
     let mut ids = ids_of(&source.config_json()?);
@@ -21,7 +21,7 @@ pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// Adds `ids` to both files of a saved model, where they are not there yet.
+/// Adds the missing `ids` to both files of a saved model.
 pub(crate) fn add_end_tokens(folder: &Path, ids: &[u32]) -> Result<()> {
     for path in [CONFIG, GENERATION].map(|name| folder.join(name)).iter().filter(|path| path.is_file()) {
         let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
@@ -37,7 +37,7 @@ pub(crate) fn add_end_tokens(folder: &Path, ids: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// One id or a list of them.
+/// Reads one id or a list of ids.
 pub(super) fn ids_of(json: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match json.get("eos_token_id") {

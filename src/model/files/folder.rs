@@ -17,7 +17,7 @@ use crate::model::rope;
 use crate::model::source::{Source, Used, listed};
 use crate::tokens::{ChatTemplate, Tokenizer, token_text, tokenizer_settings};
 
-/// The files beside the weights that are copied with a model that is saved.
+/// The files beside the weights that are copied when a model is saved.
 pub(crate) const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
@@ -31,14 +31,14 @@ pub(crate) const COMPANIONS: &[&str] = &[
     "merges.txt",
 ];
 
-/// Where Transformers 5 keeps the named template.
+/// The path at which Transformers 5 stores the named template.
 const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 
 pub(crate) struct Folder {
     path: PathBuf,
     shards: Shards,
     used: Used,
-    /// Whether the file's head differs from its embedding: reading both takes a while.
+    /// Whether the file's head differs from its embedding; cached because reading both takes a while.
     head_differs: OnceLock<bool>,
 }
 
@@ -53,9 +53,9 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), shards: Shards::open(path)?, used: Used::default(), head_differs: OnceLock::new() })
     }
 
-    /// The language model within a multimodal checkpoint has another prefix: Transformers 4's, then 5's. A model that was saved without
-    /// its head, or as a part of another, lacks the prefix `model.` or has it twice: Transformers reads both
-    /// (`base_model_prefix`). Of a tied model the matrix may be stored as the head only.
+    /// The name under which the file stores the tensor. A language model inside a multimodal checkpoint has another prefix: that of
+    /// Transformers 4, or that of 5. In a model that was saved without its head, or as part of another, the prefix `model.` is missing or
+    /// doubled; Transformers reads both (`base_model_prefix`). The matrix of a tied model may be stored as the head only.
     fn stored_name(&self, name: &str) -> Option<String> {
         let inner = name.strip_prefix("model.").unwrap_or(name);
         let names = [
@@ -69,7 +69,7 @@ impl Folder {
         found.or_else(|| (name == EMBEDDING).then(|| self.stored_name(HEAD)).flatten())
     }
 
-    /// What Transformers calls `name`, where that is a stack in MXFP4: the tensor, or the `index`th of its parts.
+    /// The tensor that Transformers calls `name`, or the `index`th part of it, if it is a stack in MXFP4.
     fn packed(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
         if self.stored_name(name).is_some() || !self.config_says_mxfp4()? {
             return Ok(None);
@@ -90,14 +90,14 @@ impl Folder {
         Ok(Config::from_json(&self.whole_config()?)?.experts.is_some_and(|experts| experts.mxfp4))
     }
 
-    /// config.json; an error if there is none.
+    /// Reads config.json; returns an error if there is none.
     fn whole_config(&self) -> Result<Value> {
         json(&self.path, "config.json")?.ok_or_else(|| {
             Error::new("the folder holds no config.json").at(&self.path).cure("Name a Hugging Face model folder or a .gguf file.")
         })
     }
 
-    /// Does the file hold a head that is not its embedding? Equal copies of one matrix are stored by some programs.
+    /// Whether the file contains a head that differs from its embedding. Some programs store equal copies of one matrix.
     fn head_differs(&self) -> Result<bool> {
         if let Some(&differs) = self.head_differs.get() {
             return Ok(differs);
@@ -120,7 +120,7 @@ impl Source for Folder {
     fn config(&self) -> Result<Config> {
         let path = self.path.join("config.json");
         let mut config = Config::from_json(&self.whole_config()?).map_err(|error| error.at(&path))?;
-        // As Transformers 5 (`tie_weights`): two matrices with different values are both kept, whatever config.json says.
+        // As in Transformers 5 (`tie_weights`): if the two matrices differ, both are kept, whatever config.json says.
         if config.tied && self.head_differs()? {
             config.tied = false;
         }
@@ -163,7 +163,7 @@ impl Source for Folder {
         if let Some(tensor) = self.packed(name, shape, None)? {
             return Ok(tensor);
         }
-        // Where none is there, the error should name the plain one.
+        // If no candidate exists, the error should name the plain one.
         let stored = self.stored_name(name);
         let stored = stored.as_deref().unwrap_or(name);
         self.used.note(stored);
@@ -195,7 +195,7 @@ impl Source for Folder {
         let mut text = families::text_config(family, &whole)?;
         if let (Some(text), Some(whole)) = (text.as_object_mut(), whole.as_object().filter(|_| multimodal::is_multimodal(&whole)))
         {
-            // A multimodal checkpoint is saved as the language model in it, which is a model by itself.
+            // Of a multimodal checkpoint only the language model is saved, as a standalone model.
             text.insert("architectures".to_owned(), json!([family.class]));
             for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
                 if let Some(id) = whole.get(key) {
@@ -257,12 +257,12 @@ impl Source for Folder {
     }
 }
 
-/// What old checkpoints store beside the weights: the rotary frequencies, which follow from config.json.
+/// Whether this is a buffer of old checkpoints with the rotary frequencies, which follow from config.json.
 fn is_rotary_buffer(name: &str) -> bool {
     [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"].iter().any(|end| name.ends_with(end))
 }
 
-/// What config.json says twice and differently, and which of the two was taken.
+/// Settings that config.json contains twice with different values, and which of the two was used.
 fn contradictions(json: &Value) -> Vec<String> {
     let mut found = multimodal::remarks(json);
     let text = json.get("text_config").filter(|_| multimodal::is_multimodal(json)).unwrap_or(json);
@@ -277,39 +277,39 @@ fn contradictions(json: &Value) -> Vec<String> {
     found
 }
 
-/// The tokenizer of a folder that has one.
+/// The folder's tokenizer, if it has one.
 pub(crate) fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
     let path = folder.join("tokenizer.json");
     path.is_file().then(|| Tokenizer::from_file(&path)).transpose()
 }
 
-/// Rows of the embedding as config.json tells them, if the folder holds one that is understood.
+/// The rows of the embedding according to config.json, if there is one and it is understood.
 pub(crate) fn embedding_rows(folder: &Path) -> Option<usize> {
     config(folder).ok()?.map(|config| config.vocab_size)
 }
 
-/// config.json, if the folder holds one: what it says by itself, whether the weights are there or not. An error if it is not understood.
+/// The folder's config.json, if it has one, whether or not the weights are there. Returns an error if it is not understood.
 pub(crate) fn config(folder: &Path) -> Result<Option<Config>> {
     let Some(config) = json(folder, "config.json")? else { return Ok(None) };
     Config::from_json(&config).map(Some).map_err(|error| error.at(folder.join("config.json")))
 }
 
-/// The size of the vocabulary as config.json tells it, of whatever family.
+/// The size of the vocabulary according to config.json, for any family.
 pub(crate) fn vocab_size(folder: &Path) -> Option<usize> {
     let config = json(folder, "config.json").ok()??;
     let text = config.get("text_config").unwrap_or(&config);
     text.get("vocab_size")?.as_u64().map(|size| size as usize)
 }
 
-/// The chat template of a folder that has one.
+/// The folder's chat template, if it has one.
 pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
     let config = tokenizer_settings(folder)?;
     let templates = match text(&folder.join("chat_template.jinja"))? {
-        // Transformers looks into tokenizer_config.json only where there is no such file.
+        // Transformers looks into tokenizer_config.json only if this file does not exist.
         Some(default) => Some((default, text(&folder.join(TOOL_USE))?)),
         None => match named_templates(config.get("chat_template"))? {
             Some(templates) => Some(templates),
-            // Older processors keep it in a file of its own.
+            // Older processors store it in a separate file.
             None => match json(folder, "chat_template.json")? {
                 Some(json) => named_templates(json.get("chat_template"))?,
                 None => None,
@@ -320,7 +320,7 @@ pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Ch
     let known = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
     let of_tokenizer = known.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.text(id?))));
     let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
-    // Multimodal models name tokens of their own: `image_token`.
+    // Multimodal models define their own special tokens, such as `image_token`.
     let own = config.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
     let of_config = named.chain(own).filter_map(|(name, value)| Some((name.clone(), token_text(value)?.to_owned())));
     let tokens: Vec<(String, String)> = of_tokenizer.chain(of_config).collect();
@@ -335,7 +335,7 @@ pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Ch
     }))
 }
 
-/// A text file that need not be there.
+/// Reads an optional text file.
 fn text(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => refuse_pointer(path).map(|()| Some(text)),
@@ -344,7 +344,7 @@ fn text(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The name and the SHA-256 of each file beside the weights that this program reads, of those that the folder holds.
+/// The names and SHA-256 hashes of the folder's files beside the weights that this program reads.
 pub(crate) fn text_hashes(folder: &Path) -> Result<Vec<String>> {
     let names = ["config.json", "chat_template.json"].into_iter().chain(COMPANIONS.iter().copied());
     let there = names.map(|name| (name, folder.join(name))).filter(|(_, path)| path.is_file());
@@ -365,7 +365,7 @@ pub(crate) fn companions(folder: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> 
     Ok(files)
 }
 
-/// A JSON file of the folder; `None` where there is none.
+/// Reads a JSON file of the folder; `None` if it does not exist.
 pub(in crate::model) fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
     let path = folder.join(name);
     match std::fs::read_to_string(&path) {
@@ -378,7 +378,8 @@ pub(in crate::model) fn json(folder: &Path, name: &str) -> Result<Option<Value>>
     }
 }
 
-/// `chat_template` is a text, or a list of `{"name", "template"}` of which `default` is meant for chats and `tool_use` for those with tools.
+/// Reads `chat_template`: a text, or a list of `{"name", "template"}`, in which `default` is for plain chats and `tool_use` for chats with
+/// tools.
 fn named_templates(value: Option<&Value>) -> Result<Option<(String, Option<String>)>> {
     match value {
         Some(Value::String(source)) => Ok(Some((source.clone(), None))),

@@ -1,5 +1,5 @@
-//! generation_config.json: how Transformers' `generate` writes where its caller does not say otherwise. Of a model that has no such file
-//! config.json says it, as `GenerationConfig.from_model_config` reads it.
+//! Reads generation_config.json: the defaults of Transformers' `generate`. If a model has no such file, they come from config.json, as
+//! `GenerationConfig.from_model_config` reads it.
 
 use serde_json::Value;
 
@@ -9,30 +9,29 @@ use crate::error::{Error, Result};
 use crate::model::Reference;
 use crate::tokens::Tokenizer;
 
-/// What a model's files say of how it writes. Temperature, top-k and the like are not heard: whoever asks for answers says how they are drawn.
+/// The generation settings in a model's files. Temperature, top-k and the like are ignored: the caller decides how answers are sampled.
 pub(crate) struct GenerationConfig {
-    /// The tokens at which generation stops: those of generation_config.json, or of config.json where it names none, and the tokenizer's own
-    /// end token.
+    /// The tokens at which generation stops: those of generation_config.json, otherwise those of config.json, and the tokenizer's own end token.
     pub end_tokens: Vec<u32>,
-    /// `repetition_penalty`, which Transformers applies to greedy answers, too; `None` where it changes nothing.
+    /// `repetition_penalty`, which Transformers applies to greedy decoding, too; `None` if it has no effect.
     pub repetition_penalty: Option<f64>,
-    /// Another setting with which Transformers would write other answers than this program: `num_beams: 4`.
+    /// The first other setting that would make Transformers' answers differ from this program's, such as `num_beams: 4`.
     unfollowed: Option<String>,
-    /// The file that says so.
+    /// The file that contains these settings.
     file: &'static str,
 }
 
-/// The value with which a setting changes no greedy answer, beside null.
+/// The value, besides null, at which a setting does not affect greedy decoding.
 enum Neutral {
     Zero,
     One,
-    /// Nothing but null, false and empty lists.
+    /// Only null, false and empty lists.
     Absence,
 }
 use Neutral::{Absence, One, Zero};
 
-/// The settings by which Transformers 5.24 (`_get_logits_processor`, `get_generation_mode`, `_get_stopping_criteria`) writes another answer than
-/// the most probable token each time, and which nothing here follows.
+/// Settings with which Transformers 5.24 (`_get_logits_processor`, `get_generation_mode`, `_get_stopping_criteria`) departs from plain greedy
+/// decoding, and which this program does not implement.
 const UNFOLLOWED: [(&str, Neutral); 22] = [
     ("num_beams", One),
     ("penalty_alpha", Zero),
@@ -59,7 +58,7 @@ const UNFOLLOWED: [(&str, Neutral); 22] = [
 ];
 
 impl GenerationConfig {
-    /// What the files beside the weights, which need not be there, say, with the end token of its tokenizer.
+    /// Reads the model's configs and adds its tokenizer's end token. Does not need the weights.
     pub(crate) fn read(reference: &Reference, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
         let [config, generation] = reference.generation_files()?;
         GenerationConfig::of(&config.unwrap_or_default(), generation.as_ref(), tokenizer.eos())
@@ -67,7 +66,7 @@ impl GenerationConfig {
 
     fn of(config: &Value, generation: Option<&Value>, eos: Option<u32>) -> Result<GenerationConfig> {
         let mut end_tokens = generation.map(ids_of).unwrap_or_default();
-        // Models of several parts may say it beside the rest of the language model's.
+        // Multimodal models may have these settings in the config of the language model.
         for config in [config, &config["text_config"]] {
             if end_tokens.is_empty() {
                 end_tokens = ids_of(config);
@@ -101,7 +100,7 @@ impl GenerationConfig {
         Ok(GenerationConfig { end_tokens, repetition_penalty, unfollowed: UNFOLLOWED.iter().find_map(changes), file })
     }
 
-    /// An error for settings that this program does not follow.
+    /// Returns an error for settings that this program does not implement.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.unfollowed {
             Some(setting) => Err(Error::new(format!(
@@ -113,7 +112,8 @@ impl GenerationConfig {
         }
     }
 
-    /// What answers without a repetition penalty would have in Transformers, in words: `repetition_penalty: 1.1 (generation_config.json)`.
+    /// The settings that Transformers applies and generation without a repetition penalty does not, in words:
+    /// `repetition_penalty: 1.1 (generation_config.json)`.
     pub(crate) fn left_aside(&self) -> Option<String> {
         let penalty = self.repetition_penalty.map(|penalty| format!("repetition_penalty: {penalty}"));
         let settings: Vec<String> = penalty.into_iter().chain(self.unfollowed.clone()).collect();
@@ -149,7 +149,7 @@ mod tests {
         let found =
             of(&config, Some(&json!({"eos_token_id": 5, "repetition_penalty": 1.05, "temperature": 0.6, "do_sample": true})));
         assert_eq!((found.end_tokens, found.repetition_penalty), (vec![5, 9], Some(1.05)));
-        // Where there is a generation_config.json, it alone counts: what it does not say is as usual.
+        // If there is a generation_config.json, only that counts; settings that it omits have their defaults.
         let found = of(&config, Some(&json!({})));
         assert_eq!((found.end_tokens, found.repetition_penalty), (vec![2, 3, 9], None));
         assert_eq!(of(&config, None).repetition_penalty, Some(1.3));
@@ -165,7 +165,7 @@ mod tests {
             let error = check(json!({ setting: value })).unwrap_err();
             assert!(error.contains(&format!("`{setting}: {value}`")) && error.contains(GENERATION), "{error}");
         }
-        // What Transformers 4 wrote into every config changes nothing, and neither does what counts for draws and beams alone.
+        // The values that Transformers 4 wrote into every config have no effect, nor do settings that only concern sampling and beams.
         let plain = json!({
             "num_beams": 1, "min_length": 0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "repetition_penalty": 1.0,
             "bad_words_ids": null, "forced_bos_token_id": null, "suppress_tokens": [], "exponential_decay_length_penalty": null,

@@ -1,6 +1,6 @@
-//! The metadata of a `.gguf` file.
+//! Reads the metadata of a `.gguf` file.
 //!
-//! The key names are llama.cpp's (`gguf-py/gguf/constants.py`).
+//! The names of the keys are llama.cpp's (`gguf-py/gguf/constants.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -20,17 +20,17 @@ impl Gguf {
         Ok(Gguf { path: path.to_owned(), files: GgufFiles::open(path)? })
     }
 
-    /// Is there a tensor that llama.cpp calls `name`?
+    /// Whether there is a tensor that llama.cpp calls `name`.
     pub(crate) fn holds(&self, name: &str) -> bool {
         self.files.info(name).is_some()
     }
 
-    /// Have queries, keys and values biases, joined or not?
+    /// Whether queries, keys and values have biases, stored jointly or separately.
     pub(crate) fn holds_qkv_bias(&self) -> bool {
         self.holds("blk.0.attn_q.bias") || self.holds("blk.0.attn_qkv.bias")
     }
 
-    /// A whole number under `{architecture}.{name}`.
+    /// The integer under `{architecture}.{name}`.
     pub(crate) fn arch_count(&self, name: &str) -> Result<Option<usize>> {
         self.count(&self.key(name)?)
     }
@@ -40,12 +40,12 @@ impl Gguf {
         self.count(&key)?.ok_or_else(|| self.missing(&key))
     }
 
-    /// A number under `{architecture}.{name}`.
+    /// The floating-point number under `{architecture}.{name}`.
     pub(crate) fn arch_number(&self, name: &str) -> Result<Option<f64>> {
         self.number(&self.key(name)?)
     }
 
-    /// The flags in a list under `{architecture}.{name}`; none where it is missing.
+    /// The list of flags under `{architecture}.{name}`; empty if it is missing.
     pub(crate) fn arch_flags(&self, name: &str) -> Result<Vec<bool>> {
         let flag = |value: &Value| match value {
             Value::Bool(flag) => Some(*flag),
@@ -54,12 +54,12 @@ impl Gguf {
         self.list(&self.key(name)?, "a list of true and false", flag)
     }
 
-    /// A flag under `{architecture}.{name}`.
+    /// The flag under `{architecture}.{name}`.
     pub(crate) fn arch_flag(&self, name: &str) -> Result<Option<bool>> {
         self.flag(&self.key(name)?)
     }
 
-    /// `found` under `{architecture}.{name}`: an error if it is missing where a converter always writes it.
+    /// Unwraps `found`, the value of `{architecture}.{name}`, which converters always write; returns an error if it is missing.
     pub(crate) fn required<T>(&self, name: &str, found: Option<T>) -> Result<T> {
         let key = self.key(name)?;
         found.ok_or_else(|| self.missing(&key))
@@ -103,7 +103,8 @@ impl Gguf {
         }
     }
 
-    /// A number with a point: a whole one in its place is refused, as llama.cpp does (`key .. has wrong type u32 but expected type f32`).
+    /// Reads a floating-point number; refuses an integer in its place, as llama.cpp does (`key .. has wrong type u32 but expected type
+    /// f32`).
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.value(key) {
             None => Ok(None),
@@ -121,7 +122,7 @@ impl Gguf {
         }
     }
 
-    /// An array read item by item; empty where the key is absent.
+    /// Reads an array item by item; empty if the key is absent.
     pub(super) fn list<T>(&self, key: &str, expected: &str, item: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
         match self.value(key) {
             None => Ok(Vec::new()),

@@ -1,7 +1,7 @@
-//! The file or the files of a GGUF model: metadata of the first, tensors of all, read one at a time or one slice at a time.
+//! The one or more files of a GGUF model: the metadata of the first, the tensors of all, read one tensor or one slice at a time.
 //!
-//! llama.cpp's `llama-gguf-split` cuts a large model into `NAME-00001-of-00003.gguf` and so on. The first holds the metadata, each
-//! one the tensors that it names.
+//! llama.cpp's `llama-gguf-split` splits a large model into `NAME-00001-of-00003.gguf` and so on. The first file contains the
+//! metadata; each file contains the tensors that it lists.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,10 +18,10 @@ use crate::files::refuse_pointer;
 use crate::model::source::Used;
 
 pub(crate) struct GgufFiles {
-    /// The metadata of the first file, by their keys.
+    /// The metadata of the first file.
     pub metadata: HashMap<String, Value>,
     parts: Vec<Part>,
-    /// Tensor name -> number of the part that holds it.
+    /// Maps a tensor's name to the index of the part that contains it.
     index: HashMap<String, usize>,
     pub used: Used,
 }
@@ -33,7 +33,7 @@ struct Part {
 }
 
 impl GgufFiles {
-    /// Opens the file at `path`, and the others where it is one of several.
+    /// Opens the file at `path`, and the other parts if it is one of several.
     pub(crate) fn open(path: &Path) -> Result<GgufFiles> {
         let mut files = GgufFiles { metadata: HashMap::new(), parts: Vec::new(), index: HashMap::new(), used: Used::default() };
         for path in paths(path) {
@@ -64,13 +64,13 @@ impl GgufFiles {
         self.parts[*self.index.get(name)?].tensors.get(name)
     }
 
-    /// The tensor dequantised, in the shape that the file gives it.
+    /// Dequantises the tensor, in the shape that the file gives it.
     pub(crate) fn read(&self, name: &str) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
         part.read(name, info)
     }
 
-    /// Reads one of the tensors that are stacked as `name`; the others are not read.
+    /// Reads one of the tensors that are stacked as `name`, but not the others.
     pub(crate) fn read_slice(&self, name: &str, index: usize) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
         match info.shape.as_slice() {
@@ -83,7 +83,7 @@ impl GgufFiles {
         }
     }
 
-    /// The bytes of the whole tensor, undecoded.
+    /// The raw bytes of the whole tensor.
     pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let (part, info) = self.find(name)?;
         part.bytes(name, info)
@@ -119,7 +119,7 @@ impl Part {
 
     fn bytes(&self, name: &str, info: &TensorInfo) -> Result<Vec<u8>> {
         let mut bytes = vec![0; info.bytes() as usize];
-        // A panic while another thread held the file leaves nothing half-done: every read seeks first.
+        // The lock may be poisoned, but that leaves no inconsistent state: every read seeks first.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let read = file.seek(SeekFrom::Start(info.begin)).and_then(|_| file.read_exact(&mut bytes));
         read.context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
@@ -127,7 +127,7 @@ impl Part {
     }
 }
 
-/// The files of the model that `path` is a file of, in order; `path` alone where its name is not that of a part.
+/// All files of the model that `path` belongs to, in order; only `path` if its name is not that of a part.
 pub(crate) fn paths(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().and_then(|name| name.to_str());
     match name.and_then(parts_of) {
@@ -136,13 +136,13 @@ pub(crate) fn paths(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// `NAME-00002-of-00003.gguf` -> the names of the three; `None` for any other name.
+/// The names of all parts: for `NAME-00002-of-00003.gguf`, three names; `None` for any other name.
 pub(crate) fn parts_of(name: &str) -> Option<Vec<String>> {
     let (stem, _, count) = split_name(name)?;
     Some((1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect())
 }
 
-/// The name without the number of the part and without the extension.
+/// The name without the part's number and without the extension.
 pub(crate) fn stem(name: &str) -> &str {
     match split_name(name) {
         Some((stem, _, _)) => stem,
@@ -150,7 +150,7 @@ pub(crate) fn stem(name: &str) -> &str {
     }
 }
 
-/// `NAME-00002-of-00003.gguf` -> NAME, 2, 3
+/// Splits `NAME-00002-of-00003.gguf` into NAME, 2, 3.
 fn split_name(name: &str) -> Option<(&str, u32, u32)> {
     let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
@@ -160,7 +160,7 @@ fn split_name(name: &str) -> Option<(&str, u32, u32)> {
     (1..=count).contains(&number).then_some((stem, number, count))
 }
 
-/// Each part says which it is, from 0.
+/// Checks the number that each part states, from 0.
 fn check_number(path: &Path, metadata: &HashMap<String, Value>, expected: usize) -> Result<()> {
     match split_number(metadata, "split.no") {
         Some(found) if found != expected as u64 => Err(Error::new(format!(
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(paths(Path::new("a/m-00001-of-00001.gguf")), [Path::new("a/m-00001-of-00001.gguf")]);
     }
 
-    /// `(split.no, tensor name, tensor)` as a file.
+    /// Writes a file with `(split.no, tensor name, tensor)`.
     fn write(path: &Path, number: u16, name: &str, tensor: &QTensor) {
         let metadata = [("split.no", &Value::U16(number)), ("split.count", &Value::U16(2))];
         gguf_file::write(&mut File::create(path).unwrap(), &metadata, &[(name, tensor)]).unwrap();
@@ -212,7 +212,7 @@ mod tests {
         let path = |number: u32| folder.path().join(format!("m-{number:05}-of-00002.gguf"));
         let values: Vec<f32> = (0..3 * 2 * 32).map(|i| (i % 37) as f32 - 18.0).collect();
         let stacked = Tensor::from_vec(values, (3, 2, 32), &Device::Cpu).unwrap();
-        // Whole numbers up to 18 with one scale for 32 of them: close, not equal, in eight bits; equal in f32.
+        // Integers up to 18 with one scale for 32 of them: close in eight bits, exact in f32.
         for dtype in [GgmlDType::F32, GgmlDType::Q8_0] {
             let tensor = QTensor::quantize(&stacked, dtype).unwrap();
             write(&path(1), 0, "a", &tensor);

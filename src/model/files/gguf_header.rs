@@ -1,6 +1,7 @@
-//! The head of a `.gguf` file: metadata, and which tensors lie where. The format is described in ggml's `docs/gguf.md`.
+//! Reads the header of a `.gguf` file: the metadata, and the location of each tensor. The format is described in ggml's
+//! `docs/gguf.md`.
 //!
-//! candle has a reader, too, but it gives up at a tensor whose type it does not know, and takes files that say a thing twice.
+//! candle has a reader, too, but it fails on a tensor of an unknown type, and accepts files with duplicate entries.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,12 +18,12 @@ pub(super) struct Header {
     pub(super) tensors: HashMap<String, TensorInfo>,
 }
 
-/// Where a tensor lies, and how its numbers are stored.
+/// The location and the storage type of a tensor.
 pub(super) struct TensorInfo {
     pub(super) kind: &'static TensorType,
-    /// Rows first, columns last: the other way round than in the file.
+    /// Rows first, columns last: the reverse of the order in the file.
     pub(super) shape: Vec<usize>,
-    /// Byte of the file at which it begins.
+    /// The offset of its first byte in the file.
     pub(super) begin: u64,
 }
 
@@ -31,13 +32,13 @@ impl TensorInfo {
         self.shape.iter().map(|&n| n as u64).product()
     }
 
-    /// Bytes in the file.
+    /// The number of bytes in the file.
     pub(super) fn bytes(&self) -> u64 {
         self.elements() / self.kind.values as u64 * self.kind.bytes as u64
     }
 }
 
-/// Arrays in arrays, and dimensions of a tensor, at most: no file has as many.
+/// Limits on the nesting of arrays and the dimensions of a tensor, which no real file exceeds.
 const MAX_DEPTH: usize = 8;
 const MAX_DIMENSIONS: u32 = 4;
 
@@ -45,7 +46,7 @@ const CONVERT: &str = "Convert the model again.";
 const CURE: &str = "Fetch or convert the file again; a broken download is the usual reason.";
 
 impl Header {
-    /// Reads the head of the file at `path` and leaves the reader behind it. Every tensor lies within the file.
+    /// Reads the header of the file at `path` and leaves the reader behind it. Checks that every tensor lies within the file.
     pub(super) fn read(path: &Path, reader: &mut BufReader<File>) -> Result<Header> {
         let len = reader.get_ref().metadata().context_at(path, "cannot look at the model file")?.len();
         let mut head = Head { path, reader, left: len, wide: true };
@@ -81,7 +82,7 @@ impl Header {
         }
         let begin = (len - head.left).next_multiple_of(alignment(path, &metadata)?);
         for (name, info) in &mut tensors {
-            // In the file, offsets are counted from where the head ends.
+            // Offsets in the file are relative to the end of the header.
             info.begin = info.begin.saturating_add(begin);
             if info.begin.saturating_add(info.bytes()) > len {
                 return Err(Error::new(format!(
@@ -97,7 +98,7 @@ impl Header {
     }
 }
 
-/// Where tensors may begin: at multiples of this.
+/// The alignment of the tensors' offsets.
 fn alignment(path: &Path, metadata: &HashMap<String, Value>) -> Result<u64> {
     match metadata.get("general.alignment") {
         None => Ok(32),
@@ -111,9 +112,9 @@ fn alignment(path: &Path, metadata: &HashMap<String, Value>) -> Result<u64> {
 struct Head<'a> {
     path: &'a Path,
     reader: &'a mut BufReader<File>,
-    /// Bytes of the file behind what was read.
+    /// The number of bytes that are left in the file.
     left: u64,
-    /// Lengths have 64 bits, not 32 as in the first version of the format.
+    /// Whether lengths have 64 bits, not 32 as in the first version of the format.
     wide: bool,
 }
 
@@ -122,7 +123,7 @@ impl Head<'_> {
         Error::new(format!("this is not a whole GGUF file: {}", what.into())).at(self.path).cure(CURE)
     }
 
-    /// Counts bytes that are about to be read.
+    /// Accounts for bytes that are about to be read.
     fn take(&mut self, len: u64) -> Result<()> {
         match self.left.checked_sub(len) {
             Some(left) => self.left = left,
@@ -146,7 +147,7 @@ impl Head<'_> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// The length of a text or an array.
+    /// The length of a string or an array.
     fn length(&mut self) -> Result<u64> {
         if self.wide { self.u64() } else { self.u32().map(u64::from) }
     }
@@ -159,7 +160,7 @@ impl Head<'_> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The value of `key`, of the format's `kind`, inside of `depth` arrays.
+    /// The value of `key`, of the format's type `kind`, inside `depth` nested arrays.
     fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Value> {
         Ok(match kind {
             0 => Value::U8(u8::from_le_bytes(self.array()?)),
@@ -174,7 +175,7 @@ impl Head<'_> {
                 [1] => Value::Bool(true),
                 [other] => return Err(self.broken(format!("`{key}` holds {other} for true or false"))),
             },
-            // As in C, a text ends before a zero.
+            // Strings may be padded with zero bytes, as in C.
             8 => Value::String(self.text()?.trim_end_matches('\0').to_owned()),
             9 if depth < MAX_DEPTH => {
                 let (kind, len) = (self.u32()?, self.length()?);
@@ -190,7 +191,7 @@ impl Head<'_> {
         })
     }
 
-    /// Name and place of a tensor, from the end of the head.
+    /// The name and location of a tensor, relative to the end of the header.
     fn tensor(&mut self) -> Result<(String, TensorInfo)> {
         let name = self.text()?;
         let n_dimensions = self.u32()?;
@@ -213,7 +214,7 @@ impl Head<'_> {
             .at(self.path)
             .cure(CONVERT));
         }
-        // So that nobody else has to think of overflows.
+        // Rules out overflows in all later size computations.
         if shape.iter().try_fold(kind.bytes, |product, &n| product.checked_mul(n)).is_none() {
             return Err(self.broken(format!("the tensor `{name}` has the shape {shape:?}")));
         }
@@ -236,7 +237,7 @@ mod tests {
         std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3/model.gguf")).unwrap()
     }
 
-    /// No length is believed, so that nothing panics and no more is asked for than there is.
+    /// Untrusted lengths cause neither a panic nor an allocation larger than the file.
     #[test]
     fn damaged_heads_are_refused_or_read_and_end() {
         let whole = fixture();

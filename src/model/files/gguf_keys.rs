@@ -1,7 +1,7 @@
-//! What becomes of each setting of a GGUF file, as [`crate::model::families::keys`] does for config.json.
+//! The rules for the settings of a GGUF file, like [`crate::model::families::keys`] for config.json.
 //!
-//! The names are llama.cpp's (`gguf-py/gguf/constants.py`), without the architecture in front; `check_others` judges what begins
-//! otherwise.
+//! The names are llama.cpp's (`gguf-py/gguf/constants.py`), without the architecture's prefix; `check_others` handles keys with other
+//! prefixes.
 
 use candle_core::quantized::gguf_file::Value;
 
@@ -28,7 +28,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("rope.scaling.attn_factor", Honoured),
     ("rope.scaling.yarn_beta_fast", Honoured),
     ("rope.scaling.yarn_beta_slow", Honoured),
-    // Keys of families with experts; Mixtral calls itself `llama`.
+    // Keys of families with experts; the architecture of Mixtral is `llama`, too.
     ("expert_count", Only(&["0"])),
     ("expert_used_count", Only(&["0"])),
     ("attention.causal", Only(&["true"])),
@@ -38,7 +38,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("tensor_data_layout", Irrelevant),
 ];
 
-/// Refuses the first setting that is unknown to `family`, or whose value cannot be honoured.
+/// Refuses the first setting that `family` does not know, or whose value cannot be honoured.
 pub(super) fn check<'a>(family: &Family, settings: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
     let architecture = family.architecture;
     for (key, value) in settings {
@@ -61,7 +61,7 @@ pub(super) fn check<'a>(family: &Family, settings: impl Iterator<Item = (&'a str
     Ok(())
 }
 
-/// Settings of `general.` and `tokenizer.` that could change the numbers; of the others, `general.` describes the file for people.
+/// Settings in `general.` and `tokenizer.` that could change the results; the rest of `general.` describes the file for people.
 const WHOLE_KEYS: &[(&str, Rule)] = &[
     ("general.type", Only(&["model"])),
     ("general.quantization_version", Only(&["2"])),
@@ -77,7 +77,7 @@ const WHOLE_KEYS: &[(&str, Rule)] = &[
     ("tokenizer.ggml.add_bos_token", Honoured),
     ("tokenizer.ggml.add_space_prefix", Honoured),
     ("tokenizer.chat_template", Honoured),
-    // Texts end where they end: as with Transformers' tokenizers of these families, nothing is added behind them.
+    // No token is appended to texts, as in Transformers' tokenizers of these families.
     ("tokenizer.ggml.add_eos_token", Only(&["false"])),
     ("tokenizer.ggml.add_sep_token", Only(&["false"])),
     ("tokenizer.ggml.remove_extra_whitespaces", Only(&["false"])),
@@ -102,8 +102,8 @@ const WHOLE_KEYS: &[(&str, Rule)] = &[
     ("tokenizer.chat_templates", Irrelevant),
 ];
 
-/// Refuses the first key that does not begin with the file's architecture and could change the numbers. Names that llama.cpp does not
-/// read (`mradermacher.quantized_by`) change nothing, unless they are settings of another architecture.
+/// Refuses the first key without the file's architecture as prefix that could change the results. Keys that llama.cpp does not read,
+/// such as `mradermacher.quantized_by`, have no effect, unless they are settings of another architecture.
 pub(super) fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
     for (key, value) in keys {
         let (room, rest) = key.split_once('.').unwrap_or((key, ""));
@@ -119,7 +119,7 @@ pub(super) fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>)
                     .cure("Use a file that holds a whole language model, or the model's Hugging Face folder."));
             }
             Some(_) => {}
-            // Further templates, for tools and the like.
+            // Additional templates, for tools and the like.
             None if key.starts_with("tokenizer.chat_template.") => {}
             None if room == "tokenizer" || room == "adapter" || room == "clip" || is_setting() => {
                 return Err(Error::new(format!("`{key}` = {value} is not a setting that is known for this file"))

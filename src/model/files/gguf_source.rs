@@ -1,6 +1,6 @@
-//! A `.gguf` file as a [`Source`]: config, vocabulary and template from its metadata, tensors dequantised one at a time by all cores.
+//! A `.gguf` file as a [`Source`]: config, vocabulary and template from its metadata, tensors dequantised one at a time on all cores.
 //!
-//! The tensor names are llama.cpp's (`gguf-py/gguf/constants.py`).
+//! The names of the tensors are llama.cpp's (`gguf-py/gguf/constants.py`).
 
 use candle_core::Tensor;
 use candle_core::quantized::gguf_file::Value;
@@ -20,8 +20,8 @@ use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 impl Gguf {
-    /// Where two families call themselves alike, the one that knows most settings of the file, so that what it does not know is named;
-    /// of two, the first.
+    /// The family of the file. If several share the architecture's name, the one that knows the most settings of the file, so that an
+    /// error names the truly unknown ones; on a tie, the first.
     fn family(&self) -> Result<&'static Family> {
         let architecture = self.architecture()?;
         let first = families::by_architecture(architecture).map_err(|error| error.at(&self.path))?;
@@ -32,18 +32,18 @@ impl Gguf {
         Ok(named.max_by_key(known).unwrap_or(first))
     }
 
-    /// The settings under `{architecture}.`, without that.
+    /// The settings under `{architecture}.`, without that prefix.
     fn settings<'a>(&'a self, architecture: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
         let in_room = move |key: &'a String| key.strip_prefix(architecture)?.strip_prefix('.');
         self.files.metadata.iter().filter_map(move |(key, value)| Some((in_room(key)?, value)))
     }
 
-    /// As llama.cpp reads it (`llama-model.cpp`, `load_hparams`): a factor without a type is linear, and the divisors of `rope_freqs` come
-    /// on top of the factor.
+    /// Reads the rotary embedding like llama.cpp (`llama-model.cpp`, `load_hparams`): a factor without a type means linear scaling, and
+    /// the divisors of `rope_freqs` apply in addition to the factor.
     fn rope(&self) -> Result<Rope> {
         let theta = self.arch_number("rope.freq_base")?.unwrap_or(10_000.0);
         let refused = |what: String| Error::new(what).at(&self.path);
-        // 0 means none; `scale_linear` is what old files call it.
+        // 0 means no scaling; old files call the factor `scale_linear`.
         let factor = match self.arch_number("rope.scaling.factor")? {
             Some(factor) => Some(factor),
             None => self.arch_number("rope.scale_linear")?,
@@ -57,7 +57,7 @@ impl Gguf {
             )));
         }
         let missing = || self.key("rope.scaling.factor").map_or_else(|error| error, |key| self.missing(&key));
-        // Other architectures do not read this tensor, so that `check_all_used` names it there.
+        // Other architectures do not read this tensor, so `check_all_used` reports it for them.
         let divisors = match self.architecture()? == "llama" && self.holds("rope_freqs.weight") {
             true => Some(self.files.read("rope_freqs.weight")?.flatten_all()?.to_vec1::<f32>()?),
             false => None,
@@ -92,7 +92,7 @@ impl Gguf {
         Ok(Rope { theta, scaling })
     }
 
-    /// The family, and llama.cpp's name of what Transformers calls `name`.
+    /// The family, and llama.cpp's name of the tensor that Transformers calls `name`.
     fn stored_name(&self, name: &str) -> Result<(&'static Family, String)> {
         let family = self.family()?;
         let stored = gguf_name(family, name);
@@ -100,7 +100,7 @@ impl Gguf {
         Ok((family, stored))
     }
 
-    /// The heads of the tensor `name` if their rows are interleaved in the file.
+    /// The number of heads in the tensor `name`, if the file interleaves their rows.
     fn interleaved_heads(&self, name: &str) -> Result<Option<usize>> {
         if !self.family()?.gguf_permuted || !(name.contains("q_proj.") || name.contains("k_proj.")) {
             return Ok(None);
@@ -120,7 +120,7 @@ impl Gguf {
         }
     }
 
-    /// The tensor that llama.cpp calls `stored`, of this shape; with an index one of those that it stacks.
+    /// The tensor that llama.cpp calls `stored`, of this shape; with an index, one tensor of the stack.
     pub(crate) fn stored(&self, stored: &str, shape: &[usize], index: Option<usize>) -> Result<Tensor> {
         let Some(index) = index else {
             self.check_shape(stored, shape)?;
@@ -133,7 +133,7 @@ impl Gguf {
         self.files.read_slice(stored, index)
     }
 
-    /// Where experts' gates and up-projections are stored as one tensor: the first row in each expert, and the tensor's name.
+    /// If gates and up-projections of the experts are stored as one tensor: the first row within each expert, and the tensor's name.
     fn half_of(&self, stored: &str, shape: &[usize]) -> Result<Option<(usize, String)>> {
         let (Some(whole), [count, rows, input]) = (joined_experts(stored).filter(|whole| self.holds(whole)), shape) else {
             return Ok(None);
@@ -142,9 +142,9 @@ impl Gguf {
         Ok(Some((if stored.contains("ffn_up_exps") { *rows } else { 0 }, whole)))
     }
 
-    /// A tensor that is stored as rows of a larger one: first row and the larger one's name.
+    /// If a tensor is stored as rows of a larger one: the first row, and the larger one's name.
     ///
-    /// Files of the `chatglm` architecture hold queries, keys and values as one; others where the converter was told to.
+    /// Files of the `chatglm` architecture store queries, keys and values jointly; other files do if the converter was told to.
     fn part_of(&self, name: &str, rows: usize) -> Result<Option<(usize, String)>> {
         let Some((block, rest)) = name.split_once(".attn_") else { return Ok(None) };
         let Some((part, kind)) = rest.split_once('.') else { return Ok(None) };
@@ -170,7 +170,7 @@ impl Gguf {
     }
 }
 
-/// The tensor that holds the experts' gates and, below them, their up-projections, where the converter was told to join the two.
+/// The name of the tensor with the experts' gates followed by their up-projections, for files whose converter was told to join them.
 fn joined_experts(stored: &str) -> Option<String> {
     let (block, _) = stored.split_once(".ffn_gate_exps.").or_else(|| stored.split_once(".ffn_up_exps."))?;
     Some(format!("{block}.ffn_gate_up_exps.weight"))
@@ -198,8 +198,8 @@ impl Source for Gguf {
         let layers = self.required_count("block_count")?;
         Config::check_sizes(layers, head_dim).map_err(in_file)?;
         let max_positions = self.required_count("context_length")?;
-        // Whole heads turn, but in families of which a part may: there the file has to say it, since llama.cpp and Transformers differ
-        // about what holds where it does not.
+        // Heads are rotated entirely, except in families that allow partial rotation. There the file has to state it, because the defaults
+        // of llama.cpp and Transformers differ.
         let in_part = families::keys::rule("partial_rotary_factor", family) == Some(Rule::Honoured);
         let rotary_dim = match self.arch_count("rope.dimension_count")? {
             Some(dim) if in_part || dim == head_dim => dim,
@@ -211,7 +211,7 @@ impl Source for Gguf {
             None if in_part => return Err(self.missing(&format!("{prefix}rope.dimension_count"))),
             None => head_dim,
         };
-        // Where all layers have experts, files may leave out what no layer has.
+        // If all layers have experts, files may omit the size of dense layers.
         let intermediate_size = match (self.arch_count("feed_forward_length")?, self.arch_count("expert_feed_forward_length")?) {
             (None, Some(of_experts)) => of_experts,
             _ => self.required_count("feed_forward_length")?,
@@ -246,7 +246,7 @@ impl Source for Gguf {
         let compile =
             |source: &str| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(&self.path));
         let template = compile(source)?;
-        // llama.cpp writes further templates under their names.
+        // llama.cpp stores additional templates under their names.
         Ok(Some(match self.text("tokenizer.chat_template.tool_use")? {
             Some(tool_use) => template.with_tool_use(compile(tool_use)?),
             None => template,
@@ -303,7 +303,7 @@ impl Source for Gguf {
         let Some(&(_, form, group)) = quants::kept(info.kind.name) else { return Ok(None) };
         let row_bytes = columns / info.kind.values * info.kind.bytes;
         let heads = self.interleaved_heads(name)?;
-        // Heads that are no whole number of pairs are an error where the tensor is read.
+        // An odd number of rows per head is reported when the tensor is read.
         if heads.is_some_and(|heads| !rows.is_multiple_of(2 * heads)) {
             return Ok(None);
         }
@@ -339,7 +339,7 @@ impl Source for Gguf {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": token(tokenizer.bos()),
             "eos_token": token(tokenizer.eos()),
-            // Files that name none: batches are padded with the end token, as is usual.
+            // If the file names none, the end token serves for padding, as is usual.
             "pad_token": token(pad),
             "add_bos_token": !tokenizer.leading().is_empty(),
             "model_max_length": self.required_count("context_length")?,
@@ -358,7 +358,7 @@ impl Source for Gguf {
     }
 
     fn check_all_used(&self) -> Result<()> {
-        // Where a file has a matrix and the joined one that holds it, too, only one was read.
+        // If a file contains both a matrix and the joined one that includes it, only one of them was read.
         let twice = self.files.names().find_map(|name| {
             let whole = match name.split_once(".attn_") {
                 Some((block, rest)) if let Some(("q" | "k" | "v", kind)) = rest.split_once('.') => {
@@ -393,8 +393,8 @@ impl Source for Gguf {
     }
 }
 
-/// Rows of each head from (0, d/2, 1, d/2 + 1, ..) back to (0, 1, .., d/2, d/2 + 1, ..): undoes `LlamaModel.permute` of llama.cpp's
-/// `convert_hf_to_gguf.py`. `weight` is `[heads * d, K]`, or a bias `[heads * d]`.
+/// Reorders the rows of each head from (0, d/2, 1, d/2 + 1, ..) to (0, 1, .., d/2, d/2 + 1, ..): undoes `LlamaModel.permute` of
+/// llama.cpp's `convert_hf_to_gguf.py`. `weight` is `[heads * d, K]`, or a bias `[heads * d]`.
 fn halves_from_interleaved(weight: &Tensor, heads: usize) -> Result<Tensor> {
     let rows = weight.dim(0)?;
     let half = rows / heads / 2;
@@ -402,13 +402,13 @@ fn halves_from_interleaved(weight: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(weight.shape())?)
 }
 
-/// Where [`halves_from_interleaved`] takes row `row` from, of heads of `head_rows` rows.
+/// The row of the file that becomes row `row` in [`halves_from_interleaved`], for heads of `head_rows` rows.
 fn interleaved(row: usize, head_rows: usize) -> usize {
     let (head, within, half) = (row / head_rows, row % head_rows, head_rows / 2);
     head * head_rows + within % half * 2 + within / half
 }
 
-/// Transformers' names of a block's modules, and llama.cpp's. A family's own list comes first.
+/// Pairs of Transformers' and llama.cpp's names for a block's modules. A family's own list takes precedence.
 const NAMES: &[(&str, &str)] = &[
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -461,7 +461,7 @@ mod tests {
 
     #[test]
     fn rows_of_a_head_come_back_in_halves() {
-        // One head of 4 rows, stored as 0, 2, 1, 3 (interleaved), must read 0, 1, 2, 3; the second head likewise.
+        // One head of 4 rows, stored as 0, 2, 1, 3 (interleaved), must become 0, 1, 2, 3; the second head likewise.
         let stored = Tensor::new(&[[0f32], [2.], [1.], [3.], [4.], [6.], [5.], [7.]], &candle_core::Device::Cpu).unwrap();
         let halves = halves_from_interleaved(&stored, 2).unwrap();
         assert_eq!(halves.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0., 1., 2., 3., 4., 5., 6., 7.]);

@@ -1,4 +1,4 @@
-//! Models by their hub id: which files of a repository make a model, and where they are when all is done.
+//! Models by hub id: which files of a repository make up a model, and where they are stored once fetched.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::fetch::client::{Client, Listing, offline};
 use crate::fetch::hub::fetch_all;
 use crate::fetch::hub_id::{HubId, is_relative};
 
-/// What the tokenizer, the template and the config are read from. A repository need not have them all.
+/// The files with the tokenizer, the template and the config. A repository need not have all of them.
 const COMPANIONS: &[&str] = &[
     "config.json",
     "generation_config.json",
@@ -31,7 +31,7 @@ const INDEX: &str = "model.safetensors.index.json";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER: &str = "adapter_model.safetensors";
 
-/// What is to be done with a model.
+/// The part of a model that is needed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Wanted {
     Model,
@@ -39,8 +39,8 @@ pub(crate) enum Wanted {
     Text,
 }
 
-/// The folder or the `.gguf` file in the cache that `id` stands for; what the cache lacks is fetched.
-/// `adapter`: of a repository that holds a model and an adapter, the adapter.
+/// The cached folder or `.gguf` file for `id`; fetches what the cache lacks. With `adapter`, a repository
+/// that contains both a model and an adapter yields the adapter.
 pub(crate) fn fetch(id: &HubId, wanted: Wanted, adapter: bool, progress: Progress) -> Result<PathBuf> {
     let cache = Cache::from_env(id.shelf, &id.repo)?;
     let cached = || {
@@ -55,7 +55,7 @@ pub(crate) fn fetch(id: &HubId, wanted: Wanted, adapter: bool, progress: Progres
                 .cure("Unset HF_HUB_OFFLINE, or name a model that is there: a folder, a .gguf file, another hub id.")
         });
     }
-    // A commit never changes.
+    // A commit never changes, so the cache suffices.
     if is_commit(&id.revision)
         && let Some(path) = cached()
     {
@@ -64,16 +64,16 @@ pub(crate) fn fetch(id: &HubId, wanted: Wanted, adapter: bool, progress: Progres
     let client = Client::from_env(id)?;
     let listing = match client.listing() {
         Ok(listing) => listing,
-        // As huggingface_hub does: what was fetched before serves while the hub does not.
+        // As in huggingface_hub: while the hub is unavailable, the cached files are used.
         Err(error) => return cached().ok_or(error),
     };
     let path = download(&client, &cache, &listing, id, wanted, adapter, progress)?;
-    // Last, so that the revision never points at a snapshot that lacks files.
+    // This comes last, so that the revision never points at an incomplete snapshot.
     cache.set_ref(&id.revision, &listing.commit)?;
     Ok(path)
 }
 
-/// The name without the organisation, or that of the file.
+/// The name of the file, or of the repository without the organisation.
 pub(crate) fn short_name(id: &HubId) -> &str {
     match &id.file {
         Some(file) => gguf_files::stem(file.rsplit_once('/').map_or(file, |(_, name)| name)),
@@ -81,19 +81,19 @@ pub(crate) fn short_name(id: &HubId) -> &str {
     }
 }
 
-/// What makes the model of a repository.
+/// The kind of model in a repository.
 #[derive(Debug, PartialEq)]
 enum Choice {
-    /// One file, or all parts of one that is split.
+    /// One file, or all parts of a split file.
     Gguf(Vec<String>),
-    /// A folder, and the file that holds its weights or names the shards.
+    /// A folder, and the file that contains its weights or lists the shards.
     Folder(&'static str),
 }
 
 fn choose(files: &[String], id: &HubId, adapter: bool) -> Result<Choice> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let gguf = |file: &str| gguf_files::parts_of(file).unwrap_or_else(|| vec![file.to_owned()]);
-    // The first part of a split file stands for all of them.
+    // The first part of a split file represents all of them.
     let is_first = |file: &str| file.to_ascii_lowercase().ends_with(".gguf") && gguf(file)[0] == file;
     let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|file| is_first(file)).collect();
     let offer = || match ggufs.as_slice() {
@@ -119,7 +119,7 @@ fn choose(files: &[String], id: &HubId, adapter: bool) -> Result<Choice> {
     }
 }
 
-/// Does the folder hold what texts are made with?
+/// Whether the folder contains a tokenizer and a config.
 fn has_text(folder: &Path) -> bool {
     let has = |name: &str| folder.join(name).is_file();
     has(TOKENIZER) && (has(CONFIG) || has(ADAPTER_CONFIG))
@@ -135,7 +135,7 @@ fn whole(cache: &Cache, commit: &str, id: &HubId, adapter: bool) -> Option<PathB
     }
 }
 
-/// Fetches what the cache lacks of the model; gives its path.
+/// Fetches the files of the model that the cache lacks; returns the model's path.
 fn download(
     client: &Client,
     cache: &Cache,

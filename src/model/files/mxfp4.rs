@@ -1,6 +1,6 @@
-//! Weights in MXFP4 as the checkpoints of gpt-oss hold them: in place of a stack `[E, inputs, outputs]` called NAME the bytes `NAME_blocks`
-//! `[E, outputs, inputs / 32, 16]` of two numbers each and their scales `NAME_scales` `[E, outputs, inputs / 32]`, powers of 2.
-//! Reference: Transformers, `integrations/mxfp4.py`, `convert_moe_packed_tensors`. All numbers are exact in f32.
+//! Weights in MXFP4 as in the checkpoints of gpt-oss. A stack `[E, inputs, outputs]` called NAME is stored as `NAME_blocks` `[E, outputs,
+//! inputs / 32, 16]`, bytes of two numbers each, and `NAME_scales` `[E, outputs, inputs / 32]`, powers of 2. Reference: Transformers,
+//! `integrations/mxfp4.py`, `convert_moe_packed_tensors`. All values are exact in f32.
 
 use candle_core::{Device, Tensor};
 
@@ -10,10 +10,10 @@ use crate::error::{Error, Result};
 pub(super) const BLOCKS: &str = "_blocks";
 pub(super) const SCALES: &str = "_scales";
 
-/// Numbers of a block, which share a scale, and their bytes.
+/// The number of values in a block, which share a scale, and their bytes.
 const BLOCK: usize = 32;
 const BLOCK_BYTES: usize = BLOCK / 2;
-/// The scale that stands for no number.
+/// The scale that encodes NaN.
 const NAN: u8 = 255;
 
 /// The shapes of blocks and scales for a stack of `shape` called `name`.
@@ -27,7 +27,7 @@ pub(super) fn shapes(name: &str, shape: &[usize]) -> Result<(Vec<usize>, Vec<usi
     }
 }
 
-/// The numbers of `shape`, the whole stack's or one part's, from its blocks and scales.
+/// Decodes the values of a whole stack or of one part, in `shape`, from their blocks and scales.
 pub(super) fn unpack(name: &str, shape: &[usize], blocks: &[u8], scales: &[u8]) -> Result<Tensor> {
     if scales.contains(&NAN) {
         return Err(Error::new(format!("tensor `{name}{SCALES}` holds the scale {NAN}, which is no number"))

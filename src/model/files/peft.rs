@@ -16,23 +16,23 @@ use crate::kernels::Stored;
 use crate::model::Reference;
 use crate::model::families::multimodal;
 
-/// How an adapter was trained.
+/// The settings that an adapter was trained with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraSettings {
     /// The rows of `A` and columns of `B`.
     pub rank: usize,
     /// The update is `alpha / rank * B A`.
     pub alpha: f64,
-    /// The share of an adapter's inputs that was dropped in training.
+    /// The share of an adapter's inputs that was dropped during training.
     pub dropout: f64,
-    /// Ends of the names of the modules that have an update: `q_proj`, `down_proj`, ..
+    /// Suffixes of the names of the adapted modules: `q_proj`, `down_proj`, ..
     pub targets: Vec<String>,
 }
 
-/// The update of one module.
+/// The low-rank update of one module.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
-    /// As Transformers calls it: `model.layers.0.self_attn.q_proj`.
+    /// The module's name in Transformers: `model.layers.0.self_attn.q_proj`.
     pub module: String,
     /// `[r, in]`
     pub a: Tensor,
@@ -43,10 +43,10 @@ pub struct LoraPair {
 /// Saves an adapter on the model `base`, replacing one that was saved to `folder` before.
 pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pairs: &[LoraPair]) -> Result<()> {
     let (name, revision) = base.as_base()?;
-    // Where the base is a multimodal model, PEFT looks for the modules by the names that they have there.
+    // For a multimodal base, PEFT looks up the modules by their names in that model.
     let multimodal = base.open()?.is_multimodal()?;
     let name_of = |module: &str| if multimodal { multimodal::outer_name(module) } else { module.to_owned() };
-    // The vision tower has modules of the same last names: a list of these would give it adapters, too.
+    // A plain list of suffixes would also match modules of the vision tower.
     let targets = match multimodal {
         true => json!(format!(".*language_model.*\\.({})", settings.targets.join("|"))),
         false => json!(settings.targets),
@@ -90,7 +90,7 @@ pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pa
     })
 }
 
-/// PEFT writes whole numbers without a point.
+/// PEFT writes integers without a decimal point.
 fn whole(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
@@ -127,14 +127,14 @@ mod tests {
         let found = source.tensor(&name, &[16, 12]).unwrap();
         assert_eq!(found.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
 
-        // Merged and saved, it is a model by itself.
+        // Merged and saved, it is a standalone model.
         let merged = out.path().join("merged");
         crate::model::save_merged(&adapted, &merged, Stored::F32).unwrap();
         let merged = resolve(&merged).open().unwrap().tensor(&name, &[16, 12]).unwrap();
         assert_eq!(merged.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
     }
 
-    /// PEFT adapts the modules of the multimodal model, so that names and targets are those; read again they are the inner ones.
+    /// PEFT adapts modules of the multimodal model, so names and targets are those; reading them back yields the inner names.
     #[test]
     fn an_adapter_on_a_multimodal_base_has_the_names_of_the_base() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
@@ -154,7 +154,8 @@ mod tests {
         let outer = "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight";
         assert!(stored.contains_key(outer), "{:?}", stored.keys());
 
-        // What other programs call the modules (Transformers 4, this program before), and updates of the vision tower.
+        // The names of the modules in other programs (Transformers 4, older versions of this program), and updates of the vision
+        // tower.
         let rename = |to: &str, tower: bool| {
             let mut renamed: std::collections::HashMap<String, Tensor> =
                 stored.iter().map(|(name, tensor)| (name.replace("model.language_model.layers", to), tensor.clone())).collect();

@@ -1,4 +1,4 @@
-//! Which folders a saved model or adapter may take the place of.
+//! Decides which folders a saved model or adapter may replace.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::adapter;
 use super::folder::COMPANIONS;
 use crate::error::{Context, Error, Result};
 
-/// A folder that is not there, or that holds nothing but the files of a model or an adapter.
+/// Refuses a folder unless it does not exist or contains only the files of a model or an adapter.
 pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

@@ -1,7 +1,7 @@
-//! Safetensors files, single or sharded by an index, read one tensor at a time with positioned reads.
+//! Reads safetensors files, single or sharded by an index, one tensor at a time with positioned reads.
 //!
-//! Reads rather than memory maps: a map needs `unsafe`, dies with a signal when the file is cut short under it, and saves
-//! nothing here, since every tensor is converted or packed as soon as it is read.
+//! Reads are used rather than memory maps: a map needs `unsafe`, crashes if the file is truncated meanwhile, and saves
+//! nothing here, because every tensor is converted or packed as soon as it is read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use crate::files::refuse_pointer;
 use crate::json;
 
 pub(crate) struct Shards {
-    /// Tensor name -> number of the file that holds it.
+    /// Maps a tensor's name to the index of the file that contains it.
     index: HashMap<String, usize>,
     files: Vec<Shard>,
 }
@@ -27,12 +27,12 @@ pub(crate) struct Shards {
 struct Shard {
     path: PathBuf,
     tensors: HashMap<String, TensorInfo>,
-    /// Where the tensors' bytes begin.
+    /// The offset of the tensors' bytes.
     data_start: u64,
 }
 
 impl Shards {
-    /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` lists.
     pub(crate) fn open(folder: &Path) -> Result<Shards> {
         let paths = shard_paths(folder)?;
         let files = paths.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
@@ -52,17 +52,17 @@ impl Shards {
         self.shard(name)?.tensor(name, shape)
     }
 
-    /// The `index`th of the tensors that are stacked as `shape`.
+    /// The `index`th of the tensors that are stacked in `shape`.
     pub(crate) fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         self.shard(name)?.slice(name, shape, index)
     }
 
-    /// The tensor, or the `index`th of those that are stacked as `shape`, if it is stored in bf16.
+    /// The tensor, or the `index`th of those stacked in `shape`, if it is stored in bf16.
     pub(super) fn bf16(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
         self.shard(name)?.bf16(name, shape, index)
     }
 
-    /// The bytes of a tensor of whole numbers `U8`, or of the `index`th of those that are stacked in it.
+    /// The bytes of a tensor of type `U8`, or of the `index`th of those stacked in it.
     pub(super) fn bytes(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Vec<u8>> {
         self.shard(name)?.bytes(name, shape, index)
     }
@@ -71,7 +71,7 @@ impl Shards {
         self.index.keys()
     }
 
-    /// Have two tensors the same type, shape and bytes? Read piece by piece, up to the first difference.
+    /// Whether two tensors have the same type, shape and bytes. Reads them piece by piece, up to the first difference.
     pub(crate) fn are_same(&self, left: &str, right: &str) -> Result<bool> {
         let place = |name: &str| -> Result<_> {
             let shard = self.shard(name)?;
@@ -106,7 +106,8 @@ impl Shards {
         })
     }
 
-    /// The number of weights in the tensors whose names count. A byte of MXFP4 holds two, and its scales are none.
+    /// The number of weights in the tensors whose names `counts` accepts. A byte of MXFP4 counts as two, its scales do not
+    /// count.
     pub(crate) fn parameters(&self, counts: impl Fn(&str) -> bool) -> u64 {
         let tensors = self.files.iter().flat_map(|shard| &shard.tensors).filter(|(name, _)| counts(name));
         let of = |(name, info): (&String, &TensorInfo)| match info.dtype {
@@ -150,7 +151,7 @@ impl Shard {
             return Ok(None);
         }
         let (begin, shape) = self.place(name, dtype, begin, shape, index)?;
-        // Piece by piece, so that the bytes do not stand in memory twice.
+        // Converts piece by piece, so that the raw bytes are never all in memory.
         const PIECE: usize = 1 << 20;
         let len: usize = shape.iter().product();
         let (mut file, mut numbers, mut piece) = (self.open_at(begin)?, Vec::with_capacity(len), vec![0; PIECE]);
@@ -163,7 +164,7 @@ impl Shard {
         Ok(Some(Tensor::from_vec(numbers, shape, &Device::Cpu)?))
     }
 
-    /// The first byte and the shape of a tensor that begins at `begin`, or of the `index`th of those that are stacked in it.
+    /// The offset and the shape of a tensor that begins at `begin`, or of the `index`th of those stacked in it.
     fn place<'a>(
         &self,
         name: &str,
@@ -198,7 +199,7 @@ impl Shard {
         self.read_bytes(name, (info.data_offsets.0 + begin) as u64, len)
     }
 
-    /// What the header says of the tensor, if that is the expected shape.
+    /// The header's entry for the tensor, if it has the expected shape.
     fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
         let info = self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}`")).at(&self.path))?;
         if info.shape != shape {
@@ -207,7 +208,7 @@ impl Shard {
         Ok(info)
     }
 
-    /// Type of the tensor and its first byte, if the header gives it the expected shape.
+    /// The type of the tensor and its offset, if the header gives it the expected shape.
     fn check(&self, name: &str, shape: &[usize]) -> Result<(DType, u64)> {
         let info = self.info(name, shape)?;
         let dtype = match info.dtype {
@@ -229,7 +230,7 @@ impl Shard {
         Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?)
     }
 
-    /// The file, to be read from byte `begin` of the tensors on.
+    /// Opens the file at offset `begin` of the tensors' bytes.
     fn open_at(&self, begin: u64) -> Result<File> {
         let mut file = File::open(&self.path).context_at(&self.path, "cannot open the weights")?;
         file.seek(SeekFrom::Start(self.data_start + begin)).context_at(&self.path, "cannot seek in the weights")?;
@@ -244,7 +245,7 @@ impl Shard {
     }
 }
 
-/// The header of a safetensors file, and where the tensors' bytes begin.
+/// Reads the header of a safetensors file, and the offset of the tensors' bytes.
 pub(crate) fn header(file: &mut File) -> std::result::Result<(Metadata, u64), Box<dyn std::error::Error + Send + Sync>> {
     let bytes = file.metadata()?.len();
     let mut length = [0; 8];
@@ -255,7 +256,7 @@ pub(crate) fn header(file: &mut File) -> std::result::Result<(Metadata, u64), Bo
     }
     let mut text = vec![0; length as usize];
     file.read_exact(&mut text)?;
-    // This checks that the tensors lie one behind the other, and that each has the bytes of its shape and type.
+    // Parsing checks that the tensors are contiguous, and that the length of each matches its shape and type.
     let header: Metadata = serde_json::from_slice(&text)?;
     let (data, data_start) = (header.data_len() as u64, 8 + length);
     if data != bytes - data_start {
@@ -264,7 +265,7 @@ pub(crate) fn header(file: &mut File) -> std::result::Result<(Metadata, u64), Bo
     Ok((header, data_start))
 }
 
-/// The weight files of a folder, in the order of their names.
+/// The weight files of a folder, sorted by name.
 pub(crate) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     let single = folder.join("model.safetensors");
     if single.is_file() {

@@ -1,7 +1,7 @@
-//! Safetensors files written one tensor at a time: the header first, for which the shapes suffice, then each tensor as it comes.
+//! Writes safetensors files one tensor at a time: first the header, for which the shapes suffice, then each tensor as it comes.
 //!
-//! Format: github.com/huggingface/safetensors, "Format". Above [`SHARD_BYTES`] the weights are cut into several files with an
-//! index, as Transformers does.
+//! Format: github.com/huggingface/safetensors, "Format". Weights larger than [`SHARD_BYTES`] are split into several files with an
+//! index, as in Transformers.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -16,10 +16,10 @@ use crate::files::{write_numbers, write_synced};
 use crate::json::pretty;
 use crate::kernels::Stored;
 
-/// Transformers cuts at 5 GB (`max_shard_size` of `save_pretrained`, up to version 4).
+/// The shard size of Transformers, 5 GB (`max_shard_size` of `save_pretrained`, up to version 4).
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// A tensor to be written.
+/// A tensor to write.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedTensor {
     /// The name in the file.
@@ -28,10 +28,10 @@ pub struct SavedTensor {
     pub shape: Vec<usize>,
 }
 
-/// Gives the values of the tensor with this number.
+/// Returns the values of the tensor with this index.
 pub type Fetch<'a> = &'a mut dyn FnMut(usize) -> Result<Tensor>;
 
-/// `model.safetensors`, or several files of at most `shard_bytes` (or one tensor) and their index.
+/// Writes `model.safetensors`, or several files of at most `shard_bytes` (or one tensor) with an index.
 pub fn write_weights(folder: &Path, tensors: &[SavedTensor], dtype: Stored, shard_bytes: u64, fetch: Fetch) -> Result<()> {
     let mut shards: Vec<std::ops::Range<usize>> = Vec::new();
     let mut open = 0;
@@ -64,12 +64,12 @@ pub fn write_weights(folder: &Path, tensors: &[SavedTensor], dtype: Stored, shar
     write_synced(&folder.join("model.safetensors.index.json"), &pretty(&index)?)
 }
 
-/// One file, forced to the disk.
+/// Writes one file and syncs it to disk.
 pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Stored, fetch: Fetch) -> Result<()> {
     let failed = "cannot write the weights";
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).context_at(path, failed)?);
     let entries = tensors.iter().map(|tensor| (tensor.name.as_str(), dtype, tensor.shape.as_slice()));
-    // Transformers refuses files without it.
+    // Transformers refuses files without this entry.
     file.write_all(&header(json!({"format": "pt"}), entries)?).context_at(path, failed)?;
     for (number, tensor) in tensors.iter().enumerate() {
         let values = fetch(number)?;
@@ -96,7 +96,7 @@ fn bytes(tensor: &SavedTensor, dtype: Stored) -> u64 {
     size(dtype, &tensor.shape)
 }
 
-/// What a file begins with, for tensors of these names, types and shapes: the header's length and the header, padded with spaces so
+/// The start of a file with tensors of these names, types and shapes: the header's length and the header, padded with spaces so
 /// that the tensors begin at a multiple of 8.
 pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, Stored, &'a [usize])>) -> Result<Vec<u8>> {
     let mut entries: Map<String, Value> = Map::new();
@@ -115,7 +115,7 @@ pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, S
     Ok([&(text.len() as u64).to_le_bytes(), text.as_slice()].concat())
 }
 
-/// The name of the type in the headers of safetensors files.
+/// The name of the type in safetensors headers.
 pub fn type_name(dtype: Stored) -> &'static str {
     match dtype {
         Stored::F32 => "F32",
@@ -139,7 +139,7 @@ mod tests {
         vec![tensor("b.weight", &[2, 3]), tensor("a.bias", &[5]), tensor("c.weight", &[4, 1])]
     }
 
-    /// Halfway between two bfloat16s: it goes to the even one, 1.
+    /// Halfway between two bfloat16s; it rounds to the even one, 1.
     const HALFWAY: f32 = 1.0 + 1.0 / 256.0;
 
     fn values(number: usize) -> Result<Tensor> {

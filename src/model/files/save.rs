@@ -1,8 +1,8 @@
-//! A model as a Hugging Face folder that Transformers, and this program, load: weights, config.json, tokenizer, chat template.
+//! Saves a model as a Hugging Face folder that Transformers and this program can load: weights, config.json, tokenizer, chat template.
 //!
-//! Whatever the model was loaded from: of a folder the files beside the weights are copied; for a GGUF file they are made from its
-//! metadata. Of a multimodal checkpoint the language model alone is saved. The folder is filled under a temporary name and renamed
-//! at the end, so that it is there whole or not at all.
+//! The model may come from any source: for a folder, the files beside the weights are copied; for a GGUF file, they are generated from
+//! its metadata. Of a multimodal checkpoint only the language model is saved. The folder is written under a temporary name and renamed at
+//! the end, so it is either complete or absent.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -25,21 +25,21 @@ use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// Saves a trained model that was loaded from `reference`, replacing a model that was saved to `folder` before.
 ///
-/// `fetch(name, shape)` gives the trained values of a tensor, by the name and in the shape and convention in which a block asks
-/// its source for it, but of experts one by one where the checkpoint stacks them. Each is asked for once, in the order of the layers, and
-/// dropped when it is written.
+/// `fetch(name, shape)` returns the trained values of a tensor, with the name, shape and convention with which a block requests it from
+/// its source, except that stacked experts are requested one by one. Each is requested once, in the order of the layers, and dropped once
+/// it is written.
 pub fn save(
     reference: &Reference,
     folder: &Path,
     dtype: Stored,
     fetch: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
-    // The source is asked for names only; that all its tensors are read was checked when the model was loaded.
+    // The source only provides names here; that all its tensors are read was checked when the model was loaded.
     let source = reference.open()?;
     let experts = source.config()?.experts;
     let mut values = |name: &str, shape: &[usize]| {
         if name.ends_with(CORRECTION) {
-            // No gradient reaches it.
+            // This tensor gets no gradient.
             return source.tensor(name, shape);
         }
         let stack = experts.as_ref().map(|experts| stack(experts, name, shape, fetch)).transpose()?.flatten();
@@ -48,7 +48,7 @@ pub fn save(
     save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut values, false)
 }
 
-/// Saves the model as it is: an adapter merged into its base, a GGUF file as a folder.
+/// Saves the model unchanged: an adapter merged into its base, a GGUF file as a folder.
 pub fn save_merged(reference: &Reference, folder: &Path, dtype: Stored) -> Result<()> {
     let source = reference.open()?;
     save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut |name, shape| source.tensor(name, shape), true)
@@ -73,7 +73,7 @@ fn save_source(
         ))
         .cure("Score the adapter as it is; what cannot be saved is the merged model."));
     }
-    // GGUF stores Gemma's norms with the 1 added; config.json's family expects them without.
+    // GGUF stores Gemma's norms with 1 added; the family's config.json expects them without.
     let norms_lose_one = saved_config.norm_offset && !config.norm_offset;
     let parts = parts(&config, source)?;
     let tensors: Vec<SavedTensor> = parts.iter().map(|part| part.saved.clone()).collect();
@@ -81,14 +81,14 @@ fn save_source(
     if saved_config.tied != tied {
         json["tie_word_embeddings"] = tied.into();
     }
-    // The weights are saved as plain numbers, whatever the file's were packed in.
+    // Weights are saved as plain numbers, however the file stored them.
     if let Some(json) = json.as_object_mut() {
         json.remove("quantization_config");
     }
     let key = if json.get("torch_dtype").is_some_and(|dtype| !dtype.is_null()) { "torch_dtype" } else { "dtype" };
     json[key] = dtype_name(dtype).into();
 
-    // A stack of experts is fetched once and cut.
+    // A stack of experts is fetched once and split.
     let mut stack: Option<(String, Tensor)> = None;
     let mut values = |number: usize| -> Result<Tensor> {
         let part = &parts[number];
@@ -138,20 +138,20 @@ fn dtype_name(dtype: Stored) -> &'static str {
     }
 }
 
-/// A tensor of the folder and where its values come from: the source's tensor, or one slice of it.
+/// A tensor of the folder and the source of its values: a tensor of the source, or one slice of it.
 struct Part {
     saved: SavedTensor,
     stored: SavedTensor,
     slice: Option<usize>,
 }
 
-/// The tensors that the family asks its source for, in that order, by the names that Transformers gives them.
+/// The tensors that the family requests from its source, in that order, by Transformers' names.
 fn parts(config: &Config, source: &dyn Source) -> Result<Vec<Part>> {
     let family = families::by_model_type(config.family)?;
     let asked = Asked { source, tensors: Mutex::default() };
     let vocabulary = [config.vocab_size, config.hidden_size];
     asked.tensor(EMBEDDING, &vocabulary)?;
-    // The blocks are loaded with zeros, one at a time: that says what they need without a list in every family.
+    // Loading the blocks with zeros, one at a time, reveals what they need without a list in every family.
     let rotary = Rotary::new(&config.rope.inverse_frequencies(config.rotary_dim)?, 1, family.rotary, 1.0);
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     for index in 0..config.layers {
@@ -164,7 +164,7 @@ fn parts(config: &Config, source: &dyn Source) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     for stored in asked.tensors.into_inner().unwrap_or_else(PoisonError::into_inner) {
         match (stored.name.split_once(".experts."), stored.shape.as_slice()) {
-            // A stack of GGUF, where Transformers has each expert by itself.
+            // GGUF stacks the experts, where Transformers stores each one separately.
             (Some((mlp, module)), [experts, rows, columns]) if module.ends_with(".weight") => {
                 parts.extend((0..*experts).map(|expert| Part {
                     saved: SavedTensor { name: format!("{mlp}.experts.{expert}.{module}"), shape: vec![*rows, *columns] },
@@ -178,7 +178,7 @@ fn parts(config: &Config, source: &dyn Source) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Writes down what is asked for, and answers with zeros that take no memory.
+/// A source that records the requests, and returns zeros that take no memory.
 struct Asked<'a> {
     source: &'a dyn Source,
     tensors: Mutex<Vec<SavedTensor>>,
@@ -210,7 +210,7 @@ impl Source for Asked<'_> {
     }
 
     fn slice(&self, name: &str, shape: &[usize], _index: usize) -> Result<Tensor> {
-        // A stack is asked for once for each of its parts.
+        // A stack is requested once for each of its parts.
         let known = self.tensors.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|tensor| tensor.name == name);
         if !known {
             self.tensor(name, shape)?;

@@ -184,6 +184,22 @@ fn what_other_programs_do_with_longer_rows_is_said() {
         assert_eq!(remarks(line, "max-len = 512"), Vec::<String>::new());
     }
     assert_eq!(remarks("max_length: 256\nlearning_rate: 1.0e-4", ""), Vec::<String>::new());
+    assert!(remarks("top_k: 50", "")[0].contains("sampling") && remarks("top-k: 50", "").is_empty());
+}
+
+/// PyYAML takes `2e-5` for a text, as YAML 1.1 does, and trainers make a number of it.
+#[test]
+fn numbers_in_quotes_are_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("theirs.yaml");
+    let options = |text: &str| {
+        std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
+        Options::resolve(Some(&file), toml::Table::new())
+    };
+    let read = options("learning_rate: \"2e-5\"\nnum_train_epochs: \"3\"\nbatch_size: '8'").unwrap();
+    assert_eq!((read.learning_rate(), read.epochs, read.batch_size), (2e-5, 3.0, 8));
+    let refused = options("batch_size: '8.5'").unwrap_err().to_string();
+    assert!(refused.contains("batch-size: expected a whole number, found `8.5`"), "{refused}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! axolotl: `axolotl train train.yaml`.
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps, whole_alpha};
 use super::yaml::{Yaml, list, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if let Some(lora) = &recipe.lora {
         yaml.set("adapter", "lora")
             .set("lora_r", lora.rank.to_string())
-            .set("lora_alpha", whole_alpha(lora.alpha)?)
+            .set("lora_alpha", whole_alpha("axolotl", lora.alpha)?)
             .set("lora_dropout", number(lora.dropout));
         match lora.targets.is_empty() {
             true => yaml.comment(LINEAR_NOTE).set("lora_target_linear", "true"),
@@ -117,12 +117,3 @@ where the paper and diagnose have (H / ln K)^alpha with ln 20 = 2.9957, and LLaM
 loss and the gradient norm are about three times as large as theirs and not comparable, nor are learning rates under an optimiser
 that does not normalise the gradient. AdamW does, so the learning rate below is the one of the original run; only max_grad_norm
 is multiplied by the ratio of the two losses.";
-
-/// axolotl's `lora_alpha` is an int.
-fn whole_alpha(alpha: f64) -> Result<String> {
-    match alpha.fract() == 0.0 {
-        true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("axolotl takes whole numbers for lora_alpha, not {alpha}"))
-            .cure("Give --lora-alpha a whole number.")),
-    }
-}

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Recipe, model, not_offered, optimiser, steps};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Recipe, model, not_offered, optimiser, steps, whole_alpha};
 use super::yaml::{Yaml, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -52,7 +52,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
             .set("finetuning_type", "lora")
             .set("lora_rank", lora.rank.to_string())
             .comment("A whole number, as LLaMA-Factory wants it.")
-            .set("lora_alpha", whole_alpha(lora.alpha)?)
+            .set("lora_alpha", whole_alpha("LLaMA-Factory", lora.alpha)?)
             .set("lora_dropout", number(lora.dropout))
             .set("lora_target", if lora.targets.is_empty() { "all".to_owned() } else { text(&lora.targets.join(",")) }),
     };
@@ -150,12 +150,3 @@ paper and diagnose have (H / ln 20)^alpha and ln 20 = 2.9957; axolotl does not d
 as large for the same data. Losses and gradient norms of the three are therefore not comparable, nor are learning rates under an
 optimiser that does not normalise the gradient. AdamW does, so the learning rate below is the one of the original run; only
 max_grad_norm is multiplied by the ratio of the two losses.";
-
-/// LLaMA-Factory's `lora_alpha` is an int.
-fn whole_alpha(alpha: f64) -> Result<String> {
-    match alpha.fract() == 0.0 {
-        true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("LLaMA-Factory takes whole numbers for lora_alpha, not {alpha}"))
-            .cure("Give --lora-alpha a whole number.")),
-    }
-}

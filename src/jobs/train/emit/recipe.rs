@@ -137,6 +137,15 @@ pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, op
         .set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * factor)));
 }
 
+/// `lora_alpha`, which is an int in both programs.
+pub(super) fn whole_alpha(program: &str, alpha: f64) -> Result<String> {
+    match alpha.fract() == 0.0 {
+        true => Ok(format!("{alpha:.0}")),
+        false => Err(Error::usage(format!("{program} takes whole numbers for lora_alpha, not {alpha}"))
+            .cure("Give --lora-alpha a whole number.")),
+    }
+}
+
 pub(super) fn not_offered(program: &str, loss: &Loss, offered: &str) -> Error {
     let name = match loss.method.beside {
         Beside::Nothing => loss.gate.to_string(),

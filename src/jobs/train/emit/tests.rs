@@ -242,7 +242,11 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(factory, Recipe { batch_size: 12, ..recipe(eaft(1.0)) }, rows(), "12 sequences a step");
     check(factory, Recipe { supervise: Supervise::All, ..recipe(eaft(1.0)) }, rows(), "whole text");
     let lora = LoraSettings { rank: 4, alpha: 2.5, dropout: 0.0, targets: vec!["q_proj".to_owned()] };
-    check(axolotl, Recipe { lora: Some(lora), ..recipe(eaft(1.0)) }, rows(), "not 2.5");
+    for (program, said) in
+        [(axolotl, "axolotl takes whole"), (factory, "LLaMA-Factory takes whole numbers for lora_alpha, not 2.5")]
+    {
+        check(program, Recipe { lora: Some(lora.clone()), ..recipe(eaft(1.0)) }, rows(), said);
+    }
 
     let text = example(vec![turn(Role::Text, "words", 1.0)]);
     check(axolotl, recipe(eaft(1.0)), vec![rows().remove(0), text], "rows.jsonl:2: a plain text");

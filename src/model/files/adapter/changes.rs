@@ -1,4 +1,4 @@
-//! The tensors of an adapter -> what becomes of the base's.
+//! Reads the tensors of an adapter, as changes to the base's tensors.
 
 use std::collections::BTreeMap;
 
@@ -8,24 +8,24 @@ use super::settings::{MERGE, Settings};
 use crate::error::{Error, Result};
 use crate::model::source::listed;
 
-/// What becomes of one tensor of the base, in this order.
+/// The changes to one tensor of the base, applied in this order.
 #[derive(Default)]
 pub(super) struct Change {
-    /// A tensor that takes its place.
+    /// A tensor that replaces the base's.
     pub whole: Option<Whole>,
-    /// Rows that take the place of those of some tokens.
+    /// Rows that replace those of some tokens.
     pub rows: Option<Rows>,
-    /// Is added: a product of two small matrices.
+    /// The low-rank update to add.
     pub low_rank: Option<LowRank>,
-    /// Is added: `scale` times the bias of `B`.
+    /// A term to add: `scale` times the bias of `B`.
     pub added: Option<Tensor>,
 }
 
-/// A tensor that is stored as a whole.
+/// A tensor that is stored in full.
 pub(super) struct Whole {
-    /// The values that take the place of the base's.
+    /// The values that replace the base's.
     pub tensor: Tensor,
-    /// A copy beside the base's tensor (`modules_to_save`), which what is tied to that one does not see.
+    /// Whether this is a copy beside the base's tensor (`modules_to_save`), which tensors tied to the base's do not follow.
     pub apart: bool,
 }
 
@@ -44,21 +44,21 @@ pub(super) struct LowRank {
     magnitude: Option<Magnitude>,
 }
 
-/// DoRA: the sum's rows (of an embedding, its columns) are given these lengths (PEFT, `tuners/lora/dora.py`).
+/// DoRA: the norms that the rows of the sum get (the columns, for an embedding; PEFT, `tuners/lora/dora.py`).
 struct Magnitude {
     lengths: Tensor,
     of_columns: bool,
 }
 
 impl Change {
-    /// The shape of the tensor that is changed, where the change tells.
+    /// The shape of the changed tensor, if the change determines it.
     pub(super) fn shape(&self) -> Option<Vec<usize>> {
         let whole = self.whole.as_ref().map(|whole| whole.tensor.dims().to_vec());
         let low_rank = self.low_rank.as_ref().map(|low| vec![low.b.dims()[0], low.a.dims()[1]]);
         whole.or(low_rank).or(self.added.as_ref().map(|added| added.dims().to_vec()))
     }
 
-    /// The tensor that `base` becomes.
+    /// Applies the changes to the tensor `base`.
     pub(super) fn apply(&self, base: Tensor) -> Result<Tensor> {
         let mut tensor = self.whole.as_ref().map_or(base, |whole| whole.tensor.clone());
         if let Some(rows) = &self.rows {
@@ -109,7 +109,7 @@ impl LowRank {
     }
 }
 
-/// What the file holds for one module.
+/// The tensors that the file holds for one module.
 #[derive(Default)]
 struct Parts {
     a: Option<Tensor>,
@@ -119,7 +119,7 @@ struct Parts {
     is_embedding: bool,
 }
 
-/// What the adapter's tensors change, by the name of the tensor of the base. The file's names are `base_model.model.MODULE.PART`.
+/// Collects the changes, by the name of the base's tensor. The names in the file are `base_model.model.MODULE.PART`.
 pub(super) fn changes(
     tensors: impl IntoIterator<Item = (String, Tensor)>,
     settings: &Settings,
@@ -142,7 +142,7 @@ pub(super) fn changes(
             Part::B => modules.entry(module).or_default().b = Some(tensor),
             Part::BiasOfB => modules.entry(module).or_default().bias_of_b = Some(tensor),
             Part::Magnitude => modules.entry(module).or_default().magnitude = Some(tensor),
-            // `W + (B A)^T` for `A [r, V]` and `B [D, r]`: the other way round it is as everywhere.
+            // An embedding has `W + (B A)^T` with `A [r, V]` and `B [D, r]`; swapped and transposed, it is like any other update.
             Part::EmbeddingA => {
                 let parts = modules.entry(module).or_default();
                 (parts.b, parts.is_embedding) = (Some(transposed(&tensor, name)?), true);
@@ -186,14 +186,14 @@ enum Part {
     EmbeddingA,
     EmbeddingB,
     Rows,
-    /// The module's own tensor `weight` or `bias`; `of_base` where it stands inside an adapted module.
+    /// The module's own `weight` or `bias`; `of_base` if it is stored inside an adapted module.
     Whole {
         of: &'static str,
         of_base: bool,
     },
 }
 
-/// The module and what the tensor is of it.
+/// Splits a name into the module and the kind of tensor.
 fn split(name: &str) -> Option<(String, Part)> {
     let ends = [
         (".lora_A.weight", Part::A),
@@ -210,7 +210,7 @@ fn split(name: &str) -> Option<(String, Part)> {
         (".bias", Part::Whole { of: "bias", of_base: false }),
     ];
     let found = ends.into_iter().find_map(|(end, part)| name.strip_suffix(end).map(|module| (module.to_owned(), part)))?;
-    // What is within a part that has no meaning here.
+    // A part that contains further adapter tensors is not understood here.
     let is_plain = !["lora_", "base_layer", "token_adapter", "modules_to_save"].iter().any(|mark| found.0.contains(mark));
     is_plain.then_some(found)
 }

@@ -1,4 +1,4 @@
-//! adapter_config.json: how strongly each update counts, and what else the adapter says of itself.
+//! Reads adapter_config.json: the strength of each update, and the other settings of the adapter.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Keys of adapter_config.json that are read, or that do not change the weights once the adapter is trained. Any other key is
+/// The keys of adapter_config.json that are read, or that do not affect the weights of a trained adapter. Any other key is
 /// refused unless it is empty.
 const UNDERSTOOD: &[&str] = &[
     "alpha_pattern",
@@ -23,9 +23,9 @@ const UNDERSTOOD: &[&str] = &[
     "trainable_token_indices",
     "use_dora",
     "use_rslora",
-    // The tensors that follow from it are in the file.
+    // Its effect is in the file's tensors.
     "ensure_weight_tying",
-    // Which layers were trained: the tensors say it too.
+    // Which layers were trained, which is evident from the tensors.
     "exclude_modules",
     "layers_pattern",
     "layers_to_transform",
@@ -42,24 +42,24 @@ const UNDERSTOOD: &[&str] = &[
     "task_type",
 ];
 
-/// Initialisations that leave the base as it is.
+/// Initialisations that do not change the base.
 const INITIALISATIONS: &[&str] = &["gaussian", "eva", "orthogonal"];
 
-/// What cures whatever cannot be applied here.
+/// The advice for everything that cannot be applied here.
 pub(super) const MERGE: &str = "Merge the adapter with PEFT's merge_and_unload() and save the merged model.";
 
 pub(super) struct Settings {
     rank: usize,
     alpha: f64,
     rslora: bool,
-    /// End of a module's name -> its own alpha; the first that fits counts.
+    /// Suffixes of module names with their own alpha; the first match applies.
     alpha_pattern: Vec<(String, f64)>,
     has_rank_pattern: bool,
-    /// Weight-decomposed: a magnitude for each output (arXiv 2402.09353).
+    /// Whether the updates are weight-decomposed, with a magnitude for each output (DoRA, arXiv 2402.09353).
     pub dora: bool,
-    /// Ends of the names of modules that are stored as a whole.
+    /// Suffixes of the names of modules that are stored in full.
     modules_to_save: Vec<String>,
-    /// End of a module's name -> the tokens that have rows of their own.
+    /// For suffixes of module names, the tokens that have their own rows.
     tokens: BTreeMap<String, Vec<u32>>,
 }
 
@@ -90,7 +90,7 @@ impl Settings {
         let alpha = alpha.ok_or_else(|| Error::new("expected a number for `lora_alpha`"))?;
         let patterns = object.get("alpha_pattern").and_then(Value::as_object);
         let alpha_pattern = patterns.into_iter().flatten().map(|(pattern, alpha)| match alpha.as_f64() {
-            // PEFT reads a regular expression; names are what people write.
+            // PEFT interprets the key as a regular expression, but in practice it is a plain name.
             Some(alpha) if pattern.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) => {
                 Ok((pattern.clone(), alpha))
             }
@@ -119,12 +119,12 @@ impl Settings {
         Ok(alpha / if self.rslora { (rank as f64).sqrt() } else { rank as f64 })
     }
 
-    /// Is the module stored as a copy of its own, beside the base's? (PEFT compares ends of names, `ModulesToSaveWrapper`.)
+    /// Whether the module is stored as a copy beside the base's. (PEFT compares suffixes of names, `ModulesToSaveWrapper`.)
     pub(super) fn is_saved(&self, module: &str) -> bool {
         self.modules_to_save.iter().any(|end| module.ends_with(end.as_str()))
     }
 
-    /// The tokens that have rows of their own in the module.
+    /// The tokens that have their own rows in the module.
     pub(super) fn tokens_of(&self, module: &str) -> Result<&[u32]> {
         let found = self.tokens.iter().find(|(end, _)| module.ends_with(end.as_str()));
         found.map(|(_, tokens)| tokens.as_slice()).ok_or_else(|| {
@@ -135,12 +135,13 @@ impl Settings {
     }
 }
 
-/// `q_proj` is an end of `model.layers.0.self_attn.q_proj`, and not of `model.layers.0.self_attn.eq_proj`.
+/// Whether `end` consists of the last parts of a module's name: true for `q_proj` and `model.layers.0.self_attn.q_proj`, but
+/// not for `model.layers.0.self_attn.eq_proj`.
 fn is_end(module: &str, end: &str) -> bool {
     module.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// A name or a list of them.
+/// Reads a name or a list of names.
 fn names(value: Option<&Value>, key: &str) -> Result<Vec<String>> {
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
@@ -150,7 +151,7 @@ fn names(value: Option<&Value>, key: &str) -> Result<Vec<String>> {
     }
 }
 
-/// A list of tokens is for the embedding; else each module has its own.
+/// Reads the tokens that have their own rows: a plain list belongs to the embedding, otherwise each module has its own.
 fn tokens(value: Option<&Value>) -> Result<BTreeMap<String, Vec<u32>>> {
     let read = match value {
         None | Some(Value::Null) => return Ok(BTreeMap::new()),
@@ -167,7 +168,7 @@ fn tokens(value: Option<&Value>) -> Result<BTreeMap<String, Vec<u32>>> {
     })
 }
 
-/// What PEFT writes where a setting is not used.
+/// Whether this is the value that PEFT writes for an unused setting.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

@@ -1,4 +1,4 @@
-//! Every key of every family's config: honoured, refused or irrelevant.
+//! Tests that every key of every family's config is honoured, refused or irrelevant.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::model::families::FAMILIES;
 use crate::model::families::Rule;
 use crate::model::families::keys::{COMMON, rule};
 
-/// A config that every family takes, with the settings of all of them at values that are not the defaults.
+/// A config that the family accepts, with all its settings at values other than the defaults.
 fn config_of(family: &Family) -> Value {
     let mut config = json!({
         "model_type": family.model_type, "vocab_size": 99, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 4,
@@ -34,15 +34,15 @@ fn config_of(family: &Family) -> Value {
     config
 }
 
-/// The family needs a set of rope parameters; the base may stand outside.
+/// The family needs a set of rope parameters; the base may be outside of it.
 fn ministral_rope(factor: f64) -> Value {
     json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1})
 }
 
-/// Families with layers of two kinds.
+/// Families that alternate attention with the gated delta rule.
 const HYBRID: &[&str] = &["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"];
 
-/// Another valid value for a setting that is honoured.
+/// Another valid value for an honoured setting.
 fn another(key: &str, family: &str) -> Value {
     match key {
         "hidden_size" => json!(96),
@@ -84,7 +84,7 @@ fn another(key: &str, family: &str) -> Value {
     }
 }
 
-/// The length that stands beside the parameters counts, whatever stands within: `standardize_rope_params`.
+/// The original length beside the rope parameters takes precedence over the one inside: `standardize_rope_params`.
 #[test]
 fn the_length_of_the_first_training_beside_rope_parameters_is_that_of_every_family() {
     for family in FAMILIES {
@@ -100,7 +100,7 @@ fn the_length_of_the_first_training_beside_rope_parameters_is_that_of_every_fami
             }
             Config::from_json(&json)
         };
-        // Families with rotary embeddings by kinds of layers take no parameters for all, and Phi 3 no YaRN.
+        // Families with rotary embeddings per kind of layer accept no parameters for all layers, and Phi 3 accepts no YaRN.
         match with(32, None) {
             Ok(config) => assert_eq!(with(64, Some(32)).unwrap(), config, "{}", family.model_type),
             Err(_) => assert!(["gemma3_text", "olmo3", "phi3"].contains(&family.model_type), "{}", family.model_type),
@@ -110,14 +110,14 @@ fn the_length_of_the_first_training_beside_rope_parameters_is_that_of_every_fami
 
 #[test]
 fn every_key_is_honoured_or_refused_or_irrelevant() {
-    // Null means no window there, by itself or because another key switches it off.
+    // For these families null means no window, by itself or because another key disables it.
     let without_window = ["mistral", "ministral3", "phi3", "smollm3"];
     for family in FAMILIES {
         let plain_json = config_of(family);
         let plain = Config::from_json(&plain_json).unwrap();
         let with = |key: &str, value: Value| {
             let mut json = plain_json.clone();
-            // The two are one setting.
+            // The two keys are one setting.
             if key == "num_local_experts"
                 && let Some(json) = json.as_object_mut()
             {
@@ -129,18 +129,19 @@ fn every_key_is_honoured_or_refused_or_irrelevant() {
         for (key, _) in family.keys.iter().chain(COMMON) {
             let name = family.model_type;
             match rule(key, family).unwrap() {
-                // The first is the family, and the second refuses heads.
+                // The first determines the family; the second is for refusing other heads.
                 Rule::Honoured | Rule::Optional if ["model_type", "architectures"].contains(key) => {}
-                // Only a scaling asks for it: rope.rs.
+                // Only read if a scaling needs it: rope.rs.
                 Rule::Honoured if *key == "original_max_position_embeddings" => {}
                 kind @ (Rule::Honoured | Rule::Optional) => {
-                    // `rope_theta` beside rope parameters only, a window where it is not used or no switch says that it is.
+                    // Null is accepted for optional keys, except for `rope_theta` without rope parameters, and for
+                    // `sliding_window` in families other than those above.
                     let taken = kind == Rule::Optional
                         && *key != "rope_theta"
                         && (*key != "sliding_window" || without_window.contains(&name));
                     assert_eq!(with(key, Value::Null).is_ok(), taken, "{name}: {key} = null");
                     let mut value = another(key, name);
-                    // GLM and gpt-oss have biases unless told otherwise, Gemma is tied unless told otherwise.
+                    // GLM and gpt-oss have biases by default, Gemma is tied by default.
                     if ["glm", "glm4", "gpt_oss"].contains(&name) && *key == "attention_bias" {
                         value = json!(false);
                     }
@@ -202,7 +203,7 @@ fn experts_are_where_the_config_puts_them() {
     assert_eq!(Config::from_json(&json).unwrap().experts.unwrap().routed, [false, true, false, false]);
 }
 
-/// google/gemma-3-4b-it leaves out what is the default.
+/// google/gemma-3-4b-it omits settings that have the default value.
 #[test]
 fn the_text_half_of_a_multimodal_config() {
     let json = json!({
@@ -216,7 +217,7 @@ fn the_text_half_of_a_multimodal_config() {
     assert_eq!(config.rope, Rope { theta: 1e6, scaling: crate::model::rope::RopeScaling::Linear { factor: 8.0 } });
 }
 
-/// What config.json of the published models says: nothing of it is refused, and it means what their papers say.
+/// Accepts the config.json of each published model, with the meaning that its paper gives to the settings.
 #[test]
 fn the_settings_of_published_models_are_taken() {
     let read = |json: Value| Config::from_json(&json).unwrap();
@@ -305,7 +306,7 @@ fn the_text_halves_of_published_models_are_taken() {
     assert_eq!((qwen3.family, qwen3.tied, qwen3.rope), ("qwen3", true, Rope { theta: 5e6, scaling: RopeScaling::None }));
 }
 
-/// openai/gpt-oss-20b, whose weights are in MXFP4.
+/// The config of openai/gpt-oss-20b, whose weights are in MXFP4.
 #[test]
 fn the_settings_of_gpt_oss_are_taken() {
     let json = json!({
@@ -326,7 +327,7 @@ fn the_settings_of_gpt_oss_are_taken() {
     let experts = config.experts.clone().unwrap();
     assert_eq!((experts.count, experts.per_token, experts.mxfp4, experts.transposed), (32, 4, true, true));
     assert_eq!((config.windows[0], config.windows[1], config.rope.theta), (Some(128), None, 150_000.0));
-    // Two settings less, and it is the config class's defaults that are taken.
+    // With two settings removed, the defaults of the config class apply.
     let mut shorter = json.clone();
     let object = shorter.as_object_mut().unwrap();
     object.remove("rope_scaling");
@@ -344,7 +345,7 @@ fn the_settings_of_gpt_oss_are_taken() {
     refused("hidden_act", json!("gelu"), "not supported");
 }
 
-/// Qwen/Qwen3-Next-80B-A3B-Instruct, and the text half of Qwen/Qwen3.5-27B.
+/// The configs of Qwen/Qwen3-Next-80B-A3B-Instruct, and of the text half of Qwen/Qwen3.5-27B.
 #[test]
 fn the_settings_of_layers_with_the_delta_rule_are_taken() {
     let next = json!({
@@ -394,7 +395,7 @@ fn the_settings_of_layers_with_the_delta_rule_are_taken() {
     assert_eq!(config.delta.unwrap().shape.columns(), 2 * 16 * 128 + 2 * 48 * 128 + 2 * 48);
 }
 
-/// Families that are left out are told by their names.
+/// An error for an unsupported family names it.
 #[test]
 fn other_families_are_refused_by_name() {
     for model_type in ["gemma4", "gemma3n", "qwen3_vl_moe", "llama4", "granitemoe"] {
@@ -427,7 +428,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     check("head_dim", json!(7), "even number of rotary dimensions");
 }
 
-/// The fixtures hold each config in both spellings.
+/// The fixtures contain each config in both spellings.
 #[test]
 fn transformers_4_and_5_say_the_same() {
     for family in FAMILIES {
@@ -451,7 +452,7 @@ fn the_divisors_of_llama_3_give_back_their_settings() {
         let scaling = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192.0 };
         let plain = Rope { theta: 500_000.0, scaling: RopeScaling::None }.inverse_frequencies(dim).unwrap();
         let scaled = Rope { theta: 500_000.0, scaling }.inverse_frequencies(dim).unwrap();
-        // In a GGUF file they are f32.
+        // GGUF files store them as f32.
         let divisors: Vec<f64> = plain.iter().zip(&scaled).map(|(plain, scaled)| f64::from((plain / scaled) as f32)).collect();
         assert_eq!(llama3_of_divisors(&divisors, 500_000.0, dim), Some((factor, 8192.0)));
     }

@@ -1,13 +1,13 @@
-//! Blocks taken apart: the whole numbers, scales and least values in them, for products that use them as they are.
+//! Splits quantised blocks into their integers, scales and minimums, for products that compute with them directly.
 
 use super::nested::six_bits;
 use super::words::{half_at, u32_at};
 use crate::kernels::quantized::{Form, Group};
 
-/// A type, the form that holds its blocks or the parts of them, and the part with a number in a row.
+/// A type, the form that holds its blocks or parts of them, and the function that returns the `i`th part of a row.
 type Row = (&'static str, Form, fn(&[u8], usize) -> Group);
 
-/// The types that are multiplied with as they are.
+/// The types whose blocks are multiplied directly.
 pub(super) const KEPT: &[Row] = &[
     ("Q4_0", Form::Nibbles, q4_0),
     ("Q4_1", Form::Nibbles, q4_1),
@@ -18,12 +18,12 @@ pub(super) const KEPT: &[Row] = &[
     ("Q6_K", Form::ShortBytes, q6_k),
 ];
 
-/// The row of the type called `kind`, if it has one.
+/// The entry of the type called `kind`, if it has one.
 pub(in crate::model::files) fn kept(kind: &str) -> Option<&'static Row> {
     KEPT.iter().find(|(name, ..)| *name == kind)
 }
 
-/// The low halves of the bytes hold the first 16 numbers and the high halves the others; the least of them is -8, as 0.
+/// The low halves of the bytes hold the first 16 numbers, the high halves the others; a stored 0 means -8.
 fn q4_0(row: &[u8], i: usize) -> Group {
     let block = &row[18 * i..][..18];
     let scale = half_at(block, 0);
@@ -49,7 +49,7 @@ fn q8_0(row: &[u8], i: usize) -> Group {
     Group { values, scale: half_at(block, 0), least: 0.0 }
 }
 
-/// Eight parts to a block.
+/// A block has eight parts.
 fn q4_k(row: &[u8], i: usize) -> Group {
     let (block, part) = (&row[144 * (i / 8)..][..144], i % 8);
     let (scale, least) = six_bits(&block[4..16], part);
@@ -65,7 +65,7 @@ fn q5_k(row: &[u8], i: usize) -> Group {
     Group { values, scale: half_at(block, 0) * scale, least: -half_at(block, 2) * least }
 }
 
-/// Sixteen parts to a block.
+/// A block has sixteen parts.
 fn q6_k(row: &[u8], i: usize) -> Group {
     let (block, part) = (&row[210 * (i / 16)..][..210], i % 16);
     let (half, of_half) = (part / 8, part % 8);
@@ -86,7 +86,7 @@ fn halves(bytes: &[u8]) -> [i8; 32] {
     values
 }
 
-/// The numbers of a part. Two parts share 32 bytes: the first has their low halves, the second the high ones.
+/// The numbers of a part. Two parts share 32 bytes: the first has the low halves, the second the high halves.
 fn nibbles(quants: &[u8], part: usize) -> [i8; 32] {
     let mut values = [0; 32];
     let bytes = &quants[part / 2 * 32..][..32];

@@ -1,12 +1,12 @@
-//! Blocks of 256 numbers, of which eight (or twice four) at a time are an entry of a codebook (llama.cpp's "I-quants").
+//! Decodes blocks of 256 numbers that are indices into a codebook, for eight (or twice four) numbers at a time (llama.cpp's "I-quants").
 //!
-//! The codebooks of the 2- and 3-bit types hold positive numbers; signs stand beside the indices. Those of the 1-bit types hold -1, 0, 1,
-//! moved by an eighth.
+//! The codebooks of the 2- and 3-bit types contain positive numbers; the signs are stored beside the indices. Those of the 1-bit types
+//! contain -1, 0, 1, shifted by an eighth.
 
 use super::grids::{IQ1, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 use super::words::{half_at, u16_at, u32_at};
 
-/// Parts of 32: four indices in four bytes, then 7 bits of signs for each of them and 4 for the scale.
+/// Parts of 32 numbers: four indices in four bytes, then 7 sign bits for each index and 4 bits for the scale.
 pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; 256]) {
     let scale = half_at(block, 0);
     for (part, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -18,7 +18,7 @@ pub(super) fn iq2_xxs(block: &[u8; 66], values: &mut [f32; 256]) {
     }
 }
 
-/// Nine bits of index and seven of signs; scales of four bits for 16 numbers.
+/// Nine index bits and seven sign bits for eight numbers; 4-bit scales for 16.
 pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; 256]) {
     let (scale, scales) = (half_at(block, 0), &block[66..]);
     for (i, values) in values.as_chunks_mut().0.iter_mut().enumerate() {
@@ -28,7 +28,7 @@ pub(super) fn iq2_xs(block: &[u8; 74], values: &mut [f32; 256]) {
     }
 }
 
-/// Ten bits of index, two of them apart, and eight signs; scales of four bits for 16 numbers.
+/// Ten index bits, two of them stored separately, and eight sign bits for eight numbers; 4-bit scales for 16.
 pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; 256]) {
     let (scale, indices, signs, high, scales) = (half_at(block, 0), &block[2..34], &block[34..66], &block[66..74], &block[74..]);
     for (i, values) in values.as_chunks_mut().0.iter_mut().enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn iq2_s(block: &[u8; 82], values: &mut [f32; 256]) {
     }
 }
 
-/// A byte of index for four numbers; for 32, seven bits of signs for each eight of them and four bits for the scale.
+/// An index byte for four numbers; seven sign bits for eight; a 4-bit scale for 32.
 pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; 256]) {
     let (scale, indices) = (half_at(block, 0), &block[2..66]);
     for (part, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -51,7 +51,7 @@ pub(super) fn iq3_xxs(block: &[u8; 98], values: &mut [f32; 256]) {
     }
 }
 
-/// Nine bits of index for four numbers, one of them apart; eight signs for eight; scales of four bits for 32.
+/// Nine index bits for four numbers, one of them stored separately; eight sign bits for eight; 4-bit scales for 32.
 pub(super) fn iq3_s(block: &[u8; 110], values: &mut [f32; 256]) {
     let (scale, indices, high, signs, scales) =
         (half_at(block, 0), &block[2..66], &block[66..74], &block[74..106], &block[106..]);
@@ -62,7 +62,7 @@ pub(super) fn iq3_s(block: &[u8; 110], values: &mut [f32; 256]) {
     }
 }
 
-/// Eleven bits of index, three of them apart, where scale and shift of 32 numbers stand, too.
+/// Eleven index bits, three of them stored separately, together with the scale and shift of 32 numbers.
 pub(super) fn iq1_s(block: &[u8; 50], values: &mut [f32; 256]) {
     let (scale, indices) = (half_at(block, 0), &block[2..34]);
     for (part, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -75,7 +75,7 @@ pub(super) fn iq1_s(block: &[u8; 50], values: &mut [f32; 256]) {
     }
 }
 
-/// As `iq1_s` with a shift for each 8 numbers and three bits of scale for 16; the scale of all is in four places.
+/// Like `iq1_s`, with a shift for each 8 numbers and a 3-bit scale for 16; the bits of the block's scale are spread over four places.
 pub(super) fn iq1_m(block: &[u8; 56], values: &mut [f32; 256]) {
     let (indices, high) = (&block[..32], &block[32..48]);
     let scales = [48, 50, 52, 54].map(|at| u16_at(block, at));
@@ -89,12 +89,12 @@ pub(super) fn iq1_m(block: &[u8; 56], values: &mut [f32; 256]) {
     }
 }
 
-/// The `i`th number of four bits.
+/// The `i`th 4-bit number.
 fn four_bits(bytes: &[u8], i: usize) -> f32 {
     f32::from(bytes[i / 2] >> (i % 2 * 4) & 15)
 }
 
-/// The low seven bits, and an eighth that makes the number of ones even.
+/// The low seven bits, and an eighth that makes the parity even.
 fn eight_signs(bits: u32) -> u8 {
     let seven = (bits & 127) as u8;
     seven | (seven.count_ones() as u8 & 1) << 7
@@ -104,7 +104,7 @@ fn joined(a: &[i8; 4], b: &[i8; 4]) -> [i8; 8] {
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
 }
 
-/// A set bit of `signs` stands for minus.
+/// A set bit of `signs` means minus.
 fn signed(scale: f32, entry: &[i8; 8], signs: u8, values: &mut [f32; 8]) {
     for i in 0..8 {
         let minus = u32::from(signs) >> i << 31;

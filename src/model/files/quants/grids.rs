@@ -1,9 +1,9 @@
-//! The codebooks of the IQ types. They are data of the format and come from ggml (`ggml/src/ggml-common.h`), which is
-//! Copyright (c) 2023-2026 The ggml authors, under the MIT licence (<https://github.com/ggml-org/llama.cpp/blob/master/LICENSE>).
+//! The codebooks of the IQ types. They are data of the format and come from ggml (`ggml/src/ggml-common.h`), which is Copyright (c)
+//! 2023-2026 The ggml authors, under the MIT licence (<https://github.com/ggml-org/llama.cpp/blob/master/LICENSE>).
 //!
-//! An entry is a vector of a few possible numbers. All codebooks are in the order of their entries' digits, the first digit being the
-//! least, so that a bit for each vector that there could be says which ones are in: `tests/fixtures/gguf/grids.py` prints these bits. The
-//! digits of four of the codebooks have an even sum.
+//! An entry is a vector over a few possible numbers. All codebooks are sorted by their entries' digits, the first digit being the least
+//! significant, so one bit per possible vector suffices to say which vectors are entries: `tests/fixtures/gguf/grids.py` prints these bits.
+//! In four of the codebooks the digits of every entry have an even sum.
 
 pub(super) static IQ2_XXS: [[i8; 8]; 256] = entries(
     [8, 25, 43],
@@ -97,8 +97,8 @@ pub(super) static IQ1: [[i8; 8]; 2048] = entries(
     ",
 );
 
-/// The vectors of `numbers` whose bit is set; with `even` only those whose digits have an even sum have a bit. Four bits a letter, the first
-/// being the least.
+/// The vectors of `numbers` whose bit is set; with `even`, only vectors whose digits have an even sum have a bit. A hexadecimal letter holds
+/// four bits, the first being the least significant.
 const fn entries<const N: usize, const WIDTH: usize, const KINDS: usize>(
     numbers: [i8; KINDS],
     even: bool,
@@ -121,7 +121,7 @@ const fn entries<const N: usize, const WIDTH: usize, const KINDS: usize>(
             }
             bit += 1;
         }
-        // The next vector.
+        // Advances to the next vector.
         let mut i = 0;
         while i < WIDTH && digits[i] == KINDS - 1 {
             sum -= digits[i];

@@ -1,15 +1,15 @@
-//! The types in which a GGUF file stores numbers: blocks of bytes -> floats.
+//! Decodes the types in which a GGUF file stores numbers: blocks of bytes -> floats.
 //!
-//! Every type but the plain floats cuts a row into blocks of 32 or 256 numbers and gives each block a scale of its own. The table below
-//! says which types there are; a test compares every one with gguf-py (`gguf/quants.py`) bit by bit, and another keeps the guide's
-//! table true.
+//! Every type except the plain floats divides a row into blocks of 32, 64 or 256 numbers, and each block has its own scale. The table
+//! below lists the types; a test compares each with gguf-py (`gguf/quants.py`) bit by bit, and another keeps the guide's table up to
+//! date.
 //!
 //! ```text
 //! simple.rs      blocks with one scale
 //! nested.rs      blocks of 256 with scales for parts of them (Q2_K to Q6_K, IQ4_XS)
-//! codebook.rs    eight or four numbers at a time out of a codebook (IQ1_S to IQ3_S), which grids.rs holds
-//! apart.rs       what blocks consist of, for products that use them as they are
-//! words.rs       numbers of several bytes in a block
+//! codebook.rs    eight or four numbers at a time from a codebook (IQ1_S to IQ3_S); the codebooks are in grids.rs
+//! apart.rs       the components of blocks, for products that compute with them directly
+//! words.rs       multi-byte numbers in a block
 //! ```
 
 mod apart;
@@ -26,19 +26,19 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// How numbers are stored: `values` of them in a block of `bytes`.
+/// A storage type: `values` numbers in a block of `bytes` bytes.
 pub(super) struct TensorType {
-    /// As ggml calls it.
+    /// The name in ggml.
     pub(super) name: &'static str,
-    /// ggml's number of it, which stands in files.
+    /// The number in ggml, which files contain.
     number: u32,
     pub(super) values: usize,
     pub(super) bytes: usize,
-    /// Whole blocks -> their numbers.
+    /// Decodes whole blocks.
     decode: fn(&[u8], &mut [f32]),
 }
 
-/// A row of the table: name, number, and the function that decodes one block, whose type says how long a block is.
+/// A row of the table: name, number, and the function that decodes one block, whose signature determines the block's length.
 macro_rules! blocks {
     ($name:literal, $number:literal, $decode:path) => {
         TensorType::new($name, $number, lengths($decode), |bytes, values| each_block(bytes, values, $decode))
@@ -80,7 +80,7 @@ const NO_WEIGHTS: &str = "no model's weights are stored so";
 const INSIDE: &str = "llama.cpp uses it inside of products only";
 const TOO_NEW: &str = "gguf-py, which this program follows, does not read it either";
 
-/// The other types that ggml has numbers for, and why they are not taken.
+/// The other types with a number in ggml, and why they are not supported.
 const REFUSED: &[(&str, u32, &str)] = &[
     ("Q4_2", 4, DROPPED),
     ("Q4_3", 5, DROPPED),
@@ -101,7 +101,7 @@ const REFUSED: &[(&str, u32, &str)] = &[
     ("Q2_0", 42, TOO_NEW),
 ];
 
-/// Numbers that are decoded at a time: a whole number of every type's blocks, and few enough to stay in a cache.
+/// The numbers decoded at a time: a multiple of every type's block, and few enough to stay in a cache.
 const CHUNK: usize = 1 << 15;
 
 /// The type with ggml's `number`, for the tensor `tensor`.
@@ -125,7 +125,7 @@ impl TensorType {
         TensorType { name, number, values, bytes, decode }
     }
 
-    /// The numbers of whole blocks, on all cores; bytes or numbers that no block is left for are ignored.
+    /// Decodes whole blocks on all cores; a remainder of bytes or numbers is ignored.
     pub(super) fn decode(&self, bytes: &[u8], values: &mut [f32]) {
         let chunk_bytes = CHUNK / self.values * self.bytes;
         let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(chunk_bytes));
@@ -133,7 +133,7 @@ impl TensorType {
     }
 }
 
-/// Bytes and numbers of a block that `_decode` takes.
+/// The bytes and numbers of a block that `_decode` accepts.
 const fn lengths<const BYTES: usize, const VALUES: usize>(_decode: fn(&[u8; BYTES], &mut [f32; VALUES])) -> (usize, usize) {
     (BYTES, VALUES)
 }

@@ -1,9 +1,9 @@
-//! Blocks of 256 numbers with a scale, and with scales of a few bits for parts of 16 or 32 (llama.cpp's "K-quants", and IQ4_XS).
+//! Decodes blocks of 256 numbers with a scale, and with scales of a few bits for parts of 16 or 32 (llama.cpp's "K-quants", and IQ4_XS).
 
 use super::simple::{NON_LINEAR, chosen};
 use super::words::{half_at, u16_at};
 
-/// Parts of 16 with four bits for the scale and four for what is taken away. Two bits a number, four numbers a byte, which are 32 apart.
+/// Parts of 16 with a 4-bit scale and a 4-bit subtrahend. Two bits per number; the four numbers of a byte are 32 apart.
 pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; 256]) {
     let (scales, quants) = (&block[..16], &block[16..80]);
     let (scale, least) = (half_at(block, 80), half_at(block, 82));
@@ -16,7 +16,7 @@ pub(super) fn q2_k(block: &[u8; 84], values: &mut [f32; 256]) {
     }
 }
 
-/// Parts of 16 with six bits for the scale; the third bits of the numbers stand together, and say that 4 is not taken away.
+/// Parts of 16 with a 6-bit scale. The third bits of the numbers are stored together; 4 is subtracted from each number.
 pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; 256]) {
     let (third_bits, quants, scales) = (&block[..32], &block[32..96], &block[96..108]);
     let scale = half_at(block, 108);
@@ -33,12 +33,12 @@ pub(super) fn q3_k(block: &[u8; 110], values: &mut [f32; 256]) {
     }
 }
 
-/// The bytes and the place in them of 16 numbers of two bits.
+/// The bytes of 16 2-bit numbers, and the shift of the numbers in them.
 fn two_bits(quants: &[u8], part: usize) -> (&[u8], usize) {
     (&quants[part / 8 * 32 + part % 2 * 16..][..16], part % 8 / 2 * 2)
 }
 
-/// Parts of 32 with six bits for the scale and six for what is taken away.
+/// Parts of 32 with a 6-bit scale and a 6-bit subtrahend.
 pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; 256]) {
     let (scale, least) = (half_at(block, 0), half_at(block, 2));
     let (scales, quants) = (&block[4..16], &block[16..]);
@@ -52,7 +52,7 @@ pub(super) fn q4_k(block: &[u8; 144], values: &mut [f32; 256]) {
     }
 }
 
-/// As `q4_k`, with the fifth bits of the numbers together.
+/// Like `q4_k`; the fifth bits of the numbers are stored together.
 pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; 256]) {
     let (scale, least) = (half_at(block, 0), half_at(block, 2));
     let (scales, fifth, quants) = (&block[4..16], &block[16..48], &block[48..]);
@@ -67,8 +67,8 @@ pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; 256]) {
     }
 }
 
-/// Scale and subtrahend of one of eight parts, 6 bits each: those of the first four parts are whole bytes' low bits, those of the others
-/// have their low four bits in the third row of bytes, and their high two above the whole ones.
+/// The 6-bit scale and subtrahend of one of eight parts. For the first four parts these are the low bits of whole bytes; for the others
+/// the low four bits are in the last four bytes, and the high two bits are above those of the first four parts.
 pub(super) fn six_bits(scales: &[u8], part: usize) -> (f32, f32) {
     let (scale, less) = match part {
         0..4 => (scales[part] & 63, scales[part + 4] & 63),
@@ -80,12 +80,12 @@ pub(super) fn six_bits(scales: &[u8], part: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(less))
 }
 
-/// Parts of 16 with eight bits for the scale; four bits of a number here, two there.
+/// Parts of 16 with an 8-bit scale; four bits of each number are in one array, two in another.
 pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let scale = half_at(block, 208);
     for (part, values) in values.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        // In each 128 numbers, 64 bytes hold the low bits of the first 64 and then of the others, and 32 bytes all high bits.
+        // For each 128 numbers, 64 bytes hold the low bits of the first 64 numbers and of the last 64, and 32 bytes hold all high bits.
         let (half, of_half) = (part / 8, part % 8);
         let scale = scale * f32::from(scales[part] as i8);
         let low = &low[half * 64 + of_half % 4 * 16..][..16];
@@ -98,7 +98,7 @@ pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; 256]) {
     }
 }
 
-/// Parts of 32 with six bits for the scale, and the numbers of IQ4_NL.
+/// Parts of 32 with a 6-bit scale, and the values of IQ4_NL.
 pub(super) fn iq4_xs(block: &[u8; 136], values: &mut [f32; 256]) {
     let (scale, high, low) = (half_at(block, 0), u16_at(block, 2), &block[4..8]);
     let parts = block[8..].chunks_exact(16).zip(values.chunks_exact_mut(32));

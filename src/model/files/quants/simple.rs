@@ -1,6 +1,6 @@
-//! Types whose blocks have one scale, plain floats among them.
+//! Decodes types whose blocks have one scale, and plain floats.
 //!
-//! In blocks of 32, the low halves of the bytes hold the first 16 numbers and the high halves the others.
+//! In blocks of 32, the low halves of the bytes hold the first 16 numbers, the high halves the others.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -11,7 +11,7 @@ pub(super) fn f32(block: &[u8; 4], values: &mut [f32; 1]) {
     values[0] = f32::from_le_bytes(*block);
 }
 
-/// Converts f16 numbers: not by blocks, so that whole vectors are converted at a time.
+/// Converts f16 numbers: many at a time, so that the conversion is vectorised.
 pub(super) fn f16s(bytes: &[u8], values: &mut [f32]) {
     const AT_A_TIME: usize = 256;
     let mut halves = [f16::ZERO; AT_A_TIME];
@@ -46,7 +46,7 @@ pub(super) fn q4_1(block: &[u8; 20], values: &mut [f32; 32]) {
     }
 }
 
-/// The fifth bits of all 32 numbers stand together.
+/// The fifth bits of all 32 numbers are stored together.
 pub(super) fn q5_0(block: &[u8; 22], values: &mut [f32; 32]) {
     let (scale, fifth) = (half_at(block, 0), u32_at(block, 2));
     let number = |q: u8, bit: u32| scale * f32::from((q | ((fifth >> bit) as u8 & 1) << 4) as i8 - 16);
@@ -74,7 +74,7 @@ pub(super) fn q8_0(block: &[u8; 34], values: &mut [f32; 32]) {
     }
 }
 
-/// Four bits choose one of these: finer around 0.
+/// The values that four bits choose from: finer around 0.
 pub(super) const NON_LINEAR: [f32; 16] =
     [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
 
@@ -82,10 +82,10 @@ pub(super) fn iq4_nl(block: &[u8; 18], values: &mut [f32; 32]) {
     chosen(half_at(block, 0), &NON_LINEAR, &block[2..], values);
 }
 
-/// Twice the numbers of OCP's 4-bit float E2M1, which has no NaN.
+/// The values of OCP's 4-bit float E2M1, which has no NaN, doubled.
 const E2M1: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
 
-/// The scale is a power of 2 (OCP's E8M0), here half of it, since `E2M1` is doubled; the two smallest are no normal numbers.
+/// The scale is a power of 2 (OCP's E8M0), halved here because `E2M1` is doubled; the two smallest are subnormal.
 pub(super) fn mxfp4(block: &[u8; 17], values: &mut [f32; 32]) {
     chosen(half_e8m0(block[0]), &E2M1, &block[1..], values);
 }
@@ -97,7 +97,7 @@ fn half_e8m0(exponent: u8) -> f32 {
     }
 }
 
-/// MXFP4 as the checkpoints of gpt-oss hold it: the scale elsewhere, and in each byte two neighbours, the first one low.
+/// MXFP4 as in the checkpoints of gpt-oss: the scale is stored elsewhere, and each byte holds two neighbours, the first in its low half.
 pub(in super::super) fn mxfp4_in_pairs(scale: u8, block: &[u8], values: &mut [f32]) {
     let scale = half_e8m0(scale);
     for (&byte, pair) in block.iter().zip(values.chunks_exact_mut(2)) {
@@ -106,7 +106,7 @@ pub(in super::super) fn mxfp4_in_pairs(scale: u8, block: &[u8], values: &mut [f3
     }
 }
 
-/// Four runs of 16 numbers, each with a scale in an 8-bit float (E4M3 without its sign).
+/// Four groups of 16 numbers, each with a scale in an 8-bit float (E4M3 without its sign).
 pub(super) fn nvfp4(block: &[u8; 36], values: &mut [f32; 64]) {
     let (scales, quants) = block.split_at(4);
     for ((&scale, quants), values) in scales.iter().zip(quants.chunks_exact(8)).zip(values.chunks_exact_mut(16)) {
@@ -120,7 +120,7 @@ pub(super) fn nvfp4(block: &[u8; 36], values: &mut [f32; 64]) {
     }
 }
 
-/// Numbers out of `table`: those of the low halves of the bytes, then those of the high halves.
+/// Looks the numbers up in `table`: those of the low halves of the bytes, then those of the high halves.
 pub(super) fn chosen(scale: f32, table: &[f32; 16], quants: &[u8], values: &mut [f32]) {
     let (low, high) = values.split_at_mut(quants.len());
     for ((&byte, low), high) in quants.iter().zip(low).zip(high) {
@@ -129,8 +129,8 @@ pub(super) fn chosen(scale: f32, table: &[f32; 16], quants: &[u8], values: &mut 
     }
 }
 
-/// Five digits of base 3 in a byte, as a fraction of 256: the next digit is the whole part of three times the fraction. Two runs of bytes
-/// with five digits each, and four bytes with four.
+/// A byte holds five base-3 digits as a fraction of 256: the next digit is the integer part of three times the fraction. Two runs of
+/// bytes have five digits per byte, and the last four bytes have four.
 pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; 256]) {
     let scale = half_at(block, 52);
     let (first, values) = values.split_at_mut(160);
@@ -145,7 +145,7 @@ pub(super) fn tq1_0(block: &[u8; 54], values: &mut [f32; 256]) {
     }
 }
 
-/// Four times two bits in a byte, for numbers that are 32 apart.
+/// A byte holds four 2-bit numbers, which are 32 apart.
 pub(super) fn tq2_0(block: &[u8; 66], values: &mut [f32; 256]) {
     let scale = half_at(block, 64);
     for (quants, values) in block[..64].chunks_exact(32).zip(values.chunks_exact_mut(128)) {

@@ -11,7 +11,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `tests/fixtures/gguf/make.py` has written there what gguf-py makes of each type's blocks.
+/// `tests/fixtures/gguf/make.py` wrote the expected values there: gguf-py's results for blocks of each type.
 #[test]
 fn every_number_is_that_of_gguf_py() {
     let path = root().join("tests/fixtures/gguf/blocks.safetensors");
@@ -38,7 +38,7 @@ fn every_number_is_that_of_gguf_py() {
 fn each_number_stands_once() {
     let mut numbers: Vec<u32> = TAKEN.iter().map(|taken| taken.number).chain(REFUSED.iter().map(|(_, n, _)| *n)).collect();
     numbers.sort_unstable();
-    // ggml has given 0 to 42.
+    // ggml has assigned the numbers 0 to 42.
     assert_eq!(numbers, (0..43).collect::<Vec<_>>());
     for (name, number, why) in REFUSED {
         let message = by_number(*number, "blk.0.x").err().unwrap().to_string();
@@ -48,7 +48,7 @@ fn each_number_stands_once() {
     assert!(message.contains("number 77"), "{message}");
 }
 
-/// Longer than a chunk, and cut at a chunk's end.
+/// More numbers than a chunk, and cut at the end of a chunk.
 #[test]
 fn chunks_are_decoded_in_their_places() {
     for taken in TAKEN {
@@ -73,7 +73,7 @@ fn the_table_in_the_guide_is_true() {
     assert_eq!(row("refused by name"), REFUSED.iter().map(|(name, ..)| *name).collect::<Vec<_>>());
 }
 
-/// Whatever stands in the bytes, the blocks hold the very numbers that the type is decoded to, which are gguf-py's.
+/// For arbitrary bytes, the kept blocks represent exactly the numbers that the type is decoded to, which are gguf-py's.
 #[test]
 fn what_is_kept_is_what_is_decoded() {
     for &(name, form, group) in apart::KEPT {
@@ -81,7 +81,8 @@ fn what_is_kept_is_what_is_decoded() {
         let (rows, blocks) = (50, 3);
         let (width, row_bytes) = (blocks * kind.values, blocks * kind.bytes);
         let mut bytes: Vec<u8> = noise(rows * row_bytes, 128.0, 7).iter().map(|x| *x as i8 as u8).collect();
-        // Every byte may be the upper one of a scale: none that is infinite or no number, nor so large that eight times as much is.
+        // Any byte may be the upper one of a scale: this avoids infinite scales and NaNs, and scales that overflow when multiplied
+        // by eight.
         bytes.iter_mut().filter(|byte| **byte & 0x70 == 0x70).for_each(|byte| *byte ^= 0x40);
         let mut expected = vec![0.0; rows * width];
         kind.decode(&bytes, &mut expected);

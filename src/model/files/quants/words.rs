@@ -1,6 +1,6 @@
-//! Little-endian numbers of several bytes in a block.
+//! Reads little-endian multi-byte numbers in a block.
 
-/// The half-precision number at byte `at`.
+/// The half-precision number at offset `at`.
 pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     half::f16::from_bits(u16_at(block, at)).to_f32()
 }

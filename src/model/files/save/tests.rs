@@ -1,4 +1,4 @@
-//! Saved and loaded again, each family's tiny checkpoint gives the logits that it gave before.
+//! Tests that each family's tiny checkpoint gives the same logits after saving and loading.
 
 use std::fs;
 use std::path::PathBuf;
@@ -41,8 +41,8 @@ fn every_family_is_saved_and_loads_with_the_same_logits() {
             save_merged(&reference(&path), &saved, Stored::F32).unwrap();
             let (before, after) = (logits(&path), logits(&saved));
             let worst = worst(before.iter().zip(&after).map(|(a, b)| (a - b).abs()));
-            // Settings that the file holds as f32 (Llama 3's divisors) come back rounded otherwise; weights come back to the bit, but
-            // for Gemma's norms, from which 1 is taken and to which it is added again.
+            // Settings that the file stores as f32 (Llama 3's divisors) are rounded differently when read back. Weights are
+            // bit-identical, except for Gemma's norms, from which 1 is subtracted and to which it is added again.
             let tolerance = if path.is_dir() { 0.0 } else { 2e-5 };
             assert!(worst <= tolerance, "{}: {worst:e}", path.display());
             let names: Vec<_> = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -55,7 +55,7 @@ fn every_family_is_saved_and_loads_with_the_same_logits() {
 
 #[test]
 fn half_the_bytes_in_bfloat16_and_shards_give_the_same() {
-    // This checkpoint's weights are multiples of 1/128 below 2: exact in bf16.
+    // This checkpoint's weights are multiples of 1/128 below 2, so they are exact in bf16.
     let path = fixtures().join("llama");
     let source = reference(&path).open().unwrap();
     let out = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ fn half_the_bytes_in_bfloat16_and_shards_give_the_same() {
     let config: serde_json::Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["dtype"], "bfloat16");
     assert_eq!(logits(&path), logits(&saved));
-    // Saved again in one file, the shards are gone.
+    // Saving again to one file removes the shards.
     save_source(source.as_ref(), &saved, Stored::F32, SHARD_BYTES, fetch, false).unwrap();
     assert!(!saved.join("model.safetensors.index.json").exists() && saved.join("model.safetensors").is_file());
 }
@@ -88,7 +88,7 @@ fn changed_values_are_the_ones_that_are_saved() {
     let sum =
         |source: &dyn Source| source.tensor("model.norm.weight", &[36]).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
     assert!((sum(read.as_ref()) - sum(source.as_ref()) - 18.0).abs() < 1e-3);
-    // Once each, and no head beside a tied embedding.
+    // Each is requested once, and there is no head beside a tied embedding.
     assert_eq!(asked.len(), 38);
     assert!(asked[0] == EMBEDDING && asked[37] == NORM, "{asked:?}");
 }
@@ -112,7 +112,7 @@ fn a_saved_gguf_has_its_tokenizer_and_its_template() {
 #[test]
 fn whole_numbers_that_transformers_wants_whole_have_no_point() {
     let source = reference(&fixtures().join("gemma3_text/model.gguf")).open().unwrap();
-    // `10.0` is another value to serde_json, and an error to Transformers.
+    // `10.0` is a different value for serde_json, and an error for Transformers.
     assert_eq!(source.config_json().unwrap()["query_pre_attn_scalar"], serde_json::json!(10));
 }
 
