@@ -250,7 +250,7 @@ pub(super) fn remark(name: &str) -> Option<&'static str> {
             "Of rows that are longer than cutoff_len LLaMA-Factory cuts prompt and answers by their lengths; here their ends are cut, and they are \
              counted.",
         ),
-        // Our own files have a dash.
+        // Our own files write `top-k`.
         "top_k" if name.contains('_') => Some("LLaMA-Factory's top_k is about sampling; here it is K of EAFT's top-K entropy."),
         _ => None,
     }
