@@ -85,13 +85,14 @@ impl Cache {
         names
     }
 
-    /// The names of all files that the repository has at a commit, whether they are here or not, where the hub has been asked for them.
+    /// The names of all files of the repository at a commit, including those that are not in the cache; `None` if the hub's list was
+    /// never stored.
     pub(crate) fn listed(&self, commit: &str) -> Option<Vec<String>> {
         let list = std::fs::read_to_string(self.list(commit)).ok()?;
         Some(list.lines().map(str::to_owned).collect())
     }
 
-    /// Keeps them, where the cache is not only to be read: else the hub is asked again.
+    /// Stores the names for [`Cache::listed`]. In a read-only cache this fails silently, and the hub is asked again next time.
     pub(crate) fn keep_list(&self, commit: &str, files: &[String]) {
         let _ = write(&self.list(commit), &files.join("\n"));
     }

@@ -24,8 +24,8 @@ pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Pr
         names.sort_unstable();
         names.into_iter().map(|name| cache.snapshot(commit).join(name)).collect()
     };
-    // Others share the cache, and a fetch may have been interrupted: only the list of its files tells whether a set is whole. Benchmarks do not
-    // change, so that one that is whole is not asked for again.
+    // Other programs share the cache, and a download may have been interrupted: only the stored list of files shows whether a data
+    // set is complete. A complete one is not refreshed, since benchmarks do not change.
     let listed = cache.commit(CONVERTED).and_then(|commit| Some(paths(&commit, cache.listed(&commit)?)));
     let n_there = listed.iter().flatten().filter(|path| path.exists()).count();
     if let Some(paths) = &listed

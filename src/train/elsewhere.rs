@@ -248,7 +248,7 @@ pub(super) fn remark(name: &str) -> Option<&'static str> {
         "cutoff_len" => Some(
             "LLaMA-Factory cuts prompt and answers of rows longer than cutoff_len in proportion to their lengths; here their ends are cut, and they are counted.",
         ),
-        // Our own files have a dash.
+        // Our own files write `top-k`.
         "top_k" if name.contains('_') => Some("LLaMA-Factory's top_k is about sampling; here it is K of EAFT's top-K entropy."),
         _ => None,
     }

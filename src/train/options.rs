@@ -407,7 +407,7 @@ fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)>
     Ok((ours, remarks))
 }
 
-/// The number in a text, where the option is a number: PyYAML reads `2e-5` as a text, which trainers therefore turn into a number.
+/// Converts a string to a number if the option is numeric: PyYAML reads `2e-5` as a string, which other trainers convert as well.
 fn unquoted(name: &str, value: toml::Value) -> Result<toml::Value> {
     let kind = DECLARED.iter().find(|option| option.name() == name).map(|option| option.kind);
     let (Some(kind @ (ValueKind::Whole | ValueKind::Number)), toml::Value::String(text)) = (kind, &value) else {

@@ -187,7 +187,7 @@ fn what_other_programs_do_with_longer_rows_is_said() {
     assert!(remarks("top_k: 50", "")[0].contains("sampling") && remarks("top-k: 50", "").is_empty());
 }
 
-/// PyYAML takes `2e-5` for a text, as YAML 1.1 does, and trainers make a number of it.
+/// PyYAML reads `2e-5` as a string, as YAML 1.1 requires, and trainers convert it to a number.
 #[test]
 fn numbers_in_quotes_are_numbers() {
     let folder = tempfile::tempdir().unwrap();
