@@ -1,4 +1,4 @@
-//! Messages of OpenAI's Harmony format (gpt-oss), which has a message for each channel of one answer -> those of chat completions, with
+//! Converts messages of OpenAI's Harmony format (gpt-oss), which has a message for each channel of an answer, to chat completions, with
 //! `reasoning_content` and `tool_calls` in one message:
 //!
 //! ```text
@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use super::fields::{self, Object};
 use crate::error::{Error, Result};
 
-/// What a message of the format is.
+/// The content of a Harmony message.
 pub(super) enum Said {
-    /// The text of an analysis.
+    /// The text of an `analysis` message, which belongs to the next answer.
     Reasoning(String),
-    /// A message of chat completions.
+    /// A message in the form of chat completions.
     Message(Object),
 }
 
@@ -25,7 +25,7 @@ const FUNCTIONS: &str = "functions.";
 /// Keys that chat completions do not have.
 const OWN: [&str; 3] = ["channel", "recipient", "content_type"];
 
-/// Reads a message that has a channel of the format; `None` for any other.
+/// Converts a message that has a Harmony channel; returns `None` for any other.
 pub(super) fn read(message: &Object, path: &str) -> Result<Option<Said>> {
     let text = |key: &str| message.get(key).and_then(Value::as_str);
     let Some(channel @ ("analysis" | "commentary" | "final")) = text("channel") else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Alpaca's columns, with LLaMA-Factory's `system` and `history`.
+//! Writes Alpaca's columns, with LLaMA-Factory's `system` and `history`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! OpenAI's messages, with the switches of two kinds of reader.
+//! Writes OpenAI's messages, with loss switches for this program or for axolotl.
 
 use serde_json::Value;
 
@@ -8,12 +8,12 @@ use super::target::{Reading, add_surroundings, named};
 use super::weights::{details, segments};
 use crate::error::{Error, Result};
 
-/// The keys by which a message says how much it counts.
+/// The keys by which a message states its weight in the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Switches {
-    /// None at all.
+    /// No keys.
     None,
-    /// `weight`, and `train_detail` for parts; nothing where a turn counts in full.
+    /// `weight`, and `train_detail` for parts; neither for a turn of full weight.
     Weights,
     /// axolotl: `train` on every answer, and `train_detail`.
     Train,
@@ -55,7 +55,7 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
     Ok(message)
 }
 
-/// Puts the switches of a turn on its message.
+/// Adds the loss switches of a turn to its message.
 pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches) -> Result<()> {
     let details = details(turn);
     match switches {
@@ -88,9 +88,8 @@ pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches
     Ok(())
 }
 
-/// axolotl counts a token that is the beginning of a character as ending before it, and learns it with the text before
-/// (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`): a masked character that may be several tokens must not
-/// follow what is learnt.
+/// Checks that a mask does not begin at a character that may be several tokens. axolotl treats a token that begins in the middle of a character as
+/// ending before it, and supervises it with the text before (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`).
 fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
     for edge in segments.windows(2) {
         let (before, (begin, _, weight)) = (edge[0].2, edge[1]);
@@ -105,7 +104,7 @@ fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
     Ok(())
 }
 
-/// The shortest decimal that is this weight; a whole number without a point, as OpenAI writes it.
+/// Returns the shortest decimal that rounds to this weight; a whole number has no point, as in OpenAI's format.
 pub(super) fn number(weight: f32) -> Value {
     match weight.fract() == 0.0 && weight < 1e6 {
         true => (weight as u64).into(),

@@ -1,4 +1,4 @@
-//! The row in its own form, with other weights on its messages.
+//! Writes a row in its original form, with other weights on its messages.
 
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ pub(super) fn row(original: &Original, example: &Example, reading: &Reading) -> 
         return Err(Error::new(format!("a row of the format {} has no turns to exclude from the loss", reading.format))
             .cure("Choose --format messages."));
     };
-    // A system prompt of its own column is the first turn, and no message.
+    // A system prompt from a column of its own is the first turn, but not a message.
     let n_before = example.turns.len().saturating_sub(messages.len());
     if n_before > 1 || (n_before == 1 && example.turns[0].role != Role::System) || messages.len() > example.turns.len() {
         return Err(Error::new("the turns of the row do not match its messages one to one").cure("Choose --format messages."));
@@ -48,7 +48,7 @@ pub(super) fn row(original: &Original, example: &Example, reading: &Reading) -> 
         }
         add_switches(message, &example.turns[idx], Switches::Weights)?;
     }
-    // It says for every answer whether it is learnt, and the messages say it better now.
+    // The row's loss mask covers all answers, and could contradict the new weights of the messages.
     if row.contains_key(LOSS_MASK) {
         return Err(Error::new(format!("the row has its own `{LOSS_MASK}`, which would contradict the decision"))
             .cure("Choose --format messages."));

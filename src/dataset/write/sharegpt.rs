@@ -1,4 +1,4 @@
-//! ShareGPT's conversations, which know no masks. LLaMA-Factory's readers pass over a row whose speakers do not take turns.
+//! Writes ShareGPT's conversations, which support no loss masks. LLaMA-Factory skips rows whose speakers do not alternate.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Resul
     }
     if target == Target::LlamaFactory {
         check_speakers(turns)?;
-        // Its reader wants every column in every row.
+        // LLaMA-Factory's reader requires all columns in every row.
         row.entry("system").or_insert_with(|| "".into());
     }
     row.insert("conversations".to_owned(), turns.iter().map(|turn| message(turn).map(Value::Object)).collect::<Result<Value>>()?);
@@ -32,7 +32,7 @@ pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Resul
     Ok(row)
 }
 
-/// Are all answers learnt, and nothing switched off?
+/// Checks that all turns are supervised in full.
 pub(super) fn all_learnt(turns: &[Turn], target: Target) -> Result<()> {
     let is_plain = |turn: &&Turn| segments(turn).0 == 1.0 && segments(turn).1.iter().all(|(.., weight)| *weight == 1.0);
     match turns.iter().position(|turn| !is_plain(&turn)) {
@@ -71,7 +71,7 @@ fn message(turn: &Turn) -> Result<Object> {
     Ok(message)
 }
 
-/// The calls as LLaMA-Factory and others have them: `{"name", "arguments"}`, several in a list.
+/// Serialises calls as for LLaMA-Factory and others: `{"name", "arguments"}`, several in a list.
 fn calls_text(calls: &Value) -> String {
     let bare = |call: &Value| {
         let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
@@ -85,7 +85,8 @@ fn calls_text(calls: &Value) -> String {
     }
 }
 
-/// LLaMA-Factory's converter: askers and answerers by turns, an answerer last. `turns` come behind the system prompt.
+/// Checks the order that LLaMA-Factory's converter requires: questions and answers alternate, and an answer is last. `turns` exclude the system
+/// prompt.
 pub(crate) fn check_speakers(turns: &[Turn]) -> Result<()> {
     let is_answer = |turn: &Turn| turn.role == Role::Assistant;
     let wrong = turns.iter().enumerate().position(|(idx, turn)| is_answer(turn) != (idx % 2 == 1) || turn.role == Role::System);
