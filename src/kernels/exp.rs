@@ -1,4 +1,4 @@
-//! `exp` and `tanh` over vectors of f32.
+//! Computes `exp` and `tanh` of vectors of f32.
 //!
 //! | | error | edges |
 //! |---|---|---|
@@ -20,7 +20,7 @@ pub fn exp_slice(level: Level, values: &mut [f32]) {
 const LOWEST: f32 = -87.336_54;
 /// The largest f32 whose exponential is finite.
 const HIGHEST: f32 = 88.722_83;
-/// 1.5 * 2^23: adding it rounds to an integer, which then stands in the lowest bits of the sum.
+/// 1.5 * 2^23: adding it rounds to an integer, which is then in the lowest bits of the sum.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has nine bits, so that `n * LN2_HIGH` is exact even without a fused multiply-add.
 const LN2_HIGH: f32 = 355.0 / 512.0;
@@ -35,13 +35,13 @@ pub(crate) fn exp<V: Lanes>(x: V) -> V {
     x.if_nan(x, y)
 }
 
-/// `exp` of every lane, of which none is positive. A NaN that arithmetic has made stays NaN; one with a payload need not.
+/// `exp` of every lane, none of which may be positive. A NaN from arithmetic stays NaN; one with a payload may not.
 #[inline(always)]
 pub(crate) fn exp_of_nonpositive<V: Lanes>(x: V) -> V {
     x.if_less(x.filled(LOWEST), x.filled(0.0), exp_in_range(x))
 }
 
-/// `exp` of every lane between `LOWEST` and `HIGHEST`; of others anything.
+/// `exp` of every lane between `LOWEST` and `HIGHEST`; unspecified for others.
 #[inline(always)]
 fn exp_in_range<V: Lanes>(x: V) -> V {
     let rounded = x.mul_add(x.filled(std::f32::consts::LOG2_E), x.filled(ROUND));
@@ -53,8 +53,8 @@ fn exp_in_range<V: Lanes>(x: V) -> V {
         p = p.mul_add(r, x.filled(coefficient));
     }
     let p = p.mul_add(r.mul(r), r).add(x.filled(1.0));
-    // `n` is the low bits of `rounded`. At both ends of the range the sum stays a normal number: at n = 128 p is below 1, at
-    // n = -126 it is not.
+    // `n` is the low bits of `rounded`. The result is a normal number at both ends of the range: p is below 1 for n = 128, and
+    // at least 1 for n = -126.
     p.add_to_exponent(rounded)
 }
 
@@ -62,7 +62,7 @@ fn exp_in_range<V: Lanes>(x: V) -> V {
 #[inline(always)]
 pub(crate) fn tanh<V: Lanes>(x: V) -> V {
     let magnitude = x.max(x.filled(0.0).sub(x));
-    // Near zero 1 - 2 / (exp(2x) + 1) would cancel.
+    // Near zero, 1 - 2 / (exp(2x) + 1) would cancel.
     let z = x.mul(x);
     let mut p = x.filled(-5.704_988_7e-3);
     for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
@@ -75,7 +75,7 @@ pub(crate) fn tanh<V: Lanes>(x: V) -> V {
     x.if_nan(x, y)
 }
 
-/// Applies one function to a slice, the last vector partly.
+/// Applies a function to a slice; the last vector may be partial.
 struct Map<'a> {
     values: &'a mut [f32],
     function: Function,
@@ -112,7 +112,7 @@ impl Kernel for Map<'_> {
 mod tests {
     use super::*;
 
-    /// Every 1009th float between two bounds, both ends included.
+    /// Every 1009th float between two bounds, including both.
     fn sweep(low: f32, high: f32) -> Vec<f32> {
         let ordered = |x: f32| if x < 0.0 { -i64::from(x.to_bits() & 0x7fff_ffff) } else { i64::from(x.to_bits()) };
         let value = |i: i64| if i < 0 { -f32::from_bits(-i as u32) } else { f32::from_bits(i as u32) };
@@ -121,7 +121,7 @@ mod tests {
         values
     }
 
-    /// The distance from the truth in units of the truth's last place.
+    /// The error in units in the last place of the true value.
     fn ulps(got: f32, truth: f64) -> f64 {
         let exponent = (truth.abs() as f32).to_bits() >> 23;
         (f64::from(got) - truth).abs() / 2f64.powi(exponent as i32 - 150)

@@ -1,9 +1,10 @@
-// The gated activation between the two products of a feed-forward layer, as gated.rs defines it: activation(gate) * up.
+// The gated activation between the two products of a feed-forward layer, as defined in gated.rs: activation(gate) * up.
 //
-// gate_up [T, 2 F], the gate in the first F columns -> y [T, F]; `bias` [2 F] is added first, where there is one. One thread for COLUMNS
-// neighbouring columns, eight or two where F allows it; `blockIdx.x` is the token. The activations stand in activation.cuh.
+// gate_up [T, 2 F], with the gate in the first F columns -> y [T, F]; `bias` [2 F] is added first, if given. Each thread computes
+// COLUMNS neighbouring columns, eight or two if F is divisible by that; `blockIdx.x` is the token. The activations are in
+// activation.cuh.
 
-// The numbers of one thread, read at once.
+// The numbers of one thread, read in one access.
 template <typename T, int COLUMNS>
 struct __align__(sizeof(T) * COLUMNS < 16 ? sizeof(T) * COLUMNS : 16) Columns {
     T at[COLUMNS];

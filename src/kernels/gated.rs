@@ -1,7 +1,7 @@
-//! The gated activation between the two products of a feed-forward layer: `activation(gate) * up`, or with both of them clamped.
+//! The gated activation between the two products of a feed-forward layer: `activation(gate) * up`, or with both factors clamped.
 //!
-//! Backward, with the upstream gradient `g`: `dgate = g up activation'(gate)`, `dup = g activation(gate)`; the activation is
-//! computed again instead of being kept. Beyond a clamp the gradient is 0, on it it is not, as PyTorch's is.
+//! Backward, with the upstream gradient `g`: `dgate = g up activation'(gate)`, `dup = g activation(gate)`. The activation is
+//! recomputed rather than stored. Beyond a clamp the gradient is 0; exactly on it the gradient passes, as in PyTorch.
 
 use std::f32::consts::FRAC_2_PI;
 use std::mem::MaybeUninit;
@@ -32,7 +32,7 @@ pub fn gated(gate_up: &Tensor, activation: Activation, kernels: Kernels) -> Resu
     }
 }
 
-/// The gradient of [`gated`] for `dy [T, F]`: `[T, 2F]`.
+/// The gradient `[T, 2F]` of [`gated`], given `dy [T, F]`.
 pub fn gated_backward(gate_up: &Tensor, activation: Activation, dy: &Tensor) -> Result<Tensor> {
     let width = dy.dims2()?.1;
     let level = Level::current();
@@ -48,7 +48,7 @@ fn reference(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Silu => (gate.silu()? * up)?,
         Activation::GeluTanh => (gate.gelu()? * up)?,
         Activation::Sigmoid => ((gate.neg()?.exp()? + 1.0)?.recip()? * up)?,
-        // candle's maximum of nothing and a number is broken.
+        // candle's maximum of an empty tensor and a number is broken.
         Activation::ClampedSwiglu(_) if gate.elem_count() == 0 => gate,
         Activation::ClampedSwiglu(ClampedSwiglu { alpha, limit }) => {
             let gate = gate.minimum(limit)?;
@@ -84,7 +84,7 @@ impl CustomOp1 for Gated {
     }
 }
 
-/// Rows per task.
+/// The number of rows per task.
 const ROWS: usize = 16;
 
 fn forward(level: Level, activation: Activation, gate_up: &[f32], width: usize) -> Vec<f32> {
@@ -109,7 +109,7 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        // One loop for each activation, so that the choice is not made for every vector.
+        // One loop per activation, so that the choice is not made for every vector.
         // SAFETY: the instructions are there by contract.
         unsafe {
             match self.activation {
@@ -207,17 +207,17 @@ impl Kernel for Backward<'_> {
     }
 }
 
-/// The derivatives of `activation(gate) * up` by both, from the activation and its own.
+/// The derivatives of `activation(gate) * up` with respect to both, given the activation and its derivative.
 #[inline(always)]
 fn by_product<V: Lanes>((activated, slope): (V, V), up: V) -> (V, V) {
     (up.mul(slope), activated)
 }
 
-/// The function and its derivatives by `gate` and by `up`; whichever is not used is not computed.
+/// Returns the function and its derivatives by `gate` and by `up`; unused results are not computed.
 #[inline(always)]
 fn clamped_swiglu<V: Lanes>(ClampedSwiglu { alpha, limit }: ClampedSwiglu, gate: V, up: V) -> (V, V, V) {
     let (zero, one, high, low) = (gate.filled(0.0), gate.filled(1.0), gate.filled(limit), gate.filled(-limit));
-    // Comparisons with a NaN are false, so that it stays.
+    // Comparisons with NaN are false, so a NaN is preserved.
     let g = high.if_less(gate, high, gate);
     let u = up.if_less(low, low, high.if_less(up, high, up)).add(one);
     let sigmoid = one.div(one.add(exp(zero.sub(g.mul(gate.filled(alpha))))));
@@ -229,7 +229,7 @@ fn clamped_swiglu<V: Lanes>(ClampedSwiglu { alpha, limit }: ClampedSwiglu, gate:
     (activated.mul(u), of_gate, of_up)
 }
 
-/// The function and its derivative; whichever is not used is not computed.
+/// Returns the function and its derivative; unused results are not computed.
 #[inline(always)]
 pub(super) fn silu<V: Lanes>(x: V) -> (V, V) {
     let (zero, one) = (x.filled(0.0), x.filled(1.0));
@@ -240,7 +240,7 @@ pub(super) fn silu<V: Lanes>(x: V) -> (V, V) {
     (value, value.mul_add(one.sub(sigmoid), sigmoid))
 }
 
-/// The function and its derivative; whichever is not used is not computed.
+/// Returns the function and its derivative; unused results are not computed.
 #[inline(always)]
 fn sigmoid<V: Lanes>(x: V) -> (V, V) {
     let (zero, one) = (x.filled(0.0), x.filled(1.0));
@@ -248,7 +248,7 @@ fn sigmoid<V: Lanes>(x: V) -> (V, V) {
     (value, value.mul(one.sub(value)))
 }
 
-/// The function and its derivative; whichever is not used is not computed.
+/// Returns the function and its derivative; unused results are not computed.
 #[inline(always)]
 fn gelu<V: Lanes>(x: V) -> (V, V) {
     const CUBIC: f32 = 0.044_715;
@@ -287,14 +287,14 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        // silu(0) = 0, silu(ln 3) = ln 3 * 3/4; gelu of a large number is the number.
+        // silu(0) = 0, silu(ln 3) = ln 3 * 3/4; the gelu of a large number is that number.
         let x = Tensor::new(&[[0.0, 3f32.ln(), 7.0, 4.0]], &Device::Cpu).unwrap();
         let y = gated(&x, Activation::Silu, Kernels::Fused).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(y[0][0], 0.0);
         assert!((y[0][1] - 3.0 * 3f32.ln()).abs() < 1e-6);
         let x = Tensor::new(&[[30.0, -30.0, 2.0, 2f32]], &Device::Cpu).unwrap();
         assert_eq!(gated(&x, Activation::GeluTanh, Kernels::Fused).unwrap().to_vec2::<f32>().unwrap(), [[60.0, -0.0]]);
-        // (1 + 1) ln 3 * 3/4; gate and up above the limit 7: (7 + 1) 7 / (1 + exp(-7)); up below it: (-7 + 1) 7 / (1 + exp(-7)).
+        // (1 + 1) ln 3 * 3/4; gate and up above the limit 7: (7 + 1) 7 / (1 + exp(-7)); up below -7: (-7 + 1) 7 / (1 + exp(-7)).
         let plain = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.0, limit: 7.0 });
         let x = Tensor::new(&[[3f32.ln(), 9.0, 9.0, f32::NAN, 1.0, 1.0, 8.0, -8.0, 1.0, f32::NAN]], &Device::Cpu).unwrap();
         for kernels in implementations() {
@@ -303,7 +303,7 @@ mod tests {
             close(&y[0][..3], &[1.5 * 3f64.ln(), 8.0 * most, -6.0 * most], 1e-6, "clamped by hand");
             assert!(y[0][3..].iter().all(|y| y.is_nan()), "{kernels:?}: {y:?}");
         }
-        // Beyond the clamps nothing goes back; on them it does: 7 s, and (u + 1) (s + 7 s (1 - s)).
+        // Beyond the clamps the gradient is 0; on them it is 7 s, and (u + 1) (s + 7 s (1 - s)).
         let x = Tensor::new(&[[8f32, 7.0, 1.0, 7.0]], &Device::Cpu).unwrap();
         let dy = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();
         let s = 1.0 / (1.0 + (-7f64).exp());

@@ -1,4 +1,4 @@
-//! A vector of f32 lanes: the alphabet in which the kernels are written once and compiled for each [`Level`](super::level::Level).
+//! A vector of f32 lanes: the abstraction over which kernels are written once and compiled for each [`Level`](super::level::Level).
 //!
 //! | type | lanes | instructions |
 //! |---|---|---|
@@ -6,9 +6,9 @@
 //! | [`F32x8`] | 8 | AVX2, FMA |
 //! | [`F32x4`] | 4 | none of its own: four floats that the compiler turns into SSE2 or NEON |
 //!
-//! Making a vector is unsafe: the caller promises that the processor has its instructions. Whoever holds one may therefore
-//! calculate with it safely. `F32x4` rounds the product of a fused multiply-add on x86-64, where a true one without the
-//! instruction is a slow library call; results differ between levels in the last bits, never between runs of one level.
+//! Creating a vector is unsafe: the caller guarantees that the processor has the instructions. Code that holds a vector may therefore compute
+//! with it safely. On x86-64 `F32x4` rounds the product of a multiply-add, because a fused one without the instruction is a slow library call.
+//! Results differ between levels in the last bits, but never between runs of one level.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
@@ -44,14 +44,14 @@ pub(crate) trait Lanes: Copy {
     /// `n <= N` floats must be writable at `to`.
     unsafe fn store_first(self, to: *mut f32, n: usize);
 
-    /// Transposes a square of `N` by `N` bf16 whose rows stand in twos: word `j` of `from(i)` holds its numbers `(2 i, j)` and `(2 i + 1, j)`,
-    /// and word `j` of `to(i)` becomes those at `(j, 2 i)` and `(j, 2 i + 1)`, the first in the low half; `i < N / 2`.
+    /// Transposes a square of `N` by `N` bf16 whose rows are stored in pairs: word `j` of `from(i)` holds the numbers `(2 i, j)` and
+    /// `(2 i + 1, j)`, and word `j` of `to(i)` receives `(j, 2 i)` and `(j, 2 i + 1)`, the first in the low half; `i < N / 2`.
     ///
     /// # Safety
     /// As [`Lanes::splat`]; `N` words must be readable at each `from(i)` and writable at each `to(i)`, and no two may overlap.
     unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32);
 
-    /// `value` in every lane. Safe, because `self` shows that the processor has the instructions.
+    /// `value` in every lane. Safe, because the existence of `self` shows that the processor has the instructions.
     #[inline(always)]
     fn filled(self, value: f32) -> Self {
         // SAFETY: `self` exists.
@@ -64,21 +64,21 @@ pub(crate) trait Lanes: Copy {
     fn div(self, other: Self) -> Self;
     /// `self * factor + summand`
     fn mul_add(self, factor: Self, summand: Self) -> Self;
-    /// The larger lane; `other` if one of the two is NaN.
+    /// The larger lane; `other` if either is NaN.
     fn max(self, other: Self) -> Self;
-    /// Where `self < bound` (never for NaN) the lane of `then`, elsewhere that of `otherwise`.
+    /// The lanes of `then` where `self < bound` (never for NaN), otherwise those of `otherwise`.
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
-    /// One bit per lane, the lowest for the first: is `self < bound`? Never for NaN.
+    /// One bit per lane, lowest first: whether `self < bound`, which is never true for NaN.
     fn less_bits(self, bound: Self) -> u32;
-    /// Where `self` is NaN the lane of `then`, elsewhere that of `otherwise`.
+    /// The lanes of `then` where `self` is NaN, otherwise those of `otherwise`.
     fn if_nan(self, then: Self, otherwise: Self) -> Self;
-    /// Lanes `first..end` of `self`, the others from `fill`; `first <= end <= N`.
+    /// The lanes `first..end` of `self`, the others from `fill`; `first <= end <= N`.
     fn keep(self, first: usize, end: usize, fill: Self) -> Self;
-    /// The four bits of each lane's representation from bit `shift` on, as a number of 0 to 15.
+    /// The four bits from bit `shift` on of each lane's representation, as a number from 0 to 15.
     fn nibbles(self, shift: u32) -> Self;
-    /// The eight bits of each lane's representation from bit `shift` on, as a number of -128 to 127.
+    /// The eight bits from bit `shift` on of each lane's representation, as a number from -128 to 127.
     fn bytes(self, shift: u32) -> Self;
-    /// The sixteen bits of each lane's representation from bit `shift` on, as a finite f16.
+    /// The sixteen bits from bit `shift` on of each lane's representation, as a finite f16.
     fn halves(self, shift: u32) -> Self;
     /// The bf16 numbers in the low halves of each lane's representation.
     fn low_halves(self) -> Self;
@@ -86,9 +86,9 @@ pub(crate) trait Lanes: Copy {
     fn high_halves(self) -> Self;
     /// Adds the lowest bits of `n`'s representation to the exponent: see [`exp`](super::exp::exp).
     fn add_to_exponent(self, n: Self) -> Self;
-    /// The sum over the lanes, by halves: a fixed order.
+    /// The sum over the lanes, by recursive halving, in a fixed order.
     fn sum(self) -> f32;
-    /// The largest lane, unspecified if one is NaN.
+    /// The largest lane; unspecified if one is NaN.
     fn maximum(self) -> f32;
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn for_lanes<V: Lanes>(len: usize, mut f: impl FnMut(usize, usize)) {
     }
 }
 
-/// Elements `i..i + n` of a slice, zeros after them.
+/// Loads elements `i..i + n` of a slice, followed by zeros.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions; `i + n <= from.len()`.
@@ -124,10 +124,10 @@ pub(crate) unsafe fn store<V: Lanes>(x: V, to: *mut f32, i: usize, n: usize) {
     unsafe { if n == V::N { x.store(to.add(i)) } else { x.store_first(to.add(i), n) } }
 }
 
-/// Asks the processor to fetch these floats into its nearest cache; never changes a result.
+/// Prefetches these floats into the first-level cache; never affects a result.
 #[inline(always)]
 pub(crate) fn prefetch(values: &[f32]) {
-    // 16 floats to a cache line.
+    // A cache line holds 16 floats.
     for line in values.chunks(16) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: SSE is part of x86-64, and a prefetch may name any address.
@@ -139,10 +139,10 @@ pub(crate) fn prefetch(values: &[f32]) {
     }
 }
 
-/// 2^112: what the exponents of f16 and f32 differ by, once the bits stand where f32 has them.
+/// 2^112: the ratio of the exponents' scales of f16 and f32, once the bits are at f32's positions.
 const HALF_BIAS: f32 = f32::from_bits((112 + 127) << 23);
 
-/// The order of bytes in which the second and the third of four bf16 have changed places, twice.
+/// The byte order that swaps the second and the third of four bf16, twice.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn swapped_halves() -> __m128i {
@@ -213,10 +213,10 @@ impl Lanes for F32x16 {
     unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
         unsafe {
             let swap = _mm512_broadcast_i32x4(swapped_halves());
-            // Four numbers, two of each row, are one element of 64 bits.
+            // Four numbers, two from each row, form one 64-bit element.
             let load = |i| _mm512_shuffle_epi8(_mm512_loadu_si512(from(i).cast()), swap);
             let rows = [load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7)];
-            // The elements with even numbers, then those with odd ones.
+            // The elements with even indices, then those with odd ones.
             for odd in 0..2 {
                 let pair = |i: usize| match odd {
                     0 => _mm512_unpacklo_epi64(rows[2 * i], rows[2 * i + 1]),
@@ -274,7 +274,7 @@ impl Lanes for F32x16 {
     }
     #[inline(always)]
     fn nibbles(self, shift: u32) -> Self {
-        // The permutation looks at the lowest four bits of an index only.
+        // The permutation uses the lowest four bits of an index only.
         unsafe {
             let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
             let bits = _mm512_srlv_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(shift as i32));
@@ -319,7 +319,7 @@ pub(crate) struct F32x8(__m256);
 
 #[cfg(target_arch = "x86_64")]
 impl F32x8 {
-    /// All bits set in the first `n` lanes.
+    /// A mask with all bits set in the first `n` lanes.
     ///
     /// # Safety
     /// The processor must have AVX2.
@@ -457,7 +457,7 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn sum(self) -> f32 {
         let mut lanes = [0.0; 8];
-        // SAFETY: eight floats are there.
+        // SAFETY: the array holds eight floats.
         unsafe { self.store(lanes.as_mut_ptr()) };
         let four = four(|i| lanes[i] + lanes[i + 4]);
         (four[0] + four[2]) + (four[1] + four[3])
@@ -465,17 +465,17 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn maximum(self) -> f32 {
         let mut lanes = [0.0; 8];
-        // SAFETY: eight floats are there.
+        // SAFETY: the array holds eight floats.
         unsafe { self.store(lanes.as_mut_ptr()) };
         lanes.iter().fold(f32::NEG_INFINITY, |largest, &lane| largest.max(lane))
     }
 }
 
-/// Plain floats; safe on every machine, so nothing below relies on the constructors' contract except for its pointers.
+/// Plain floats, safe on every machine: only the pointers below rely on the methods' contracts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct F32x4([f32; 4]);
 
-/// `std::array::from_fn`, which like the other methods of arrays is not sure to be inlined: see [`Kernel`](super::level::Kernel).
+/// Replaces `std::array::from_fn`, which like other array methods may not be inlined: see [`Kernel`](super::level::Kernel).
 #[inline(always)]
 fn four(lane: impl Fn(usize) -> f32) -> [f32; 4] {
     [lane(0), lane(1), lane(2), lane(3)]
@@ -562,7 +562,7 @@ impl Lanes for F32x4 {
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        // The comparison compiles to one instruction; `f32::max` has to look for NaN.
+        // This comparison compiles to one instruction, whereas `f32::max` also handles NaN.
         self.zip(other, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]

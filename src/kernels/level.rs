@@ -1,11 +1,11 @@
-//! Which instructions the kernels use, decided once at run time.
+//! The instruction set of the kernels, chosen once at run time.
 //!
-//! The fastest level the processor has (`choice.rs`), unless the environment variable `DIAGNOSE_KERNELS` asks for
-//! another: that is how a machine with AVX-512 tests what an older one will run. Every kernel takes the level as an argument, so that its tests can
-//! walk through [`Level::available`]; the public functions pass [`Level::current`].
+//! This is the fastest level that the processor has (`choice.rs`), unless the environment variable `DIAGNOSE_KERNELS` requests another, so that a
+//! machine with AVX-512 can test the code for older ones. Every kernel takes the level as an argument, so that its tests can iterate over
+//! [`Level::available`]; the public functions pass [`Level::current`].
 //!
-//! A kernel is written once, over `Lanes`, and `Level::run` compiles it for each instruction set. Only the matrix products and
-//! attention, whose register tiles and bf16 instructions differ between levels, match on the level themselves.
+//! A kernel is written once, over `Lanes`, and `Level::run` compiles it for each instruction set. Only the matrix products and attention, whose
+//! register tiles and bf16 instructions differ between levels, match on the level themselves.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use super::lanes::Lanes;
 use super::lanes::{F32x8, F32x16};
 use crate::error::{Error, Result};
 
-/// The environment variable that asks for a level.
+/// The environment variable that requests a level.
 pub const VARIABLE: &str = "DIAGNOSE_KERNELS";
 
 static CURRENT: OnceLock<Level> = OnceLock::new();
@@ -24,7 +24,7 @@ static CURRENT: OnceLock<Level> = OnceLock::new();
 /// Sets of instructions; each includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Whatever the target always has: SSE2 on x86-64, NEON on Arm.
+    /// The instructions that the target always has: SSE2 on x86-64, NEON on Arm.
     Portable,
     /// AVX2 and FMA.
     Avx2,
@@ -32,43 +32,42 @@ pub enum Level {
     Avx512,
     /// AVX-512 and the bf16 dot products.
     Avx512Bf16,
-    /// AVX-512, the bf16 dot products, and AMX: tiles of bf16 products. Only where it is asked for: no machine that we could test on
-    /// has them.
+    /// AVX-512, the bf16 dot products, and AMX: tiles of bf16 products. Only on request, because no machine available for testing has AMX.
     Amx,
 }
 
 impl Level {
     const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
 
-    /// The level this process uses: what `choice::settle` has fixed, as the program does at its start; else
-    /// the one that the environment asks for, if that is possible, or the best.
+    /// The level of this process: the one that `choice::settle` fixed at the program's start; otherwise the one that the environment requests, if
+    /// possible, or the best.
     pub fn current() -> Level {
         *CURRENT.get_or_init(|| Level::asked().ok().flatten().unwrap_or_else(Level::best))
     }
 
-    /// Fixes the level of this process; the first one to do so wins, and that level is returned.
+    /// Fixes the level of this process and returns it; the first call wins.
     pub(super) fn fix(level: Level) -> Level {
         *CURRENT.get_or_init(|| level)
     }
 
-    /// The level that `DIAGNOSE_KERNELS` names; an error if it names none, or one the processor lacks.
+    /// The level that `DIAGNOSE_KERNELS` names; an error if it is unknown or the processor lacks it.
     pub(super) fn asked() -> Result<Option<Level>> {
         let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
         Level::parse(&value.to_string_lossy(), Level::highest()).map(Some)
     }
 
-    /// The levels that may be chosen without being asked for, lowest first: with 256-bit vectors and above, if there are any.
+    /// The levels that may be chosen automatically, lowest first; without the portable level if the processor has 256-bit vectors.
     pub(super) fn chosen_by_themselves() -> Vec<Level> {
         let lowest = Level::best().min(Level::Avx2);
         Level::ALL.into_iter().filter(|level| (lowest..=Level::best()).contains(level)).collect()
     }
 
-    /// All levels this processor can run, lowest first: what tests walk through.
+    /// All levels that this processor can run, lowest first, for tests.
     pub fn available() -> Vec<Level> {
         Level::ALL.into_iter().filter(|&level| level <= Level::highest()).collect()
     }
 
-    /// The name that `DIAGNOSE_KERNELS` takes.
+    /// The name in `DIAGNOSE_KERNELS`.
     pub fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",
@@ -88,7 +87,7 @@ impl Level {
         assert!(self <= Level::highest(), "this processor cannot run {self} kernels");
         match self {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the assertion above has shown that the processor has the instructions.
+            // SAFETY: the assertion above shows that the processor has the instructions.
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => unsafe { run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -110,7 +109,7 @@ impl Level {
         Ok(level)
     }
 
-    /// The highest level that the processor has: the best, or AMX, which must be asked for.
+    /// The highest level that the processor has: the best one, or AMX, which is only used on request.
     fn highest() -> Level {
         static HIGHEST: OnceLock<Level> = OnceLock::new();
         *HIGHEST.get_or_init(|| if Level::best() == Level::Avx512Bf16 && has_tiles() { Level::Amx } else { Level::best() })
@@ -132,16 +131,16 @@ impl fmt::Display for Level {
 pub(crate) trait Kernel {
     type Output;
 
-    /// Must be `#[inline(always)]`, and so must everything it calls that handles vectors: it is inlined into a function with the
-    /// instructions enabled, and a call that stays a call would be compiled without them. Arrays are walked by reference or by index:
-    /// `std::array::from_fn`, `map` and `into_iter` need not be inlined, which makes a product ten times slower where they are not.
+    /// Must be `#[inline(always)]`, and so must everything it calls that handles vectors: it is inlined into a function with the instructions
+    /// enabled, and a call that is not inlined would be compiled without them. Access arrays by reference or by index: `std::array::from_fn`, `map`
+    /// and `into_iter` may not be inlined, which makes a product ten times slower.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions.
     unsafe fn run<V: Lanes>(self) -> Self::Output;
 }
 
-/// In unit tests a processor without AMX follows its definition instead, slowly.
+/// Unit tests on a processor without AMX emulate its definition, slowly.
 #[cfg(target_arch = "x86_64")]
 fn has_tiles() -> bool {
     cfg!(test) || super::processor::has_tiles()

@@ -1,10 +1,10 @@
-//! NVIDIA's libraries, opened when a GPU is asked for: the driver, NVRTC (the compiler of the kernels) and cuBLASLt (the products).
+//! NVIDIA's libraries, opened when a GPU is needed: the driver, NVRTC (the compiler of the kernels) and cuBLASLt (the products).
 //!
-//! Nothing is linked, so that one program runs with and without them and says by name what is missing. The functions below have had
-//! these signatures since CUDA 11; the headers are `cuda.h`, `nvrtc.h` and `cublasLt.h`. The driver comes with the graphics driver; the
-//! other two are looked for where the loader looks, under `$CUDA_HOME` or `$CUDA_PATH`, in `/usr/local/cuda`, and among the packages that
-//! Python's pip installs beside PyTorch (`nvidia-cublas`, `nvidia-cuda-nvrtc`). They are of no later CUDA than the driver: it refuses what
-//! a later one made.
+//! Nothing is linked, so one program runs with and without the libraries, and can name those that are missing. The functions below have
+//! had these signatures since CUDA 11; the headers are `cuda.h`, `nvrtc.h` and `cublasLt.h`. The driver comes with the graphics driver;
+//! the other two are searched where the loader searches, under `$CUDA_HOME` or `$CUDA_PATH`, in `/usr/local/cuda`, and among the packages
+//! that pip installs along with PyTorch (`nvidia-cublas`, `nvidia-cuda-nvrtc`). Their CUDA version must not be later than the driver's,
+//! which rejects the output of later versions.
 
 use std::ffi::{OsStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -16,19 +16,19 @@ use libloading::Library;
 use crate::error::{Error, Result};
 use crate::files::file_name;
 
-/// Declares a table of functions and how to find them by their names in a library.
+/// Declares a table of functions, and looks them up in a library by name.
 macro_rules! functions {
     ($table:ident { $($field:ident: $symbol:literal ($($argument:ty),*);)* }) => {
         pub(super) struct $table {
             $(pub(super) $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
-            /// Keeps the functions where they are.
+            /// Keeps the library loaded.
             _library: Library,
         }
 
         impl $table {
             fn new(library: Library) -> Result<$table, libloading::Error> {
                 Ok($table {
-                    // SAFETY: the type is the one of the header that the module names.
+                    // SAFETY: the type is that of the headers named in the module's documentation.
                     $($field: *unsafe { library.get($symbol)? },)*
                     _library: library,
                 })
@@ -37,9 +37,9 @@ macro_rules! functions {
     };
 }
 
-/// An address in the device's memory.
+/// A device memory address.
 pub(super) type Address = u64;
-/// Contexts, streams, modules, functions, events, handles and descriptors are pointers that only the libraries look behind.
+/// Contexts, streams, modules, functions, events, handles and descriptors: pointers that only the libraries dereference.
 pub(super) type Opaque = *mut c_void;
 
 functions!(Driver {
@@ -113,24 +113,24 @@ pub(super) struct Choice {
     pub reserved: [c_int; 4],
 }
 
-/// A version of CUDA as the driver tells it: 12040 is 12.4.
+/// A version of CUDA as reported by the driver: 12040 is 12.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(pub c_int);
 
-/// The first numbers of the versions whose libraries are looked for, the newest first.
+/// The major versions of the supported libraries, newest first.
 const MAJORS: [c_int; 2] = [13, 12];
 
 impl Version {
-    /// The newest of which anything is known here, for what needs no driver.
+    /// The newest known version, for tests without a driver.
     #[cfg(test)]
     pub(super) const NEWEST: Version = Version(1000 * MAJORS[0]);
 
-    /// Those of [`MAJORS`] that a driver of this version takes, the newest first.
+    /// The major versions in [`MAJORS`] that a driver of this version supports, newest first.
     fn majors(self) -> impl Iterator<Item = c_int> + Clone {
         MAJORS.into_iter().filter(move |major| 1000 * major <= self.0)
     }
 
-    /// An error where the driver takes none of the libraries.
+    /// Returns an error if the driver supports none of the libraries.
     pub(super) fn check(self) -> Result<()> {
         if self.majors().next().is_some() {
             return Ok(());
@@ -142,7 +142,7 @@ impl Version {
         .cure("Update NVIDIA's driver, or leave out --device cuda: the CPU takes its place."))
     }
 
-    /// How the libraries for this driver come here.
+    /// How to install the libraries for this driver.
     pub(super) fn cure(self) -> String {
         let packages = match self.majors().next() {
             Some(12) => "nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12",
@@ -168,40 +168,40 @@ pub(super) fn driver() -> Result<Driver> {
         .map_err(|error| error.cure("Install NVIDIA's driver, or leave out --device cuda: the CPU takes its place."))
 }
 
-/// For a driver of `version`.
+/// Opens NVRTC for a driver of `version`.
 pub(super) fn compiler(version: Version) -> Result<Compiler> {
     let name = |major| if cfg!(windows) { format!("nvrtc64_{major}0_0.dll") } else { format!("libnvrtc.so.{major}") };
     let names: Vec<String> = version.majors().map(name).collect();
-    // Where it lies in a folder, so do the built-in functions that it asks for.
+    // A folder that contains NVRTC also contains the built-in functions that it loads.
     let folders = folders().inspect(|folder| load_builtins(folder));
     open("NVRTC, which compiles the kernels for the GPU", &names, folders, Compiler::new)
         .map_err(|error| error.cure(version.cure()))
 }
 
-/// For a driver of `version`.
+/// Opens cuBLASLt for a driver of `version`.
 pub(super) fn blas(version: Version) -> Result<Blas> {
     let name = |major| if cfg!(windows) { format!("cublasLt64_{major}.dll") } else { format!("libcublasLt.so.{major}") };
     let names: Vec<String> = version.majors().map(name).collect();
     open("cuBLASLt, which multiplies on the GPU", &names, folders(), Blas::new).map_err(|error| error.cure(version.cure()))
 }
 
-/// NVRTC asks the loader for a library of its own by name, which is not found where both lie in a folder that the loader does not know
-/// (pip's): it is there once it has been opened by its path.
+/// NVRTC loads one of its own libraries by name, which fails if both are in a folder that the loader does not search (pip's). It succeeds
+/// once that library has been opened by its path.
 fn load_builtins(folder: &Path) {
     let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
     for path in files.map(|entry| entry.path()) {
         let name = file_name(&path);
         if name.starts_with("libnvrtc-builtins.so.") || name.starts_with("nvrtc-builtins64_") {
-            // SAFETY: NVIDIA's libraries do nothing harmful when they are loaded.
+            // SAFETY: loading NVIDIA's libraries has no harmful side effects.
             if let Ok(library) = unsafe { Library::new(&path) } {
-                // It stays for as long as the program runs.
+                // The library stays loaded for as long as the program runs.
                 std::mem::forget(library);
             }
         }
     }
 }
 
-/// cublas_api.h has the names of the errors.
+/// The names of the errors are in cublas_api.h.
 pub(super) fn check_blas(what: &str, code: c_int) -> Result<()> {
     let name = match code {
         0 => return Ok(()),
@@ -217,8 +217,8 @@ pub(super) fn check_blas(what: &str, code: c_int) -> Result<()> {
     Err(Error::new(format!("cuBLASLt cannot {what}: {name} ({code})")))
 }
 
-/// The first library of these names that opens and has the functions, by the loader's own search and then in `folders`, which are asked
-/// for only then.
+/// The first library with one of these names that opens and has the functions: by the loader's own search, then in `folders`, which is
+/// evaluated only if necessary.
 fn open<T>(
     what: &str,
     names: &[String],
@@ -229,7 +229,7 @@ fn open<T>(
     let inside = folders.flat_map(|folder| names.iter().map(move |name| folder.join(name))).filter(|path| path.exists());
     let mut failure = None;
     for path in everywhere.chain(inside) {
-        // SAFETY: NVIDIA's libraries do nothing harmful when they are loaded.
+        // SAFETY: loading NVIDIA's libraries has no harmful side effects.
         match unsafe { Library::new(&path) }.and_then(&table) {
             Ok(functions) => return Ok(functions),
             Err(error) => failure = Some(error),
@@ -242,7 +242,7 @@ fn open<T>(
     })
 }
 
-/// Where CUDA's libraries lie beside the loader's own folders. Python is asked when it comes to its own.
+/// The folders of CUDA's libraries beyond the loader's own. Python is only run when its folders are needed.
 fn folders() -> impl Iterator<Item = PathBuf> {
     let variables = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
     let toolkits = variables.chain([PathBuf::from("/usr/local/cuda")]);
@@ -255,8 +255,8 @@ fn folders() -> impl Iterator<Item = PathBuf> {
         .chain(std::iter::once_with(of_python).flatten())
 }
 
-/// `nvidia/*/lib` beside the other packages of a `python`: those of the system or the environment, then the user's own, where pip puts
-/// them if it may not write to the first.
+/// The `nvidia/*/lib` folders among the packages of a `python`: those of the system or environment, then those of the user, where pip
+/// installs if it may not write to the former.
 fn packages_of(python: &mut Command) -> Vec<PathBuf> {
     const SCRIPT: &str = "
 import site, sys, sysconfig
@@ -298,7 +298,7 @@ mod tests {
         assert!(Version(13_020).cure().contains("CUDA 13.2") && !Version(13_020).cure().contains("cu12"));
     }
 
-    /// Where pip installs for a user who may not write where Python is.
+    /// pip installs here for users who may not write to Python's folder.
     #[test]
     fn packages_of_the_user_are_found() {
         let base = tempfile::tempdir().unwrap();

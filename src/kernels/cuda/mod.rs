@@ -1,21 +1,21 @@
-//! The kernels on an NVIDIA GPU: memory, launches, products, and the operations of this room for numbers that lie there.
+//! The kernels on an NVIDIA GPU: memory, launches, products, and the operations of `kernels` on arrays there.
 //!
 //! ```text
 //! library.rs    NVIDIA's libraries, opened at run time
-//! compile.rs    the .cu files, which stand beside the CPU kernels -> machine code
-//! device.rs     the GPU: memory, copies, launches, times; array.rs numbers there
-//! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
-//! operations.rs rows, norms, gates: checks, then launches; attention.rs for attention, head.rs for logits and what is kept of them
-//! experts.rs    the same for experts: who computes which tokens; grouped.rs their products; delta.rs for the gated delta rule
-//! step_rows.rs  where the tokens of a step of writing stand in its batch
-//! pages.rs      keys and values of sequences that are being written, and the attention of their last tokens; states.rs what the delta
-//!               rule remembers of them
-//! hosted.rs     the same for tensors of the host
+//! compile.rs    compiles the .cu files, which are next to the CPU kernels, to machine code
+//! device.rs     the GPU: memory, copies, launches, timing; array.rs numbers there
+//! product.rs    `x W^T` by cuBLASLt; shape.rs what determines its algorithm
+//! operations.rs rows, norms, gates: checks, then launches; attention.rs for attention, head.rs for logits and their reductions
+//! experts.rs    the same for experts: which expert computes which tokens; grouped.rs their products; delta.rs for the gated delta rule
+//! step_rows.rs  where the tokens of a decoding step are in its batch
+//! pages.rs      the KV cache of sequences being generated, and the attention of their last tokens; states.rs the delta rule's states
+//!               of them
+//! hosted.rs     the same operations for tensors of the host
 //! ```
 //!
-//! All work goes into one stream, so that it happens in the order of the calls; the host does not wait for it unless it says so
-//! ([`Device::download`], [`Pinned`]). Shapes as in the CPU kernels. What is on the device is an [`Array`]: an address, a length and a
-//! number format, whose bounds every operation checks before it launches. Kernels run for compute capability 8.0 and later.
+//! All work is enqueued on one stream and runs in the order of the calls; the host only waits where this is documented
+//! ([`Device::download`], [`Pinned`]). Shapes are those of the CPU kernels. Data on the device is an [`Array`]: an address, a length
+//! and a number format, whose bounds every operation checks before it launches. The kernels require compute capability 8.0 or later.
 
 mod array;
 mod attention;

@@ -1,5 +1,5 @@
-//! Operations on arrays of the device, row by row or number by number: each checks lengths and formats, then launches its kernel and returns
-//! at once. attention.rs and head.rs do likewise.
+//! Row-wise and element-wise operations on device arrays: each checks lengths and formats, then launches its kernel and returns at once.
+//! attention.rs and head.rs work in the same way.
 
 use super::array::Argument::{self, F32, Pointer, U32, U64};
 use super::array::{Array, Indices};
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::gated::{Activation, ClampedSwiglu};
 
-/// Threads of a block that works on one row, and of norm.cu's.
+/// The threads of a block that processes one row, and those of norm.cu.
 const ROW_THREADS: usize = 256;
 const NORM_THREADS: usize = 256;
-/// Blocks of a kernel that walks over all numbers there are.
+/// The blocks of a kernel that iterates over all numbers.
 const WALKING_BLOCKS: usize = 4096;
 
 impl Device {
@@ -22,7 +22,7 @@ impl Device {
         self.convert("round_to_bf16", x, y)
     }
 
-    /// bf16 to f32.
+    /// Converts bf16 to f32.
     pub fn widen(&self, x: Array, y: Array) -> Result<()> {
         y.expect("widened numbers", x.len(), Stored::F32)?;
         self.convert("widen_to_f32", x, y)
@@ -35,7 +35,7 @@ impl Device {
         unsafe { self.launch(kernel, (blocks, 1), 256, 0, &[x.argument(), y.argument(), U64(x.len() as u64)]) }
     }
 
-    /// `y [T, D]` f32: rows `ids` of `table [V, D]` times `scale`.
+    /// `y [T, D]` f32: the rows `ids` of `table [V, D]`, multiplied by `scale`.
     pub fn embed(&self, table: Array, ids: Indices, y: Array, width: usize, scale: f32) -> Result<()> {
         y.expect("embeddings", ids.len() * width, Stored::F32)?;
         check_rows(ids, table, width)?;
@@ -43,7 +43,7 @@ impl Device {
         self.by_row(name, ids.len(), width, &[table.argument(), ids.argument(), y.argument(), U32(width as u32), F32(scale)])
     }
 
-    /// `y [N, D]`: rows `rows` of `x`.
+    /// `y [N, D]`: the rows `rows` of `x`.
     pub fn take_rows(&self, x: Array, rows: Indices, y: Array, width: usize) -> Result<()> {
         y.expect("chosen rows", rows.len() * width, x.dtype())?;
         check_rows(rows, x, width)?;
@@ -57,7 +57,7 @@ impl Device {
         self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
     }
 
-    /// Columns `first ..` of the rows of `x`, as wide as a row of `y`, become rows `rows` of `y`; none stands twice among them.
+    /// Copies the columns `first ..` of the rows of `x`, as many as `y` has, to the rows `rows` of `y`; these must be distinct.
     pub fn put_rows(&self, x: Array, x_width: usize, first: usize, rows: Indices, y: Array, width: usize) -> Result<()> {
         y.expect("rows to be replaced", y.len(), x.dtype())?;
         check_rows(rows, y, width)?;
@@ -83,17 +83,17 @@ impl Device {
 
     fn by_row(&self, name: &'static str, rows: usize, width: usize, arguments: &[Argument]) -> Result<()> {
         let kernel = self.kernel(Source::Rows, name)?;
-        // SAFETY: the callers have checked that the arrays hold `rows` rows of `width` numbers, and that the rows they name are there.
+        // SAFETY: the callers have checked that the arrays hold `rows` rows of `width` numbers, and that the rows they name exist.
         unsafe { self.launch(kernel, (rows, 1), threads_for(width), 0, arguments) }
     }
 
-    /// `y [T, D] = x / sqrt(mean(x^2) + eps) * weight` in f32, stored as `y` is.
+    /// `y [T, D] = x / sqrt(mean(x^2) + eps) * weight`, computed in f32 and stored in the format of `y`.
     pub fn rms_norm(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
         let name = if y.dtype() == Stored::F32 { "rms_norm_f32" } else { "rms_norm_bf16" };
         self.norm(name, x, weight, eps, y)
     }
 
-    /// As [`Device::rms_norm`], added to `y`, which is f32.
+    /// Like [`Device::rms_norm`], added to `y`, which is f32.
     pub fn rms_norm_add(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
         y.expect("what a norm is added to", y.len(), Stored::F32)?;
         self.norm("rms_norm_add", x, weight, eps, y)
@@ -105,7 +105,7 @@ impl Device {
         x.expect("the input of a norm", y.len(), Stored::F32)?;
         let weight = weight.array(0, width, Stored::F32)?;
         let kernel = self.kernel(Source::Norm, name)?;
-        // Wide rows have more threads, so that each keeps its numbers in registers.
+        // Wide rows get more threads, so that each thread keeps its numbers in registers.
         let row_threads = match width {
             0..=1024 => 32,
             1025..=4096 => 128,
@@ -118,7 +118,8 @@ impl Device {
         unsafe { self.launch(kernel, blocks, NORM_THREADS as u32, 0, &arguments) }
     }
 
-    /// `y [T, F] = activation(gate) * up` of `gate_up [T, 2F]`, to which `bias [2F]` is added first where there is one. Both in one format.
+    /// `y [T, F] = activation(gate) * up` for `gate_up [T, 2F]`, to which `bias [2F]` is added first, if given. Both arrays have the same
+    /// format.
     pub fn gated(&self, gate_up: Array, bias: Option<Array>, activation: Activation, y: Array, width: usize) -> Result<()> {
         let rows = whole_rows("a gated activation", y, width)?;
         gate_up.expect("gate and up", 2 * y.len(), y.dtype())?;
@@ -137,7 +138,7 @@ impl Device {
             (Activation::ClampedSwiglu(_), Stored::Bf16) => "clamped_swiglu_bf16",
         };
         let kernel = self.kernel(Source::Gated, name)?;
-        // Columns of a thread, as gated.cu has them.
+        // The columns of a thread, as in gated.cu.
         let columns = [8, 2, 1].into_iter().find(|columns| width.is_multiple_of(*columns)).unwrap_or(1);
         let threads = width / columns;
         let block = threads_for(threads);
@@ -151,7 +152,7 @@ impl Device {
     }
 }
 
-/// The device's `f32` numbers, or a null pointer.
+/// A pointer to the buffer's f32 numbers, or a null pointer.
 pub(super) fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> {
     Ok(match buffer {
         Some(buffer) => buffer.array(0, len, Stored::F32)?.argument(),
@@ -159,7 +160,7 @@ pub(super) fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> 
     })
 }
 
-/// Rows of `width` that `y` is made of.
+/// The number of rows of `width` in `y`; an error if it does not consist of whole rows.
 pub(super) fn whole_rows(what: &str, y: Array, width: usize) -> Result<usize> {
     if width == 0 || !y.len().is_multiple_of(width) || u32::try_from(width).is_err() {
         return Err(Error::new(format!("{} numbers are no rows of {width}, as {what} wants them", y.len())));
@@ -167,7 +168,7 @@ pub(super) fn whole_rows(what: &str, y: Array, width: usize) -> Result<usize> {
     Ok(y.len() / width)
 }
 
-/// An error unless all `rows` are there.
+/// Returns an error unless all `rows` exist in `x`.
 pub(super) fn check_rows(rows: Indices, x: Array, width: usize) -> Result<()> {
     let there = whole_rows("a choice of rows", x, width)?;
     if rows.end as usize > there {
@@ -176,7 +177,7 @@ pub(super) fn check_rows(rows: Indices, x: Array, width: usize) -> Result<()> {
     Ok(())
 }
 
-/// Enough for a row, in whole warps.
+/// Enough threads for a row, in whole warps.
 pub(super) fn threads_for(width: usize) -> u32 {
     width.next_multiple_of(32).clamp(32, ROW_THREADS) as u32
 }

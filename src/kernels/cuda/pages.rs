@@ -1,9 +1,10 @@
-//! Keys and values of sequences that are being written, kept on the device by pages, and the attention of the sequences' newest tokens.
+//! The paged KV cache of sequences being generated, on the device, and the attention of their newest tokens.
 //!
-//! What a step computes of a token does not depend, to the bit, on what else it computes. A prompt's tokens but the last go through
-//! attention.cu, which takes keys by 64 or fewer positions from multiples of that on, as pages have them; the last token of each stretch goes
-//! through last.cu, whether it is a prompt's or was written. So a prompt is cut the same way wherever its beginning was computed, as long as
-//! pages are shared that hold no other prompt's last token. Products tell the two apart in the same way (step_rows.rs).
+//! The result of a token does not depend, to the bit, on the rest of the step. All tokens of a prompt except the last go through
+//! attention.cu, which processes keys in groups of 64 or fewer that start at multiples of that position, like pages; the last token of each
+//! stretch goes through last.cu, whether it belongs to a prompt or was generated. A prompt is therefore split in the same way wherever its
+//! beginning was computed, provided that no shared page contains another prompt's last token. Products treat the two kinds in the same way
+//! (step_rows.rs).
 
 use std::ops::Range;
 
@@ -18,18 +19,19 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, check_pages};
 
-/// Positions in a page of the device; last.cu: `PAGE`. The keys that attention.cu takes at a time divide it.
+/// The positions in a page on the device, `PAGE` in last.cu. A multiple of the keys that attention.cu processes at a time.
 pub const DEVICE_PAGE: usize = 64;
-/// Positions of a part, and threads of the block that computes it; last.cu: `KEYS`.
+/// The positions of a part, and the threads of the block that computes it: `KEYS` in last.cu.
 const PART: usize = 256;
-/// Words of `Query`, `Part` and `Mass` in last.cu.
+/// The words of `Query`, `Part` and `Mass` in last.cu.
 const QUERY_WORDS: usize = 5;
 const PART_WORDS: usize = 2;
 const MASS_WORDS: usize = 2;
-/// Query heads at most that one block computes.
+/// The most query heads that one block computes.
 const MOST_HEADS: usize = 8;
 
-/// Keys and values of all layers: of each `[pages * DEVICE_PAGE, 2 kv_heads * head_dim]`, a position's keys of all heads and then its values.
+/// The keys and values of all layers: for each `[pages * DEVICE_PAGE, 2 kv_heads * head_dim]`, a position's keys of all heads and then its
+/// values.
 pub struct PagedKeys {
     buffer: Buffer,
     n_pages: usize,
@@ -38,7 +40,7 @@ pub struct PagedKeys {
 }
 
 impl PagedKeys {
-    /// Room for `n_pages` pages of `layers` layers.
+    /// Allocates `n_pages` pages of `layers` layers.
     pub fn new(
         device: &'static Device,
         shape: &AttentionShape,
@@ -50,12 +52,12 @@ impl PagedKeys {
         Ok(PagedKeys { buffer, n_pages, columns: kept_columns(shape), dtype })
     }
 
-    /// What a page takes in so many layers.
+    /// The bytes that a page takes in `layers` layers.
     pub fn page_bytes(shape: &AttentionShape, layers: usize, dtype: Stored) -> usize {
         layers * DEVICE_PAGE * kept_columns(shape) * dtype.size_in_bytes() as usize
     }
 
-    /// How many pages there are.
+    /// The number of pages.
     pub fn n_pages(&self) -> usize {
         self.n_pages
     }
@@ -71,20 +73,20 @@ fn kept_columns(shape: &AttentionShape) -> usize {
     2 * shape.kv_heads * shape.head_dim
 }
 
-/// What the attention of one step computes.
+/// The attention of one step.
 pub struct StepPlan {
-    /// Where the tokens stand.
+    /// The rows of the tokens.
     batch: StepRows,
     kv_rows: usize,
-    /// The attention of all tokens but the last of each stretch.
+    /// The attention of all tokens except the last of each stretch.
     pub before: AttentionPlan,
-    /// The row of each token in the cache: of the last tokens of all stretches, then of those before them.
+    /// The row of each token in the cache: first for the last tokens of all stretches, then for the tokens before them.
     pub rows: Vec<u32>,
-    /// `Query` of last.cu: the last token of each stretch, and the rows of the batch that hold no token.
+    /// The `Query`s of last.cu: the last token of each stretch, and the padding rows of the batch.
     pub queries: Vec<u32>,
-    /// `Part` of last.cu.
+    /// The `Part`s of last.cu.
     pub parts: Vec<u32>,
-    /// The pages of all stretches, as far as they are in use, one stretch after the other.
+    /// The pages of all stretches that are in use, one stretch after the other.
     pub pages: Vec<u32>,
 }
 
@@ -104,27 +106,27 @@ pub struct StepLists<'a> {
     pub pages: Indices<'a>,
 }
 
-/// Where the parts of sequences are kept until they are added up.
+/// Scratch memory for the parts of sequences until they are summed.
 pub struct LastRoom<'a> {
     sums: Array<'a>,
     masses: Array<'a>,
 }
 
 impl<'a> LastRoom<'a> {
-    /// Room for `parts` parts; `array` gives room for as many f32 numbers as it is asked for.
+    /// Allocates memory for `parts` parts; `array` allocates an array of f32 numbers.
     pub fn new(parts: usize, shape: &AttentionShape, array: impl Fn(usize) -> Result<Array<'a>>) -> Result<LastRoom<'a>> {
         let [sums, masses] = LastRoom::lens(parts, shape);
         Ok(LastRoom { sums: array(sums)?, masses: array(masses)? })
     }
 
-    /// Numbers of its arrays.
+    /// The lengths of its arrays.
     pub fn lens(parts: usize, shape: &AttentionShape) -> [usize; 2] {
         [parts * shape.heads * shape.head_dim, parts * shape.heads * MASS_WORDS]
     }
 }
 
 impl StepPlan {
-    /// Plans a step for stretches whose tokens stand in `batch`, and a cache of `n_pages` pages.
+    /// Plans a step for stretches whose tokens have the rows `batch`, and a cache of `n_pages` pages.
     pub fn new(
         stretches: &[Stretch],
         batch: &StepRows,
@@ -160,7 +162,7 @@ impl StepPlan {
     fn add_last(&mut self, stretch: &Stretch) {
         let end = last_position(stretch) + 1;
         self.rows.push(cache_row(stretch, end - 1));
-        // The number of the stretch, and the row of its last token.
+        // The index of the stretch, which is also the row of its last token.
         let query = (self.queries.len() / QUERY_WORDS) as u32;
         let parts = end.div_ceil(PART);
         let first_part = self.n_parts();
@@ -174,42 +176,42 @@ impl StepPlan {
         self.kv_rows = self.kv_rows.max(rows);
     }
 
-    /// How many parts there are.
+    /// The number of parts.
     pub fn n_parts(&self) -> usize {
         self.parts.len() / PART_WORDS
     }
 
-    /// Words of its lists.
+    /// The total number of words in its lists.
     pub fn n_words(&self) -> usize {
         let lists = [&self.before.tiles, &self.before.ranges, &self.rows, &self.queries, &self.parts, &self.pages];
         lists.into_iter().map(Vec::len).sum()
     }
 
-    /// The most parts that so many sequences of so many positions have.
+    /// The most parts that `sequences` sequences of `positions` positions have.
     pub fn most_parts(sequences: usize, positions: usize) -> usize {
         sequences * positions.div_ceil(PART)
     }
 
-    /// The most of these: of so many tokens, rows without one included, in sequences of so many positions.
+    /// The most words for `tokens` tokens, including padding rows, in sequences of `positions` positions.
     pub fn most_words(tokens: usize, sequences: usize, positions: usize) -> usize {
-        // A tile has one token at least, of those that are not the last of their stretch.
+        // A tile has at least one token, and the last tokens of stretches are in no tile.
         let pages = sequences * positions.div_ceil(DEVICE_PAGE);
         let before = tokens * AttentionPlan::TILE_WORDS + pages * AttentionPlan::RANGE_WORDS;
         before + tokens * (1 + QUERY_WORDS) + StepPlan::most_parts(sequences, positions) * PART_WORDS + pages
     }
 }
 
-/// Of the stretch's last token in its sequence.
+/// The position of the stretch's last token in its sequence.
 fn last_position(stretch: &Stretch) -> usize {
     (stretch.position + stretch.tokens.len()).saturating_sub(1)
 }
 
-/// Where a position of the sequence is kept.
+/// The row of the cache for a position of the sequence.
 fn cache_row(stretch: &Stretch, position: usize) -> u32 {
     (stretch.pages[position / DEVICE_PAGE] * DEVICE_PAGE + position % DEVICE_PAGE) as u32
 }
 
-/// What attention.cu computes of a stretch: not its last token, nor what only that sees. The others stand in rows `tokens`.
+/// The view of attention.cu on a stretch: without its last token, and without what only that token sees. The others have the rows `tokens`.
 fn all_but_last(stretch: &Stretch, tokens: Range<usize>) -> View {
     let n_keys = stretch.position + tokens.len();
     let seen = stretch.pages.iter().enumerate().map_while(|(i, page)| {
@@ -220,7 +222,7 @@ fn all_but_last(stretch: &Stretch, tokens: Range<usize>) -> View {
 }
 
 impl Device {
-    /// Adds the keys and values of prepared `qkv` to a layer of the cache.
+    /// Adds the keys and values in prepared `qkv` to a layer of the cache.
     pub fn keep(&self, qkv: Array, plan: &StepPlan, shape: &AttentionShape, lists: &StepLists, kept: Array) -> Result<()> {
         let (columns, of_keys) = (shape.columns(), shape.heads * shape.head_dim);
         let (n_last, before) = (plan.batch.n_last(), plan.batch.before());
@@ -233,8 +235,8 @@ impl Device {
         Ok(())
     }
 
-    /// What the last token of each stretch reads of a layer of the cache: rows of `y [T, heads * head_dim]`, in the format of prepared
-    /// `qkv [T, C]`. `sinks [heads]` f32. Rows without a token become 0, all others stay as they are.
+    /// The attention of the last token of each stretch over a layer of the cache: rows of `y [T, heads * head_dim]`, in the format of
+    /// prepared `qkv [T, C]`. `sinks [heads]` are f32. Sets padding rows to 0, and leaves all other rows unchanged.
     #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn attend_to_last(
         &self,
@@ -285,17 +287,17 @@ impl Device {
             softcap,
         ];
         let blocks = (plan.n_parts(), heads / group(shape));
-        // SAFETY: the plan's rows lie within the batch and the cache, as was checked; sums and masses have room for all parts.
+        // SAFETY: the plan's rows lie within the batch and the cache, as checked above; sums and masses have room for all parts.
         unsafe { self.launch(kernel, blocks, PART as u32, 0, &arguments)? };
         let kernel = self.kernel(source, of_parts)?;
         let sinks = optional(sinks, heads)?;
         let arguments = [sums.argument(), masses.argument(), lists.queries.argument(), sinks, y.argument(), U32(heads as u32)];
-        // SAFETY: as above; the sinks are one a head, or none.
+        // SAFETY: as above; there is one sink per head, or none.
         unsafe { self.launch(kernel, (plan.queries.len() / QUERY_WORDS, 1), 256, 0, &arguments) }
     }
 }
 
-/// Query heads that a block computes together: as many of those with the same keys as it takes, in equal groups.
+/// The query heads that a block computes together: equal groups of heads with the same keys, as large as possible.
 fn group(shape: &AttentionShape) -> usize {
     let all = shape.heads / shape.kv_heads;
     (1..=MOST_HEADS.min(all)).rev().find(|n| all.is_multiple_of(*n)).unwrap_or(1)
@@ -327,7 +329,7 @@ mod tests {
 
     const N_PAGES: usize = 24;
 
-    /// Some sequences, where their pages are, and what reads them.
+    /// Some sequences, their pages, and the parameters of the attention.
     struct Setting<'a> {
         device: &'static Device,
         shape: AttentionShape,
@@ -337,16 +339,16 @@ mod tests {
         sequences: &'a [Vec<f32>],
     }
 
-    /// What the heads read, by sequence and position.
+    /// The output of the heads, by sequence and position.
     type Found = BTreeMap<(usize, usize), Vec<f32>>;
 
     impl Setting<'_> {
-        /// Reads positions of sequences, step by step, which lie at `pages`.
+        /// Reads positions of sequences, step by step, with the given `pages`.
         fn run(&self, pages: &[Arc<[usize]>], steps: &[Vec<(usize, Range<usize>)>]) -> Found {
             let (device, shape, dtype) = (self.device, &self.shape, self.dtype);
             let (columns, width) = (shape.columns(), shape.heads * shape.head_dim);
             let keys = PagedKeys::new(device, shape, 2, N_PAGES, dtype).unwrap();
-            // Sequences were here before; what they left is no number.
+            // Earlier sequences left infinities in the cache.
             let len = N_PAGES * DEVICE_PAGE * kept_columns(shape);
             let infinite = device.upload(&vec![f32::INFINITY; len], dtype).unwrap();
             device.copy(infinite.array(0, len, dtype).unwrap(), keys.layer(1).unwrap()).unwrap();
@@ -362,7 +364,7 @@ mod tests {
                 }
                 let batch = StepRows::new(&stretches).unwrap();
                 let tokens = batch.len();
-                // Rows without a token hold something, too.
+                // Padding rows contain some numbers, too.
                 let (mut rows, mut positions) = (vec![7.0; tokens * columns], vec![0u32; tokens]);
                 let places = step.iter().enumerate().flat_map(|(number, (sequence, range))| {
                     let batch = &batch;
@@ -425,8 +427,8 @@ mod tests {
         }
     }
 
-    /// Prompts of several tokens and then tokens one by one are what whole sequences are, and their bits do not depend on what is computed
-    /// beside them, on where their pages are, or on whether another prompt has brought the beginning.
+    /// Prompts of several tokens and then single tokens give the results of whole sequences, and their bits do not depend on what else is in
+    /// the step, on the location of their pages, or on whether another prompt computed the beginning.
     #[test]
     fn sequences_by_pages_are_whole_sequences_and_alone_in_them() {
         let Some(device) = device() else { return };
@@ -453,7 +455,7 @@ mod tests {
         let lengths = [540usize, 106, 4];
         let mut sequences: Vec<Vec<f32>> =
             lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 2.0, i as u64 + 1)).collect();
-        // The second begins like the first, for a page and a bit.
+        // The second sequence begins like the first, for slightly more than a page.
         let common = sequences[0][..70 * columns].to_vec();
         sequences[1][..70 * columns].copy_from_slice(&common);
         let setting = Setting { device, shape, dtype, rotary: &rotary, sinks: None, sequences: &sequences };
@@ -516,8 +518,8 @@ mod tests {
         }
     }
 
-    /// A product's rows have the same bits beside any others, in small tiles and in large ones: the algorithm depends on how many rows it is
-    /// asked for.
+    /// A product's rows have the same bits beside any others, in small tiles and in large ones. This relies on tiles of one size, because the
+    /// algorithm depends on the number of rows.
     #[test]
     fn rows_of_products_in_tiles_have_their_own_bits() {
         use super::super::{Rows, TILE};
@@ -528,7 +530,7 @@ mod tests {
             let (x, w, residual) = (noise(600 * k, 1.0, 1), noise(n * k, 1.0, 2), noise(600 * n, 1.0, 3));
             let matrix =
                 Matrix::new([Ok(Tensor::from_slice(&w, (n, k), &Candle::Cpu).unwrap())], products, Kernels::Cuda).unwrap();
-            // Rows in small tiles, and others in large ones behind them.
+            // Some rows in small tiles, followed by others in large tiles.
             let run = |small: Range<usize>, large: Range<usize>, adds: bool| -> [Vec<u32>; 2] {
                 let lens = [small.len().next_multiple_of(TILE), large.len().next_multiple_of(LARGE_TILE)];
                 let fill = |numbers: &[f32], width: usize| -> Vec<f32> {
@@ -552,7 +554,7 @@ mod tests {
             for adds in [false, true] {
                 let [small, _] = run(0..600, 0..0, adds);
                 let [_, large] = run(0..0, 0..600, adds);
-                // What is not asked for equally many rows has other bits: else nothing would be shown here.
+                // Products of another number of rows give other bits; otherwise this test would show nothing.
                 assert!(!device.name().starts_with("emulated") || small != large, "{dtype}, adds {adds}");
                 let of = |all: &[u32], rows: &Range<usize>| all[rows.start * n..rows.end * n].to_vec();
                 for rows in [0..1, 299..300, 100..100 + TILE, 3..70, 60..300] {
@@ -566,8 +568,8 @@ mod tests {
         }
     }
 
-    /// Nor do they depend on their place among the rows of the tile, in the shapes that models have: a row that stands 1, 17 or 32 places
-    /// further down has the same bits, and in a large tile 100, too. Emulated, the smallest alone.
+    /// Nor do the bits depend on a row's place in its tile, for the shapes that models have: a row that is 1, 17 or 32 places further down,
+    /// and in a large tile 100 as well, has the same bits. The emulator only runs the smallest shape.
     #[test]
     fn a_place_in_a_tile_changes_no_bit() {
         use super::super::{Rows, TILE, Weight};
@@ -601,7 +603,7 @@ mod tests {
         }
     }
 
-    /// What the pages of a cache do not hold is refused; this needs no GPU.
+    /// Stretches that do not fit the pages of a cache are refused; this test needs no GPU.
     #[test]
     fn a_step_keeps_to_its_pages() {
         let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };
@@ -616,7 +618,7 @@ mod tests {
             StepPlan::new(stretches, &batch, 4, &shape, Stored::Bf16, 99 << 10).map_err(|error| error.to_string())
         };
         let whole = plan(&[stretch(0..70, 0, &[2, 0]), stretch(70..71, 64, &[2, 3])]).unwrap();
-        // The last tokens' first.
+        // The rows of the last tokens come first.
         assert_eq!(whole.rows[..2], [5, 192]);
         assert_eq!(whole.rows[2..66], (128..192).collect::<Vec<u32>>());
         assert_eq!(whole.rows[66..], [0, 1, 2, 3, 4]);

@@ -1,4 +1,4 @@
-//! `y = x W^T` or `y += x W^T` by cuBLASLt: f32 factors as they are (no TF32), bf16 factors added in f32.
+//! `y = x W^T` or `y += x W^T` by cuBLASLt: f32 factors without TF32, bf16 factors accumulated in f32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
 
-/// A weight matrix `W [N, K]` on the device, row by row.
+/// A weight matrix `W [N, K]` on the device, row-major.
 #[derive(Debug)]
 pub struct Weight {
     buffer: Buffer,
@@ -23,10 +23,10 @@ pub struct Weight {
 }
 
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Products that are remembered; batches differ in length, so that there is no end of shapes.
+/// The limit on cached products; batches differ in length, so the number of shapes is unbounded.
 const MAX_PRODUCTS: usize = 4096;
 
-/// cublasLt.h and library_types.h.
+/// Constants of cublasLt.h and library_types.h.
 mod constants {
     pub(super) const R_32F: i32 = 0;
     pub(super) const R_16BF: i32 = 14;
@@ -35,14 +35,14 @@ mod constants {
     pub(super) const TRANSPOSED: i32 = 1;
     pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
     pub(super) const REDUCTION_SCHEMES: i32 = 3;
-    /// Parts of a sum are added in the format in which they were computed, f32.
+    /// Partial sums are added in the compute format, f32.
     pub(super) const REDUCE_IN_COMPUTE_TYPE: u32 = 2;
-    /// Of the factors, of what is added, and of the result.
+    /// The alignments of the factors, of what is added, and of the result.
     pub(super) const MIN_ALIGNMENTS: [i32; 4] = [5, 6, 7, 8];
 }
 
 impl Weight {
-    /// From parts `[N_i, K]`, one below the other.
+    /// Concatenates the parts `[N_i, K]`.
     pub fn new(parts: Vec<(Buffer, usize)>, in_features: usize, dtype: Stored) -> Result<Weight> {
         let device = Device::get()?;
         let out_features = parts.iter().map(|(_, rows)| rows).sum();
@@ -59,7 +59,7 @@ impl Weight {
             device.copy(part.array(0, len, dtype)?, to)?;
             first += rows;
         }
-        // Before the parts are freed.
+        // The copies must finish before the parts are freed.
         device.synchronize()?;
         Ok(Weight { buffer, dtype, out_features, in_features })
     }
@@ -74,24 +74,24 @@ impl Weight {
         self.in_features
     }
 
-    /// What the weight is stored in.
+    /// The format of the weight.
     pub fn dtype(&self) -> Stored {
         self.dtype
     }
 
-    /// The memory that it takes.
+    /// The memory that it takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.buffer.bytes()
     }
 
-    /// All of it, row by row.
+    /// The whole matrix, row-major.
     pub fn array(&self) -> Result<Array<'_>> {
         self.buffer.array(0, self.out_features * self.in_features, self.dtype)
     }
 }
 
 impl Device {
-    /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
+    /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` has the weight's format; `y` is f32, or bf16 if the weight is.
     pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, rows: Rows) -> Result<()> {
         let own = |array: Array| alignment(array.address);
         let (n, k) = (weight.out_features, weight.in_features);
@@ -107,7 +107,7 @@ impl Device {
                 "{n_rows} rows of a product, {small} of them in small tiles, are not whole tiles of {TILE} and {LARGE_TILE}"
             )));
         }
-        // What is true of all tiles there could be: one algorithm for all of a size.
+        // The alignment that any tile may have, so that all tiles of one size use the same algorithm.
         let of_tiles =
             |array: Array, width: usize| own(array).min(alignment((TILE * width) as u64 * array.dtype.size_in_bytes()));
         let alignments = [of_tiles(x, k), of_tiles(y, n)];
@@ -120,7 +120,7 @@ impl Device {
         Ok(())
     }
 
-    /// `alignments` divide the addresses of `x` and `y`.
+    /// `alignments` are powers of two that divide the addresses of `x` and `y`.
     fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, alignments: [u32; 2]) -> Result<()> {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
@@ -150,7 +150,7 @@ impl Device {
             self.enter()?;
             let pointer = |address: u64| address as *mut c_void;
             let scalar = |number: &f32| std::ptr::from_ref(number).cast::<c_void>();
-            // SAFETY: the layouts describe arrays whose lengths were checked above; alpha and beta are on the host, the default.
+            // SAFETY: the layouts describe arrays whose lengths were checked above; alpha and beta are on the host, which is the default.
             check_blas("multiply", unsafe {
                 (self.blas.multiply)(
                     self.blas_handle,
@@ -175,14 +175,14 @@ impl Device {
     }
 }
 
-/// The largest power of two that divides an address, up to 256, for which cuBLASLt takes every address if nobody tells it better.
+/// The largest power of two that divides an address, up to 256, which cuBLASLt assumes unless it is told otherwise.
 fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
 
-/// cuBLASLt's description of a product, and how it is computed. It thinks in columns: `W [N, K]` by rows is `[K, N]` by columns, to be
-/// transposed; `x` is `[K, T]` and `y` `[N, T]`. Kept from call to call: a step of writing asks for hundreds of small products, each of which
-/// would take as long to describe as to ask for.
+/// cuBLASLt's description of a product, and its algorithm. cuBLASLt is column-major: the row-major `W [N, K]` is `[K, N]` and has to be
+/// transposed; `x` is `[K, T]` and `y` `[N, T]`. Descriptions are cached, because a decoding step makes hundreds of small products, each of
+/// which would take as long to describe as to launch.
 struct Product {
     device: &'static Device,
     product: Opaque,
@@ -192,16 +192,16 @@ struct Product {
     algorithm: Algorithm,
 }
 
-// SAFETY: what the pointers stand for is read only once it is made, by whatever thread has the device.
+// SAFETY: once created, what the pointers refer to is only read, by whichever thread has the device.
 unsafe impl Send for Product {}
 // SAFETY: as above.
 unsafe impl Sync for Product {}
 
-/// Those of the device: there is one.
+/// The cached products; there is only one device.
 static PRODUCTS: LazyLock<Mutex<HashMap<Shape, Arc<Product>>>> = LazyLock::new(Mutex::default);
 
 impl Product {
-    /// As it was made for this shape before, or now.
+    /// Returns the cached product for this shape, or creates it.
     fn of(device: &'static Device, shape: Shape) -> Result<Arc<Product>> {
         if let Some(product) = lock(&PRODUCTS).get(&shape) {
             return Ok(product.clone());
@@ -224,7 +224,7 @@ impl Product {
         let mut made = Product { device, product, weight, input, output, algorithm: Algorithm::default() };
         let transposed = constants::TRANSPOSED;
         device.enter()?;
-        // SAFETY: every handle is a variable of the type that the function writes; what was made is destroyed when `made` is dropped.
+        // SAFETY: every handle is a variable of the type that the function writes; all objects are destroyed when `made` is dropped.
         unsafe {
             check_blas("describe", (device.blas.create_product)(&mut made.product, constants::COMPUTE_32F, constants::R_32F))?;
             let value = std::ptr::from_ref(&transposed).cast();
@@ -254,7 +254,7 @@ impl Product {
                     code = (blas.set_preference)(preference, attribute, (&raw const alignment).cast(), size_of::<u32>());
                 }
             }
-            // Where a sum is divided, its parts would else be added as bf16 where the result is.
+            // Without this, split sums of a bf16 result would be added in bf16.
             if code == 0 && shape.result == Stored::Bf16 {
                 let schemes = constants::REDUCE_IN_COMPUTE_TYPE;
                 code = (blas.set_preference)(
@@ -291,7 +291,7 @@ impl Product {
 impl Drop for Product {
     fn drop(&mut self) {
         let blas = &self.device.blas;
-        // SAFETY: made by cuBLASLt, or null; destroyed once.
+        // SAFETY: created by cuBLASLt, or null; destroyed once.
         unsafe {
             for layout in [self.weight, self.input, self.output] {
                 if !layout.is_null() {

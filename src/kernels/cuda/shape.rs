@@ -1,45 +1,45 @@
-//! What the fastest algorithm of a product depends on.
+//! The properties of a product that determine its fastest algorithm.
 
 use crate::kernels::Stored;
 
 /// `y [rows, N] = x [rows, K] W^T`, or added to `y`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
-    /// Rows of `x` and of `y`.
+    /// The number of rows of `x` and of `y`.
     pub rows: usize,
     /// `N`
     pub out_features: usize,
     /// `K`
     pub in_features: usize,
-    /// What `x` and the weight are stored in.
+    /// The format of `x` and of the weight.
     pub factors: Stored,
-    /// What `y` is stored in.
+    /// The format of `y`.
     pub result: Stored,
-    /// Is the product added to `y`?
+    /// Whether the product is added to `y`.
     pub adds: bool,
-    /// What divides the addresses of weight, input and output: parts of arrays begin anywhere.
+    /// Powers of two that divide the addresses of weight, input and output, because parts of arrays may start anywhere.
     pub alignments: [u32; 3],
 }
 
 /// Which rows of a product are computed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
-    /// All there are, which is the fastest. cuBLASLt's algorithm depends on their number, and with it the last bits of each.
+    /// All of them, which is fastest. cuBLASLt's algorithm depends on their number, and so do the last bits of each row.
     Together,
-    /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are. Whole tiles are given.
+    /// Always [`TILE`] at a time, so that the bits of a row do not depend on the number of others. Requires whole tiles.
     InTiles,
-    /// So many of the first as [`Rows::InTiles`], those behind them `LARGE_TILE` at a time, always: the two have bits of two kinds, so that
-    /// which of them a row is among must not depend on the others. Whole tiles are given of both.
+    /// The first `small` rows as in [`Rows::InTiles`], the others always `LARGE_TILE` at a time. The two kinds of rows have different last
+    /// bits, so the kind of a row must not depend on the other rows. Requires whole tiles of both.
     InBothTiles {
-        /// How many are among the first.
+        /// The number of rows in small tiles.
         small: usize,
     },
 }
 
-/// Rows of a tile. The tensor cores multiply so many in the time that the weights take to come from memory, and each begins where cuBLASLt
-/// wants arrays to begin, at a multiple of 256 bytes.
+/// The rows of a tile: as many as the tensor cores multiply while the weights are read from memory. Each tile starts at a multiple of 256
+/// bytes, the alignment that cuBLASLt wants.
 pub const TILE: usize = 64;
 
-/// Rows of a large tile, for prompts: the tensor cores take half as long again to multiply so many as the weights take to come from memory,
-/// so that the smallest prompt costs little more than in a [`TILE`], and a long one a third.
+/// The rows of a large tile, for prompts. The tensor cores take half as long again for them as reading the weights takes, so the shortest
+/// prompt costs little more than in a [`TILE`], and a long one a third.
 pub(super) const LARGE_TILE: usize = 256;

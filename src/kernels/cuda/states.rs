@@ -1,5 +1,5 @@
-//! What layers with the gated delta rule remember of sequences that are being written: of each the state, and the last projections that the
-//! convolution still reads.
+//! The state of the gated delta rule for sequences being generated: per layer and sequence the rule's state, and the last projections, which
+//! the convolution still reads.
 
 use std::ops::Range;
 
@@ -12,23 +12,23 @@ use crate::kernels::Stored;
 use crate::kernels::attention::Stretch;
 use crate::kernels::delta::DeltaShape;
 
-/// Stands for a row that the convolution would read from before the beginning of the sequence.
+/// Marks a row before the beginning of the sequence.
 const NONE: u32 = u32::MAX;
-/// Rows without a token that go through the rule one after the other, so that none of them is waited for.
+/// Padding rows per run, so that they are processed in parallel and none delays the step.
 const VACANT_ROWS: usize = 8;
 
-/// What all layers with the rule remember; sequences go by their numbers.
+/// The states of all layers with the rule, by sequence index.
 pub struct KeptStates {
     /// `[layers][sequences, H, V, P]`
     states: Buffer,
-    /// `[layers][sequences * (kernel - 1), columns]`, the newest last.
+    /// `[layers][sequences * (kernel - 1), columns]`, with the newest row last.
     rows: Buffer,
     sequences: usize,
     shape: DeltaShape,
 }
 
 impl KeptStates {
-    /// Room for `sequences` sequences in `layers` layers.
+    /// Allocates the states of `sequences` sequences in `layers` layers.
     pub fn new(device: &'static Device, shape: &DeltaShape, layers: usize, sequences: usize) -> Result<KeptStates> {
         Ok(KeptStates {
             states: device.allocate(layers * sequences * state_bytes(shape))?,
@@ -38,17 +38,17 @@ impl KeptStates {
         })
     }
 
-    /// What a sequence takes in so many layers.
+    /// The bytes that a sequence takes in `layers` layers.
     pub fn sequence_bytes(shape: &DeltaShape, layers: usize) -> usize {
         layers * (state_bytes(shape) + rows_bytes(shape))
     }
 
-    /// How many sequences there is room for.
+    /// The number of sequences that fit.
     pub fn sequences(&self) -> usize {
         self.sequences
     }
 
-    /// States and rows of a layer.
+    /// The states and rows of a layer.
     fn layer(&self, index: usize) -> Result<(Array<'_>, Array<'_>)> {
         let of = |buffer: &'_ Buffer, bytes: usize| -> Result<(usize, usize)> {
             let bytes = self.sequences * bytes;
@@ -66,26 +66,26 @@ fn rows_bytes(shape: &DeltaShape) -> usize {
     4 * before(shape) * shape.columns()
 }
 
-/// Tokens before its own that a token's convolution reads.
+/// The number of earlier tokens that a token's convolution reads.
 fn before(shape: &DeltaShape) -> usize {
     shape.kernel.saturating_sub(1)
 }
 
-/// In which order the tokens of a step go through the rule, and what is fetched for them and kept of them.
+/// The order in which the rule processes a step's tokens, and the rows that are read from and written to the cache.
 pub struct StatesPlan {
-    /// Rows of the batch.
+    /// The number of rows of the batch.
     rows: usize,
-    /// The rows that each row's convolution reads, its own last; behind the batch's rows stand those that were kept.
+    /// The rows that each row's convolution reads, its own last; the rows from the cache follow those of the batch.
     pub steps: Vec<u32>,
-    /// `Run` of delta.cu: what comes before the last token of each stretch, and the rows without a token; then the last tokens.
+    /// The `Run`s of delta.cu: first the tokens before the last of each stretch and the padding rows, then the last tokens.
     pub runs: Vec<u32>,
-    /// Runs that depend on none but those of the levels before.
+    /// The ranges of runs of each level; runs depend on earlier levels only.
     levels: Vec<Range<usize>>,
-    /// Kept rows that are fetched.
+    /// The rows to read from the cache.
     pub recalled: Vec<u32>,
-    /// Rows of the batch that are kept.
+    /// The rows of the batch to write to the cache.
     pub newest: Vec<u32>,
-    /// Where each of them is kept.
+    /// The row of the cache for each of these.
     pub places: Vec<u32>,
 }
 
@@ -104,7 +104,7 @@ pub struct StatesLists<'a> {
 }
 
 impl StatesPlan {
-    /// Plans a step for stretches whose tokens stand in `batch`. An error where a sequence stands twice, or there is no room for it.
+    /// Plans a step for stretches whose tokens have the rows `batch`. Returns an error if a sequence occurs twice or does not fit.
     pub fn new(stretches: &[Stretch], batch: &StepRows, shape: &DeltaShape, sequences: usize) -> Result<StatesPlan> {
         let mut seen = vec![false; sequences];
         for stretch in stretches {
@@ -120,14 +120,14 @@ impl StatesPlan {
             return Err(Error::new(format!("{} stretches have rows for {}", stretches.len(), batch.n_last())));
         }
         let (rows, before) = (batch.len(), before(shape));
-        // A row without a token has itself alone.
+        // A padding row only reads itself.
         let mut steps: Vec<u32> = (0..rows as u32).flat_map(|row| std::iter::repeat_n(NONE, before).chain([row])).collect();
         let (mut recalled, mut newest, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
         for (number, stretch) in stretches.iter().enumerate() {
             let (begin, len) = (stretch.position, stretch.tokens.len());
             let kept = rows + recalled.len();
-            // The row of a position, counted from `before` positions before the stretch on.
+            // The row of a position, counted from `before` positions before the stretch.
             let row = |from_before: usize| -> u32 {
                 match from_before.checked_sub(before) {
                     _ if begin + from_before < before => NONE,
@@ -158,7 +158,7 @@ impl StatesPlan {
             firsts.extend(parts.map(|rows| run(&rows, NONE, NONE)));
         }
         let (n_firsts, n_runs) = (firsts.len(), firsts.len() + lasts.len());
-        // Where no last token waits for those before it, all are computed at once.
+        // If no last token has tokens before it, all runs are independent.
         let is_at_once = batch.before().is_empty();
         let (first, second) = if is_at_once { (0..n_runs, n_runs..n_runs) } else { (0..n_firsts, n_firsts..n_runs) };
         let levels = [first, second].into_iter().filter(|level| !level.is_empty()).collect();
@@ -166,31 +166,31 @@ impl StatesPlan {
         Ok(StatesPlan { rows, steps, runs, levels, recalled, newest, places })
     }
 
-    /// Words of its lists.
+    /// The total number of words in its lists.
     pub fn n_words(&self) -> usize {
         [&self.steps, &self.runs, &self.recalled, &self.newest, &self.places].into_iter().map(Vec::len).sum()
     }
 
-    /// The most of these, for so many rows.
+    /// The most words for `rows` rows.
     pub fn most_words(rows: usize, sequences: usize, shape: &DeltaShape) -> usize {
         let runs = 2 * sequences + StepRows::most(0) / VACANT_ROWS + 2;
         rows * shape.kernel + runs * DeltaPlan::RUN_WORDS + 3 * sequences * before(shape)
     }
 
-    /// Rows behind those of the batch, for what was kept of so many sequences.
+    /// The rows after those of the batch, for the cached rows of `sequences` sequences.
     pub fn recalled_rows(sequences: usize, shape: &DeltaShape) -> usize {
         sequences * before(shape)
     }
 }
 
-/// `Run` of delta.cu: rows from the states of one sequence to those of another.
+/// A `Run` of delta.cu: `rows`, from the state of one sequence to that of another.
 fn run(rows: &Range<usize>, from: u32, to: u32) -> [u32; DeltaPlan::RUN_WORDS] {
     [rows.start as u32, rows.len() as u32, 0, rows.start as u32, from, to]
 }
 
 impl Device {
-    /// [`Device::delta`] for sequences that go on: `x` has the projections of the step's tokens in its first rows, and room for the rows that
-    /// are recalled behind them. States and rows of the layer are those of the step's end afterwards.
+    /// Like [`Device::delta`], for sequences that continue. The first rows of `x` are the projections of the step's tokens; it has room after
+    /// them for the rows from the cache. Updates the layer's states and rows to the end of the step.
     #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn delta_onto<'a>(
         &self,
@@ -223,7 +223,7 @@ impl Device {
 mod tests {
     use super::*;
 
-    /// Rows of a convolution over three tokens; this needs no GPU.
+    /// The rows of a convolution over three tokens; this test needs no GPU.
     #[test]
     fn a_step_reads_on_behind_what_was_kept() {
         let shape = DeltaShape { key_heads: 1, value_heads: 2, key_dim: 5, value_dim: 3, kernel: 3, grouped: false };
@@ -233,13 +233,13 @@ mod tests {
         let plan = StatesPlan::new(&stretches, &batch, &shape, 3).unwrap();
         let (steps, _) = plan.steps.as_chunks::<3>();
         const X: u32 = NONE;
-        // The last tokens are rows 0, 1 and 2, the first two of the first stretch 64 and 65. Rows 320 and 321 are kept of it, which is new;
-        // 322 and 323 of the second, 324 and 325 of the third.
+        // The last tokens are rows 0, 1 and 2; the first two tokens of the first stretch, which is new, are rows 64 and 65. Its cached rows
+        // are 320 and 321, those of the second stretch 322 and 323, those of the third 324 and 325.
         assert_eq!(steps.len(), 320);
         assert_eq!(steps[..4], [[64, 65, 0], [322, 323, 1], [X, 325, 2], [X, X, 3]]);
         assert_eq!(steps[63..67], [[X, X, 63], [X, X, 64], [X, 64, 65], [X, X, 66]]);
         let (runs, _) = plan.runs.as_chunks::<6>();
-        // Then 61 rows without a token, and 254.
+        // Then 61 padding rows, and 254.
         assert_eq!(runs.len(), 1 + 8 + 32 + 3);
         assert_eq!(runs[..2], [[64, 2, 0, 64, X, 1], [3, 8, 0, 3, X, X]]);
         assert_eq!(runs[8..10], [[59, 5, 0, 59, X, X], [66, 8, 0, 66, X, X]]);
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(plan.recalled, [2, 3, 0, 1, 4, 5]);
         assert_eq!((plan.newest.as_slice(), plan.places.as_slice()), (&[65, 0, 323, 1, 325, 2][..], &[2, 3, 0, 1, 4, 5][..]));
         assert!(plan.n_words() <= StatesPlan::most_words(320, 3, &shape));
-        // Tokens that are written wait for none.
+        // Generated tokens have no tokens to wait for.
         let written = [stretch(0..1, 7, 0), stretch(1..2, 3, 1)];
         let plan = StatesPlan::new(&written, &StepRows::new(&written).unwrap(), &shape, 3).unwrap();
         assert_eq!((plan.levels.len(), plan.runs.len()), (1, (8 + 2) * 6));

@@ -1,10 +1,10 @@
-//! Where the tokens of a step of writing stand among the rows of its batch.
+//! The rows of a decoding step's tokens in its batch.
 //!
-//! The last token of each stretch comes first, in the order of the stretches; from the next multiple of [`TILE`] on come the tokens before
-//! it, stretch by stretch, up to whole tiles of [`LARGE_TILE`]. Products take the former by [`TILE`] rows and the latter by [`LARGE_TILE`],
-//! which bends their last bits in two ways. Which of the two a token gets follows from its request alone: what was written is always the
-//! last token of its stretch, as is the end of a prompt; the rest of a prompt never is, whether it is computed for this prompt or for
-//! another that begins with the same tokens (engine/generate shares no page that holds the end of a prompt).
+//! The last token of each stretch comes first, in the order of the stretches; from the next multiple of [`TILE`] on come the earlier
+//! tokens, stretch by stretch, padded to whole tiles of [`LARGE_TILE`]. Products compute the former by [`TILE`] rows and the latter by
+//! [`LARGE_TILE`], with different last bits. A token's own request determines which of the two it gets: a generated token is always the
+//! last of its stretch, and so is the end of a prompt; the rest of a prompt never is, whether it is computed for this prompt or for another
+//! with the same beginning (engine/generate shares no page that contains the end of a prompt).
 
 use std::ops::Range;
 
@@ -15,13 +15,13 @@ use crate::kernels::attention::Stretch;
 /// The rows of a step's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepRows {
-    /// Of the tokens of each stretch but its last.
+    /// The rows of each stretch's tokens except its last.
     before: Vec<Range<usize>>,
     len: usize,
 }
 
 impl StepRows {
-    /// For stretches of one token at least.
+    /// Arranges stretches of at least one token each.
     pub fn new(stretches: &[Stretch]) -> Result<StepRows> {
         if stretches.is_empty() || stretches.iter().any(|stretch| stretch.tokens.is_empty()) {
             return Err(Error::new("every sequence of a step brings a token at least"));
@@ -37,61 +37,61 @@ impl StepRows {
         Ok(StepRows { before, len: first + (end - first).next_multiple_of(LARGE_TILE) })
     }
 
-    /// The most rows that so many tokens take.
+    /// The most rows that `tokens` tokens take.
     pub fn most(tokens: usize) -> usize {
         tokens + (TILE - 1) + (LARGE_TILE - 1)
     }
 
-    /// How many rows the batch has.
+    /// The number of rows of the batch.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Never: there is a stretch.
+    /// Always false: there is at least one stretch.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many stretches there are: so many of the first rows hold their last tokens.
+    /// The number of stretches, which is the number of leading rows with last tokens.
     pub fn n_last(&self) -> usize {
         self.before.len()
     }
 
-    /// The rows that hold the other tokens.
+    /// The rows of the other tokens.
     pub fn before(&self) -> Range<usize> {
         let first = self.n_last().next_multiple_of(TILE);
         first..self.before.last().map_or(first, |last| last.end)
     }
 
-    /// Of a stretch.
+    /// The rows of a stretch's tokens except its last.
     pub fn before_last(&self, stretch: usize) -> Range<usize> {
         self.before[stretch].clone()
     }
 
-    /// The row of a stretch's token.
+    /// The row of a token of a stretch.
     pub fn row(&self, stretch: usize, token: usize) -> usize {
         let before = &self.before[stretch];
         if token < before.len() { before.start + token } else { stretch }
     }
 
-    /// Rows without a token.
+    /// The padding rows.
     pub fn vacant(&self) -> [Range<usize>; 2] {
         let before = self.before();
         [self.n_last()..before.start, before.end..self.len]
     }
 
-    /// Behind this row none holds a token.
+    /// The end of the rows with tokens: from here on all rows are padding.
     pub fn held(&self) -> usize {
         let before = self.before();
         if before.is_empty() { self.n_last() } else { before.end }
     }
 
-    /// Which rows products compute together.
+    /// Which rows the products compute together.
     pub fn products(&self) -> Rows {
         Rows::InBothTiles { small: self.before().start }
     }
 
-    /// Numbers of the stretches' tokens by their rows; rows without a token have those of the first.
+    /// Arranges the `numbers` of the stretches' tokens by row; padding rows get the first number.
     pub fn arranged(&self, stretches: &[Stretch], numbers: &[u32]) -> Vec<u32> {
         let mut rows = vec![numbers.first().copied().unwrap_or(0); self.len];
         for (number, stretch) in stretches.iter().enumerate() {
@@ -116,7 +116,7 @@ mod tests {
         lens.iter().map(stretch).collect()
     }
 
-    /// The last tokens stand in front, the others behind them in whole tiles; every token has a row of its own.
+    /// The last tokens come first, followed by the others in whole tiles; every token has its own row.
     #[test]
     fn last_tokens_stand_in_front_of_the_others() {
         let some = stretches(&[3, 1, 300, 2]);

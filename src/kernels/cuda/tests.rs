@@ -1,5 +1,5 @@
-//! What has no counterpart among the operations on tensors of the host, and bf16. The other operations' own tests run on the device, too.
-//! Without a GPU these tests have nothing to test; with `DIAGNOSE_DEVICE_TESTS` set they fail then.
+//! Tests of bf16, and of operations without a counterpart for host tensors. The tests of the other operations run on the device, too. Without a
+//! GPU these tests do nothing; with `DIAGNOSE_DEVICE_TESTS` set they then fail.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ fn flat(x: &Tensor) -> Vec<f64> {
     x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
 }
 
-/// A prefix of 21 tokens that three segments share, one of them by way of another; a long sequence; one of a single token.
+/// A prefix of 21 tokens that three segments share, one of them through another; a long sequence; one of a single token.
 fn segments() -> Vec<Segment> {
     let ranges = |ranges: &[(usize, usize)]| ranges.iter().map(|&(begin, end)| begin..end).collect();
     vec![
@@ -38,7 +38,7 @@ fn segments() -> Vec<Segment> {
     ]
 }
 
-/// [`close`], and in bf16 [`near`], too: of small numbers the first accepts anything there.
+/// [`close`], and in bf16 also [`near`], because the former accepts anything for small numbers there.
 #[track_caller]
 fn close_in(dtype: Stored, got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     close(got, expected, tolerance, what);
@@ -58,7 +58,7 @@ fn rounding_is_to_nearest_even() {
     assert_eq!(got, expected);
 }
 
-/// Joined from parts, for products in either format, and by way of three pieces of pinned memory, the third of which is the first again.
+/// Joined from parts, for products in either format, and uploaded in three pieces, the third of which reuses the first pinned memory.
 #[test]
 fn what_is_stored_in_bf16_goes_to_the_device_as_it_is() {
     let Some(device) = device() else { return };
@@ -80,7 +80,7 @@ fn what_is_stored_in_bf16_goes_to_the_device_as_it_is() {
 #[test]
 fn rows_are_taken_and_biased() {
     let Some(device) = device() else { return };
-    // The second's rows are of 16 bytes in either format, the third's in f32.
+    // The second width's rows are multiples of 16 bytes in either format, the third's in f32 only.
     for width in [37, 40, 36] {
         rows_of(device, width);
     }
@@ -112,7 +112,7 @@ fn rows_of(device: &'static Device, width: usize) {
     let words = device.upload(&[4, 2].map(f32::from_bits), Stored::F32).unwrap();
     let x = device.allocate(2 * width * 4).unwrap();
     let x = x.array(0, 2 * width, Stored::F32).unwrap();
-    // Rows that are not there are refused.
+    // Rows that do not exist are refused.
     assert!(device.take_rows(all, words.indices(0, 2, 6).unwrap(), x, width).is_err());
 }
 
@@ -179,7 +179,7 @@ fn attention_over_shared_prefixes_of_all_widths() {
     }
 }
 
-/// Segments of all lengths, by 8 warps and by 4, with rows that nobody asked for left alone.
+/// Segments of all lengths, with blocks of 8 warps and of 4; rows outside all views are left unchanged.
 #[test]
 fn attention_in_bf16_of_many_lengths() {
     let Some(_) = device() else { return };
@@ -201,8 +201,8 @@ fn attention_in_bf16_of_many_lengths() {
     }
 }
 
-/// Projections with gates and a bias, both kinds of norms, and queries that grow, against the plain compositions: heads of all widths that
-/// threads divide in ways of their own, turned in whole and in part.
+/// Compares projections with gates and a bias, both kinds of norms, and growing queries with the reference: for heads of all widths that are
+/// divided differently among threads, rotated in whole and in part.
 #[test]
 fn queries_and_keys_are_prepared_beside_their_gates() {
     let Some(device) = device() else { return };
@@ -278,7 +278,7 @@ fn check_prepared(device: &'static Device, head_dim: usize, pairs: usize, style:
             let open = |(given, gate): (&f32, f64)| f64::from(*given) / (1.0 + (-gate).exp());
             let expected: Vec<f64> = given.iter().zip(flat(&part(1))).map(open).collect();
             close_in(dtype, &device.download(to).unwrap(), &expected, tolerance / 4.0, &what);
-            // Where there are no gates, nothing is moved.
+            // Without gates nothing needs to be moved.
             assert!(
                 device
                     .prepare_attention(
@@ -294,7 +294,7 @@ fn check_prepared(device: &'static Device, head_dim: usize, pairs: usize, style:
     }
 }
 
-/// With sinks in bf16, over a window and a cap, as in f32.
+/// Sinks in bf16, with a window and a softcap, give the results of f32.
 #[test]
 fn sinks_take_their_share_in_bf16() {
     let Some(_) = device() else { return };
@@ -320,7 +320,7 @@ fn sinks_take_their_share_in_bf16() {
     }
 }
 
-/// Experts of a layer on the host, their numbers as products in `dtype` have them: `gate_up [E, 2F, D]`, `down [E, D, F]`, `x [T, D]`,
+/// The experts of a layer on the host, rounded as products in `dtype` round: `gate_up [E, 2F, D]`, `down [E, D, F]`, `x [T, D]`,
 /// `logits [T, E]`, and biases for each.
 struct ExpertLayer {
     tokens: usize,
@@ -340,7 +340,7 @@ struct ExpertLayer {
     residual: Vec<f32>,
 }
 
-/// The same on the device.
+/// The same experts on the device.
 struct ExpertsThere {
     device: &'static Device,
     x: Buffer,
@@ -400,7 +400,7 @@ impl ExpertLayer {
         }
     }
 
-    /// Of each token its experts, in ascending order, and their weights.
+    /// The experts of each token, in ascending order, and their weights.
     fn chosen(&self, softmax: bool, normalise: bool, scale: f64) -> Vec<Vec<(usize, f64)>> {
         let of_token = |logits: &[f32]| {
             let logits: Vec<f64> = logits.iter().zip(&self.router_bias).map(|(logit, bias)| f64::from(logit + bias)).collect();
@@ -431,7 +431,7 @@ impl ExpertsThere {
         }
     }
 
-    /// The residual stream of tokens `first .. first + n` behind their experts, which are computed without any other's.
+    /// The residual stream of tokens `first .. first + n` after their experts, computed without any other token.
     fn of_tokens(&self, layer: &ExpertLayer, first: usize, n: usize) -> Vec<f32> {
         let ExpertLayer { n_experts, width, inner, dtype, per_token, .. } = *layer;
         let options = self.options(layer, true, true, 1.0);
@@ -459,7 +459,7 @@ fn words(device: &'static Device, of: Indices) -> Vec<usize> {
     device.download(array).unwrap().into_iter().map(|word| word.to_bits() as usize).collect()
 }
 
-/// Every step against the same in f64 on the host: few rows of an expert and many, none of some, widths that no block divides.
+/// Compares every step with f64 on the host: experts with few rows, many or none, and widths that no block divides.
 #[test]
 fn experts_get_their_tokens_and_give_their_sums() {
     let Some(device) = device() else { return };
@@ -491,7 +491,7 @@ fn experts_get_their_tokens_and_give_their_sums() {
             assert_eq!(words(device, routing.experts), experts, "{what}");
             let weights_there = device.download(routing.weights).unwrap();
             close(&weights_there, &weights, 1e-5, &what);
-            // The choices by expert, those of one in order.
+            // The choices sorted by expert, and by token within an expert.
             let mut order: Vec<usize> = (0..experts.len()).collect();
             order.sort_by_key(|&choice| experts[choice]);
             let slots = words(device, routing.slots);
@@ -525,7 +525,7 @@ fn experts_get_their_tokens_and_give_their_sums() {
             let tolerance = 1e-5 * (width.max(inner) as f64).sqrt();
             close_in(dtype, &opened_there, &expected, if dtype == Stored::F32 { tolerance } else { 1.0 / 256.0 }, &what);
 
-            // In two parts, as where there is no room for all columns.
+            // In two parts, as if there were no room for all columns.
             let residual = device.upload(&layer.residual, Stored::F32).unwrap();
             let residual = residual.array(0, layer.residual.len(), Stored::F32).unwrap();
             let mut sums: Vec<f64> = layer.residual.iter().map(|&x| f64::from(x)).collect();
@@ -563,8 +563,8 @@ fn activated(activation: Activation, gate: f64, up: f64) -> f64 {
     }
 }
 
-/// Alone a token's experts have one row each, in tiles of few rows; together many, in tiles of many; and rows that do not begin at multiples of
-/// 16 bytes are read in another way.
+/// Alone, a token's experts have one row each, in tiles for few rows; together many, in tiles for many. Rows that do not begin at multiples of
+/// 16 bytes use another code path.
 #[test]
 fn what_experts_give_a_token_does_not_depend_on_others_to_the_bit() {
     let Some(device) = device() else { return };
@@ -580,7 +580,7 @@ fn what_experts_give_a_token_does_not_depend_on_others_to_the_bit() {
     }
 }
 
-/// Their weights are nowhere, so that whoever reads them faults.
+/// The addresses of their weights are invalid, so that reading them faults.
 #[test]
 fn experts_that_nobody_chose_are_not_read() {
     let Some(device) = device() else { return };
@@ -601,7 +601,7 @@ fn experts_that_nobody_chose_are_not_read() {
     }
 }
 
-/// The first of equal experts is chosen. A token with a logit that is no number gets none from its experts, and no other token sees it.
+/// The first of equal experts is chosen. A token with a NaN logit gets NaN from its experts, and affects no other token.
 #[test]
 fn damaged_choices_of_experts_leave_no_numbers() {
     let Some(device) = device() else { return };
@@ -638,7 +638,7 @@ fn gates_stand_beside_each_token_of_the_batch() {
     close(&device.download(to).unwrap(), &expected, 1e-6, "gated sum");
 }
 
-/// Norm and gates behind the gated delta rule, in both layouts of the projections.
+/// The norm and gates after the gated delta rule, in both layouts of the projections.
 #[test]
 fn what_the_delta_rule_gives_is_normed_and_gated() {
     let Some(device) = device() else { return };
@@ -682,20 +682,20 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let got = matrix.forward_add(&tensor(&x, rows, k), &tensor(&residual, rows, n)).unwrap();
         let added: Vec<f64> = expected.iter().zip(&residual).map(|(x, &r)| x + f64::from(r)).collect();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &added, 1e-5 * (k as f64).sqrt(), "sum");
-        // The product of a part of an array, which begins anywhere.
+        // The product of a part of an array, which has a weaker alignment.
         let (from, to) = (device.upload(&x, Stored::Bf16).unwrap(), device.allocate(4 * rows * n).unwrap());
         let (last, to) =
             (from.array(2 * (rows - 1) * k, k, Stored::Bf16).unwrap(), to.array(4 * (rows - 1) * n, n, Stored::F32).unwrap());
         device.multiply(last, matrix.on_device().unwrap(), to, false, Rows::Together).unwrap();
         close(&device.download(to).unwrap(), &expected[(rows - 1) * n..], 1e-5 * (k as f64).sqrt(), "product of the last row");
-        // Into bf16.
+        // With a bf16 result.
         let from = device.upload(&x, Stored::Bf16).unwrap();
         let to = device.allocate(2 * rows * n).unwrap();
         let to = to.array(0, rows * n, Stored::Bf16).unwrap();
         device
             .multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false, Rows::Together)
             .unwrap();
-        // Rounded once, to eight binary places: parts of a sum that are rounded before they are added lose more where they cancel out.
+        // Rounded once, to eight binary places: partial sums that are rounded before they are added lose more if they cancel out.
         for (got, expected) in device.download(to).unwrap().iter().zip(&expected) {
             let allowed = expected.abs() / 256.0 + 1e-5 * (k as f64).sqrt();
             assert!((f64::from(*got) - expected).abs() <= allowed, "rounded product {got}, not {expected}");
@@ -703,7 +703,7 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
     }
 }
 
-/// Every statistic over a large vocabulary, with ties, caps and many K, in chunks.
+/// Every statistic over a large vocabulary, with ties, softcaps and many K, in chunks.
 #[test]
 fn statistics_of_a_large_vocabulary() {
     let Some(_) = device() else { return };
@@ -712,7 +712,7 @@ fn statistics_of_a_large_vocabulary() {
         [(50_000, 20, None), (151_936, 20, Some(5.0)), (3_001, 1, None), (1_500, 64, None), (7, 20, None)]
     {
         let (hidden, mut words) = (noise(n * width, 2.0, 11), noise(vocabulary * width, 2.0, 12));
-        // Equal words: ties at every rank.
+        // Identical rows of the head cause ties at every rank.
         words.copy_within(0..(vocabulary / 8) * width, (vocabulary / 2) * width);
         let targets: Vec<u32> = (0..n).map(|i| (i * 7919 % vocabulary) as u32).collect();
         let head = Matrix::new([Ok(tensor(&words, vocabulary, width))], Dtype::F32, Kernels::Cuda).unwrap();
@@ -729,7 +729,7 @@ fn statistics_of_a_large_vocabulary() {
                 [s.logprob, s.entropy, s.entropy_topk, s.tail, s.varentropy, s.grad, s.top_logprob].map(f64::from)
             };
             close(&numbers(got).map(|x| x as f32), &numbers(&expected), 2e-5, "statistics");
-            // The cap's hyperbolic tangent is rounded differently here and there, which may part ties.
+            // The tanh of the softcap is rounded differently on the device, which may break ties.
             if softcap.is_none() {
                 assert_eq!((got.rank, got.top_id), (expected.rank, expected.top_id), "vocabulary {vocabulary}, target {target}");
                 let ids = |s: &TokenStatistics| s.next.map(|choice| choice.id);
@@ -751,7 +751,7 @@ fn the_largest_of_a_row_is_the_first_of_equals() {
     let mut expected: Vec<u32> = Vec::new();
     for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
         match i {
-            // Ties, within a thread's share and across shares; the last; broken rows.
+            // Ties within a thread's share and across shares; the last word; broken rows.
             0 => [700, 188, 1212, 3000].iter().for_each(|&at| row[at] = 9.0),
             1 => row[3000] = 9.0,
             2 => row[2999] = f32::NAN,
@@ -774,7 +774,7 @@ fn the_largest_of_a_row_is_the_first_of_equals() {
     assert_eq!(found, expected);
 }
 
-/// Whole in its file, but no machine code for this driver.
+/// The cached file is intact, but contains no machine code for this driver.
 #[test]
 fn kept_kernels_that_the_driver_refuses_are_compiled_again() {
     let Some(device) = device() else { return };
@@ -789,13 +789,13 @@ fn kept_kernels_that_the_driver_refuses_are_compiled_again() {
     device.load(compile::Source::Gated, Some(&file)).unwrap();
 }
 
-/// Where somebody gives up between asking for a copy and waiting for it.
+/// A copy is enqueued, but its memory is dropped before anyone waits for it.
 #[test]
 fn host_memory_is_not_used_again_before_it_has_been_read() {
     let Some(device) = device() else { return };
     let to = device.allocate(4 * 1000).unwrap();
     let to = to.array(0, 1000, Stored::F32).unwrap();
-    // More than anybody else asks for, so that the second is the first again.
+    // Larger than any other request, so that the second allocation reuses the first.
     let bytes = (64 << 20) + 1;
     let mut pinned = device.pinned(bytes).unwrap();
     pinned.write(0, &[1; 1000]).unwrap();
@@ -821,7 +821,7 @@ fn what_does_not_fit_is_refused() {
     assert!(error.contains("OUT_OF_MEMORY") && error.contains("free on"), "{error}");
 }
 
-/// A plan says the same for the device as the segments do for the CPU; this needs no GPU.
+/// A plan describes the same attention for the device as the segments do for the CPU; this test needs no GPU.
 #[test]
 fn a_plan_covers_every_token_once() {
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };

@@ -1,36 +1,36 @@
-//! What the rule has to remember of sequences that are being written: a state of each value head, and the last rows for the convolution.
+//! The state of the gated delta rule for sequences being generated: one state per value head, and the last rows for the convolution.
 //!
-//! A state is of all that came before, however long. So a sequence can go on from where it stands and from nowhere else, and what two
-//! sequences have in common is read for each.
+//! A state summarises all earlier tokens. A sequence can therefore only continue from its end, and a beginning that two sequences share
+//! is processed for each of them.
 
 use super::shape::DeltaShape;
 use crate::error::{Error, Result};
 use crate::kernels::attention::{Stretch, positions_of};
 
-/// The memory of one layer.
+/// The cache of one layer.
 pub struct DeltaCache {
     shape: DeltaShape,
     sequences: Vec<Memory>,
 }
 
-/// What one layer remembers of one sequence.
+/// The cache of one layer for one sequence.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// Tokens that have been read.
+    /// The number of tokens read so far.
     position: usize,
     /// The states of each key head, [`DeltaShape::state_len`] numbers each.
     pub states: Vec<Vec<f32>>,
-    /// The last rows of the projections, as many as the convolution reads beside its own.
+    /// The last rows of the projections: as many as the convolution reads before the current one.
     pub last: Vec<f32>,
 }
 
 impl DeltaCache {
-    /// Room for `sequences` sequences at a time; memory is taken as they begin.
+    /// A cache for `sequences` concurrent sequences; memory is allocated as they begin.
     pub fn new(shape: DeltaShape, sequences: usize) -> DeltaCache {
         DeltaCache { shape, sequences: (0..sequences).map(|_| Memory::default()).collect() }
     }
 
-    /// The memory that a sequence takes.
+    /// The memory that a sequence takes, in bytes.
     pub fn sequence_bytes(shape: &DeltaShape) -> usize {
         (shape.key_heads * shape.state_len() + (shape.kernel - 1) * shape.columns()) * size_of::<f32>()
     }
@@ -39,7 +39,7 @@ impl DeltaCache {
         self.shape
     }
 
-    /// The memories of the stretches' sequences, each where its stretch begins.
+    /// Takes the memories of the stretches' sequences, after checking that each is at the start of its stretch.
     pub(super) fn take(&mut self, stretches: &[Stretch], tokens: usize) -> Result<Vec<Memory>> {
         positions_of(stretches, tokens)?;
         let mut seen = vec![false; self.sequences.len()];
@@ -71,7 +71,7 @@ impl DeltaCache {
 }
 
 impl Memory {
-    /// `rows [L, columns]` have been read.
+    /// Records that `rows [L, columns]` have been read.
     pub(super) fn read(&mut self, rows: &[f32], columns: usize, kernel: usize) {
         self.position += rows.len() / columns;
         self.last.extend_from_slice(rows);

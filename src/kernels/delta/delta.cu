@@ -1,26 +1,26 @@
-// The gated delta rule over a packed batch, with what stands before it and behind it, as delta/mod.rs defines it, for keys of KEY_DIM
-// elements (a definition of the compiler's). All in f32.
+// The gated delta rule over a packed batch, including what precedes and follows it, as defined in delta/mod.rs, for keys of KEY_DIM elements
+// (defined by the compiler). Everything is in f32.
 //
-// Shapes: S steps, each a token that goes through the rule, in the order of cuda/delta.rs; G key heads, H value heads, V numbers of a value,
-// P = PADDED_KEYS; x [T, columns] the projections, whose columns stand as delta/shape.rs says. `delta_prepare` makes of each step queries,
-// keys, values and gates. `delta_rule` takes them through the recurrence of delta/rule.rs, one step after the other, so that a token's
-// numbers depend on nothing but those before it; each column of a state goes its own way. `delta_open` norms and gates what comes out.
+// Shapes: S steps, each a token for the rule, in the order of cuda/delta.rs; G key heads, H value heads, V numbers of a value, P = PADDED_KEYS;
+// x [T, columns] the projections, with columns as in delta/shape.rs. `delta_prepare` computes queries, keys, values and gates of each step.
+// `delta_rule` runs the recurrence of delta/rule.rs over them, one step after the other, so that a token's result only depends on earlier
+// tokens; the columns of a state are independent. `delta_open` normalises and gates the output.
 
 #define NONE 0xffffffffu
-// How many lanes share a column of the state: part p of it has the keys 4 (PARTS g + p) and the next three, g = 0 .. GROUPS.
+// The number of lanes that share a column of the state: part p of it has the keys 4 (PARTS g + p) and the next three, g = 0 .. GROUPS.
 #define PARTS (KEY_DIM > 128 ? 8 : 4)
 #define GROUPS ((KEY_DIM + 4 * PARTS - 1) / (4 * PARTS))
 #define PADDED_KEYS (4 * PARTS * GROUPS)
 #define RULE_THREADS 128
 #define COLUMNS (RULE_THREADS / PARTS)
-// Steps that are fetched at a time, and what of each: keys, queries, values of the block's columns, alpha and beta; in groups of four.
+// The steps that are fetched at a time, and the record of each in groups of four: keys, queries, values of the block's columns, alpha and beta.
 #define STEPS 8
 #define RECORD (2 * PADDED_KEYS / 4 + COLUMNS / 4 + 1)
 #define OWN_GROUPS ((STEPS * RECORD + RULE_THREADS - 1) / RULE_THREADS)
-// In the norm of queries and keys.
+// The epsilon of the norm of queries and keys.
 #define EPSILON 1e-6f
 
-// Heads, and where their numbers stand in a row.
+// The heads, and the columns of their numbers in a row.
 struct Heads {
     u32 key_heads, value_heads, value_dim, grouped;
 
@@ -28,9 +28,9 @@ struct Heads {
     __device__ __forceinline__ u32 channels() const { return 2 * key_heads * KEY_DIM + value_heads * value_dim; }
     __device__ __forceinline__ u32 wide() const { return channels() + value_heads * value_dim; }
     __device__ __forceinline__ u32 columns() const { return wide() + 2 * value_heads; }
-    // Where the columns of a key head begin, if each has its own together.
+    // The first column of a key head, if its columns are contiguous.
     __device__ __forceinline__ u32 of_key_head(u32 head) const { return head * 2 * (KEY_DIM + group() * value_dim); }
-    // Columns of a head's key or query, and its channels of the convolution.
+    // The columns of a head's key or query, and its channels in the convolution.
     __device__ __forceinline__ u32 key(u32 head, bool is_key) const {
         return grouped ? of_key_head(head) + (is_key ? KEY_DIM : 0) : key_channel(head, is_key);
     }
@@ -49,7 +49,7 @@ struct Heads {
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// What the convolution gives in one channel: `weights` and the rows it reads, the oldest first; rows before the sequence are NONE.
+// The output of the convolution in one channel, given its `weights` and the rows to read, oldest first; rows before the sequence are NONE.
 __device__ __forceinline__ float convolved(const float* x, u32 columns, u32 column, const u32* rows, const float* weights, u32 kernel) {
     float sum = 0.0f;
     for (u32 tap = 0; tap < kernel; ++tap) {
@@ -58,8 +58,8 @@ __device__ __forceinline__ float convolved(const float* x, u32 columns, u32 colu
     return sum;
 }
 
-// steps [S, kernel]: rows of x, the step's own last; convolution [channels, kernel]; rates and dt_bias [H] -> queries, keys [S, G, P],
-// values [S, H, V], alphas, betas [S, H]. One block of 256 threads a step, each of its 8 warps every eighth head of queries and keys.
+// steps [S, kernel]: rows of x, the step's own last; convolution [channels, kernel]; rates and dt_bias [H] -> queries, keys [S, G, P], values
+// [S, H, V], alphas, betas [S, H]. One block of 256 threads per step; each of its 8 warps takes every eighth head of queries and keys.
 extern "C" __global__ void __launch_bounds__(256)
 delta_prepare(const float* x, const u32* steps, const float* convolution, const float* rates, const float* dt_bias, float* queries,
               float* keys, float* values, float* alphas, float* betas, u32 key_heads, u32 value_heads, u32 value_dim, u32 grouped, u32 kernel) {
@@ -99,12 +99,12 @@ delta_prepare(const float* x, const u32* steps, const float* convolution, const 
     }
 }
 
-// Steps that go through one after the other.
+// A run of consecutive steps.
 struct Run {
-    u32 first, steps;  // among the steps
-    u32 again;         // so many of them are other runs', which give their outputs
-    u32 row;           // of the first one that is its own
-    u32 from, to;      // the states it goes on from and those it leaves, or NONE
+    u32 first, steps;  // the first step, and the number of steps
+    u32 again;         // the number of leading steps whose outputs another run writes
+    u32 row;           // the row of the first step whose output this run writes
+    u32 from, to;      // the states to start from and to write, or NONE
 };
 
 // Runs [..]; states [.., H, V, P] -> y [T, H, V]. One block takes COLUMNS columns (`blockIdx.y`) of a value head's state through a run.
@@ -117,7 +117,7 @@ delta_rule(const float* queries, const float* keys, const float* values, const f
     u32 part = threadIdx.x % PARTS, own_column = threadIdx.x / PARTS, column = first_column + own_column;
     bool has_column = column < value_dim;
 
-    // Four numbers of a step's record; zeros behind the last step.
+    // Loads four numbers of a step's record; zeros after the last step.
     auto fetch = [&](u32 step, u32 group) {
         float4 zeros = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (step >= run.steps) return zeros;
@@ -157,7 +157,7 @@ delta_rule(const float* queries, const float* keys, const float* values, const f
             if (at < STEPS * RECORD) records[at / RECORD][at % RECORD] = next[i];
         }
         __syncthreads();
-        // On their way while these are computed.
+        // Prefetches the next steps while the current ones are computed.
 #pragma unroll
         for (u32 i = 0; i < OWN_GROUPS; ++i) {
             u32 at = threadIdx.x + i * RULE_THREADS;
@@ -199,7 +199,8 @@ delta_rule(const float* queries, const float* keys, const float* values, const f
     for (u32 g = 0; g < GROUPS; ++g) store_four(state_at(run.to, g), state[g]);
 }
 
-// x [T, columns], given [T, H, V], weight [V] -> y [T, H, V] = silu(gates) given / sqrt(mean(given^2) + eps) weight. One warp a head, 8 a block.
+// x [T, columns], given [T, H, V], weight [V] -> y [T, H, V] = silu(gates) given / sqrt(mean(given^2) + eps) weight. One warp per head, 8 a
+// block.
 template <typename T>
 __device__ void delta_open(const float* x, const float* given, const float* weight, T* y, u32 n_heads, const Heads& heads, float eps) {
     u32 lane = threadIdx.x % WARP, row = blockIdx.x * 8 + threadIdx.x / WARP;

@@ -1,4 +1,4 @@
-//! All heads over all tokens of a batch.
+//! The forward pass of all heads over all tokens of a batch.
 
 use rayon::prelude::*;
 
@@ -10,10 +10,10 @@ use crate::kernels::Segment;
 use crate::kernels::attention::Stretch;
 use crate::kernels::cpu::Shared;
 
-/// Tokens that a head takes at a time.
+/// The tokens that a head processes at a time.
 const PIECE: usize = 64;
 
-/// `x [T, columns] -> [T, value_heads, 2 value_dim]` of segments that see each other.
+/// `x [T, columns] -> [T, value_heads, 2 value_dim]` for segments that see each other.
 pub(super) fn forward(x: &[f32], problem: &Problem, segments: &[Segment]) -> Vec<f32> {
     let rows = Rows::of(x, problem);
     let trees = trees(segments, problem.shape.kernel, usize::MAX);
@@ -42,7 +42,7 @@ pub(super) fn forward(x: &[f32], problem: &Problem, segments: &[Segment]) -> Vec
     y
 }
 
-/// As [`forward`], for tokens that go on with the sequences of a cache, which remembers them.
+/// Like [`forward`], for tokens that continue the sequences of a cache, which is updated.
 pub(super) fn forward_onto(x: &[f32], problem: &Problem, stretches: &[Stretch], cache: &mut DeltaCache) -> Result<Vec<f32>> {
     let rows = Rows::of(x, problem);
     let mut memories = cache.take(stretches, rows.len())?;
@@ -88,17 +88,17 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Where the heads put what they give.
+/// The output, to which all heads write.
 struct Outputs<'a> {
     y: Shared<f32>,
     problem: &'a Problem<'a>,
 }
 
 impl Outputs<'_> {
-    /// What a key head makes of the last of the rows that are `read`, as many as `to` has places for it in the batch; those before are for
-    /// the convolution. Of the first `again` tokens nothing is put anywhere.
+    /// Runs a key head over the last of the rows `read`, one for each row of the batch in `to`; the rows before are for the convolution
+    /// only. Writes no output for the first `again` tokens.
     ///
-    /// A piece after the other, so that all that is made on the way stays in the nearest caches.
+    /// Processes one piece after the other, so that intermediate results stay in the first-level caches.
     fn of_head(&self, head: usize, read: &[&[f32]], states: &mut [f32], to: &[usize], again: usize) {
         let before = read.len() - to.len();
         for (piece, to) in to.chunks(PIECE).enumerate() {
@@ -111,14 +111,14 @@ impl Outputs<'_> {
         }
     }
 
-    /// The last of what a key head gives, `[L, value heads of it * value_dim]`, beside the gates of these heads, to each row of the batch.
+    /// Writes the last outputs of a key head, `[L, value heads of it * value_dim]`, and the gates of these heads to rows of the batch.
     fn put<'b>(&self, head: usize, rows: impl ExactSizeIterator<Item = (&'b &'b [f32], &'b usize)>, found: &[f32]) {
         let shape = self.problem.shape;
         let (value_dim, group) = (shape.value_dim, shape.group() * shape.value_dim);
         let [gates, ..] = shape.zba(head);
         let found = &found[found.len() - rows.len() * group..];
         for ((row, &to), found) in rows.zip(found.chunks_exact(group)) {
-            // SAFETY: a row is of one run alone but for those that go through again, and a run's head of one task.
+            // SAFETY: a row belongs to one run, apart from repeated rows, which are not written; and a run's head belongs to one task.
             let y = unsafe {
                 std::slice::from_raw_parts_mut(self.y.at(to * 2 * shape.width() + head * 2 * group, 2 * group), 2 * group)
             };

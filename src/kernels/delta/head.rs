@@ -1,4 +1,4 @@
-//! One key head and its value heads over tokens of one sequence: from the columns of the projections to what the heads give, and back.
+//! One key head and its value heads over tokens of one sequence, forward and backward: from the columns of the projections to the outputs.
 //!
 //! ```text
 //! q, k, v  silu(convolution over the last tokens)        q = l2norm(q) / sqrt(key_dim)        k = l2norm(k)
@@ -15,10 +15,10 @@ use crate::kernels::gated::silu;
 use crate::kernels::lanes::{Lanes, for_lanes, load, store};
 use crate::kernels::level::{Kernel, Level};
 
-/// What is added to the sum of squares in the norm of queries and keys.
+/// The epsilon of the norm of queries and keys, added to the sum of squares.
 pub(super) const EPSILON: f32 = 1e-6;
 
-/// What is learnt, and how it is computed.
+/// The trained parameters, the shape and the instructions.
 pub(super) struct Problem<'a> {
     /// `[channels, kernel]`
     pub convolution: &'a [f32],
@@ -32,19 +32,19 @@ pub(super) struct Problem<'a> {
     pub level: Level,
 }
 
-/// A key head, and the tokens that go through it.
+/// A key head, and the tokens to process.
 pub(super) struct Head<'a> {
-    /// What is learnt.
+    /// The trained parameters.
     pub problem: &'a Problem<'a>,
-    /// The number of the key head.
+    /// The index of the key head.
     pub head: usize,
-    /// The tokens' rows of the projections, `[columns]` each, first to last.
+    /// The tokens' rows of the projections, `[columns]` each, in order.
     pub rows: &'a [&'a [f32]],
-    /// How many of the first rows are read by the convolution alone: their tokens have been through the rule.
+    /// The number of leading rows that only the convolution reads, because their tokens have been processed before.
     pub before: usize,
 }
 
-/// Gradients of what a head reads; as its forward pass reads it, `[L, width]` each.
+/// The gradients of a head's inputs, in the layout in which the forward pass reads them: `[L, width]` each.
 pub(super) struct HeadGradients {
     /// The gradients of `q`, `k` and the values before the convolution.
     pub qkv: [Vec<f32>; 3],
@@ -60,20 +60,20 @@ pub(super) struct HeadGradients {
     pub dt_bias: Vec<f32>,
 }
 
-/// What the rule reads, and what it was made from.
+/// The inputs of the rule, and the intermediate results they were computed from.
 struct Prepared {
-    /// `q`, `k` and the values as they come out of the convolution, before its activation.
+    /// The output of the convolution for `q`, `k` and the values, before the activation.
     convolved: [Vec<f32>; 3],
-    /// `[L, padded key_dim]`, normed; the queries scaled.
+    /// `[L, padded key_dim]`, normalised; the queries are also scaled.
     queries: Vec<f32>,
     keys: Vec<f32>,
-    /// What each row of queries and keys was multiplied by.
+    /// The factor by which each row of queries and keys was normalised.
     norms: [Vec<f32>; 2],
     values: Vec<f32>,
 }
 
 impl Head<'_> {
-    /// `[L, value heads of the key head * value_dim]`; takes the states of the head ([`DeltaShape::state_len`]) past the tokens.
+    /// Computes `[L, value heads of the key head * value_dim]`; updates the head's states ([`DeltaShape::state_len`]) past the tokens.
     pub(super) fn forward(&self, states: &mut [f32]) -> Vec<f32> {
         let prepared = self.prepare();
         let DeltaShape { value_dim, .. } = self.problem.shape;
@@ -89,8 +89,8 @@ impl Head<'_> {
         all
     }
 
-    /// The gradients of a whole sequence, from the gradient `[L, value heads of the key head * value_dim]` of what [`Head::forward`]
-    /// gave.
+    /// The gradients over a whole sequence, given the gradient `[L, value heads of the key head * value_dim]` of the output of
+    /// [`Head::forward`].
     pub(super) fn backward(&self, d_all: &[f32]) -> HeadGradients {
         let prepared = self.prepare();
         let DeltaShape { value_dim, key_dim, .. } = self.problem.shape;
@@ -137,8 +137,8 @@ impl Head<'_> {
         HeadGradients { qkv: [d_q, d_k, d_v], b: d_b, a: d_a, convolutions: [c_q, c_k, c_v], a_log: d_a_log, dt_bias: d_dt_bias }
     }
 
-    /// From the gradient `[L, width]` of what came out of the activation of the convolution: of the columns `[L, width]`, and of the weights
-    /// `[width, kernel]`.
+    /// The gradients of the columns `[L, width]` and of the weights `[width, kernel]`, given the gradient `[L, width]` of the activated
+    /// output of the convolution.
     fn convolution_backward(&self, part: usize, convolved: &[f32], dy: Vec<f32>) -> (Vec<f32>, Vec<f32>) {
         let columns = self.problem.shape.qkv(self.head, false)[part].clone();
         let (width, kernel, taps) = (columns.len(), self.problem.shape.kernel, self.taps(part));
@@ -148,7 +148,7 @@ impl Head<'_> {
         (dx, d_weights)
     }
 
-    /// The tokens that go through the rule.
+    /// The number of tokens to process.
     fn tokens(&self) -> usize {
         self.rows.len() - self.before
     }
@@ -198,7 +198,7 @@ impl Head<'_> {
     }
 }
 
-/// [`Head::prepare`], with the weights of the convolution.
+/// The kernel of [`Head::prepare`], with the weights of the convolution.
 struct Prepare<'a> {
     head: &'a Head<'a>,
     taps: &'a [Vec<f32>; 3],
@@ -222,7 +222,7 @@ impl Kernel for Prepare<'_> {
     }
 }
 
-/// `[L, width]`: each channel of `q`, `k` or the values over the last tokens, of which those before the sequence are 0.
+/// `[L, width]`: the convolution of each channel of `q`, `k` or the values over the latest tokens; tokens before the sequence count as 0.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
@@ -258,14 +258,14 @@ unsafe fn activated<V: Lanes>(x: &[f32]) -> Vec<f32> {
     for_lanes::<V>(
         x.len(),
         #[inline(always)]
-        // SAFETY: both are equally long.
+        // SAFETY: both have the same length.
         |i, n| unsafe { store(silu(load::<V>(x, i, n)).0, y.as_mut_ptr(), i, n) },
     );
     y
 }
 
-/// Each row of `[L, width]` divided by its length and multiplied by `scale`, filled up with zeros; and what it was multiplied by, but for
-/// the scale.
+/// Normalises each row of `[L, width]` to length 1, multiplies it by `scale` and pads it with zeros; also returns the factors without the
+/// scale.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
@@ -294,7 +294,7 @@ unsafe fn normed<V: Lanes>(x: &[f32], width: usize, scale: f32) -> (Vec<f32>, Ve
 #[inline(always)]
 unsafe fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    // SAFETY: both are equally long, and the instructions are there by contract.
+    // SAFETY: both have the same length, and the instructions are there by contract.
     unsafe {
         let mut sum = V::splat(0.0);
         for_lanes::<V>(
@@ -306,7 +306,7 @@ unsafe fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
-/// The gradient `[L, width]` of what [`normed`] read: with `n` the row before it is scaled, `norm (scale d - n (n . scale d))`.
+/// The gradient `[L, width]` of the input of [`normed`]: `norm (scale d - n (n . scale d))`, where `n` is the row before scaling.
 struct NormBackward<'a> {
     /// `[L, padded width]`
     normed: &'a [f32],
@@ -325,9 +325,9 @@ impl Kernel for NormBackward<'_> {
         let mut dx = vec![0.0; norms.len() * width];
         let rows = normed.chunks_exact(padded(width)).zip(d_normed.chunks_exact(padded(width))).zip(norms);
         for (((row, d_row), &norm), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-            // SAFETY: all are `width` long at least, and the instructions are there by contract.
+            // SAFETY: all are at least `width` long, and the instructions are there by contract.
             unsafe {
-                // The rows are scaled already: twice in the second product.
+                // The rows include the scale already, which the second product contains twice.
                 let (of_d, of_row) = (V::splat(norm * scale), V::splat(norm * dot::<V>(row, d_row) / scale));
                 for_lanes::<V>(
                     width,
@@ -343,8 +343,8 @@ impl Kernel for NormBackward<'_> {
     }
 }
 
-/// The gradient of the convolution over a whole sequence: from the gradient `[L, width]` of what came out of its activation to that of
-/// the columns it read, `[L, width]`, and that of its weights, `[kernel, width]`.
+/// The gradient of the convolution over a whole sequence: from the gradient `[L, width]` of its activated output to those of its input
+/// columns, `[L, width]`, and of its weights, `[kernel, width]`.
 struct ConvolutionBackward<'a> {
     rows: &'a [&'a [f32]],
     columns: Range<usize>,
@@ -364,7 +364,7 @@ impl Kernel for ConvolutionBackward<'_> {
         for_lanes::<V>(
             dy.len(),
             #[inline(always)]
-            // SAFETY: both are equally long.
+            // SAFETY: both have the same length.
             |i, n| unsafe {
                 let d = load::<V>(&dy, i, n).mul(silu(load::<V>(convolved, i, n)).1);
                 store(d, dy.as_mut_ptr(), i, n);
@@ -392,12 +392,12 @@ impl Kernel for ConvolutionBackward<'_> {
     }
 }
 
-/// `width` columns from `first` on of an array of `columns`.
+/// The `width` columns from `first` on of an array with `columns` columns.
 pub(super) fn columns_of(all: &[f32], columns: usize, first: usize, width: usize) -> Vec<f32> {
     all.chunks_exact(columns).flat_map(|row| &row[first..first + width]).copied().collect()
 }
 
-/// The way back of [`columns_of`].
+/// The inverse of [`columns_of`].
 pub(super) fn put_columns(all: &mut [f32], columns: usize, first: usize, part: &[f32], width: usize) {
     all.chunks_exact_mut(columns)
         .zip(part.chunks_exact(width))

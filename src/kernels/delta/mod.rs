@@ -1,18 +1,18 @@
-//! The gated delta rule over a packed batch, with what stands before it: a convolution over the last tokens, norms, decay.
+//! The gated delta rule over a packed batch, including the operations before it: a convolution over the latest tokens, norms, decay.
 //!
 //! ```text
-//! shape.rs      heads, and where their numbers stand in a row; weights.rs what is learnt beside the projections
-//! plan.rs       which tokens go through after which
-//! forward.rs    all heads over a batch; cache.rs what they remember of sequences that go on
+//! shape.rs      heads, and the columns of their numbers in a row; weights.rs the trained parameters besides the projections
+//! plan.rs       the order in which tokens are processed
+//! forward.rs    all heads over a batch; cache.rs the states of sequences that continue
 //! head.rs       one key head over tokens of one sequence
 //! rule.rs       the rule itself, and its backward pass
-//! open.rs       norm and gates behind it
+//! open.rs       the norm and gates after it
 //! delta.cu      all of it on a GPU, by the plan of cuda/delta.rs
 //! reference.rs  the same as tensor operations
 //! ```
 //!
-//! Tokens go through the rule one by one, wherever they are computed: what a token gets is the same to the bit in a sequence alone, behind
-//! a prefix that others share, and where its sequence goes on from a cache. Backward each sequence goes through as a whole.
+//! The rule processes tokens one by one, so a token's result is bit-identical in a sequence alone, after a shared prefix, and when its
+//! sequence continues from a cache. The backward pass processes each sequence as a whole.
 
 mod cache;
 mod forward;
@@ -48,7 +48,7 @@ use crate::error::Result;
 pub struct DeltaGradients {
     /// `[T, columns]`
     pub x: Tensor,
-    /// `[channels, kernel]`, row by row.
+    /// `[channels, kernel]`, row-major.
     pub convolution: Vec<f32>,
     /// `[value_heads]`
     pub a_log: Vec<f32>,
@@ -56,7 +56,7 @@ pub struct DeltaGradients {
     pub dt_bias: Vec<f32>,
 }
 
-/// The projections `x [T, columns] -> [T, value_heads, 2 value_dim]`: of each value head its gates, untouched, and what the rule gives.
+/// `x [T, columns] -> [T, value_heads, 2 value_dim]`: for each value head its gates, unchanged, and the output of the rule.
 pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: DeltaShape, kernels: Kernels) -> Result<Tensor> {
     let (tokens, columns) = x.dims2()?;
     shape.check(columns)?;
@@ -72,7 +72,7 @@ pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: De
     Ok(Tensor::from_vec(y, (tokens, 2 * shape.width()), x.device())?)
 }
 
-/// `[T, value_heads, 2 value_dim]` of the projections and of what the rule gives without the gates, `[T, value_heads * value_dim]`.
+/// Combines the gates in the projections with the output of the rule, `[T, value_heads * value_dim]`, to `[T, value_heads, 2 value_dim]`.
 pub(super) fn beside_gates(x: &Tensor, given: &Tensor, shape: DeltaShape) -> Result<Tensor> {
     let DeltaShape { key_heads, value_heads, value_dim, .. } = shape;
     let tokens = x.dim(0)?;
@@ -82,7 +82,7 @@ pub(super) fn beside_gates(x: &Tensor, given: &Tensor, shape: DeltaShape) -> Res
     Ok(Tensor::cat(&[of_heads(&gates)?, of_heads(given)?], 2)?.reshape((tokens, 2 * shape.width()))?)
 }
 
-/// As [`delta`], for tokens that go on with the sequences of `cache`, which remembers them. Only with the fused kernels.
+/// Like [`delta`], for tokens that continue the sequences of `cache`, which is updated. Fused kernels only.
 pub fn delta_onto(x: &Tensor, weights: &DeltaWeights, stretches: &[Stretch], cache: &mut DeltaCache) -> Result<Tensor> {
     let (shape, (tokens, columns)) = (cache.shape(), x.dims2()?);
     shape.check(columns)?;
@@ -91,7 +91,7 @@ pub fn delta_onto(x: &Tensor, weights: &DeltaWeights, stretches: &[Stretch], cac
     Ok(Tensor::from_vec(y, (tokens, 2 * shape.width()), x.device())?)
 }
 
-/// The gradients of [`delta`] from that of what it gave. Sequences are added up in order, so that threads change no bit.
+/// The gradients of [`delta`], given that of its output. Sums the sequences in order, so the number of threads changes no bit.
 pub fn delta_backward(
     x: &Tensor,
     weights: &DeltaWeights,
@@ -117,7 +117,7 @@ impl DeltaNumbers {
         let problem = self.problem(shape);
         let sequences = sequences(segments);
         let (columns, width, group) = (shape.columns(), 2 * shape.width(), shape.group() * shape.value_dim);
-        // The gradients of one key head: its columns of all tokens, side by side, and its weights.
+        // The gradients of one key head: the columns of all tokens, contiguous, and its weights.
         let of_head = |head: usize| {
             let mut sums = HeadSums::zeros(x.len() / columns, shape);
             for sequence in &sequences {
@@ -160,7 +160,7 @@ impl DeltaNumbers {
     }
 }
 
-/// The gradients of one key head, added up over the sequences.
+/// The gradients of one key head, summed over the sequences.
 struct HeadSums {
     /// The gradients of the columns of `q`, `k`, the values, `b` and `a`: `[T, width]` each.
     columns: [Vec<f32>; 5],

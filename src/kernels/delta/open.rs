@@ -1,4 +1,4 @@
-//! What the gates let through of what the heads give, normed head by head: `silu(gates) * rms_norm(given) * weight`.
+//! The norm and gates after the gated delta rule, head by head: `silu(gates) * rms_norm(given) * weight`.
 
 use std::mem::MaybeUninit;
 
@@ -12,12 +12,11 @@ use crate::kernels::lanes::{Lanes, for_lanes, load, store};
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::norm::inverse_rms;
 
-/// Heads per task.
+/// The number of heads per task.
 const HEADS: usize = 128;
 
-/// `[N, heads * (gates | given)] -> [N, heads * value_dim]`, `weight [value_dim]`: to the bit what
-/// [`rms_norm`](crate::kernels::norm::rms_norm) and [`gated`](crate::kernels::gated::gated) give one after the other, without copies between
-/// them.
+/// `[N, heads * (gates | given)] -> [N, heads * value_dim]`, with `weight [value_dim]`. The result is bit-identical to that of
+/// [`rms_norm`](crate::kernels::norm::rms_norm) followed by [`gated`](crate::kernels::gated::gated), without the copies between them.
 pub fn open(mixed: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let ((rows, columns), value_dim) = (mixed.dims2()?, weight.dims1()?);
     if value_dim == 0 || !columns.is_multiple_of(2 * value_dim) {

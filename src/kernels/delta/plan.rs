@@ -1,35 +1,34 @@
-//! In which order the tokens of a batch go through the rule.
+//! The order in which the rule processes the tokens of a batch.
 
 use std::collections::HashMap;
 
 use crate::kernels::Segment;
 
-/// Tokens that go through one after the other.
+/// Tokens that are processed one after the other.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::kernels) struct Run {
-    /// The last rows before them, which the convolution reads; none at the beginning of a sequence.
+    /// The preceding rows that the convolution reads; none at the beginning of a sequence.
     pub before: Vec<usize>,
-    /// The rows of the batch, in the order in which they go through.
+    /// The rows of the batch, in the order in which they are processed.
     pub rows: Vec<usize>,
-    /// How many of the first rows are other runs', which give their outputs: a context that is no whole path of segments goes through
-    /// once more.
+    /// The number of leading rows whose outputs another run writes: a context that is not a whole path of segments is processed again.
     pub again: usize,
-    /// The run of its tree whose last states these tokens go on from; the beginning without one.
+    /// The run of its tree from whose final states this run continues; `None` at the beginning of a sequence.
     pub parent: Option<usize>,
-    /// How many runs go on from its last states.
+    /// The number of runs that continue from its final states.
     pub heirs: usize,
 }
 
-/// Runs that depend on each other, each behind its parent.
+/// Runs that depend on each other, each after its parent.
 pub(in crate::kernels) type Tree = Vec<Run>;
 
-/// A segment goes on from the states that the last one of its context has left, so that a common prefix goes through once. `kernel` is the
-/// number of tokens that the convolution reads. At most `most_parents` runs leave their states to others; what goes on from a further one goes
-/// through its context once more.
+/// Plans the runs. A segment continues from the final states of the last segment of its context, so a common prefix is processed once.
+/// `kernel` is the number of tokens that the convolution reads. At most `most_parents` runs store their states for others; a segment that
+/// would continue from another run processes its context again.
 pub(in crate::kernels) fn trees(segments: &[Segment], kernel: usize, most_parents: usize) -> Vec<Tree> {
     let mut trees: Vec<Tree> = Vec::new();
     let mut n_parents = 0;
-    // The segments by their first rows, with the tree and the run of each.
+    // The segments by first row, with the tree and the run of each.
     let mut known: HashMap<usize, (&Segment, usize, usize)> = HashMap::new();
     for segment in segments.iter().filter(|segment| !segment.tokens.is_empty()) {
         let context: Vec<usize> = segment.context.iter().flat_map(|range| range.clone()).collect();
@@ -59,15 +58,15 @@ pub(in crate::kernels) fn trees(segments: &[Segment], kernel: usize, most_parent
     trees
 }
 
-/// The rows of a segment with all that comes before it, and how many come before it.
+/// The rows of a segment including its context.
 pub(super) struct Sequence {
     /// Rows of the batch: the context's, then the segment's own.
     pub rows: Vec<usize>,
-    /// How many of them are the context's.
+    /// The number of the context's rows.
     pub before: usize,
 }
 
-/// The segments one by one, as the backward pass takes them.
+/// The segments one by one, for the backward pass.
 pub(super) fn sequences(segments: &[Segment]) -> Vec<Sequence> {
     let of = |segment: &Segment| {
         let mut rows: Vec<usize> = segment.context.iter().flat_map(|range| range.clone()).collect();
@@ -98,7 +97,7 @@ mod tests {
             segment(8..9, &[]),
             segment(9..9, &[8..9]),
             segment(9..12, &[0..5]),
-            // A part of a segment, and a path that does not begin at the beginning.
+            // A context that is part of a segment, and a path that does not start at the beginning.
             segment(12..13, &[0..4]),
             segment(13..14, &[5..7]),
         ];
@@ -115,7 +114,7 @@ mod tests {
         ];
         assert_eq!(trees(&segments, 4, usize::MAX), expected);
         assert!(trees(&segments, 1, 9).iter().flatten().all(|run| run.before.is_empty()));
-        // With room for the states of one run the second prefix goes through once more.
+        // If the states of only one run are stored, the second prefix is processed again.
         let found = trees(&segments[..3], 4, 1);
         let again = vec![run(&[], 0..8, 7, None, 0)];
         assert_eq!(found, [vec![run(&[], 0..5, 0, None, 1), run(&[2, 3, 4], 5..7, 0, Some(0), 0)], again]);

@@ -1,4 +1,4 @@
-//! The gated delta rule as the formulas say it, as tensor operations, one sequence after the other and one token after the other.
+//! The gated delta rule by its formulas, as tensor operations, one sequence and one token at a time.
 
 use candle_core::{DType, Tensor};
 
@@ -9,7 +9,7 @@ use super::weights::DeltaWeights;
 use crate::error::Result;
 use crate::kernels::Segment;
 
-/// Differentiable on any device; computes in f32 and returns `x`'s type.
+/// Differentiable on any device; computes in f32 and returns the type of `x`.
 pub(super) fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: DeltaShape) -> Result<Tensor> {
     let (tokens, _) = x.dims2()?;
     let DeltaShape { key_heads, value_heads, key_dim, value_dim, kernel, .. } = shape;

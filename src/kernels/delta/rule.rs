@@ -1,33 +1,33 @@
 //! The gated delta rule of one value head over one sequence, token by token (Yang et al. 2024, arXiv 2412.06464).
 //!
-//! The state `S` maps a key to a value; each column of it, one for each number of the value, goes its own way:
+//! The state `S` maps a key to a value; its columns, one per number of the value, are independent:
 //!
 //! ```text
 //! S' = alpha S        error = v - k . S'        S = S' + beta error k        y = q . S
 //! ```
 //!
-//! Backward, from the gradient `D` of the state behind a token, to which `q dy` is added:
+//! Backward, given the gradient `D` of the state after a token, to which `q dy` is added:
 //!
 //! ```text
 //! dq += S dy        d = k . D        dk += beta error D - beta d S'        dv = beta d        dbeta += d error
 //! D' = D - beta d k        d(ln alpha) += S' . D'        D = alpha D'
 //! ```
 //!
-//! Vectors lie along the keys, and a few columns go through the whole sequence together, so that their states stay in the nearest cache.
-//! The backward pass needs the states: the forward one runs again and leaves one every [`CHUNK`] tokens, from which those between are made.
-//! In chunks of matrix products, as on GPUs, it would be twice the work.
+//! Vectors run along the keys, and a few columns pass through the whole sequence together, so that their states stay in the first-level
+//! cache. The backward pass needs the states: it reruns the forward pass, stores a state every [`CHUNK`] tokens and recomputes those in
+//! between. Chunks of matrix products, as used on GPUs, would double the work.
 
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Kernel;
 
-/// Columns that go together.
+/// The columns that are processed together.
 const COLUMNS: usize = 8;
-/// Tokens from one state that is kept to the next.
+/// The distance between stored states, in tokens.
 const CHUNK: usize = 32;
-/// Keys are filled up with zeros to a multiple of every level's lanes.
+/// Keys are padded with zeros to a multiple of every level's lanes.
 pub(super) const PAD: usize = 16;
 
-/// What one value head reads of a sequence of `T` tokens.
+/// The inputs of one value head for a sequence of `T` tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
     /// `[T, padded key_dim]`
@@ -36,23 +36,23 @@ pub(super) struct Inputs<'a> {
     pub keys: &'a [f32],
     /// `[T, value_dim]`
     pub values: &'a [f32],
-    /// `[T]`, how much of the state is kept.
+    /// `[T]`: the share of the state that is kept.
     pub alpha: &'a [f32],
-    /// `[T]`, how much of the error is learnt.
+    /// `[T]`: the share of the error that is learnt.
     pub beta: &'a [f32],
     /// The padded `key_dim`.
     pub width: usize,
-    /// Numbers of a value.
+    /// The width of a value.
     pub value_dim: usize,
 }
 
-/// Takes the states past all tokens.
+/// Updates the states past all tokens.
 pub(super) struct Forward<'a> {
-    /// What the rule reads.
+    /// The inputs of the rule.
     pub inputs: Inputs<'a>,
     /// `[value_dim, padded key_dim]`
     pub states: &'a mut [f32],
-    /// `[T, value_dim]`, all of it written.
+    /// `[T, value_dim]`, entirely overwritten.
     pub outputs: &'a mut [f32],
 }
 
@@ -76,7 +76,7 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// Gradients of [`Inputs`]; those of the logarithm of alpha. Queries' and keys' are added to what is there.
+/// The gradients of [`Inputs`], with that of the logarithm of alpha. Those of queries and keys are added to the existing values.
 pub(super) struct Gradients<'a> {
     /// `[T, padded key_dim]`
     pub queries: &'a mut [f32],
@@ -84,19 +84,19 @@ pub(super) struct Gradients<'a> {
     pub keys: &'a mut [f32],
     /// `[T, value_dim]`
     pub values: &'a mut [f32],
-    /// `[T]`, of the logarithm of alpha.
+    /// `[T]`, with respect to the logarithm of alpha.
     pub log_alpha: &'a mut [f32],
     /// `[T]`
     pub beta: &'a mut [f32],
 }
 
-/// From the gradient of the outputs to those of what the rule read.
+/// Computes the gradients of the rule's inputs, given the gradient of its outputs.
 pub(super) struct Backward<'a> {
-    /// What the rule read.
+    /// The inputs of the rule.
     pub inputs: Inputs<'a>,
     /// `[T, value_dim]`
     pub d_outputs: &'a [f32],
-    /// Where the gradients go.
+    /// The gradients to write.
     pub gradients: Gradients<'a>,
 }
 
@@ -152,7 +152,7 @@ impl Kernel for Backward<'_> {
 }
 
 impl Inputs<'_> {
-    /// Refuses arrays that do not belong together; the number of tokens.
+    /// Panics unless the arrays fit together; returns the number of tokens.
     fn check(&self) -> usize {
         let tokens = self.alpha.len();
         assert!(self.width.is_multiple_of(PAD) && self.beta.len() == tokens && self.values.len() == tokens * self.value_dim);
@@ -160,7 +160,7 @@ impl Inputs<'_> {
         tokens
     }
 
-    /// Takes one column of the state past a token; what the query reads of it then.
+    /// Updates one column of the state past a token; returns what the query reads from it.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions.
@@ -184,7 +184,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// What the value has that the state before the token does not expect.
+    /// The difference between the value and the one that the state before the token predicts.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions.
@@ -202,7 +202,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// Takes the gradient of one column of the state from behind a token to before it, and adds to the others.
+    /// Moves the gradient of one column of the state from after a token to before it, and adds to the other gradients.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions.

@@ -1,4 +1,4 @@
-//! Heads of the gated delta rule, and where their numbers stand in a row of the projections.
+//! The heads of the gated delta rule, and the columns of their numbers in a row of the projections.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ pub struct DeltaShape {
     pub key_dim: usize,
     /// The width of a value.
     pub value_dim: usize,
-    /// Tokens that the convolution sees, the last one itself.
+    /// The number of tokens that the convolution reads, including the current one.
     pub kernel: usize,
     /// Whether a row is `(q | k | v.. | z..) of each key head | (b.. | a..) of each key head` (Qwen3-Next), or `q | k | v | z | b | a` of
     /// all heads (Qwen 3.5).
@@ -24,37 +24,37 @@ pub struct DeltaShape {
 }
 
 impl DeltaShape {
-    /// Value heads of a key head.
+    /// The number of value heads per key head.
     pub(super) fn group(&self) -> usize {
         self.value_heads / self.key_heads.max(1)
     }
 
-    /// Channels of the convolution: `q | k | v` of all heads.
+    /// The channels of the convolution: `q | k | v` of all heads.
     pub fn channels(&self) -> usize {
         2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
     }
 
-    /// Columns of the first projection or projections: queries, keys, values and gates.
+    /// The columns of the first projection or projections: queries, keys, values and gates.
     pub fn wide_columns(&self) -> usize {
         self.channels() + self.value_heads * self.value_dim
     }
 
-    /// Columns of all projections; behind the wide ones two numbers of each value head: `b`, how much is learnt, and `a`, how much is kept.
+    /// The columns of all projections: the wide ones, then two numbers per value head, `b` (how much is learnt) and `a` (how much is kept).
     pub fn columns(&self) -> usize {
         self.wide_columns() + 2 * self.value_heads
     }
 
-    /// Width of what the heads give.
+    /// The total width of the heads' outputs.
     pub fn width(&self) -> usize {
         self.value_heads * self.value_dim
     }
 
-    /// Numbers in the states of a key head's value heads, `[group, value_dim, padded key_dim]`.
+    /// The size of the states of a key head's value heads, `[group, value_dim, padded key_dim]`.
     pub(super) fn state_len(&self) -> usize {
         self.group() * self.value_dim * padded(self.key_dim)
     }
 
-    /// Columns of the query, the key, the values of a key head: of a row of the projections, or of the channels.
+    /// The columns of the query, the key and the values of a key head: in a row of the projections, or among the channels.
     pub(super) fn qkv(&self, head: usize, of_channels: bool) -> [Range<usize>; 3] {
         let DeltaShape { key_heads, key_dim, value_dim, .. } = *self;
         let values = self.group() * value_dim;
@@ -68,7 +68,7 @@ impl DeltaShape {
         [q..q + key_dim, k..k + key_dim, v..v + values]
     }
 
-    /// Columns of the gates of a key head's values, and of their `b` and `a`.
+    /// The columns of the gates of a key head's values, and of their `b` and `a`.
     pub(super) fn zba(&self, head: usize) -> [Range<usize>; 3] {
         let group = self.group();
         let values = group * self.value_dim;
@@ -98,7 +98,7 @@ impl DeltaShape {
     }
 }
 
-/// Keys as the rule reads them, filled up with zeros.
+/// The width of keys in the rule, padded with zeros.
 pub(super) fn padded(key_dim: usize) -> usize {
     key_dim.next_multiple_of(PAD)
 }

@@ -1,4 +1,4 @@
-//! The fused rule against the formulas in f64 and, backward, against candle's graph of the reference.
+//! Compares the fused rule with the formulas in f64 and its backward pass with candle's autograd of the reference.
 #![allow(clippy::single_range_in_vec_init, reason = "a context is a list of ranges")]
 
 use candle_core::{Device, Tensor, Var};
@@ -62,7 +62,7 @@ fn the_fused_rule_is_the_reference_forward_and_backward() {
         DeltaShape { key_heads: 1, value_heads: 1, key_dim: 16, value_dim: 17, kernel: 1, grouped: true },
         DeltaShape { key_heads: 3, value_heads: 3, key_dim: 33, value_dim: 8, kernel: 2, grouped: false },
     ] {
-        // Around the chunks of the backward pass, several sequences, prefixes that are shared.
+        // Lengths around the chunks of the backward pass, several sequences, and shared prefixes.
         check(&[segment(0..1, vec![])], shape);
         check(&[segment(0..65, vec![])], shape);
         check(&[segment(0..3, vec![]), segment(3..35, vec![]), segment(35..67, vec![])], shape);
@@ -73,7 +73,7 @@ fn the_fused_rule_is_the_reference_forward_and_backward() {
     }
 }
 
-/// Heads as wide as those of models and wider: on a GPU several blocks share a head's columns, and more lanes a key beyond 128 elements.
+/// Heads as wide as those of models and wider: on a GPU several blocks share a head, and beyond 128 elements more lanes share a key.
 #[test]
 fn wide_heads() {
     for (key_dim, value_dim) in [(128, 128), (64, 100), (130, 70), (256, 33)] {
@@ -117,11 +117,12 @@ fn every_level_is_the_recurrence_in_f64() {
     }
 }
 
-/// One head of one number and no decay to speak of: what is learnt under a key is read under it again.
+/// One head with one number and almost no decay: what is learnt under a key is read under it again.
 #[test]
 fn by_hand() {
     let shape = DeltaShape { key_heads: 1, value_heads: 1, key_dim: 1, value_dim: 1, kernel: 1, grouped: false };
-    // q, k, v, z, b, a: of the first token v = 2, half of which is learnt; the second learns half of what the first left of its 4.
+    // q, k, v, z, b, a: the first token has v = 2 and learns half of it; the second learns half of the difference between its 4 and
+    // that.
     let x = Tensor::new(&[[30f32, 30.0, 2.0, 7.0, 0.0, -50.0], [30.0, 30.0, 4.0, 8.0, 0.0, -50.0]], &Device::Cpu).unwrap();
     let one = |x: f32| Tensor::new(&[x], &Device::Cpu).unwrap();
     let convolution = Tensor::new(&[[1f32], [1.0], [1.0]], &Device::Cpu).unwrap();
@@ -138,7 +139,7 @@ fn by_hand() {
 fn a_shared_prefix_and_neighbours_change_no_bit() {
     let (x, vars) = variables(40, SMALL);
     let (x, weights) = (x.as_tensor(), weights(&vars));
-    // A tree with a fork at its second segment, one token long, a neighbour, and a context that ends within a segment.
+    // A tree with a fork at its second segment, which is one token long, a neighbour, and a context that ends within a segment.
     let segments = [
         segment(0..14, vec![]),
         segment(14..15, vec![0..14]),
@@ -164,7 +165,7 @@ fn a_shared_prefix_and_neighbours_change_no_bit() {
     }
 }
 
-/// Two sequences that are read in pieces of all sizes, one beside the other, and one that takes the place of the second.
+/// Two sequences that are read side by side in pieces of all sizes, and one that replaces the second.
 #[test]
 fn pieces_give_the_bits_of_the_whole() {
     let (x, vars) = variables(90, SMALL);

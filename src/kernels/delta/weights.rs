@@ -1,23 +1,23 @@
-//! What the rule learns.
+//! The trained parameters of the rule.
 
 use candle_core::{DType, Tensor};
 
 use super::shape::DeltaShape;
 use crate::error::{Error, Result};
 
-/// What is learnt beside the projections.
+/// The trained parameters besides the projections.
 pub struct DeltaWeights {
     /// `[channels, kernel]`
     pub convolution: Tensor,
-    /// `[value_heads]`: the logarithm of how fast a head forgets.
+    /// `[value_heads]`: the logarithm of the rate at which a head forgets.
     pub a_log: Tensor,
     /// `[value_heads]`, added to `a`.
     pub dt_bias: Tensor,
 }
 
-/// The weights, or their gradients, as numbers.
+/// The parameters, or their gradients, as numbers.
 pub(in crate::kernels) struct DeltaNumbers {
-    /// `[channels, kernel]`, row by row.
+    /// `[channels, kernel]`, row-major.
     pub convolution: Vec<f32>,
     /// `[value_heads]`
     pub a_log: Vec<f32>,

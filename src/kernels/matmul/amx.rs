@@ -1,7 +1,7 @@
-//! Pairs of bf16 by AMX: eight registers of 16 rows by 16 words, and an instruction that multiplies two of them.
+//! bf16 pairs multiplied by AMX: eight registers of 16 rows by 16 words, and an instruction that multiplies two of them.
 //!
-//! The panels' order is what the instruction wants of its second factor (a word holds two neighbouring `k` of one output), so that a
-//! tile of the weight is 16 rows of a panel, loaded as they lie there. Of the rows of the input 32 go past a panel at a time:
+//! The order of panels is that of the instruction's second factor (a word holds two neighbouring `k` of one output), so a tile of the weight
+//! is 16 rows of a panel, loaded directly. A panel is multiplied with 32 rows of the input at a time:
 //!
 //! ```text
 //!                     w: tmm6, one third of a panel after the other
@@ -9,17 +9,17 @@
 //!   x: tmm7 (rows 16..32)   sums tmm3 tmm4 tmm5
 //! ```
 //!
-//! `tdpbf16ps` adds the even and the odd products of 16 words each from zero, then both to the sum (Intel's Software Developer's
-//! Manual, volume 2; denormals count as zero). Words are therefore taken 16 at a time from the first `k` on, and what fills no tile
-//! is filled up with zeros: a row's result depends neither on its batch nor on the tile it fell into, as everywhere.
+//! `tdpbf16ps` sums the even and the odd products of 16 words separately, starting at zero, and then adds both to the sum (Intel's Software
+//! Developer's Manual, volume 2; denormals count as zero). Words are therefore processed in groups of 16, and partial tiles are padded with
+//! zeros: as everywhere, a row's result depends neither on its batch nor on its tile.
 //!
-//! In bf16x3 a step takes 16 words of upper and 16 of lower parts, and each sum gets three products instead of one; tiles are loaded again for
-//! each, as loads take half the time of products.
+//! In bf16x3 a step processes 16 words of upper and 16 of lower parts, and each sum gets three products instead of one; tiles are loaded again
+//! for each product, as loads take half the time of products.
 //!
-//! No machine that we could test on has AMX. Unit tests put the manual's definition in the place of the instructions, so that all
-//! around them is tested; the instructions themselves are compared with plain sums when the level is asked for ([`check`]), and
-//! [`Level::current`](crate::kernels::level::Level::current) never chooses it by itself. On a machine that has them
-//! `DIAGNOSE_AMX_TESTS=1 cargo test --release --lib kernels` runs all those tests by the instructions: the first thing to do there.
+//! No machine available for testing has AMX. Unit tests replace the instructions by the manual's definition, so that all code around them is
+//! tested; the instructions themselves are compared with plain sums when the level is requested ([`check`]), and
+//! [`Level::current`](crate::kernels::level::Level::current) never chooses it automatically. On a machine with AMX,
+//! `DIAGNOSE_AMX_TESTS=1 cargo test --release --lib kernels` runs all those tests with the instructions: do this first there.
 
 use std::arch::asm;
 
@@ -34,12 +34,12 @@ use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
 use crate::kernels::processor;
 
-/// The shape of the tiles with all registers whole.
+/// The configuration with eight whole tiles.
 static SHAPE: Shape = Shape::new([(TILE, TILE); 8]);
 
 /// `PARTS` is 1 for bf16 and 2 for bf16x3.
 pub(super) fn dispatch<const PARTS: usize, K: ProductKernel>(kernel: K) -> K::Output {
-    // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+    // As in `Level::run`, one comparison keeps this sound whatever level was passed in.
     assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
     let _tiles = Tiles::take(&SHAPE);
     // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
@@ -64,7 +64,7 @@ impl<const PARTS: usize> Product for Amx<PARTS> {
         let to = sums.as_mut_ptr().cast::<f32>();
         let words = PARTS * TILE;
         let (steps, rest) = (depth / words, depth % words);
-        // SAFETY: the caller's promise; a whole tile is read only where `R` rows and 16 words fill it.
+        // SAFETY: by contract; a whole tile is read only if `R` rows and 16 words fill it.
         unsafe {
             match R {
                 32 => multiply_add::<2, PARTS>(to, x, stride, w, steps),
@@ -80,7 +80,7 @@ impl<const PARTS: usize> Product for Amx<PARTS> {
     }
 }
 
-/// `sums [n_rows, PANEL] += x w` for the words of at most one step and any number of rows, by way of copies that zeros fill up to whole
+/// `sums [n_rows, PANEL] += x w` for the words of at most one step and any number of rows, using copies that are padded with zeros to whole
 /// tiles.
 ///
 /// # Safety
@@ -95,7 +95,7 @@ unsafe fn filled_up<const PARTS: usize>(
 ) {
     const { assert!(PARTS == 1 || PARTS == 2) };
     let mut w_copy;
-    // SAFETY: the caller's promise: `n_rows` rows of `n_words` words, and as many rows of a panel.
+    // SAFETY: by contract: `n_rows` rows of `n_words` words, and as many rows of a panel.
     unsafe {
         let w = if n_words == PARTS * TILE {
             w
@@ -118,11 +118,11 @@ unsafe fn filled_up<const PARTS: usize>(
     }
 }
 
-/// Bytes of 16 words of a row, and of 16 rows of a panel.
+/// The bytes of 16 words of a row, and of 16 rows of a panel.
 const X_STEP: usize = TILE * size_of::<u32>();
 const W_STEP: usize = TILE * PANEL * size_of::<u32>();
 
-/// The products of 32 rows by 16 words of a panel, `$x` and `$w` bytes behind the pointers.
+/// The products of 32 rows by 16 words of a panel, at byte offsets `$x` and `$w` from the pointers.
 macro_rules! products_of_32_rows {
     ($x:literal, $w:literal) => {
         concat!(
@@ -141,7 +141,7 @@ macro_rules! products_of_32_rows {
             $w,
             " + 128]\n",
             "tdpbf16ps tmm2, tmm7, tmm6\n",
-            // The thirds in the other order: the last one is there already.
+            // The thirds in reverse order, because the last one is loaded already.
             "tileloadd tmm7, [{lower} + {stride} + ",
             $x,
             "]\n",
@@ -158,7 +158,7 @@ macro_rules! products_of_32_rows {
     };
 }
 
-/// The products of 16 rows by 16 words of a panel, `$x` and `$w` bytes behind the pointers.
+/// The products of 16 rows by 16 words of a panel, at byte offsets `$x` and `$w` from the pointers.
 macro_rules! products_of_16_rows {
     ($x:literal, $w:literal) => {
         concat!(
@@ -181,12 +181,12 @@ macro_rules! products_of_16_rows {
     };
 }
 
-/// `sums [16 TILES, PANEL] += x w` over `steps` steps of `16 PARTS` words; `TILES` and `PARTS` are one or two. Of two parts, in the order of
+/// `sums [16 TILES, PANEL] += x w` over `steps` steps of `16 PARTS` words; `TILES` and `PARTS` are one or two. With two parts, in the order of
 /// [`Split`](super::tile::Split), a step has the products upper by upper, upper by lower and lower by upper.
 ///
 /// # Safety
-/// `16 TILES` rows of sums are writable, as many rows of `x`, `stride` words apart, and `16 PARTS steps` rows of a panel are readable, and
-/// the tiles have their shape.
+/// `16 TILES` rows of sums must be writable, as many rows of `x`, `stride` words apart, and `16 PARTS steps` rows of a panel must be readable,
+/// and the tiles must be configured.
 #[inline(always)]
 unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
     sums: *mut f32,
@@ -199,13 +199,13 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
     const { assert!(X_STEP == 64 && W_STEP == 3072) };
     #[cfg(test)]
     if !processor::has_tiles() {
-        // SAFETY: the same promise.
+        // SAFETY: by contract.
         return unsafe { emulated::multiply_add::<PARTS>(sums, TILES * TILE, x, stride, w, steps) };
     }
     if steps == 0 {
         return;
     }
-    // Loads and stores are those that the caller allows: 16 rows of 64 bytes each, `pitch` or `stride` bytes apart. The first factor of
+    // Loads and stores are within what the contract allows: 16 rows of 64 bytes each, `pitch` or `stride` bytes apart. The first factor of
     // `tdpbf16ps` is the second operand.
     macro_rules! by_32_rows {
         ($($products:expr),+) => {
@@ -271,7 +271,7 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
             )
         };
     }
-    // SAFETY: the caller's promise, as said above.
+    // SAFETY: by contract, as described above.
     unsafe {
         match (TILES, PARTS) {
             (2, 1) => by_32_rows!(products_of_32_rows!("0", "0")),
@@ -286,21 +286,21 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
     }
 }
 
-/// Compares the tiles with plain sums, so that a processor (or an emulator) that has its own idea of them is refused and not believed.
+/// Compares the tiles with plain sums, so that a processor (or an emulator) whose results deviate is refused.
 pub(crate) fn check() -> Result<()> {
     const WORDS: usize = 6 * TILE;
     const ROWS: usize = 32;
     let mut state = 1u32;
     let mut noise = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        // Eight bits of mantissa: bf16 holds them exactly.
+        // Eight bits of mantissa, which bf16 represents exactly.
         f32::from((state >> 24) as u8) / 64.0 - 2.0
     };
     let mut words = |n: usize| -> Vec<[f32; 2]> { (0..n).map(|_| [noise(), noise()]).collect() };
     let (x, w) = (words(ROWS * WORDS), words(WORDS * PANEL));
     let packed = |words: &[[f32; 2]]| -> Vec<u32> { words.iter().map(|&[a, b]| bf16_pair(a, b)).collect() };
     let (x_words, w_words) = (packed(&x), packed(&w));
-    // Which words of `x` and of `w` meet, by their numbers: where there is one part, which ends within a tile, and where there are two.
+    // The indices of the words of `x` and `w` that are multiplied: for one part, which ends within a tile, and for two parts.
     let one_part: Vec<(usize, usize)> = (0..WORDS - 13).map(|k| (k, k)).collect();
     let groups = (0..WORDS).step_by(2 * TILE);
     let pairs = |first: usize, x: usize, w: usize| (first..first + TILE).map(move |k| (k + x, k + w));
@@ -317,7 +317,7 @@ pub(crate) fn check() -> Result<()> {
                     f64::from(x[0] * w[0]) + f64::from(x[1] * w[1])
                 };
                 let expected: f64 = products.iter().map(product).sum();
-                // At most 288 products of at most 4: each of as many roundings takes 2^-24 of at most 1,152.
+                // At most 288 products of at most 4, with as many roundings, each of 2^-24 of at most 1,152.
                 if (f64::from(sum) - expected).abs() > 0.02 {
                     return Err(Error::new(format!("the processor's AMX tiles give {sum} where {expected} is right")));
                 }
@@ -327,7 +327,7 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// The first `n_rows` rows of `x w`, `[n_rows, PANEL]`: what [`check`] looks at.
+/// The first `n_rows` rows of `x w`, `[n_rows, PANEL]`, for [`check`].
 struct Sums<'a> {
     x: &'a [u32],
     stride: usize,
@@ -361,7 +361,7 @@ impl Sums<'_> {
     unsafe fn tile<P: Product, const R: usize>(&self, to: &mut [f32]) {
         let rows_are_there = self.depth <= self.stride && self.x.len() >= R * self.stride;
         assert!(to.len() == R * PANEL && rows_are_there && self.w.len() == self.depth * PANEL);
-        // SAFETY: `column + N <= PANEL` in every call; the assertion vouches for the rest.
+        // SAFETY: `column + N <= PANEL` in every call; the assertion guarantees the rest.
         unsafe {
             super::tile::tile::<P, R>(
                 self.x.as_ptr(),
@@ -377,11 +377,11 @@ impl Sums<'_> {
     }
 }
 
-/// Operations of six independent chains on registers alone, for [`peak`](crate::kernels::peak).
+/// The operations of six independent chains in registers, for [`peak`](crate::kernels::peak).
 pub(crate) fn chains(steps: usize) -> usize {
     assert!(processor::has_tiles());
     let _tiles = Tiles::take(&SHAPE);
-    // SAFETY: the tiles have their shape, and `ldtilecfg` has filled them with zeros.
+    // SAFETY: the tiles are configured, and `ldtilecfg` has filled them with zeros.
     unsafe {
         asm!(
             "2:",
@@ -423,7 +423,7 @@ mod emulated {
                 _ => &[],
             };
             for &(x_words, w_words) in products {
-                // SAFETY: the caller's promise.
+                // SAFETY: by contract.
                 unsafe { product(sums, n_rows, x.add(step * TILE + x_words), stride, w.add((step * TILE + w_words) * PANEL)) };
             }
         }
@@ -433,7 +433,7 @@ mod emulated {
     unsafe fn product(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32) {
         for r in 0..n_rows {
             for n in 0..PANEL {
-                // SAFETY: the caller's promise.
+                // SAFETY: by contract.
                 unsafe { add_product(&mut *sums.add(r * PANEL + n), x.add(r * stride), w.add(n), PANEL, TILE) };
             }
         }
@@ -456,7 +456,7 @@ mod tests {
         }
     }
 
-    /// Whole tiles, tiles that zeros fill up, and both one after the other: each row has the same bits.
+    /// Whole tiles, padded tiles, and both in sequence give each row the same bits.
     #[test]
     fn a_row_has_the_same_bits_in_every_tile() {
         if !Level::available().contains(&Level::Amx) {

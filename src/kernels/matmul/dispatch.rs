@@ -1,4 +1,4 @@
-//! Which product runs: by the level, and by what the words are.
+//! Chooses the product by the level and the format of the words.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
@@ -11,7 +11,8 @@ use super::tile::{
 use crate::kernels::Dtype;
 use crate::kernels::level::Level;
 
-/// Whether [`dispatch`] takes a product that widens its panels: [`Product::WIDENS`](super::Product::WIDENS).
+/// Whether [`dispatch`] chooses a product that widens its panels:
+/// [`Product::WIDENS`](super::Product::WIDENS).
 pub(crate) fn widens(level: Level, dtype: Dtype) -> bool {
     dtype != Dtype::F32 && level < Level::Avx512
 }

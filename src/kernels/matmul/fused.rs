@@ -1,4 +1,4 @@
-//! The fused product: tiles of the output over all cores, the residual added as a tile is stored.
+//! The fused product: computes tiles of the output on all cores, and adds the residual as each tile is stored.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -14,13 +14,13 @@ use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::tasks::for_each_task;
 
-/// Words of `k` per block. A panel's share stays in a cache while all rows of a task go past it: the second-level cache
-/// (144 KiB) where eight rows share what is read, the first (24 KiB) where registers hold fewer. The sums of the blocks before
-/// come back from the output, to the bit, so the block size changes no result.
+/// The words of `k` per block. A panel's block stays in a cache while all rows of a task are multiplied with it: in the second-level cache (144
+/// KiB) if eight rows share what is read, in the first (24 KiB) if registers hold fewer rows. The sums of earlier blocks are read back from the
+/// output exactly, so the block size does not affect the result.
 const fn depth_block<P: Product>() -> usize {
     if P::V::N == 16 { 768 } else { 128 }
 }
-/// Rows rounded to bf16 per task.
+/// The number of rows rounded to bf16 per task.
 const ROUND_BLOCK: usize = 32;
 
 /// `x W^T`, plus `residual_tn` if there is one. `x_tk` is `[T, K]` row-major; the result is `[T, N]`.
@@ -36,8 +36,8 @@ pub(in crate::kernels) fn multiply(
     fresh(level, &Rows::new(level, x_tk, n_rows, weight), weight, residual_tn)
 }
 
-/// Adds `x W^T` to `y_tn`, the sums going on from what stands there: products over parts of `K`, one after the other, give the
-/// bits of one product over all of it. An empty `y_tn` becomes the product.
+/// Adds `x W^T` to `y_tn`, continuing the sums in it: consecutive products over parts of `K` give the bits of one product over all of it. If
+/// `y_tn` is empty, it becomes the product.
 pub(super) fn multiply_onto(level: Level, x: &Rows, weight: &Panels, y_tn: &mut Vec<f32>) {
     if y_tn.is_empty() {
         *y_tn = fresh(level, x, weight, None);
@@ -49,10 +49,10 @@ pub(super) fn multiply_onto(level: Level, x: &Rows, weight: &Panels, y_tn: &mut 
 
 fn fresh(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -> Vec<f32> {
     let len = x.n_rows * weight.out_features();
-    // Not zeroed: the tiles write every element.
+    // Not zeroed, because the tiles write every element.
     let mut y_tn: Vec<f32> = Vec::with_capacity(len);
     run(level, x, weight, Start::Zero { residual_tn }, Output(y_tn.as_mut_ptr()));
-    // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements; the capacity was asked for above.
+    // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements; the capacity was reserved above.
     unsafe { y_tn.set_len(len) };
     y_tn
 }
@@ -69,20 +69,20 @@ fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
     });
 }
 
-/// What the sums begin with.
+/// The initial value of the sums.
 #[derive(Clone, Copy)]
 enum Start<'a> {
-    /// With nothing; the residual is added last.
+    /// Zero; the residual is added last.
     Zero { residual_tn: Option<&'a [f32]> },
-    /// With what the output holds from earlier `k`.
+    /// The output of earlier `k`.
     Output,
 }
 
-/// The input in words: f32 as it is, or pairs of bf16, of one or two parts.
+/// The input in words: f32 without conversion, or bf16 pairs in one or two parts.
 pub(crate) struct Rows<'a> {
     words: std::borrow::Cow<'a, [u32]>,
     n_rows: usize,
-    /// Words from one row to the next.
+    /// The distance between rows, in words.
     stride: usize,
 }
 
@@ -93,13 +93,13 @@ impl<'a> Rows<'a> {
         Rows::strided(level, x_tk, weight.in_features(), n_rows, weight)
     }
 
-    /// `n_rows` rows of `K` numbers, which begin `stride` numbers apart.
+    /// `n_rows` rows of `K` numbers that start `stride` numbers apart.
     pub(crate) fn strided(level: Level, x: &'a [f32], stride: usize, n_rows: usize, weight: &Panels) -> Rows<'a> {
         let (k, depth) = (weight.in_features(), weight.depth());
         assert!(k <= stride && (n_rows == 0 || x.len() >= (n_rows - 1) * stride + k));
         match weight.dtype() {
             Dtype::F32 => {
-                // SAFETY: f32 and u32 have one size and alignment, and every pattern of bits is a u32.
+                // SAFETY: f32 and u32 have the same size and alignment, and every bit pattern is a valid u32.
                 let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
                 Rows { words: words.into(), n_rows, stride }
             }
@@ -124,14 +124,14 @@ impl<'a> Rows<'a> {
         self.stride
     }
 
-    /// The first of `n` rows, `stride` words apart.
+    /// A pointer to `n` rows from `first` on, which are `stride` words apart.
     pub(crate) fn rows(&self, first: usize, n: usize) -> *const u32 {
         assert!(first + n <= self.n_rows);
         self.words[first * self.stride..].as_ptr()
     }
 }
 
-/// Rows of `k` numbers to rows of pairs, each row filled up with a zero if `k` is odd.
+/// Rounds rows of `k` numbers to rows of pairs, padded with a zero if `k` is odd.
 struct RoundToBf16<'a> {
     x: &'a [f32],
     stride: usize,
@@ -156,7 +156,7 @@ impl Kernel for RoundToBf16<'_> {
     }
 }
 
-/// Rows of `k` numbers to rows of their two parts, as a panel has them.
+/// Splits rows of `k` numbers into rows of their two parts, in the layout of a panel.
 struct SplitToBf16<'a> {
     x: &'a [f32],
     stride: usize,
@@ -184,11 +184,11 @@ impl Kernel for SplitToBf16<'_> {
     }
 }
 
-/// Where the tasks write, each its own elements.
+/// The output that the tasks write to, each its own elements.
 #[derive(Clone, Copy)]
 struct Output(*mut f32);
 
-// SAFETY: the blocks of two tasks share no element, and nobody reads before all have ended.
+// SAFETY: the blocks of two tasks share no element, and nothing is read before all tasks have ended.
 unsafe impl Send for Output {}
 // SAFETY: as above.
 unsafe impl Sync for Output {}
@@ -213,7 +213,7 @@ impl ProductKernel for Block<'_> {
             let end_k = (first_k + depth_block::<P>()).min(depth);
             for panel in self.panels.clone() {
                 let w = &self.weight.panel(panel)[first_k * PANEL..end_k * PANEL];
-                // SAFETY: `w` are the panel's words of `first_k..end_k`; the caller vouches for the instructions.
+                // SAFETY: `w` are the panel's words of `first_k..end_k`; the instructions are there by contract.
                 unsafe { self.against::<P>(panel, w, first_k, end_k) };
             }
             first_k = end_k;
@@ -224,8 +224,8 @@ impl ProductKernel for Block<'_> {
     }
 }
 
-/// A [`Block`], to the same bits, for products that widen their panels to f32 first. A kernel of its own: compiled as one function with
-/// the other, the sums of both went through memory.
+/// A [`Block`], with the same bits, for products that widen their panels to f32 first. A separate kernel, because compiled as one function both
+/// spill their sums to memory.
 struct WidenedBlock<'a>(Block<'a>);
 
 impl ProductKernel for WidenedBlock<'_> {
@@ -243,7 +243,7 @@ impl ProductKernel for WidenedBlock<'_> {
             let end_k = (first_k + depth_block).min(depth);
             for panel in block.panels.clone() {
                 let w = &block.weight.panel(panel)[first_k * PANEL..end_k * PANEL];
-                // SAFETY: the panel's words of `first_k..end_k`, widened; the caller vouches for the instructions.
+                // SAFETY: the panel's words of `first_k..end_k`, widened; the instructions are there by contract.
                 unsafe {
                     widen::<P::V>(w, widened.floats_mut());
                     block.against::<P::Widened>(panel, widened.panel(0), first_k, end_k);
@@ -258,7 +258,7 @@ impl ProductKernel for WidenedBlock<'_> {
 }
 
 impl Block<'_> {
-    /// Adds `first_k..end_k` to all rows against one panel, whose words of them are at `w`.
+    /// Adds `first_k..end_k` to all rows, for one panel, whose words for this range are `w`.
     ///
     /// # Safety
     /// As [`Block::tile`].
@@ -267,10 +267,10 @@ impl Block<'_> {
         let mut row = self.rows.start;
         while row < self.rows.end {
             let n_rows = P::MAX_ROWS.min(self.rows.end - row);
-            // SAFETY: the rows exist; the rest is the caller's promise.
+            // SAFETY: the rows exist; the rest is by contract.
             row += unsafe {
                 match n_rows {
-                    // Only products with tiles that high are compiled for them.
+                    // Only compiled for products with tiles of that height.
                     32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(row, panel, w, first_k, end_k),
                     16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(row, panel, w, first_k, end_k),
                     8.. => self.tile::<P, 8>(row, panel, w, first_k, end_k),
@@ -286,8 +286,8 @@ impl Block<'_> {
     /// Adds `first_k..end_k` to `R` rows from `row` on; returns `R`.
     ///
     /// # Safety
-    /// The rows and the panel exist, `first_k..end_k` lie within its depth, and `w` are its words of them; the processor has `P`'s
-    /// instructions.
+    /// The rows and the panel must exist, `first_k..end_k` must lie within its depth, and `w` must be its words for this range; the processor
+    /// must have `P`'s instructions.
     #[inline(always)]
     unsafe fn tile<P: Product, const R: usize>(
         &self,
@@ -304,9 +304,9 @@ impl Block<'_> {
         let lanes = |column: usize| n_columns.saturating_sub(column).min(P::V::N);
         let at = |r: usize, column: usize| (row + r) * n + first_column + column;
         let x = self.x.rows(row, R);
-        // SAFETY: `lanes(column)` elements from `at(r, column)` on lie in row `row + r` of the output, and of the residual, which
-        // has its shape; blocks of `k` after the first read what the first has written, and `Start::Output` promises that it is there; the slice
-        // vouches for `x`, and the caller for `w`.
+        // SAFETY: `lanes(column)` elements from `at(r, column)` on lie in row `row + r` of the output, and of the residual, which has the same
+        // shape; blocks of `k` after the first read what the first has written, and `Start::Output` guarantees that it exists; the slice bounds
+        // `x`, and the contract covers `w`.
         unsafe {
             tile::<P, R>(
                 x.add(first_k),

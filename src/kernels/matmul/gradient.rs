@@ -1,8 +1,8 @@
-//! The gradients of `y = x W^T`: `dx = dy W`, and `dW = dy^T x` added to what a gradient holds already.
+//! The gradients of `y = x W^T`: `dx = dy W`, and `dW = dy^T x`, which is added to an existing gradient.
 //!
-//! Both are the product of tile.rs again: `dx` against the transposed weight, which is packed for the occasion (one pass over `W`
-//! for `T` of arithmetic), and `dW` with the tokens in the place of the inputs. In bf16 the factors `dy`, `W` and `x` are rounded
-//! and the products added in f32, as PyTorch's autocast does; in bf16x3 all three are in two parts.
+//! Both use the product of tile.rs: `dx` with the transposed weight, which is packed temporarily (one pass over `W` for `T` times
+//! the arithmetic), and `dW` with the tokens in place of the inputs. In bf16 the factors `dy`, `W` and `x` are rounded and the
+//! products accumulated in f32, as in PyTorch's autocast; in bf16x3 all three have two parts.
 
 #![allow(
     clippy::needless_range_loop,
@@ -22,15 +22,15 @@ use crate::kernels::cpu::written;
 use crate::kernels::lanes::{Lanes, prefetch};
 use crate::kernels::level::{Kernel, Level};
 
-/// Outputs of `W` that are transposed at a time: bounds the memory, and changes no bit of the result.
+/// The outputs of `W` that are transposed at a time: limits the memory, and affects no bit of the result.
 const TRANSPOSED_OUTPUTS: usize = 64 * PANEL;
-/// Up to two panels: the rows of a low-rank adapter.
+/// At most two panels: the rows of a low-rank adapter.
 const FEW_OUTPUTS: usize = 2 * PANEL;
-/// Columns of the inputs that are put together at a time: a cache line of each row.
+/// The columns of the inputs that are gathered at a time: one cache line of each row.
 const COLUMN_BLOCK: usize = 16;
-/// Rows are asked for so many rows before they are read: they lie too far apart for the processor to see it coming.
+/// How many rows ahead to prefetch, because rows are too far apart for the hardware prefetcher.
 const ROWS_AHEAD: usize = 16;
-/// Words of tokens per block: as in fused.rs, a panel's share stays in the second-level cache.
+/// The words of tokens per block: as in fused.rs, a panel's block stays in the second-level cache.
 const DEPTH_BLOCK: usize = 768;
 
 /// `dy W`: `dy_tn [T, N]` -> `[T, K]`.
@@ -40,7 +40,7 @@ pub(in crate::kernels) fn input_gradient(level: Level, weight: &Panels, dy_tn: &
     dx_tk
 }
 
-/// Adds `dy W` to `dx_tk`, which is empty at first. `N` is at least 1.
+/// Adds `dy W` to `dx_tk`, which may be empty at first. `N` is at least 1.
 pub(super) fn add_input_gradient(level: Level, weight: &Panels, dy_tn: &[f32], n_rows: usize, dx_tk: &mut Vec<f32>) {
     let n = weight.out_features();
     assert_eq!(dy_tn.len(), n_rows * n);
@@ -51,12 +51,13 @@ pub(super) fn add_input_gradient(level: Level, weight: &Panels, dy_tn: &[f32], n
     }
 }
 
-/// Adds `dy^T x` to `gradient [N, K]`; `x_tk [T, K]`, `dy_tn [T, N]`, products in `dtype`.
+/// Adds `dy^T x` to `gradient [N, K]`, with `x_tk [T, K]`, `dy_tn [T, N]` and products in `dtype`.
 pub(super) fn add_weight_gradient(level: Level, dtype: Dtype, x_tk: &[f32], dy_tn: &[f32], n_rows: usize, gradient: &mut Panels) {
     let (k, n) = (gradient.in_features(), gradient.out_features());
     assert!(x_tk.len() == n_rows * k && dy_tn.len() == n_rows * n);
     if n <= FEW_OUTPUTS && n < k {
-        // As `(x^T dy)^T`: many panels for the threads instead of one or two, and the narrower side is put into columns.
+        // Computed as `(x^T dy)^T`, which gives the threads many panels instead of one or two, and gathers the narrower side into
+        // columns.
         let mut transposed = Panels::zeros(k, n, Dtype::F32);
         add_weight_gradient(level, dtype, dy_tn, x_tk, n_rows, &mut transposed);
         gradient.add_transposed(&transposed);
@@ -70,7 +71,7 @@ pub(super) fn add_weight_gradient(level: Level, dtype: Dtype, x_tk: &[f32], dy_t
     });
 }
 
-/// `x` by columns, in words: f32, or pairs of bf16 of neighbouring tokens, of one or two parts.
+/// The columns of `x`, in words: f32, or bf16 pairs of neighbouring tokens, in one or two parts.
 struct Columns {
     words: Vec<u32>,
     depth: usize,
@@ -80,7 +81,7 @@ struct Columns {
 impl Columns {
     fn new(level: Level, dtype: Dtype, x_tk: &[f32], n_rows: usize, k: usize) -> Columns {
         let depth = words_of(dtype, n_rows);
-        // An odd number of cache lines: the eight rows of a tile must not all fall into the same set.
+        // An odd number of cache lines, so that the eight rows of a tile do not all map to the same cache set.
         let stride = depth.next_multiple_of(32) + 16;
         let fill = |words: &mut [MaybeUninit<u32>]| {
             words.par_chunks_mut(COLUMN_BLOCK * stride).enumerate().for_each(|(i, words)| {
@@ -89,13 +90,13 @@ impl Columns {
                 level.run(Turn { dtype, x, depth, stride, words });
             });
         };
-        // SAFETY: of each column the `depth` words of the tokens are written, and those behind them.
+        // SAFETY: the `depth` words of the tokens of each column are written, and so is the padding.
         let words = unsafe { written(k * stride, fill) };
         Columns { words, depth, stride }
     }
 }
 
-/// Columns `first..first + n_columns` of `rows [n_rows, width]`.
+/// The columns `first..first + n_columns` of `rows [n_rows, width]`.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     rows: &'a [f32],
@@ -106,7 +107,7 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Row `t`; zeros behind the last row. Columns of `to` that the part lacks stay as they are.
+    /// Copies row `t`; zeros after the last row. Columns of `to` that the part lacks stay unchanged.
     #[inline(always)]
     fn row_into<const N: usize>(&self, t: usize, to: &mut [f32; N]) {
         if t >= self.n_rows {
@@ -126,7 +127,8 @@ impl Part<'_> {
 }
 
 impl Part<'_> {
-    /// Hands out words `first..first + depth` of the columns, one of each column at a time; in bf16x3 `first` begins a group.
+    /// Passes the words `first..first + depth` of the columns to `put`, one of each column at a time; in bf16x3 `first` must
+    /// start a group.
     #[inline(always)]
     fn words<const N: usize>(&self, dtype: Dtype, first: usize, depth: usize, mut put: impl FnMut(usize, &[u32; N])) {
         let (mut even, mut odd) = ([0.0; N], [0.0; N]);
@@ -166,7 +168,7 @@ impl Part<'_> {
     }
 }
 
-/// A block of columns: rows in, columns out.
+/// Transposes a block of columns: reads rows, writes columns.
 struct Turn<'a> {
     dtype: Dtype,
     x: Part<'a>,
@@ -196,7 +198,7 @@ impl Kernel for Turn<'_> {
     }
 }
 
-/// One panel of a weight's gradient.
+/// Computes one panel of a weight's gradient.
 struct Outer<'a> {
     dtype: Dtype,
     x: &'a Columns,
@@ -221,7 +223,7 @@ impl ProductKernel for Outer<'_> {
         for first in (0..self.x.depth).step_by(block) {
             let depth = block.min(self.x.depth - first);
             self.pack(first, depth, panel.floats_mut());
-            // SAFETY: the rows exist, `depth` words are packed, and the caller vouches for the instructions.
+            // SAFETY: the rows exist, `depth` words are packed, and the instructions are there by contract.
             unsafe {
                 if P::WIDENS {
                     widen::<P::V>(&panel.panel(0)[..depth * PANEL], widened.floats_mut());
@@ -244,7 +246,7 @@ impl Outer<'_> {
         let k_end = self.gradient.len() / PANEL;
         let mut k = 0;
         while k < k_end {
-            // SAFETY: the rows exist; the rest is the caller's promise.
+            // SAFETY: the rows exist; the rest is by contract.
             k += unsafe {
                 match P::MAX_ROWS.min(k_end - k) {
                     32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(k, first, depth, panel),
@@ -259,7 +261,7 @@ impl Outer<'_> {
         }
     }
 
-    /// The panel's columns of `dy`, tokens outermost: words `first..first + depth`.
+    /// Packs the panel's columns of `dy`, tokens outermost: words `first..first + depth`.
     #[inline(always)]
     fn pack(&self, first: usize, depth: usize, panel: &mut [f32]) {
         let dy =
@@ -275,17 +277,17 @@ impl Outer<'_> {
     /// Adds `depth` words to `R` rows of the gradient from `k` on; returns `R`.
     ///
     /// # Safety
-    /// `R` columns of `x` from `k` on have words `first..first + depth`; the processor has `P`'s instructions.
+    /// `R` columns of `x` from `k` on must have the words `first..first + depth`; the processor must have `P`'s instructions.
     #[inline(always)]
     unsafe fn tile<P: Product, const R: usize>(&mut self, k: usize, first: usize, depth: usize, panel: &[u32]) -> usize {
         assert!(k + R <= self.gradient.len() / PANEL && first + depth <= self.x.depth && panel.len() >= depth * PANEL);
-        // What the next tile adds to: from memory, for which this one's sums would have to wait.
+        // Prefetches what the next tile adds to, for which its sums would otherwise wait.
         let next = (k + R) * PANEL;
         prefetch(&self.gradient[next..self.gradient.len().min(next + R * PANEL)]);
         let x = self.x.words[k * self.x.stride + first..].as_ptr();
         let to = self.gradient[k * PANEL..(k + R) * PANEL].as_mut_ptr();
-        // SAFETY: `column + N <= PANEL` in every call, so the elements are those of the rows just cut out; the assertion vouches
-        // for `x` and the panel.
+        // SAFETY: `column + N <= PANEL` in every call, so the elements are those of the rows just cut out; the assertion covers
+        // `x` and the panel.
         unsafe {
             tile::<P, R>(
                 x,
@@ -325,7 +327,7 @@ mod tests {
             (799, 8, 5),
             (1601, 3, 50),
             (33, 200, 96),
-            // Outputs in two blocks of transposed ones.
+            // The outputs are transposed in two blocks.
             (3, 5, 64 * PANEL + 49),
             (0, 3, 4),
             (0, 200, 4),
@@ -336,13 +338,13 @@ mod tests {
                 panels.push(&w);
                 let dx: Vec<f64> =
                     (0..t * k).map(|i| (0..n).map(|j| product(dtype, dy[i / k * n + j], w[j * k + i % k])).sum()).collect();
-                // The gradient held 1 before.
+                // The gradient was 1 before.
                 let dw: Vec<f64> = (0..n * k)
                     .map(|i| 1.0 + (0..t).map(|s| product(dtype, dy[s * n + i / k], x[s * k + i % k])).sum::<f64>())
                     .collect();
                 for level in Level::available() {
                     let what = format!("{level} {dtype} [{t}, {k}] [{n}, {k}]");
-                    // Sums of up to 3,121 products with random signs stay below 100; some hundred roundings of 2^-24 each.
+                    // Sums of up to 3,121 products with random signs stay below 100, with some hundred roundings of 2^-24 each.
                     close(&input_gradient(level, &panels, &dy, t), &dx, if n > 1000 { 5e-5 } else { 1e-5 }, &what);
                     let mut gradient = Panels::new(k, Dtype::F32);
                     gradient.push(&vec![1.0; n * k]);

@@ -1,17 +1,17 @@
-//! `x W^T` against a weight matrix that is stored once.
+//! The product `x W^T` with a weight matrix that is stored once.
 //!
-//! Shapes: `T` tokens, `K` inputs, `N` outputs; `x_tk`, `w_nk`, `y_tn`. The plain expression is `x.matmul(&w.t())`.
-//! [`Kernels::Fused`] packs the weight at load time into panels of 48 outputs, which the processor reads front to back, and
-//! keeps no second copy; [`Kernels::Reference`] is the candle product, on any device, and passes gradients to the weight. A
-//! fused weight is frozen, and gradients pass through to the input only, until [`Matrix::train`] makes a [`Trained`] one of it.
+//! Shapes: `T` tokens, `K` inputs, `N` outputs; `x_tk`, `w_nk`, `y_tn`. The plain expression is `x.matmul(&w.t())`. [`Kernels::Fused`] packs
+//! the weight at load time into panels of 48 outputs, which the processor reads front to back, and keeps no second copy;
+//! [`Kernels::Reference`] is candle's product, on any device, with gradients for the weight. A fused weight is frozen, and gradients only
+//! pass through to the input, until [`Matrix::train`] turns it into a [`Trained`] one.
 //!
-//! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run; in bf16x3 each factor is the sum of two
-//! bfloat16.
+//! In bf16 both factors are rounded to bfloat16 and the products accumulated in f32, with either kernels; in bf16x3 each factor is the sum of
+//! two bfloat16.
 //!
 //! ```text
-//! pack.rs         the stored form: panels
-//! fused.rs        tiles of the output over all cores; tile.rs one of them, by registers, amx.rs by AMX; dispatch.rs chooses
-//! trained.rs      a weight that learns; gradient.rs the gradients
+//! pack.rs         the storage format: panels
+//! fused.rs        tiles of the output on all cores; tile.rs one tile in registers, amx.rs with AMX; dispatch.rs chooses
+//! trained.rs      a weight under training; gradient.rs the gradients
 //! ```
 
 #[cfg(target_arch = "x86_64")]
@@ -58,15 +58,15 @@ enum Store {
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
-    /// A frozen weight in the blocks of its file, the parts one below the other; for products alone.
+    /// A frozen weight in the quantised blocks of its file, as concatenated parts; for products only.
     Blocks(Arc<[Blocks]>),
     /// A frozen weight on the GPU.
     Device(Arc<Weight>),
 }
 
 impl Matrix {
-    /// Joins `parts` (`[N_i, K]` each, any float type) along `N`. The parts are asked for one by one and dropped once they are
-    /// stored, so that only one of them need be alive beside the result.
+    /// Concatenates `parts` (`[N_i, K]` each, any float type) along `N`. The parts are requested one by one and dropped once they are stored,
+    /// so only one of them need be in memory beside the result.
     pub fn new(parts: impl IntoIterator<Item = Result<Tensor>>, dtype: Dtype, kernels: Kernels) -> Result<Matrix> {
         let mut parts = parts.into_iter();
         let first = parts.next().ok_or_else(|| Error::new("a weight matrix was asked for with no parts"))??;
@@ -89,7 +89,7 @@ impl Matrix {
         Ok(Matrix { out_features, in_features, dtype, store })
     }
 
-    /// A weight that stays in the blocks of its file: `parts` one below the other.
+    /// A weight that stays in the quantised blocks of its file: the concatenated `parts`.
     pub(crate) fn in_blocks(parts: Vec<Blocks>) -> Result<Matrix> {
         let in_features = parts.first().map_or(0, Blocks::in_features);
         if in_features == 0 || parts.iter().any(|part| part.in_features() != in_features) {
@@ -129,14 +129,14 @@ impl Matrix {
         }
     }
 
-    /// The gradient of [`Matrix::forward`]'s input, `dy W`: `[T, N] -> [T, K]`; a trained weight's gradient `dy^T x` is added to
-    /// what it has. For whoever goes backward without candle's graph, which adds up every gradient on one core.
+    /// The gradient of the input of [`Matrix::forward`], `dy W`: `[T, N] -> [T, K]`; also adds `dy^T x` to the gradient of a trained weight.
+    /// For backward passes without candle's autograd, which sums every gradient on one core.
     pub fn backward(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<Tensor> {
         self.backward_beside(x_tk, dy_tn, None)
     }
 
-    /// As [`Matrix::backward`] where another matrix reads the same input: `dy W` plus the other's `dy' W'` of `beside`, whose own gradient
-    /// is not touched.
+    /// Like [`Matrix::backward`], if another matrix reads the same input: returns `dy W` plus `dy' W'` for the pair `beside`, whose weight
+    /// gradient is left unchanged.
     pub fn backward_beside(&self, x_tk: &Tensor, dy_tn: &Tensor, beside: Option<(&Matrix, &Tensor)>) -> Result<Tensor> {
         self.add_gradient(x_tk, dy_tn)?;
         let mut dx = Vec::new();
@@ -151,7 +151,7 @@ impl Matrix {
         Ok(super::cpu::gradient(dx, x_tk)?)
     }
 
-    /// Adds `dy^T x` to the gradient of a trained weight; nothing for a frozen one.
+    /// Adds `dy^T x` to the gradient of a trained weight; does nothing for a frozen one.
     pub fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<()> {
         self.check_input(x_tk)?;
         self.check_gradient(x_tk, dy_tn)?;
@@ -161,7 +161,7 @@ impl Matrix {
         Ok(())
     }
 
-    /// Rows of `W` as they are stored, `[ids.len(), K]` f32: the embedding of a model whose head and embedding are one matrix.
+    /// Rows of `W` as stored, `[ids.len(), K]` f32: the embedding of a model whose head is its embedding.
     pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.out_features) {
             return Err(Error::new(format!("row {id} was asked of a matrix of {} rows", self.out_features)));
@@ -203,12 +203,12 @@ impl Matrix {
         self.in_features
     }
 
-    /// What the product is computed in.
+    /// The format in which the product is computed.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Memory the weight takes.
+    /// The memory that the weight takes, in bytes.
     pub fn bytes(&self) -> usize {
         match &self.store {
             Store::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
@@ -219,8 +219,8 @@ impl Matrix {
         }
     }
 
-    /// Makes the weight one that gradients are collected for, with products in `dtype`. The f32 numbers that were packed become
-    /// its master; a weight that has been rounded already cannot be trained.
+    /// Makes the weight trainable, with products in `dtype`. Its packed f32 numbers become the master weight; a weight that has been rounded
+    /// cannot be trained.
     pub fn train(&mut self, dtype: Dtype) -> Result<Arc<Trained>> {
         let empty = Store::Packed(Arc::new(Panels::new(self.in_features, Dtype::F32)));
         let trained = match std::mem::replace(&mut self.store, empty) {
@@ -236,7 +236,7 @@ impl Matrix {
         Ok(trained)
     }
 
-    /// A weight that is under training from the start.
+    /// A matrix that is trainable from the start.
     pub fn from_trained(trained: Arc<Trained>) -> Matrix {
         Matrix {
             out_features: trained.out_features(),
@@ -246,7 +246,7 @@ impl Matrix {
         }
     }
 
-    /// The weight under training, if it is one.
+    /// The trained weight, if it is trainable.
     pub fn trained(&self) -> Option<&Arc<Trained>> {
         match &self.store {
             Store::Trained(trained) => Some(trained),
@@ -271,7 +271,7 @@ impl Matrix {
         }
     }
 
-    /// The parts of a weight that stays in the blocks of its file.
+    /// The parts of a weight that stays in the quantised blocks of its file.
     pub(super) fn blocks(&self) -> Option<&[Blocks]> {
         match &self.store {
             Store::Blocks(parts) => Some(parts),
@@ -316,7 +316,7 @@ impl Matrix {
     }
 }
 
-/// Output `n` of all parts together, dequantised.
+/// Dequantises output `n` of the concatenated parts.
 fn block_row(parts: &[Blocks], mut n: usize, row: &mut [f32]) {
     for part in parts {
         match n.checked_sub(part.out_features()) {
@@ -326,14 +326,14 @@ fn block_row(parts: &[Blocks], mut n: usize, row: &mut [f32]) {
     }
 }
 
-/// `[N, K]`: the rows of these numbers, each as `fill` has it.
+/// The rows `ids`, `[ids.len(), K]`, each written by `fill`.
 fn rows_of(k: usize, ids: &[u32], fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
     let mut rows = vec![0.0; ids.len() * k];
     rows.par_chunks_mut(k).zip(ids).for_each(|(row, &id)| fill(id as usize, row));
     Ok(Tensor::from_vec(rows, (ids.len(), k), &Device::Cpu)?)
 }
 
-/// The slow readable product.
+/// The reference product.
 fn plain_forward(weight_nk: &Tensor, x_tk: &Tensor, dtype: Dtype) -> Result<Tensor> {
     Ok(match dtype {
         Dtype::F32 => x_tk.matmul(&weight_nk.t()?)?,
@@ -345,7 +345,7 @@ fn plain_forward(weight_nk: &Tensor, x_tk: &Tensor, dtype: Dtype) -> Result<Tens
     })
 }
 
-/// The nearest finite bf16 and the bf16 nearest to what is left, both as f32.
+/// The nearest finite bf16, and the bf16 nearest to the remainder, both as f32.
 fn in_two(x: &Tensor) -> Result<[Tensor; 2]> {
     let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
     let upper = rounded(x)?.clamp(half::bf16::MIN.to_f32(), half::bf16::MAX.to_f32())?;
@@ -379,15 +379,15 @@ fn pack(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype)
     Ok(panels)
 }
 
-/// The fused product as a tensor operation: `x W^T` of one argument, `residual + x W^T` of two. The gradient of a trained weight
-/// goes straight into its store, past candle's, which would make a copy of the weight's size for every sum.
+/// The fused product as a tensor operation: `x W^T` with one argument, `residual + x W^T` with two. The gradient of a trained weight goes
+/// directly to its own storage, because candle would copy the whole weight for every sum.
 struct Linear {
     panels: Arc<Panels>,
     trained: Option<Arc<Trained>>,
 }
 
 impl Linear {
-    /// Adds to the weight's gradient and returns the input's.
+    /// Adds to the weight's gradient and returns the gradient of the input.
     fn backward(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<Tensor> {
         if let Some(trained) = &self.trained {
             add_weight_gradient(trained, x_tk, dy_tn)?;

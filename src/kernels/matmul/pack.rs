@@ -1,4 +1,4 @@
-//! The stored form of a weight matrix: panels of 48 outputs, `k` outermost, so that a register tile reads them front to back.
+//! The storage format of a weight matrix: panels of 48 outputs, `k` outermost, so that a register tile reads them front to back.
 //!
 //! ```text
 //!   panel 0                       panel 1
@@ -6,10 +6,10 @@
 //!   k = 1: w[0][1]  .. w[47][1]   w[48][1] .. w[95][1]
 //! ```
 //!
-//! In bf16 a 32-bit word holds two neighbouring `k` of one output, the even one in the low half: the operand of `vdpbf16ps`.
-//! An odd `K` and the last panel are filled up with zeros. In bf16x3 of each 32 words the first 16 hold the upper parts of 32 numbers, as in
-//! bf16, and the others the lower parts; `K` is filled up to a multiple of 32. 48 outputs are three AVX-512 vectors, and with 8 rows of the input
-//! 24 of the 32 registers hold sums.
+//! In bf16 a 32-bit word holds two neighbouring `k` of one output, the even one in the low half: the operand of `vdpbf16ps`. An odd `K` and the
+//! last panel are padded with zeros. In bf16x3 the first 16 of each 32 words hold the upper parts of 32 numbers, as in bf16, and the others the
+//! lower parts; `K` is padded to a multiple of 32. 48 outputs are three AVX-512 vectors, so with 8 rows of the input 24 of the 32 registers hold
+//! sums.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -22,18 +22,18 @@ use crate::kernels::level::{Kernel, Level};
 
 pub(crate) use crate::kernels::tasks::PANEL;
 
-/// Words (f32, or two bf16) in a cache line.
+/// The words (f32, or two bf16) in a cache line.
 const LINE: usize = 16;
-/// Words of upper parts before those of the lower parts that belong to them: a row of an AMX tile.
+/// The words of upper parts before the corresponding lower parts: a row of an AMX tile.
 pub(super) const GROUP: usize = 16;
 const LINES_PER_DEPTH: usize = PANEL / LINE;
 
-/// A cache line, for its alignment: a vector that straddles two lines costs two loads.
+/// An aligned cache line, because a vector that crosses two lines costs two loads.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u32; LINE]);
 
-/// `W [N, K]`, packed.
+/// A packed matrix `W [N, K]`.
 #[derive(Debug)]
 pub(crate) struct Panels {
     lines: Vec<Line>,
@@ -43,12 +43,12 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// `in_features` is at least 1.
+    /// A matrix without outputs; `in_features` must be at least 1.
     pub(crate) fn new(in_features: usize, dtype: Dtype) -> Panels {
         Panels { lines: Vec::new(), out_features: 0, in_features, dtype }
     }
 
-    /// `W = 0 [out_features, in_features]`.
+    /// A zero matrix `[out_features, in_features]`.
     pub(crate) fn zeros(out_features: usize, in_features: usize, dtype: Dtype) -> Panels {
         let mut panels = Panels { out_features, ..Panels::new(in_features, dtype) };
         panels.lines = vec![Line([0; LINE]); panels.n_panels() * panels.depth() * LINES_PER_DEPTH];
@@ -61,7 +61,7 @@ impl Panels {
         let before = self.out_features;
         let after = before + part_nk.len() / k;
         self.out_features = after;
-        // Puts the outputs of the part that belong to a panel into its words.
+        // Writes the outputs of the part that belong to a panel into its words.
         let fill = |panel: usize, words: &mut [u32]| {
             let first_output = panel * PANEL;
             for output in first_output.max(before)..(first_output + PANEL).min(after) {
@@ -90,19 +90,19 @@ impl Panels {
         self.grow(after.div_ceil(PANEL) - n_panels, |i, words| fill(n_panels + i, words));
     }
 
-    /// Appends `n` panels of zeros, and lets `fill(number, words)` write into each, on all threads.
+    /// Appends `n` panels of zeros, and lets `fill(index, words)` write to each, on all threads.
     fn grow(&mut self, n: usize, fill: impl Fn(usize, &mut [u32]) + Sync) {
         let panel_lines = self.depth() * LINES_PER_DEPTH;
         let n_new = n * panel_lines;
-        // Exactly: growing by doubling would hold up to twice the weight. The threads that fill the new lines are the first to
-        // touch them, so that the kernel hands out the memory to all of them at once.
+        // Reserves exactly, because growing by doubling would take up to twice the memory. The threads that fill the new lines touch them first,
+        // so the kernel provides the memory to all of them in parallel.
         self.lines.reserve_exact(n_new);
         self.lines.spare_capacity_mut()[..n_new].par_chunks_mut(panel_lines.max(1)).enumerate().for_each(|(i, lines)| {
             lines.fill(MaybeUninit::new(Line([0; LINE])));
-            // SAFETY: the line above has written all of them.
+            // SAFETY: the previous line has written all of them.
             fill(i, unsafe { lines.assume_init_mut() }.as_flattened_words());
         });
-        // SAFETY: the capacity has been asked for, and the chunks cover all new lines.
+        // SAFETY: the capacity has been reserved, and the chunks cover all new lines.
         unsafe { self.lines.set_len(self.lines.len() + n_new) };
     }
 
@@ -118,7 +118,7 @@ impl Panels {
         self.dtype
     }
 
-    /// Words of one output: those of `K` numbers.
+    /// The words of one output, for `K` numbers.
     pub(crate) fn depth(&self) -> usize {
         words_of(self.dtype, self.in_features)
     }
@@ -133,22 +133,22 @@ impl Panels {
         self.lines[panel * panel_lines..][..panel_lines].as_words()
     }
 
-    /// All panels of an f32 matrix, `[n_panels, K, PANEL]`; the places that fill up the last panel are zero and must stay so.
+    /// All panels of an f32 matrix, `[n_panels, K, PANEL]`; the padding of the last panel is zero and must stay so.
     pub(crate) fn floats(&self) -> &[f32] {
         assert_eq!(self.dtype, Dtype::F32);
-        // SAFETY: f32 and u32 have one size and alignment, and every pattern of bits is an f32.
+        // SAFETY: f32 and u32 have the same size and alignment, and every bit pattern is a valid f32.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
     }
 
-    /// As [`Panels::floats`].
+    /// Like [`Panels::floats`], mutable.
     pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
         assert_eq!(self.dtype, Dtype::F32);
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }
     }
 
-    /// An f32 matrix as two: the nearest bf16, and in the same places what rounding took, in units of the f32's last bit. A number
-    /// midway between two bf16 may lose that bit; all others come back as they were.
+    /// Splits an f32 matrix in two: the nearest bf16, and at the same indices the rounding error in units of the f32's last bit. A number midway
+    /// between two bf16 may lose that bit; all others are recovered exactly.
     pub(crate) fn split(&self) -> (Panels, Panels) {
         let mut upper = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16);
         let mut lower = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16);
@@ -157,7 +157,7 @@ impl Panels {
         (upper, lower)
     }
 
-    /// The way back of [`Panels::split`].
+    /// The inverse of [`Panels::split`].
     pub(crate) fn joined(upper: &Panels, lower: &Panels) -> Panels {
         let mut whole = Panels::zeros(upper.out_features, upper.in_features, Dtype::F32);
         let panels = whole.floats_mut().par_chunks_mut(upper.in_features * PANEL).enumerate();
@@ -165,7 +165,7 @@ impl Panels {
         whole
     }
 
-    /// An f32 matrix in the two parts of bf16x3.
+    /// Converts an f32 matrix to the two parts of bf16x3.
     pub(super) fn in_parts(&self) -> Panels {
         let mut parts = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16x3);
         let floats = self.floats().par_chunks(self.depth() * PANEL);
@@ -179,8 +179,8 @@ impl Panels {
         self.lines.as_flattened_words().par_chunks_mut(panel_words)
     }
 
-    /// Rows `outputs` of `W` as the columns of a matrix of their own, `[K, outputs.len()]`, in the same number format; `outputs`
-    /// begin with a panel and end with one, or with the last output.
+    /// The rows `outputs` of `W` as the columns of a separate matrix, `[K, outputs.len()]`, in the same format; `outputs` must start at the start
+    /// of a panel and end at the end of one, or at the last output.
     pub(crate) fn transposed(&self, level: Level, outputs: Range<usize>) -> Panels {
         let at_end = outputs.end.is_multiple_of(PANEL) || outputs.end == self.out_features;
         assert!(outputs.start.is_multiple_of(PANEL) && at_end && outputs.end <= self.out_features);
@@ -193,7 +193,7 @@ impl Panels {
         transposed
     }
 
-    /// Adds a matrix `[K, N]` of f32 to this one, `[N, K]` of f32.
+    /// Adds an f32 matrix `[K, N]` to this one, f32 `[N, K]`.
     pub(crate) fn add_transposed(&mut self, other: &Panels) {
         assert!(self.dtype == Dtype::F32 && other.dtype == Dtype::F32);
         assert!((self.out_features, self.in_features) == (other.in_features, other.out_features));
@@ -211,7 +211,7 @@ impl Panels {
         self.lines.len() * size_of::<Line>()
     }
 
-    /// Output `n`, `[K]`, as it is stored.
+    /// Output `n`, `[K]`, as stored.
     pub(crate) fn row_into(&self, n: usize, row: &mut [f32]) {
         let panel = self.panel(n / PANEL);
         for (k, x) in row.iter_mut().enumerate() {
@@ -226,7 +226,7 @@ impl Panels {
     }
 }
 
-/// Words in which `n` neighbouring numbers stand.
+/// The number of words for `n` neighbouring numbers.
 pub(super) fn words_of(dtype: Dtype, n: usize) -> usize {
     match dtype {
         Dtype::F32 => n,
@@ -235,18 +235,18 @@ pub(super) fn words_of(dtype: Dtype, n: usize) -> usize {
     }
 }
 
-/// In bf16x3 the word that holds the upper parts of the pair with this number; [`GROUP`] words behind it are the lower ones.
+/// The word with the upper parts of a pair in bf16x3; [`GROUP`] words after it are the lower parts.
 #[inline(always)]
 pub(super) fn upper_place(pair: usize) -> usize {
     pair + pair / GROUP * GROUP
 }
 
-/// One panel of [`Panels::split`].
+/// Splits one panel for [`Panels::split`].
 pub(super) fn split(floats: &[f32], upper: &mut [u32], lower: &mut [u32]) {
     Level::current().run(Split { floats, upper, lower });
 }
 
-/// One panel of [`Panels::joined`].
+/// Joins one panel for [`Panels::joined`].
 pub(super) fn join(upper: &[u32], lower: &[u32], floats: &mut [f32]) {
     Level::current().run(Join { upper, lower, floats });
 }
@@ -260,7 +260,7 @@ struct Split<'a> {
 impl Kernel for Split<'_> {
     type Output = ();
 
-    // Plain loops over whole rows of a panel: compiled with the level's instructions, they become vectors by themselves.
+    // Plain loops over whole rows of a panel, which the compiler vectorises with the level's instructions.
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let rest = |x: f32, upper: u32| {
@@ -272,7 +272,7 @@ impl Kernel for Split<'_> {
         assert!(upper.len() == lower.len() && floats.len().div_ceil(2) == upper.len());
         for pair in 0..upper.len() {
             let even = &floats[2 * pair];
-            // Zeros beside the last one if their number is odd.
+            // If the number of rows is odd, the last one is paired with zeros.
             let odd = floats.get(2 * pair + 1).unwrap_or(&[0.0; PANEL]);
             let (upper, lower) = (&mut upper[pair], &mut lower[pair]);
             for i in 0..PANEL {
@@ -313,10 +313,10 @@ impl Kernel for Join<'_> {
     }
 }
 
-/// One panel of [`Panels::in_parts`].
+/// Converts one panel for [`Panels::in_parts`].
 struct Parts<'a> {
     floats: &'a [f32],
-    /// Where the words go; zeros at first.
+    /// The destination; zeros at first.
     words: &'a mut [u32],
 }
 
@@ -339,19 +339,19 @@ impl Kernel for Parts<'_> {
     }
 }
 
-/// One panel of [`Panels::transposed`]: columns `columns` of the rows `outputs`.
+/// Computes one panel of [`Panels::transposed`]: the columns `columns` of the rows `outputs`.
 struct Transpose<'a> {
     from: &'a Panels,
     outputs: Range<usize>,
     columns: Range<usize>,
-    /// Where the numbers go; zeros at first.
+    /// The destination; zeros at first.
     to: &'a mut [u32],
 }
 
 impl Kernel for Transpose<'_> {
     type Output = ();
 
-    // Square blocks of fixed size, so that both sides stay in the first-level cache and no index needs a check.
+    // Square blocks of fixed size, so that both sides stay in the first-level cache and indices need no bounds checks.
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let n_columns = self.columns.len();
@@ -371,7 +371,7 @@ impl Kernel for Transpose<'_> {
                 }
             }
             Dtype::Bf16 => {
-                // Panels begin with an even column, as they are an even number of outputs wide.
+                // Panels begin at an even column, because they have an even number of outputs.
                 let first_row = self.columns.start / 2;
                 for block in 0..words.len().div_ceil(PAIRS) {
                     let from = &self.from.panel(first_panel + block).as_chunks::<PANEL>().0[first_row..];
@@ -401,10 +401,10 @@ impl Kernel for Transpose<'_> {
     }
 }
 
-/// Words that a panel's outputs become.
+/// The number of words that a panel's outputs become.
 const PAIRS: usize = PANEL / 2;
 
-/// `n_columns` columns, of which `from(pair)` gives two at a time, as the first `to.len()` rows of pairs.
+/// Writes `n_columns` columns, of which `from(pair)` returns two at a time, as the first `to.len()` rows of pairs.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
@@ -414,7 +414,7 @@ unsafe fn transpose_pairs<'a, V: Lanes>(n_columns: usize, from: impl Fn(usize) -
         let to = to.as_mut_ptr();
         for pair in (0..PAIRS).step_by(V::N / 2) {
             for n in (0..PAIRS).step_by(V::N / 2) {
-                // SAFETY: `N` words from an even one on lie in a row, and `PAIRS` rows are there; the rest is the caller's promise.
+                // SAFETY: `N` words from an even index on lie in a row, and there are `PAIRS` rows; the rest is by contract.
                 unsafe {
                     V::transpose_halves(
                         #[inline(always)]
@@ -429,7 +429,7 @@ unsafe fn transpose_pairs<'a, V: Lanes>(n_columns: usize, from: impl Fn(usize) -
     }
     for pair in 0..n_columns.div_ceil(2) {
         let row = from(pair);
-        // Where the number of columns is odd, the last word holds one and a zero, which lands in the padding.
+        // If the number of columns is odd, the last word holds one number and a zero, which goes to the padding.
         for n in 0..to.len() {
             let (a, b) = (row[2 * n], row[2 * n + 1]);
             to[n][2 * pair] = a & 0xffff | b << 16;
@@ -438,7 +438,7 @@ unsafe fn transpose_pairs<'a, V: Lanes>(n_columns: usize, from: impl Fn(usize) -
     }
 }
 
-/// Neighbouring numbers in the two parts of bf16x3: the pair of the upper ones, and that of the lower ones.
+/// Splits neighbouring numbers into the two parts of bf16x3: the pair of upper parts, and the pair of lower parts.
 #[inline(always)]
 pub(super) fn split_pair(first: f32, second: f32) -> [u32; 2] {
     let ([first, first_rest], [second, second_rest]) = (in_two(first), in_two(second));
@@ -451,8 +451,8 @@ pub(super) fn held_in_parts(x: f32) -> f32 {
     upper + lower
 }
 
-/// The nearest finite bf16, and what is left, exactly. An infinity or a NaN is one and what is left: it reaches the products that have it as in
-/// f32, and the other factor's lower part, of either sign or zero, meets the one.
+/// The nearest finite bf16, and the exact remainder. Infinity and NaN are split into 1 and a remainder of infinity or NaN, so that products
+/// give the same as in f32: the 1 only multiplies the other factor, whose product does not change an infinite or NaN sum.
 #[inline(always)]
 fn in_two(x: f32) -> [f32; 2] {
     const INFINITE: u32 = 0x7f80_0000;
@@ -464,18 +464,18 @@ fn in_two(x: f32) -> [f32; 2] {
     [upper, x - upper]
 }
 
-/// Neighbouring numbers rounded to the nearest bf16 (to the even one of two), the first in the low half.
+/// Rounds neighbouring numbers to the nearest bf16 (ties to even), the first in the low half.
 #[inline(always)]
 pub(super) fn bf16_pair(first: f32, second: f32) -> u32 {
     bf16_bits(first) >> 16 | bf16_bits(second) & 0xffff_0000
 }
 
-/// The nearest bf16 in the upper half. Without branches, so that the compiler makes vectors of it.
+/// The nearest bf16 in the upper half. Branch-free, so that the compiler can vectorise it.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    // Rounding must not carry a NaN over into infinity.
+    // Rounding must not carry a NaN into infinity.
     if x.is_nan() { bits | 0x40_0000 } else { rounded }
 }
 
@@ -518,7 +518,7 @@ mod tests {
         for x in (0..=u32::MAX).step_by(65_521).map(f32::from_bits).chain(edges).filter(|x| x.is_finite()) {
             let [upper, lower] = split_pair(x, x).map(|pair| f32::from_bits(pair << 16));
             assert!(upper.is_finite() && lower.is_finite(), "{x}");
-            // Half a unit of the upper part's eight bits is left, and of that eight bits are kept. The smallest bf16 is 2^-133.
+            // Half a unit of the upper part's eight bits remains, of which eight bits are kept. The smallest bf16 is 2^-133.
             let error = (f64::from(upper) + f64::from(lower) - f64::from(x)).abs();
             assert!(error <= (f64::from(x).abs() * 2f64.powi(-17)).max(2f64.powi(-134)), "{x}: {upper} + {lower}");
         }
