@@ -1,4 +1,4 @@
-//! What the user types -> a gate or a method, and back.
+//! Parses what the user types into a gate or a method, and prints it back.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::spelling::nearest;
 
 impl Gate {
-    /// Every gate of the preview: of each method that is no more than a gate, and EAFT's in all their variants.
+    /// All gates of the preview: those of the methods that consist of nothing but a gate, and all variants of EAFT's.
     pub fn preview() -> Vec<Gate> {
         let of_method = |method: &Method| match method.gate {
             Gate::Eaft(Eaft::LINEAR) => Eaft::VARIANTS.map(Gate::Eaft).to_vec(),
@@ -24,7 +24,7 @@ impl Gate {
 }
 
 impl Method {
-    /// What a token is weighed by when the method runs under these options, which are refused where they mean nothing.
+    /// Returns the gate of the method under these options, or an error if an option has no meaning for the method.
     pub fn gate_under(&self, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Result<Gate> {
         let wrong = |what: String, cure: String| Err(Error::usage(what).cure(cure));
         if let Some(gate) = gate
@@ -36,7 +36,7 @@ impl Method {
             );
         }
         let Gate::Eaft(own) = self.gate else {
-            // Files of earlier runs have the defaults in them.
+            // Files of earlier runs contain the defaults.
             if let Some(normaliser) = normaliser.filter(|normaliser| *normaliser != Normaliser::default()) {
                 return wrong(
                     format!("--normaliser {normaliser} is for EAFT's entropy, but the method is {}", self.name),
@@ -74,7 +74,7 @@ impl Method {
     }
 }
 
-/// Reads what a gate prints: a method's name, and behind a colon what else there is to say of it.
+/// Parses what a gate prints: the name of a method, and its parameters behind a colon.
 impl FromStr for Gate {
     type Err = Error;
 
@@ -98,7 +98,7 @@ fn unknown(text: &str, what: &str) -> Error {
     Error::usage(format!("unknown gate `{text}`: {what}")).cure(known)
 }
 
-/// As the user would type it.
+/// Prints the gate as the user would type it.
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -126,7 +126,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// A method is written by its name.
+/// Serialises a method as its name.
 impl Serialize for Method {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)
