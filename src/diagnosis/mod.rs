@@ -6,6 +6,7 @@
 //! gate_preview.rs   what each gate would do with the data
 //! summary.rs        summary.json: frequent tokens, conflicts, and breakdown.rs shares of tokens, loss and gradient
 //! context.rs        a token in the sentence that it stands in
+//! turn_text.rs      what of a turn stands beside its content: reasoning and tool calls, read from the tokens
 //! kinds.rs          why a conflict may be one; by_kind.rs sums of each; near_duplicates.rs rows that ask nearly the same
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! paired.rs         the tokens of two scorings, paired; movement.rs how they moved between the quadrants
@@ -38,6 +39,7 @@ pub mod ranking;
 pub mod self_check;
 pub(crate) mod shown;
 pub mod summary;
+pub mod turn_text;
 
 use serde::{Deserialize, Serialize};
 
