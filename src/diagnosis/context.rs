@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tokens::Part;
+
 /// The place of a token, and its sentence where the data were at hand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spot {
@@ -13,10 +15,13 @@ pub struct Spot {
     pub row: u32,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// Bytes of the turn's text; of a token of the template, both are where it stands: see [`Places`].
+    /// Bytes of the turn's content; of a token beside it, both are where it stands: see [`Places`].
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,
+    /// Index of the token in the rendered sequence, where it was kept.
+    #[serde(default)]
+    pub pos: Option<u32>,
     /// The sentence around the token, where the data were at hand.
     #[serde(default)]
     pub context: Option<InContext>,
@@ -27,10 +32,13 @@ pub struct Spot {
 pub struct InContext {
     /// What stands before the token.
     pub before: String,
-    /// Empty where the token is part of the template; it then stands between the other two.
+    /// Empty where the token is part of the template of a turn that writes nothing beside its content; it then stands between the other two.
     pub token: String,
     /// What stands behind it.
     pub after: String,
+    /// What the token is part of, where that is not the content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
 }
 
 /// Follows the tokens of a table in their order, and says where in the turn's text each of them stands.
@@ -43,7 +51,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// The token's own `bytes`. One of the template has none: it stands behind the token before it, such as the end of the turn
+    /// The token's own `bytes`. One beside the content has none: it stands behind the token before it, such as the end of the turn
     /// behind the whole text, and at its beginning where no other comes before.
     pub fn next(&mut self, row: u32, turn: u16, bytes: Range<u32>) -> Range<u32> {
         if self.of != Some((row, turn)) {
@@ -60,13 +68,6 @@ impl Places {
 /// Characters that are shown before a token, and behind it.
 const REACH: usize = 160;
 
-impl Spot {
-    /// Reads the sentence out of the text of the turn.
-    pub fn read(&mut self, text: &str) {
-        self.context = Some(InContext::of(text, self.begin as usize, self.end as usize));
-    }
-}
-
 impl InContext {
     /// The sentence around the bytes `begin..end` of a text; a span inside a character is widened to the whole of it.
     pub fn of(text: &str, begin: usize, end: usize) -> InContext {
@@ -74,7 +75,8 @@ impl InContext {
         let end = text.ceil_char_boundary(end.clamp(begin, text.len()));
         // Between two texts that are whole, what ends before a line's end is the sentence to read.
         let before = if begin == end { text[..begin].trim_end() } else { &text[..begin] };
-        InContext { before: sentence_end(before), token: text[begin..end].to_owned(), after: sentence_start(&text[end..]) }
+        let (before, after) = (sentence_end(before), sentence_start(&text[end..]));
+        InContext { before, token: text[begin..end].to_owned(), after, part: None }
     }
 
     /// The same sentence with at most `reach` characters on either side.
@@ -84,7 +86,7 @@ impl InContext {
             true => std::iter::once('…').chain(self.before.chars().skip(n_before + 1 - reach)).collect(),
             false => self.before.clone(),
         };
-        InContext { before, token: self.token.clone(), after: cut(&self.after, reach) }
+        InContext { before, token: self.token.clone(), after: cut(&self.after, reach), part: self.part }
     }
 }
 
@@ -147,7 +149,7 @@ mod tests {
 
     fn of(text: &str, token: &str) -> [String; 3] {
         let begin = text.find(token).unwrap();
-        let InContext { before, token, after } = InContext::of(text, begin, begin + token.len());
+        let InContext { before, token, after, .. } = InContext::of(text, begin, begin + token.len());
         [before, token, after]
     }
 
@@ -172,7 +174,7 @@ mod tests {
         assert_eq!(found, [0..0, 0..3, 3..5, 3..5, 5..17, 17..17, 17..17, 0..0, 0..2]);
         let context = |at: usize| InContext::of(text, at, at);
         let of =
-            |before: &str, after: &str| InContext { before: before.to_owned(), token: String::new(), after: after.to_owned() };
+            |before: &str, after: &str| InContext { before: before.to_owned(), after: after.to_owned(), ..InContext::default() };
         assert_eq!(context(17), of("Paris it is.", ""));
         assert_eq!(context(0), of("", "No."));
         assert_eq!(context(9), of("Paris", " it is."));

@@ -153,6 +153,9 @@ pub struct Surprise {
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,
+    /// As of a [`Spot`].
+    #[serde(default)]
+    pub pos: Option<u32>,
     /// The id of the target.
     pub token_id: u32,
     /// The text of the target.
@@ -180,26 +183,25 @@ impl Summary {
         pairs.chain(rows).chain(self.surprises.iter().map(|surprise| surprise.row)).collect()
     }
 
-    /// Reads the sentences of what is listed of one row out of the texts of its turns.
-    pub fn read_contexts(&mut self, row: u32, text_of: &dyn Fn(u16) -> Option<String>) {
+    /// Takes the sentences of what is listed of one row from `context_of`.
+    pub fn read_contexts(&mut self, row: u32, context_of: &dyn Fn(&Spot) -> Option<InContext>) {
         let pairs = self.conflict_pairs.iter_mut().filter_map(|pair| pair.example.as_mut());
         let rows = self.conflict_rows.iter_mut().filter_map(|row| row.worst.as_mut());
         for spot in pairs.chain(rows).filter(|spot| spot.row == row) {
-            if let Some(text) = text_of(spot.turn) {
-                spot.read(&text);
-            }
+            spot.context = context_of(spot);
         }
         for surprise in self.surprises.iter_mut().filter(|surprise| surprise.row == row) {
-            let text = text_of(surprise.turn);
-            surprise.context = text.map(|text| InContext::of(&text, surprise.begin as usize, surprise.end as usize));
+            let &mut Surprise { row, turn, begin, end, pos, .. } = surprise;
+            surprise.context = context_of(&Spot { row, turn, begin, end, pos, context: None });
         }
     }
 }
 
 /// The columns that a summary reads.
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     Column::Row,
     Column::Turn,
+    Column::Pos,
     Column::Source,
     Column::TokenId,
     Column::Begin,
@@ -282,6 +284,7 @@ struct Worst {
     turn: u16,
     begin: u32,
     end: u32,
+    pos: u32,
 }
 
 impl Worst {
@@ -291,7 +294,8 @@ impl Worst {
     }
 
     fn spot(self) -> Spot {
-        Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, context: None }
+        let Worst { row, turn, begin, end, pos, .. } = self;
+        Spot { row, turn, begin, end, pos: Some(pos), context: None }
     }
 }
 
@@ -332,7 +336,7 @@ impl TableSums {
                 let surplus = -logprob - entropy;
                 let (row, turn) = (chunk.row[i], chunk.turn[i]);
                 let Range { start: begin, end } = places[i].clone();
-                let own = Worst { surplus, row, turn, begin, end };
+                let own = Worst { surplus, row, turn, begin, end, pos: chunk.pos[i] };
                 let ids = (chunk.token_id[i], chunk.top_id[i]);
                 let pair = self.pairs.entry(ids).or_insert(Pair { count: 0, surplus: 0.0, worst: own });
                 pair.count += 1;
@@ -378,6 +382,7 @@ impl TableSums {
                     turn: chunk.turn[i],
                     begin: bytes.start,
                     end: bytes.end,
+                    pos: Some(chunk.pos[i]),
                     token_id: chunk.token_id[i],
                     token: String::new(),
                     top_id: chunk.top_id[i],

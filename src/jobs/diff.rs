@@ -305,7 +305,8 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let data = read_record(&before.join(RUN_FILE)).and_then(|record| find_data(before, &record, &[]));
     if let Ok((dataset, chosen)) = data {
         let wanted = movement.learnt.listed_rows();
-        read_listed(&dataset, &chosen, wanted, |row, text_of| movement.learnt.read_contexts(row, text_of))?;
+        let tables = [before.join(TOKENS_FILE)];
+        read_listed(&tables, &dataset, &chosen, wanted, |row, context_of| movement.learnt.read_contexts(row, context_of))?;
     }
     Ok(movement)
 }

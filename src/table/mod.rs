@@ -142,7 +142,12 @@ impl Column {
             (TokenId, "token_id", U32, "target token"),
             (Token, "token", Text, "text of the target token"),
             (Begin, "begin", U32, "first byte in the turn's text"),
-            (End, "end", U32, "byte after the last; equal to begin if the token is part of the template"),
+            (
+                End,
+                "end",
+                U32,
+                "byte after the last; equal to begin if the token is not part of the content, but of reasoning, a tool call or the template",
+            ),
             (Logprob, "logprob", F32, "ln p of the target"),
             (Entropy, "entropy", F32, "entropy over the whole vocabulary, nats: 0 to ln V"),
             (

@@ -11,6 +11,7 @@
 //! audit.rs        what looks wrong on the way, counted; lost.rs what a row holds and its text does not
 //! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs what both kinds share, settings.rs what a folder
 //!                 says of its tokens beside tokenizer.json
+//! written.rs      the reasoning and the calls of an answer, found in its text
 //! rollout.rs      prompts to be answered, and answers that a model wrote
 //! ```
 
@@ -36,6 +37,7 @@ mod template;
 mod test_models;
 mod tokenizer;
 mod turns;
+mod written;
 
 pub(crate) use audit::refused_strictly;
 pub use audit::{Audit, Drawn, EqualRows, Finding, RowAudit};
@@ -46,6 +48,7 @@ pub use rollout::{Prompt, fingerprint_of_prompt};
 pub(crate) use settings::{token_text, tokenizer_settings};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
+pub use written::{FoundCall, FoundParts, Part, Stretch, find_parts, writes_beside_content};
 
 use sha2::{Digest, Sha256};
 
@@ -122,7 +125,7 @@ impl Fingerprint {
     }
 }
 
-/// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is part of the template.
+/// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is no part of it, but of reasoning, a tool call or the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
     /// The index of the turn.

@@ -402,6 +402,16 @@ impl Renderer {
         names.filter(|name| !knows_role(template, name)).cloned().collect()
     }
 
+    /// What the row's template makes of it without its tools; `None` where it has none, and where the template refuses it without them.
+    fn without_tools(&self, example: &Example) -> Option<String> {
+        example.tools.as_ref()?.as_array().filter(|tools| !tools.is_empty())?;
+        let bare = Example { tools: None, ..example.clone() };
+        let text = |template: &ChatTemplate, _: &Habits, conversation: &Conversation| {
+            template.render(&conversation.messages, conversation.around, false)
+        };
+        self.attempts(self.template_of(example)?, &bare, text).ok()
+    }
+
     fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
@@ -435,7 +445,10 @@ impl Renderer {
                 .is_some_and(|(_, habits)| example.turns.iter().any(|turn| habits.joins_parts(turn))),
             empty_question: example.turns.iter().any(|turn| turn.role == Role::User && turn.content.trim().is_empty()),
             empty_answer: chosen().any(|answer| says_nothing(&example.turns[answer.turn])),
-            ..if is_text { RowAudit::default() } else { lost::lost(example, &layout.text) }
+            ..match is_text {
+                true => RowAudit::default(),
+                false => lost::lost(example, layout, self.without_tools(example).as_deref()),
+            }
         }
     }
 }
@@ -549,7 +562,7 @@ fn check(example: &Example) -> Result<()> {
     Ok(())
 }
 
-/// Where each token comes from. A token that is part of the template gets the turn that it belongs to or follows.
+/// Where each token comes from. A token beside the contents gets the turn that it belongs to or follows.
 fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
     let mut turn = 0;
     tokens

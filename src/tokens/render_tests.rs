@@ -136,6 +136,46 @@ fn what_the_template_does_not_render_is_reported() {
     assert_eq!(check(CHATML, vec![user("s"), calling], &["<|im_end|>"]).audit, dropped);
 }
 
+/// The name of a tool stands in prompts, questions, answers and results, too: only an answer tells of its calls, and only a rendering without them of the
+/// tools.
+#[test]
+fn calls_and_tools_are_looked_for_where_they_belong() {
+    let call = |arguments: serde_json::Value| json!({"type": "function", "function": {"name": "look", "arguments": arguments}});
+    let tools = json!([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]);
+    let named = |calls: &[serde_json::Value]| {
+        let calling =
+            Turn { tool_calls: Some(calls.into()), reasoning: Some("I look at the sea".into()), ..assistant("I look at it.") };
+        let result = turn(Role::Tool, "look at sea \"{\\\"at\\\": \\\"sea\\\"}\"");
+        vec![turn(Role::System, "You may look at the sea."), user("look"), calling, result, assistant("look")]
+    };
+    let audit = |source: &str, calls: &[serde_json::Value], tools: Option<&serde_json::Value>| {
+        let example = Example { tools: tools.cloned(), ..example(named(calls)) };
+        let audit = renderer(source, options()).render(0, &example).unwrap().audit;
+        (audit.dropped_fields, audit.arguments_quoted)
+    };
+    let (object, text) = (call(json!({"at": "sea"})), call(json!("{\"at\": \"sea\"}")));
+    // The reasoning and the content name the call; the one template prints them, the other the content alone.
+    for source in [CHATML, QWEN3] {
+        assert_eq!(audit(source, &[object.clone()], None), (true, false), "{source}");
+        assert_eq!(audit(source, &[text.clone()], None), (true, false), "{source}");
+    }
+    assert_eq!(audit(QWEN2, &[object.clone(), object.clone()], Some(&tools)), (false, false));
+    assert_eq!(audit(QWEN2, &[text], Some(&tools)), (false, true));
+    let changed = |from: &str, to: &str| {
+        assert!(QWEN2.contains(from));
+        QWEN2.replace(from, to)
+    };
+    let tools_alone = changed("and message.tool_calls %}", "and message.nothing %}");
+    assert_eq!(audit(&tools_alone, &[object.clone()], Some(&tools)), (true, false));
+    let calls_alone = changed("{%- if tools %}", "{%- if nothing %}");
+    assert_eq!(audit(&calls_alone, &[object.clone()], Some(&tools)), (true, false));
+    assert_eq!(audit(&calls_alone, &[object.clone()], Some(&json!([]))), (false, false));
+    let first_alone = changed("in message.tool_calls %}", "in message.tool_calls[:1] %}");
+    assert_eq!(audit(&first_alone, &[object.clone(), object.clone()], Some(&tools)), (true, false));
+    let names_alone = changed("{{- tool_call.arguments | tojson }}", "");
+    assert_eq!(audit(&names_alone, &[object], Some(&tools)), (true, false));
+}
+
 #[test]
 fn qwen3_strips_the_reasoning_of_earlier_turns() {
     let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
