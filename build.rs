@@ -1,8 +1,8 @@
 //! Tells the program which commit it is built from, through `DIAGNOSE_COMMIT`, which `src/provenance.rs` reads.
 //!
 //! The value is `6221c8126b41`, or `6221c8126b41-dirty.1f2e3d4c` if the program's sources differ from the commit; the second
-//! number is a hash of the difference, so that two such programs have different names. Without Git, it is the commit that `cargo
-//! package` recorded, or empty if there is none.
+//! number is a hash of the difference, so that two such programs have different names. Without Git, it is the commit that
+//! `cargo package` recorded, or empty if there is none.
 //!
 //! The price is that this crate (not its dependencies) is rebuilt after each commit and checkout, as after each edit. To avoid
 //! this while working, set the environment variable `DIAGNOSE_COMMIT` to any name, which is then used as it is.

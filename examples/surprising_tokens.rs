@@ -1,7 +1,8 @@
 //! The library in a few lines: prints how probable a model finds each token of a text, and which token it expected.
 //!
-//! MODEL is a folder or a .gguf file: `cargo run --release --example surprising_tokens -- MODEL "The capital of Australia is
-//! Perth."`
+//! MODEL is a folder or a .gguf file:
+//!
+//!     cargo run --release --example surprising_tokens -- MODEL "The capital of Australia is Perth."
 
 use diagnose::engine::score;
 use diagnose::model::{LoadOptions, Model, Reference};

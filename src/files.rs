@@ -27,7 +27,7 @@ pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter
             Ok(value)
         })
         .and_then(|value| {
-            fs::rename(&partial, destination).context_at(path, "cannot give the finished file its name")?;
+            fs::rename(&partial, destination).context_at(path, "cannot rename the finished file")?;
             sync_folder(destination)?;
             Ok(value)
         });
@@ -48,7 +48,7 @@ fn destination(path: &Path) -> Result<PathBuf> {
             let what = if found.is_dir() { "a folder" } else { "a device or a pipe" };
             Err(Error::usage(format!("expected the name of a file to write, found {what}")).at(path).cure("Name a file."))
         }
-        _ if path.is_symlink() => fs::canonicalize(path).context_at(path, "cannot find what the symbolic link leads to"),
+        _ if path.is_symlink() => fs::canonicalize(path).context_at(path, "cannot resolve the symbolic link"),
         _ => Ok(path.to_owned()),
     }
 }
@@ -56,8 +56,7 @@ fn destination(path: &Path) -> Result<PathBuf> {
 /// Returns an error for `-`, which other programs take as standard output, but which here would create a file of that name.
 fn refuse_dash(path: &Path) -> Result<()> {
     match path.as_os_str() == "-" {
-        true => Err(Error::usage("`-` names no file, and nothing is written to the standard output instead")
-            .cure("Name a file or a folder.")),
+        true => Err(Error::usage("`-` is not a file, and output cannot go to standard output").cure("Name a file or a folder.")),
         false => Ok(()),
     }
 }
@@ -89,9 +88,9 @@ pub(crate) fn hold(folder: &Path) -> Result<Held> {
     let lock =
         File::options().create(true).truncate(false).write(true).open(&path).context_at(&path, "cannot create the file")?;
     match lock.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Error::new("another command is at work in this folder")
+        Err(TryLockError::WouldBlock) => Err(Error::new("another command is working in this folder")
             .at(folder)
-            .cure("Wait until it has ended, or name another folder with --out.")),
+            .cure("Wait until it ends, or choose another folder with --out.")),
         // Some network file systems do not support locks.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(Held { _lock: lock }),
     }
@@ -139,7 +138,7 @@ pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => {
-            serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)
+            serde_json::from_slice(&bytes).context_at(path, "the file does not have the format of this version").map(Some)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::new("cannot read the file").at(path).caused_by(error)),
@@ -165,10 +164,10 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
     let (partial, old) = (beside("partial"), beside("old"));
     if old.exists() && !folder.exists() {
         // A killed call moved the old folder away before it put the new one in its place.
-        fs::rename(&old, folder).context_at(folder, "cannot put the folder back that a broken save has moved")?;
+        fs::rename(&old, folder).context_at(folder, "cannot restore the folder that an interrupted save moved")?;
     }
     for leftover in [&partial, &old].into_iter().filter(|path| path.exists()) {
-        fs::remove_dir_all(leftover).context_at(leftover, "cannot remove what a broken save has left")?;
+        fs::remove_dir_all(leftover).context_at(leftover, "cannot remove the remains of an interrupted save")?;
     }
     fs::create_dir_all(&partial).context_at(&partial, "cannot create the folder")?;
     if let Err(error) = fill(&partial) {
@@ -176,7 +175,7 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
         let _ = fs::remove_dir_all(&partial);
         return Err(error.at(folder));
     }
-    let renamed = "cannot give the finished folder its name";
+    let renamed = "cannot rename the finished folder";
     let replaces = folder.exists();
     if replaces {
         fs::rename(folder, &old).context_at(folder, renamed)?;
@@ -216,8 +215,8 @@ pub(crate) fn pointer(start: &[u8]) -> Option<Error> {
         return None;
     };
     Some(
-        Error::new(format!("this is a {name} pointer, which names a large file and is not the file itself"))
-            .cure(format!("Fetch the file: {fetch} in its repository, or download it from where the repository is served.")),
+        Error::new(format!("this is a {name} pointer to a large file, not the file itself"))
+            .cure(format!("Get the file with {fetch} in its repository, or download it from the repository's website.")),
     )
 }
 

@@ -149,7 +149,13 @@ pub(crate) fn divergence(value: f64, ci95: Option<[f64; 2]>) -> String {
 
 /// Seconds since 1970 as a time in UTC: `2026-01-31T23:59:59Z` (RFC 3339).
 pub(crate) fn utc(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let second = seconds % 86_400;
+    let [year, month, day] = date(seconds / 86_400);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// Days since 1970 as year, month and day.
+pub(crate) fn date(days: u64) -> [u64; 3] {
     // Converts days to a calendar date by eras of 400 years that begin in March: Hinnant, chrono-compatible low-level date
     // algorithms (https://howardhinnant.github.io/date_algorithms.html), `civil_from_days`.
     let shifted = days + 719_468;
@@ -159,8 +165,7 @@ pub(crate) fn utc(seconds: u64) -> String {
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = 400 * era + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+    [400 * era + year_of_era + u64::from(month <= 2), month, day]
 }
 
 /// A float as Python's `json.dumps` writes it: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.

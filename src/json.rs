@@ -22,7 +22,7 @@ impl std::fmt::Display for Unreadable {
         match number {
             Some(number) => write!(
                 f,
-                "found {number} at line {} column {}, a number that JSON does not have, though Python's json writes it",
+                "found {number} at line {} column {}, which is not valid JSON, although Python's json writes it",
                 cause.line(),
                 cause.column()
             ),

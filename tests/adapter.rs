@@ -110,7 +110,7 @@ fn export_merges_an_adapter_into_its_base() {
     assert_eq!(perplexity("again/model", "merged-again"), merged);
     for (arguments, code, expected) in [
         (&["export", "adapter", "--base", "moved", "--out", "again"][..], 2, "there is a model in this folder already"),
-        (&["export", "adapter", "--base", "moved", "--out", "new", "--drop", "mass=3"], 2, "--out is all that its model needs"),
+        (&["export", "adapter", "--base", "moved", "--out", "new", "--drop", "mass=3"], 2, "which takes only --out"),
         (&["export", "moved", "--base", "moved", "--out", "new"], 2, "--base"),
         (&["export", "merged", "--base", "moved", "--out", "new"], 2, "--base"),
     ] {
@@ -147,7 +147,7 @@ fn the_base_is_found_by_its_path_from_either_folder() {
     check("", &["base_model_name_or_path", "adapter_config.json"]);
     check("/no/such/base", &["/no/such/base", "adapter_config.json"]);
     check("some/base", &["some/base", "cannot be reached"]);
-    check("../adapter_rslora", &["is an adapter itself"]);
+    check("../adapter_rslora", &["is itself an adapter"]);
 }
 
 #[test]

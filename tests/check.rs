@@ -118,7 +118,7 @@ fn rows_are_cut_where_the_model_ends_whether_its_weights_are_there_or_not() {
     // What the family is does not matter to the rows, but how long they may be has to be said.
     let refused = check("foreign", &[]);
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
-    assert!(refused.stderr.contains("`abacus`") && refused.stderr.contains("Say it with --max-len"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("`abacus`") && refused.stderr.contains("Pass --max-len"), "{}", refused.stderr);
     check("foreign", &["--max-len", "64"]).ok();
 }
 

@@ -352,7 +352,7 @@ fn of_two_spellings_of_the_rotary_embedding_the_one_of_transformers_counts() {
             false => changed.config = config,
         }
         let remarks = changed.expect_same(&logits, "rope_scaling beside rope_parameters");
-        assert!(remarks.len() == 1 && remarks[0].contains("rope_scaling is taken"), "{remarks:?}");
+        assert!(remarks.len() == 1 && remarks[0].contains("rope_scaling is used"), "{remarks:?}");
     }
 }
 

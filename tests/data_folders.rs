@@ -53,12 +53,12 @@ fn check_refused(folder: &Path, parts: &[&str]) {
 fn links_are_followed_once() {
     let data = folder(&["a.jsonl", "sub/b.jsonl"]);
     symlink("..", data.path().join("sub/up")).unwrap();
-    check(data.path(), &["a.jsonl", "sub/b.jsonl"], &["reached again by symbolic links"]);
+    check(data.path(), &["a.jsonl", "sub/b.jsonl"], &["reached more than once by symbolic links"]);
     // Names before the real one, too, and links to links.
     symlink("a.jsonl", data.path().join("0.jsonl")).unwrap();
     symlink("0.jsonl", data.path().join("1.jsonl")).unwrap();
     symlink("sub", data.path().join("0")).unwrap();
-    check(data.path(), &["a.jsonl", "sub/b.jsonl"], &["reached again by symbolic links"]);
+    check(data.path(), &["a.jsonl", "sub/b.jsonl"], &["reached more than once by symbolic links"]);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn what_a_pattern_matches_is_read_or_named() {
     let open = || Dataset::open(std::slice::from_ref(&all), &ReadOptions::default());
     let dataset = open().unwrap();
     assert_eq!(dataset.files().len(), 2);
-    assert!(dataset.notes()[0].contains("1 folder that matches is not read"), "{:?}", dataset.notes());
+    assert!(dataset.notes()[0].contains("1 matching folder is not read"), "{:?}", dataset.notes());
     symlink("gone", data.path().join("d.jsonl")).unwrap();
     let error = open().unwrap_err().to_string();
     assert!(error.contains("d.jsonl: expected a data file, cannot open it"), "{error}");
@@ -130,7 +130,7 @@ fn what_this_program_wrote_is_no_data() {
     let (files, said) = read(&workdir.path("data/written")).unwrap();
     assert_eq!((files, said.as_str()), (vec!["rollouts.jsonl".to_owned()], ""));
     for named in ["data/runs/scored", "data/begun", "data/tuning"] {
-        check_refused(&workdir.path(named), &["exit 2", "a run folder of this program, and no data", "Name the data files"]);
+        check_refused(&workdir.path(named), &["exit 2", "a run folder of this program, not data", "Name the data files"]);
     }
     for (named, what) in [("data/more.changes.jsonl", "the changes"), ("data/decisions (1).jsonl", "decisions about a run")] {
         let error = Dataset::open(&[workdir.path(named).display().to_string()], &ReadOptions::default()).unwrap_err();
@@ -180,7 +180,7 @@ fn the_card_of_a_data_set_says_which_files_are_for_training() {
     };
     let files = ["data/train_sft-0.jsonl", "data/train_gen-0.jsonl", "data/test_sft-0.jsonl"];
     let data = clone(&split(&["train_sft", "test_sft", "train_gen"]), &files);
-    check_refused(data.path(), &["exit 2", "splits train_sft, test_sft, train_gen", "none is `train`", "/data/train_sft-*'"]);
+    check_refused(data.path(), &["exit 2", "splits train_sft, test_sft, train_gen", "but no `train`", "/data/train_sft-*'"]);
     let data = clone(&split(&["test"]), &["data/test-0.jsonl"]);
     check(data.path(), &["data/test-0.jsonl"], &[]);
 

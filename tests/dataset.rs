@@ -240,8 +240,8 @@ fn oasst_messages_are_linked_in_any_order() {
         "1: User: a > Assistant: b",
         "4: User: a > Assistant: c > User: d",
         "5: expected the message `lost`, the parent of `e`, found none with this id",
-        "6: expected a root above the message `f`, found a circle of parents",
-        "7: expected a root above the message `g`, found a circle of parents",
+        "6: expected a root above the message `f`, found a cycle of parents",
+        "7: expected a root above the message `g`, found a cycle of parents",
         "8: expected a new message id, found `a` of line 2 again",
     ];
     assert_eq!(records.iter().map(show).collect::<Vec<_>>(), expected);
@@ -457,6 +457,14 @@ fn of_a_preference_the_chosen_answer_is_learnt() {
         let found: Vec<(&str, f32)> = answers.map(|turn| (turn.content.as_str(), turn.weight)).collect();
         assert_eq!(found, expected, "{row}");
     };
+    // Earlier answers of other rows are learnt, by whatever names the columns have.
+    for row in [
+        json!({"query": "c", "response": "d", "history": [["a", "b"]]}),
+        json!({"instruction": "c", "output": "d", "history": [["a", "b"]]}),
+    ] {
+        check(row, &[("b", 1.0), ("d", 1.0)]);
+    }
+    check(json!({"query": "c", "chosen": "d", "rejected": "e", "history": [["a", "b"]]}), &[("b", 0.0), ("d", 1.0)]);
     let from = |name: &str, text: &str| json!({"from": name, "value": text});
     let history = [from("human", "a"), from("gpt", "b"), from("human", "c")];
     check(json!({"conversations": history, "chosen": from("gpt", "d"), "rejected": from("gpt", "e")}), &[("b", 0.0), ("d", 1.0)]);
@@ -469,6 +477,37 @@ fn of_a_preference_the_chosen_answer_is_learnt() {
         json!({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e"}),
         &[("b", 0.0), ("d", 1.0)],
     );
+}
+
+/// The messages of gpt-oss's channels are those of chat completions.
+#[test]
+fn channels_of_harmony_become_reasoning_calls_and_answers() {
+    let said = |channel: &str, content: &str| json!({"role": "assistant", "channel": channel, "content": content});
+    let call = json!({"role": "assistant", "channel": "commentary", "recipient": "functions.add", "content_type": "<|constrain|>json", "content": "{\"x\": 2}"});
+    let result =
+        json!({"role": "tool", "name": "functions.add", "channel": "commentary", "recipient": "assistant", "content": "4"});
+    let user = json!({"role": "user", "content": "Two and two?"});
+    let row =
+        json!({"messages": [user, said("analysis", "Add "), said("analysis", "them."), call, result, said("final", "Four.")]});
+    let plain = json!({"messages": [
+        user,
+        {"role": "assistant", "content": null, "reasoning_content": "Add them.", "tool_calls": [
+            {"type": "function", "function": {"name": "add", "arguments": "{\"x\": 2}"}},
+        ]},
+        {"role": "tool", "name": "add", "content": "4"},
+        {"role": "assistant", "content": "Four."},
+    ]});
+    assert_eq!(example(row).turns, example(plain).turns);
+    let refused = |messages: Value, expected: &str| {
+        let row = json!({"messages": messages}).to_string();
+        let (_, records) = read_bytes("row.jsonl", row.as_bytes(), &ReadOptions::default()).unwrap();
+        let error = records[0].example.as_ref().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(json!([user, said("analysis", "Add.")]), "expected an assistant's message after the one in the channel `analysis`");
+    refused(json!([user, said("commentary", "First I add.")]), "`messages[1]`: expected an analysis, a call");
+    // Another program's channels are no business of the format.
+    assert_eq!(example(json!({"messages": [user, said("general", "Four.")]})).turns[1].content, "Four.");
 }
 
 #[test]
@@ -690,6 +729,11 @@ fn other_peoples_shapes_become_turns() {
         json!({"query": "a", "response": "b", "history": [["x", "y"]]}),
         &["User: x", "Assistant: y", "User: a", "Assistant: b"],
     );
+    let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
+    check(
+        json!({"instruction": "a", "output": "b", "history": messages}),
+        &["User: x", "Assistant: y", "User: a", "Assistant: b"],
+    );
     check(json!({"input": "a", "output": "b"}), &plain);
     check(json!({"inputs": "a", "targets": "b"}), &plain);
     check(json!({"id": "1", "data": ["a", "b", "c", "d"]}), &["User: a", "Assistant: b", "User: c", "Assistant: d"]);
@@ -829,7 +873,7 @@ fn bad_chat_rows_say_where_and_why() {
     check(r#"{"prompt": "a", "completion": "b"}"#, "missing field `messages`, found `prompt`, `completion`");
     check(r#"{"messages": null}"#, "`messages`: expected a value, found null");
     check(r#"{"messages": 7}"#, "`messages`: expected a list, found a number");
-    check(r#"{"messages": "hello"}"#, "`messages`: expected a list, found a string that holds none, `hello`");
+    check(r#"{"messages": "hello"}"#, "`messages`: expected a list, found a string that does not contain one, `hello`");
     check(r#"{"messages": []}"#, "`messages`: expected at least one turn, found an empty list");
 
     let check_turn =
@@ -843,7 +887,7 @@ fn bad_chat_rows_say_where_and_why() {
     check_turn(r#"{"role": "user", "content": {"a": 1}}"#, "expected a string or a list of parts, found an object");
     check_turn(
         r#"{"role": "user", "content": [{"type": "image_url"}]}"#,
-        "`messages[1].content[0].type`: expected text, found `image_url`, and only text can be scored",
+        "`messages[1].content[0].type`: expected text, found `image_url`, but only text can be scored",
     );
     check_turn(r#"{"role": "user", "content": [{"type": "text"}]}"#, "missing field `messages[1].content[0].text`");
     check_turn(r#"{"role": "user", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}"#, "in assistant turns only");
@@ -855,9 +899,9 @@ fn bad_chat_rows_say_where_and_why() {
     check_turn(r#"{"role": "assistant", "content": "", "weight": 1e-50}"#, "expected 0 or a number from 1e-45, found 1e-50");
     check_turn(
         r#"{"role": "assistant", "content": "", "train": "yes"}"#,
-        "expected a finite number from 0 or a boolean, found a string",
+        "expected a finite number of 0 or more, or a boolean, found a string",
     );
-    check_turn(r#"{"role": "assistant", "content": "", "weight": Infinity}"#, "from 0 or a boolean, found `Infinity`");
+    check_turn(r#"{"role": "assistant", "content": "", "weight": Infinity}"#, "of 0 or more, or a boolean, found `Infinity`");
     check_turn(r#"{"role": "assistant", "content": Infinity}"#, "expected a string or a list of parts, found `Infinity`");
     check_turn(
         r#"{"role": "tool", "content": "b", "tool_call_id": [4]}"#,
@@ -888,7 +932,7 @@ fn bad_chat_rows_say_where_and_why() {
         r#""planted": [{"turn": 0, "begin": 0, "end": 9}]"#,
         "expected begin < end <= 3, the bytes of turn 0, found 0..9",
     );
-    check_field(r#""planted": [{"turn": 0, "begin": 1, "end": 2}]"#, "expected bytes that begin and end characters, found 1..2");
+    check_field(r#""planted": [{"turn": 0, "begin": 1, "end": 2}]"#, "expected bytes on character boundaries, found 1..2");
     check_field(
         r#""planted": [{"turn": 0, "begin": -1, "end": 2}]"#,
         "`planted[0].begin`: expected a whole number from 0, found -1",
@@ -924,7 +968,7 @@ fn cells_of_csv_are_read_as_pandas_reads_them() {
     for record in &records[..5] {
         let error = record.example.as_ref().unwrap_err();
         assert!(error.message().ends_with("expected a value, found null"), "{error}");
-        assert!(error.to_string().contains("a missing value to pandas"), "{error}");
+        assert!(error.to_string().contains("read as missing, as in pandas"), "{error}");
     }
     let read: Vec<_> = records[5..].iter().map(|record| script(record.example.as_ref().unwrap())).collect();
     let expected: [&[&str]; 3] =
@@ -961,7 +1005,7 @@ fn columns_that_cannot_be_read_are_named() {
     assert!(dataset.notes().iter().any(|note| note.contains("`input`")), "{:?}", dataset.notes());
     let path = path.with_file_name("unread-answer.arrow");
     let error = open(&path, &ReadOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("the column `output` is of a type that is not read"), "{error}");
+    assert!(error.contains("the column `output` has a type that is not supported"), "{error}");
 }
 
 #[test]
@@ -978,7 +1022,7 @@ fn gzip_members_may_have_zeros_behind_them() {
         assert_eq!(found, [["User: a", "Assistant: b"], ["User: c", "Assistant: b"]]);
     }
     let error = read_bytes("a.jsonl.gz", &[&first[..], b"\0\0more"].concat(), &ReadOptions::default()).unwrap_err();
-    assert!(error.message().contains("cannot read on: the file is damaged"), "{error}");
+    assert!(error.message().contains("cannot read further: the file is damaged"), "{error}");
 }
 
 fn zipped(members: &[(&str, &[u8])]) -> Vec<u8> {
@@ -1062,7 +1106,7 @@ fn questions_alone_are_no_conversation() {
     let (_, records) = read_bytes("question.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
     for record in records {
         let error = record.example.unwrap_err();
-        assert!(error.message().contains("`turns`: expected turns that say who speaks"), "{error}");
+        assert!(error.message().contains("`turns`: expected turns with a speaker"), "{error}");
         assert!(error.known_cure().is_some_and(|cure| cure.contains("`data`")), "{error}");
     }
     assert_eq!(script(&example(json!({"data": ["a", "b"]}))), ["User: a", "Assistant: b"]);
@@ -1129,11 +1173,11 @@ fn bad_files_are_errors_that_name_the_file() {
         ("a.parquet", b"{\"text\": \"a\"}", "expected a Parquet file, which begins with `PAR1`"),
         ("a.parquet", b"PAR1 and then nothing", "cannot read the Parquet file: it is damaged"),
         ("a.bin", b"\x7FELF\0\0", "expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found something else"),
-        ("a.jsonl.gz", &packed[..packed.len() / 2], "cannot read on: the file is damaged or cut short"),
-        ("a.jsonl.zst", &zstd[..zstd.len() / 2], "cannot read on: the file is damaged or cut short"),
-        ("a.jsonl.gz", b"\x1F\x8B\x08 not really", "cannot read on: the file is damaged"),
-        ("a.jsonl.bz2", b"BZh91AY&SY", "cannot read on: the file is damaged"),
-        ("a.jsonl.xz", b"\xFD7zXZ\0 not really", "cannot read on: the file is damaged"),
+        ("a.jsonl.gz", &packed[..packed.len() / 2], "cannot read further: the file is damaged or truncated"),
+        ("a.jsonl.zst", &zstd[..zstd.len() / 2], "cannot read further: the file is damaged or truncated"),
+        ("a.jsonl.gz", b"\x1F\x8B\x08 not really", "cannot read further: the file is damaged"),
+        ("a.jsonl.bz2", b"BZh91AY&SY", "cannot read further: the file is damaged"),
+        ("a.jsonl.xz", b"\xFD7zXZ\0 not really", "cannot read further: the file is damaged"),
         ("a.zip", b"PK\x03\x04rest", "cannot read the zip archive"),
     ];
     for (name, bytes, expected) in cases {
@@ -1158,7 +1202,7 @@ fn bad_inputs_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().to_str().unwrap();
     check(&[], "expected at least one data file", 2);
-    check(&["-", "-"], "`-` names the standard input twice", 2);
+    check(&["-", "-"], "`-` (standard input) is given twice", 2);
     check(&["no/such/file.jsonl"], "no/such/file.jsonl: expected a data file, cannot open it", 1);
     check(&[folder], "neither a finished run (no run.json) nor data files", 2);
     check(&[&format!("{folder}/*.jsonl")], "expected files that match", 1);
@@ -1175,7 +1219,7 @@ fn the_rows_before_the_damage_are_read() {
     let records: Vec<_> = open(&path, &ReadOptions::default()).unwrap().records().collect();
     assert!(records.len() > 10_000 && records[..records.len() - 1].iter().all(Result::is_ok));
     let error = records.last().unwrap().as_ref().unwrap_err().to_string();
-    assert!(error.contains("a.jsonl.gz: cannot read on"), "{error}");
+    assert!(error.contains("a.jsonl.gz: cannot read further"), "{error}");
 }
 
 fn shared(file: &str) -> Option<PathBuf> {

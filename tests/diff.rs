@@ -85,7 +85,7 @@ fn options_of_an_evaluation_are_refused_where_nothing_is_evaluated() {
     eval(&workdir, "a", &[]);
     for option in [&["--limit", "3"][..], &["--apply-chat-template"], &["--max-len", "64"], &["--seed", "1234"]] {
         let refused = workdir.run(&[&["diff", "a", "a"], option].concat());
-        let expected = format!("{} has no say", option[0]);
+        let expected = format!("{} has no effect", option[0]);
         assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{option:?}: {}", refused.stderr);
     }
     // What runs the models behind them for their divergence is heard; what asks them questions is not.
@@ -230,12 +230,12 @@ fn runs_are_set_against_their_target() {
     assert!(unknown.code == Some(2) && unknown.stderr.contains("--tasks names `law`"), "{}", unknown.stderr);
     for (option, value) in [("--limit", "3"), ("--temperature", "0.5"), ("--dtype", "bf16"), ("--seed", "2")] {
         let ran = workdir.run(&["diff", "base", "much", option, value]);
-        assert!(ran.code == Some(2) && ran.stderr.contains(&format!("{option} has no say")), "{}", ran.stderr);
+        assert!(ran.code == Some(2) && ran.stderr.contains(&format!("{option} has no effect")), "{}", ran.stderr);
     }
     // What a comparison of two says of them is said of each run, too.
     workdir.run(&[&both[..], &["--model", "tuned.gguf", "--system", "S", "--out", "asked"]].concat()).ok();
     let ran = workdir.run(&["diff", "base", "little", "asked", "--target", "target"]);
-    assert!(ran.code == Some(1) && ran.stderr.contains("which differ by --system"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("which differ in --system"), "{}", ran.stderr);
     workdir.run(&[&both[..], &["--model", "tuned.gguf", "--fewshot", "1", "--out", "shown"]].concat()).ok();
     let ran = workdir.run(&["diff", "base", "little", "shown", "--target", "target"]).ok();
     assert!(ran.stdout.contains("shown: target was asked with 0 examples before and with 1"), "{}", ran.stdout);
@@ -272,7 +272,7 @@ fn a_drop_is_found_and_fails_the_check() {
     workdir.write("items.uniform.jsonl", turned);
     eval(&workdir, "after", &["--limit", "30"]);
     let ran = workdir.run(&["diff", "before", "after", "--fail-on-drop", "2.0", "--out", "d"]);
-    assert!(ran.code == Some(3) && ran.stderr.contains("with confidence by more than 2"), "{:?} {}", ran.code, ran.stderr);
+    assert!(ran.code == Some(3) && ran.stderr.contains("significantly more than 2"), "{:?} {}", ran.code, ran.stderr);
     // Written and shown all the same, with what is on one side only.
     assert!(ran.stdout.contains("items of items only before: 10 (q30"), "{}", ran.stdout);
     assert!(ran.stdout.contains("another one"), "{}", ran.stdout);
@@ -328,7 +328,7 @@ fn what_does_not_fit_together_is_refused() {
     check(&["a", "a", "--fail-on-drop", "-1"], 2, "");
     workdir.write("other.jsonl", "{\"context\":\"x\",\"continuation\":\"y\"}\n");
     workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "other.jsonl", "--out", "b"]).ok();
-    check(&["a", "b"], 1, "no item in common");
+    check(&["a", "b"], 1, "no items in common");
     std::fs::remove_file(workdir.path("b/samples.parquet")).unwrap();
     check(&["a", "b"], 1, "samples.parquet");
     eval(&workdir, "c", &["--limit", "2", "--system", "S"]);

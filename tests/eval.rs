@@ -87,7 +87,7 @@ fn a_chat_template_is_part_of_what_an_evaluation_is() {
     assert_eq!(same["tasks"]["items"]["prompts_differ"], 0);
     let refused = workdir.run(&["diff", "plain", "chat", "--json"]).ok().json();
     let skipped = refused["skipped"][0].as_str().unwrap();
-    assert!(skipped.contains("`items` was asked in two ways, which differ by --apply-chat-template"), "{skipped}");
+    assert!(skipped.contains("`items` was asked in two ways, which differ in --apply-chat-template"), "{skipped}");
     assert!(refused["tasks"].get("items").is_none() && refused["tasks"].get("text").is_some(), "{refused}");
 
     for (more, what) in [

@@ -112,7 +112,7 @@ fn records_that_cannot_be_copied_are_said_to_be_left_out() {
     );
     // A line is copied, and said to be.
     let said = scored(ROWS).run(&["export", "run", "--out", "clean.jsonl"]).ok().stdout;
-    assert!(said.contains("1 record could not be read, and is written as it stands"), "{said}");
+    assert!(said.contains("1 record could not be read, and is written unchanged"), "{said}");
 }
 
 /// A mark of the byte order stands at the beginning of a file alone.
@@ -134,7 +134,11 @@ fn names_say_what_is_written() {
     let workdir = scored(ROWS);
     for name in ["clean.csv", "clean.jsonl.gz", "clean.arrow"] {
         let refused = workdir.run(&["export", "run", "--out", name]);
-        assert!(refused.code == Some(2) && refused.stderr.contains("as JSON Lines or as Parquet"), "{}", refused.stderr);
+        assert!(
+            refused.code == Some(2) && refused.stderr.contains("expected an output name in .jsonl or .parquet"),
+            "{}",
+            refused.stderr
+        );
         assert!(!workdir.path(name).exists());
     }
     let table = export(&workdir, &["--format", "messages", "--out", "clean.parquet"]);
@@ -324,7 +328,7 @@ fn no_file_that_is_read_or_written_already_is_written() {
         (vec!["--out", "run/tokens.parquet"], "--out names a file of the run"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "a.jsonl"], "--rewrite-candidates names --out"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "run/../a.changes.jsonl"], "names the file of changes"),
-        (vec!["--out", "-"], "`-` names no file"),
+        (vec!["--out", "-"], "`-` is not a file"),
     ] {
         let refused = workdir.run(&[vec!["export", "run"], options.clone()].concat());
         assert!(refused.code == Some(2) && refused.stderr.contains(part), "{options:?}: {}", refused.stderr);
@@ -484,7 +488,7 @@ fn what_another_program_would_learn_of_the_rows_is_said() {
 
     scored("run", &[]);
     for (format, told) in
-        [("axolotl", "axolotl learns other tokens"), ("llama-factory", "LLaMA-Factory, which is told no `template`")]
+        [("axolotl", "axolotl learns different tokens"), ("llama-factory", "LLaMA-Factory (without a `template`")]
     {
         let said = notes("run", format, &format!("{format}.jsonl"));
         let note = said[0].as_str().unwrap_or_else(|| panic!("{said}"));
@@ -507,9 +511,9 @@ fn what_another_program_would_learn_of_the_rows_is_said() {
     let own = std::fs::read_to_string(workdir.path("own.jinja")).unwrap() + " ";
     workdir.write("own.jinja", own);
     scored("own", &["--chat-template", "own.jinja"]);
-    assert!(notes("own", "axolotl", "own.jsonl")[0].as_str().unwrap().contains("another chat template"));
+    assert!(notes("own", "axolotl", "own.jsonl")[0].as_str().unwrap().contains("a different chat template"));
     std::fs::rename(workdir.path("model"), workdir.path("moved")).unwrap();
-    assert!(notes("run", "axolotl", "gone.jsonl")[0].as_str().unwrap().contains("was not looked at"));
+    assert!(notes("run", "axolotl", "gone.jsonl")[0].as_str().unwrap().contains("not checked whether"));
 }
 
 #[test]

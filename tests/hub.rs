@@ -262,6 +262,49 @@ fn the_data_of_a_benchmark_is_fetched_once() {
     check(&eval(CLOSED, "c"), &["xcopa_zh", "--tasks xcopa_zh=FILE", CLOSED]);
 }
 
+/// The cache is Python's, too, and a fetch may be interrupted: of a set that lies there in part the rest is fetched, and nobody takes the part for it.
+#[test]
+fn a_part_of_a_benchmark_is_not_taken_for_the_whole() {
+    let workdir = workdir();
+    tiny_model::write(&workdir.path(""));
+    let of_paradigm = |good: &str| {
+        let mut frame =
+            polars::df!("UID" => [good], "pair_id" => [0i64], "sentence_good" => [good], "sentence_bad" => ["Cats sleeps."])
+                .unwrap();
+        let mut bytes = Vec::new();
+        polars::prelude::ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+        Stored { bytes, large: true }
+    };
+    let names = ["agreement/train/0000.parquet", "binding/train/0000.parquet", "ellipsis/train/0000.parquet"];
+    let files: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), of_paradigm(name))).collect();
+    let hub = Hub::start(files.clone());
+    let eval = |endpoint: &str, out: &str, settings: &[(&str, &str)]| {
+        let mut command = workdir.command(&["eval", "--model", "tiny.gguf", "--tasks", "blimp", "--out", out, "--json"]);
+        command.env("HF_HOME", workdir.path("hf")).env("HF_ENDPOINT", endpoint).envs(settings.iter().copied());
+        Ran::of(command.output().unwrap())
+    };
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    // As Python's library leaves it, of whom somebody wanted a single file.
+    let repo = workdir.path("hf/hub/datasets--nyu-mll--blimp");
+    let file = |name: &str| repo.join("snapshots").join(COMMIT).join(name);
+    std::fs::create_dir_all(repo.join("refs/refs/convert")).unwrap();
+    std::fs::write(repo.join("refs/refs/convert/parquet"), COMMIT).unwrap();
+    std::fs::create_dir_all(file(names[1]).parent().unwrap()).unwrap();
+    std::fs::write(file(names[1]), &files[names[1]].bytes).unwrap();
+    check(
+        &eval(CLOSED, "a", &offline),
+        &["`nyu-mll/blimp`", "without the list of its files", "HF_HUB_OFFLINE", "--tasks blimp=FILE"],
+    );
+    check(&eval(CLOSED, "a", &[]), &["blimp", CLOSED]);
+    assert_eq!(eval(&hub.address, "a", &[]).ok().json()["tasks"]["blimp"]["n"], 3);
+    assert!(!hub.requests().iter().any(|request| request.contains("binding")), "{:?}", hub.requests());
+    assert_eq!(eval(CLOSED, "b", &offline).ok().json()["tasks"]["blimp"]["n"], 3);
+    // A file that has gone is missed.
+    std::fs::remove_file(file(names[2])).unwrap();
+    check(&eval(CLOSED, "c", &offline), &["is in the cache with 2 of 3 files", "HF_HUB_OFFLINE"]);
+    assert_eq!(eval(&hub.address, "c", &[]).ok().json()["tasks"]["blimp"]["n"], 3);
+}
+
 #[test]
 fn a_split_gguf_file_is_fetched_and_read_as_one() {
     let workdir = workdir();
@@ -376,6 +419,7 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// A file of the repository; a large one lies in the store.
+#[derive(Clone)]
 struct Stored {
     bytes: Vec<u8>,
     large: bool,

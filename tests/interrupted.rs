@@ -104,7 +104,7 @@ fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
     let left = child.wait_with_output().unwrap();
     let said = String::from_utf8(left.stderr).unwrap();
     assert_eq!(left.status.code(), Some(1), "{said}");
-    assert!(said.contains("error: interrupted after ") && said.contains("Give the same command again to go on."), "{said}");
+    assert!(said.contains("error: interrupted after ") && said.contains("Run the same command again to resume."), "{said}");
     let kept = n_parts();
     assert!(kept > 0 && !workdir.path("left/tokens.parquet").exists());
     let (_, tokens) = said.split_once("interrupted after ").unwrap();
@@ -140,7 +140,7 @@ fn a_folder_in_which_another_process_is_at_work_is_refused() {
         let lock = std::fs::File::create(workdir.path(&out).join(".lock")).unwrap();
         lock.lock().unwrap();
         let refused = workdir.run(&command);
-        let says = refused.stderr.contains("another command is at work in this folder") && refused.stderr.contains(&out);
+        let says = refused.stderr.contains("another command is working in this folder") && refused.stderr.contains(&out);
         assert!(refused.code == Some(1) && says, "{command:?}: {}", refused.stderr);
         assert_eq!(std::fs::read_dir(workdir.path(&out)).unwrap().count(), 1, "{command:?} has written something");
         lock.unlock().unwrap();

@@ -149,9 +149,9 @@ fn broken_models_are_refused() {
             &[&["broken.gguf"], parts].concat(),
         );
     };
-    check_gguf(b"", &["not a whole GGUF"]);
-    check_gguf(b"GGUF", &["not a whole GGUF"]);
-    check_gguf(&[0xff; 512], &["not a whole GGUF"]);
+    check_gguf(b"", &["not a complete GGUF"]);
+    check_gguf(b"GGUF", &["not a complete GGUF"]);
+    check_gguf(&[0xff; 512], &["not a complete GGUF"]);
     check_gguf(&whole[..whole.len() / 2], &[]);
     check_gguf(&whole[..whole.len() - 64], &["cannot read the tensor"]);
     let renamed = replace(&whole, b"llama.block_count", b"llama.block_crunt");
@@ -167,8 +167,8 @@ fn broken_models_are_refused() {
         check_message(&workdir.run(&["rows.jsonl", "--model", "model", "--out", "run"]), 1, parts);
     };
     check_folder(&[], &["model.safetensors"]);
-    check_folder(&[("model.safetensors", b"")], &["not a whole safetensors"]);
-    check_folder(&[("model.safetensors", &[0xff; 64])], &["not a whole safetensors"]);
+    check_folder(&[("model.safetensors", b"")], &["not a complete safetensors"]);
+    check_folder(&[("model.safetensors", &[0xff; 64])], &["not a complete safetensors"]);
     check_folder(&[("model.safetensors", b"\x02\0\0\0\0\0\0\0{}")], &["config.json"]);
     check_folder(&[("config.json", b"{")], &["config.json", "not JSON"]);
     check_folder(&[("config.json", br#"{"model_type":"mamba"}"#)], &["mamba"]);

@@ -62,7 +62,7 @@ fn servers_give_our_own_scores_and_bounds_that_hold() {
     for api in ["vllm", "sglang"] {
         let server = Server::start(&workdir.path("tiny.gguf"), Manners::of(api));
         let ran = run(&workdir, &arguments(&server, api)).ok();
-        assert!(ran.stderr.contains("this program's own engine in f32 are 0.0000 nat apart"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("this program's own engine in f32 differ in ln p by 0.0000 nat"), "{}", ran.stderr);
         assert!(ran.stdout.contains("through a server, top 20: H within"), "{}", ran.stdout);
         let served = read(&table(&workdir, api));
         assert_eq!(
@@ -161,7 +161,7 @@ fn each_fault_that_lasts_has_its_message() {
         check(Fault::Swapped, "does not name it");
         check(Fault::Raw, "expected log-probabilities, found");
         check(Fault::Cuts, if api == "vllm" { "cut at its beginning" } else { "the server has read" });
-        check(Fault::Truncated, "the answer broke off");
+        check(Fault::Truncated, "the reply was interrupted");
         check(
             Fault::Status(500, r#"{"error": {"message": "out of memory"}}"#),
             "the server failed (500 Internal Server Error): out of memory",
@@ -175,20 +175,20 @@ fn each_fault_that_lasts_has_its_message() {
     }
     // As a real server says it.
     let refused = |body, message| check(always("vllm", Fault::Status(400, body)), "tiny.gguf", message);
-    refused(include_str!("fixtures/vllm/too_many.json"), "the server gives fewer log-probabilities than are asked for");
+    refused(include_str!("fixtures/vllm/too_many.json"), "the server returns fewer log-probabilities than requested");
     refused(include_str!("fixtures/vllm/vocabulary.json"), "the server's model has fewer tokens than the tokenizer");
-    refused(include_str!("fixtures/vllm/limit.json"), "the prompt is longer than the server takes");
+    refused(include_str!("fixtures/vllm/limit.json"), "the prompt is longer than the server accepts");
     refused(include_str!("fixtures/vllm/unknown.json"), "The model `nope` does not exist");
     check(always("vllm", Fault::Another), "tiny.gguf", "does not name it");
     check(always("vllm", Fault::Fewer(3)), "tiny.gguf", "expected the 20 most probable tokens at token 1, found 1");
     // What a prefix cache may do: the second answer to a prompt is another one.
     let stale = Manners::with("vllm", |ask| if ask.repeated { Fault::Stale } else { Fault::Nothing });
-    check(stale, "tiny.gguf", "the server says other things of the same tokens when the probe is sent again");
+    check(stale, "tiny.gguf", "the server scores the same tokens differently when sent again");
     // Any other prompt that begins as the probe did.
     let stale = Manners::with("vllm", |ask| if ask.number == 3 { Fault::Stale } else { Fault::Nothing });
-    check(stale, "tiny.gguf", "in a prompt that begins as the probe does");
-    check(always("vllm", Fault::Stale), "tiny.gguf", "the server says other things than this program does");
-    check(Manners::of("vllm"), "other.gguf", "the server says other things than this program does");
+    check(stale, "tiny.gguf", "in a prompt with the same beginning");
+    check(always("vllm", Fault::Stale), "tiny.gguf", "the server scores tokens differently than this program");
+    check(Manners::of("vllm"), "other.gguf", "the server scores tokens differently than this program");
     check(Manners { texts_off_by: 1, ..Manners::of("vllm") }, "tiny.gguf", "the server's model has another vocabulary");
     check(Manners { owner: "llamacpp", ..Manners::of("vllm") }, "tiny.gguf", "--model file.gguf");
     check(Manners { owner: "somebody", ..Manners::of("vllm") }, "tiny.gguf", "this one says that it is `somebody`");
@@ -213,7 +213,7 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
         assert!(ran.stderr.contains(message), "{}", ran.stderr);
     };
     usage(&["--max-len", "64"], "--max-len 64 is more than the 63 tokens that the server takes");
-    usage(&["--dtype", "bf16"], "--dtype is how this program runs the model");
+    usage(&["--dtype", "bf16"], "--dtype is for running the model here");
     usage(&["--in-context"], "--in-context runs the model here");
     usage(&["--top-logprobs", "5"], "--top-logprobs 5 is less than the 20");
     usage(&["--top-logprobs", "100000"], "--top-logprobs 100000 is more than the");
@@ -285,7 +285,7 @@ fn a_model_that_changes_under_way_is_noticed() {
     let changing = move |ask: &Ask| if ask.number < limit.load(Ordering::SeqCst) { Fault::Nothing } else { Fault::Flatter };
     let server = Server::start(&workdir.path("tiny.gguf"), Manners::with("vllm", changing));
     let ran = run(&workdir, &arguments(&server, "changed"));
-    assert!(ran.code == Some(1) && ran.stderr.contains("says other things of a text than at the beginning"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("scores a text differently than at the beginning"), "{}", ran.stderr);
     changes_at.store(usize::MAX, Ordering::SeqCst);
     run(&workdir, &arguments(&server, "changed")).ok();
     run(&workdir, &arguments(&server, "one")).ok();
@@ -307,7 +307,7 @@ fn several_servers_share_the_work_and_must_agree() {
     tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
     let other = Server::start(&workdir.path("other.gguf"), Manners::of("vllm"));
     let ran = run(&workdir, &[&arguments(&a, "never")[..], &["--server", &other.url]].concat());
-    assert!(ran.code == Some(1) && ran.stderr.contains("this server says other things of a probe than"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("this server scores a probe differently than"), "{}", ran.stderr);
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
     let other = Server::start(&workdir.path("other.gguf"), Manners::of("vllm"));
     let of_other = ["rows.jsonl", "--model", "other.gguf", "--server", &other.url, "--out", "killed"];
-    let says_other_things = "the servers say other things of the data's first tokens than when this run began";
+    let says_other_things = "the servers score the data's first tokens differently than at the start of this run";
     let ran = run(&workdir, &of_other);
     assert!(ran.code == Some(1) && ran.stderr.contains(says_other_things), "{}", ran.stderr);
 
@@ -407,7 +407,7 @@ fn answers_that_another_program_has_left_are_those_of_a_server() {
     write_answers(&server, &workdir.path("offline"));
     let answered = |out: &'static str| ["rows.jsonl", "--model", "tiny.gguf", "--answers", "offline", "--out", out];
     let ran = run(&workdir, &answered("run")).ok();
-    assert!(ran.stderr.contains("this program's own engine in f32 are 0.0000 nat apart"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("this program's own engine in f32 differ in ln p by 0.0000 nat"), "{}", ran.stderr);
     let all = |run: &str| {
         let mut bounds = Vec::new();
         for_each_bounded(&[table(&workdir, run)], |token| bounds.push((token.rank, token.bounds))).unwrap();
@@ -423,7 +423,7 @@ fn answers_that_another_program_has_left_are_those_of_a_server() {
     same_tables(&workdir, ["run", "off"]);
     // Other prompts, and prompts that the run of before was not about.
     let ran = run(&workdir, &[&answered("other")[..], &["--system", "Be kind."]].concat());
-    assert!(ran.code == Some(1) && ran.stderr.contains("the answers are to other sequences"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("the answers belong to other sequences"), "{}", ran.stderr);
     let record: Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
     assert_eq!(record["server"]["sent_sha256"].as_str().map(str::len), Some(64));
     let sent = workdir.path("offline/sequences.parquet");
@@ -432,7 +432,7 @@ fn answers_that_another_program_has_left_are_those_of_a_server() {
         .ok();
     std::fs::copy(workdir.path("fewer/sequences.parquet"), &sent).unwrap();
     let ran = run(&workdir, &answered("run"));
-    assert!(ran.code == Some(1) && ran.stderr.contains("the prompts that were answered are others"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("the answered prompts differ"), "{}", ran.stderr);
     // Answers to some of them: the missing ones are named.
     std::fs::write(&sent, bytes).unwrap();
     std::fs::remove_file(workdir.path("offline/answers/00001.parquet")).unwrap();
@@ -483,5 +483,5 @@ fn what_vllm_is_to_score_without_a_server_is_written_with_its_program() {
     assert!(ran.code == Some(1) && ran.stderr.contains("cannot list the folder of the answers"), "{}", ran.stderr);
     std::fs::create_dir(workdir.path("offline/answers")).unwrap();
     let ran = run(&workdir, &arguments);
-    assert!(ran.code == Some(1) && ran.stderr.contains("the folder holds answers already"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("the folder already holds answers"), "{}", ran.stderr);
 }

@@ -92,7 +92,7 @@ fn servers_give_our_own_scores_and_answers() {
     for api in ["vllm", "sglang"] {
         let server = Server::start(&workdir.path("tiny.gguf"), Manners::of(api));
         let ran = run(&workdir, &through(&EVAL, &server, api, &[])).ok();
-        assert!(ran.stderr.contains("this program's own engine in f32 are 0.0000 nat apart"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("this program's own engine in f32 differ in ln p by 0.0000 nat"), "{}", ran.stderr);
         let served = samples(&workdir, api);
         assert_eq!(served.len(), 4);
         assert_same(&own, &served);
@@ -111,7 +111,7 @@ fn servers_give_our_own_scores_and_answers() {
         assert_eq!(diff["engines"], json!(["this program in f32", format!("{engine} (a server)")]));
         assert!(diff.to_string().contains("a server ran a model, whose weights are not known here"), "{diff}");
         let shown = workdir.run(&["diff", "own", api]).ok().stdout;
-        assert!(shown.contains("two engines, which may differ by themselves: this program in f32 before"), "{shown}");
+        assert!(shown.contains("different engines, which may differ by themselves: this program in f32 before"), "{shown}");
 
         // What is done is not done again, by any server of the model; another model in its place is refused.
         drop(server);
@@ -124,7 +124,7 @@ fn servers_give_our_own_scores_and_answers() {
         of_other[2] = "other.gguf";
         let ran = run(&workdir, &of_other);
         assert!(
-            ran.code == Some(1) && ran.stderr.contains("say other things of a text than when this folder was begun"),
+            ran.code == Some(1) && ran.stderr.contains("score a text differently than when this folder was started"),
             "{}",
             ran.stderr
         );
@@ -141,7 +141,7 @@ fn servers_give_our_own_scores_and_answers() {
     assert_ne!(draws(&penalised), draws(&own));
     let server = Server::start(&workdir.path("tiny.gguf"), Manners::of("sglang"));
     let ran = run(&workdir, &through(&PENALISED, &server, "sglang-penalised", &[]));
-    assert!(ran.code == Some(2) && ran.stderr.contains("of SGLang some versions count the tokens"), "{}", ran.stderr);
+    assert!(ran.code == Some(2) && ran.stderr.contains("some versions of SGLang apply it to the tokens"), "{}", ran.stderr);
     // Nor is the folder of one engine gone on with by the other.
     let server = Server::start(&workdir.path("tiny.gguf"), Manners::of("vllm"));
     let ran = run(&workdir, &through(&EVAL, &server, "own", &[]));
@@ -190,13 +190,13 @@ fn rollouts_of_servers_are_rows_with_the_ids_that_were_drawn() {
         let mut of_other = through(&ROLLOUT, &other, &names[0], &drawn);
         of_other[3] = "other.gguf";
         let ran = run(&workdir, &of_other);
-        assert!(ran.code == Some(1) && ran.stderr.contains("say other things of a text"), "{}", ran.stderr);
+        assert!(ran.code == Some(1) && ran.stderr.contains("score a text differently"), "{}", ran.stderr);
     }
     // Scoring finds the drawn ids in the rows, and does not take what it cannot know for the model's own.
     let command = ["vllm-a/rollouts.jsonl", "--model", "tiny.gguf", "--out", "scores", "--no-view", "--json"];
     let report = workdir.run(&command).ok().json();
     assert_eq!(report["on_policy"]["rows"], 60);
-    assert!(report["on_policy"]["why_not"].as_str().unwrap().contains("as far as is known, by this very model"), "{report}");
+    assert!(report["on_policy"]["why_not"].as_str().unwrap().contains("not known to be drawn by this very model"), "{report}");
 }
 
 #[test]
@@ -252,17 +252,17 @@ fn each_fault_that_lasts_has_its_message() {
         // In the run, behind the checks.
         let n_checks = if api == "vllm" { CHECKS } else { CHECKS - 1 };
         let in_run = |command: &[&str], fault, message| check(api, command, n_checks, fault, message);
-        in_run(&ROLLOUT, Fault::NoIds, "the server gives no token ids of its answer");
-        in_run(&ROLLOUT, Fault::Aborted, "the server gave the request up");
+        in_run(&ROLLOUT, Fault::NoIds, "the server returns no token ids for its answer");
+        in_run(&ROLLOUT, Fault::Aborted, "the server aborted the request");
         for (fault, message) in [
-            (Fault::NoIds, "the server gives no token ids of its answer"),
-            (Fault::Uncounted, "tokens of its answer, and gives"),
+            (Fault::NoIds, "the server returns no token ids for its answer"),
+            (Fault::Uncounted, "tokens in its answer, but returned"),
             (Fault::Short, "the server ended an answer after 1 token, and 30 were asked for"),
             (Fault::EndsElsewhere, "the server ended an answer with token 1 ("),
             (Fault::Cuts, "the server has read "),
-            (Fault::Truncated, "the answer broke off"),
+            (Fault::Truncated, "the reply was interrupted"),
             (Fault::Dropped, "has dropped the connection"),
-            (Fault::Status(429, "{}"), "the server asks for patience (429"),
+            (Fault::Status(429, "{}"), "the server is overloaded (429"),
             (
                 Fault::Status(500, r#"{"error": {"message": "out of memory"}}"#),
                 "the server failed (500 Internal Server Error): out of memory",
@@ -282,7 +282,7 @@ fn each_fault_that_lasts_has_its_message() {
     let server = Server::start(&workdir.path("tiny.gguf"), Manners::with("vllm", altered));
     let ran = run(&workdir, &through(&ROLLOUT, &server, "altered", &[]));
     assert!(
-        ran.code == Some(1) && ran.stderr.contains("the server was to write the most probable tokens, and wrote"),
+        ran.code == Some(1) && ran.stderr.contains("the server was asked for the most probable tokens and wrote"),
         "{}",
         ran.stderr
     );
@@ -325,15 +325,15 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
         assert!(ran.stderr.contains(message), "{}", ran.stderr);
     };
     for command in [&EVAL[..], &ROLLOUT] {
-        usage(command, &["--dtype", "bf16"], "--dtype is how this program runs the model");
-        usage(command, &["--temperature", "0.005"], "vLLM takes 0.01 for what is less");
-        usage(command, &["--temperature", "1", "--top-p", "0.9", "--min-p", "0.1"], "vLLM cuts by --min-p first");
+        usage(command, &["--dtype", "bf16"], "--dtype is for running the model here");
+        usage(command, &["--temperature", "0.005"], "vLLM replaces lower values by 0.01");
+        usage(command, &["--temperature", "1", "--top-p", "0.9", "--min-p", "0.1"], "vLLM applies --min-p first");
         usage(command, &["--served-model", "huge"], "the server serves no model `huge`, but tiny");
         usage(command, &["--in-flight", "0"], "--in-flight 0 sends nothing");
         usage(command, &["--batch", "4"], "--batch");
     }
     usage(&EVAL, &["--max-len", "99"], "--max-len 99 is more than the 98 tokens that the server takes: two less");
-    usage(&EVAL, &["--device", "cpu"], "--device is how this program runs the model");
+    usage(&EVAL, &["--device", "cpu"], "--device is for running the model here");
     usage(&ROLLOUT, &["--max-len", "101"], "--max-len 101 is more than the 100 tokens that the server takes: its limit");
     let ran = run(&workdir, &["eval", "--tasks", "c.jsonl", "--server", &server.url]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--server needs --model"), "{}", ran.stderr);

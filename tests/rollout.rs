@@ -168,7 +168,7 @@ fn what_cannot_be_answered_is_said() {
     assert!(refused.code == Some(1) && refused.stderr.contains("plain text has no prompt"), "{}", refused.stderr);
     // What has no say, or would write the same answer twice.
     let greedy = |more: &[&str]| workdir.run(&[&COMMAND[..6], &["--temperature", "0"], more].concat());
-    for (more, expected) in [(["--n", "2"], "would write the same answer 2 times"), (["--top-k", "5"], "--top-k has no say")] {
+    for (more, expected) in [(["--n", "2"], "would write the same answer 2 times"), (["--top-k", "5"], "--top-k has no effect")] {
         let refused = greedy(&more);
         assert!(refused.code == Some(2) && refused.stderr.contains(expected), "{}", refused.stderr);
     }

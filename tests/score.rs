@@ -40,9 +40,58 @@ fn contradictions_are_found_behind_a_shared_instruction() {
     assert_eq!((&kinds["near_duplicates"], &kinds["contradictions"]), (&5.into(), &3.into()), "{kinds}");
     let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
     assert!(
-        report.contains("5 rows ask the same as an earlier one, or nearly; 3 rows ask the same as another one and are answered"),
+        report.contains("5 rows have the same prompt as an earlier row, or a similar one; 3 rows have the same prompt as another row but a different answer"),
         "{report}"
     );
+}
+
+/// The check and the report call the same rows contradictory: those of which learnt answers to the same question, tools and all, are others.
+#[test]
+fn check_and_report_agree_on_contradictions() {
+    let workdir = workdir();
+    let chat = |turns: &[(&str, &str)], row: &str| {
+        let turn = |(asked, answered): &(&str, &str)| {
+            let weight = if answered.starts_with('-') { ",\"weight\":0" } else { "" };
+            let answered = answered.trim_start_matches('-');
+            format!(r#"{{"role":"user","content":"{asked}"}},{{"role":"assistant","content":"{answered}"{weight}}}"#)
+        };
+        format!("{{\"messages\":[{}]{row}}}\n", turns.iter().map(turn).collect::<Vec<_>>().join(","))
+    };
+    let tools = |name: &str| format!(r#","tools":[{{"type":"function","function":{{"name":"{name}","parameters":{{}}}}}}]"#);
+    let called = |town: &str, said: &str| {
+        let call = format!(r#"{{"id":"{said}","type":"function","function":{{"name":"rain","arguments":{{"town":"{town}"}}}}}}"#);
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"Wet?"}},{{"role":"assistant","content":"","weight":0,"tool_calls":[{call}]}},{{"role":"tool","content":"9"}},{{"role":"assistant","content":"{said}"}}]}}"#
+        ) + "\n"
+    };
+    // How many rows are in contradiction with another, and how many of them with an earlier one.
+    let found = |name: &str, rows: &str| {
+        workdir.write(&format!("{name}.jsonl"), rows);
+        let arguments = [&format!("{name}.jsonl"), "--model", "tiny.gguf"];
+        workdir.run(&[&arguments[..], &["--out", name, "--no-view"]].concat()).ok();
+        let checked = workdir.run(&[&["check", "--json"], &arguments[..]].concat()).ok().json();
+        let kinds = &json(&workdir, &format!("{name}/summary.json"))["kinds"];
+        (kinds["contradictions"].as_u64().unwrap(), checked["contradictions"]["rows"].as_u64().unwrap())
+    };
+    let asked = "Is it raining?";
+    let other_tools = chat(&[(asked, "yes")], &tools("rain")) + &chat(&[(asked, "no")], &tools("song"));
+    assert_eq!(found("other-tools", &other_tools), (0, 0));
+    let same_tools = chat(&[(asked, "yes")], &tools("rain")) + &chat(&[("is it raining", "no")], &tools("rain"));
+    assert_eq!(found("same-tools", &same_tools), (2, 1));
+    let switched = |on: &str| format!(r#","chat_template_kwargs":{{"enable_thinking":{on}}}"#);
+    let switches = chat(&[(asked, "yes")], &switched("true")) + &chat(&[(asked, "no")], &switched("false"));
+    assert_eq!(found("switches", &switches), (0, 0));
+    // The two rows of the same call answer otherwise, and the third asks something else by another call.
+    let calls = called("Oslo", "yes") + &called("Rome", "no") + &called("Rome", "maybe");
+    assert_eq!(found("calls", &calls), (2, 1));
+    // The first answers differ, and what is said behind them is the same.
+    let within = chat(&[(asked, "yes"), ("Thanks", "Welcome")], "") + &chat(&[(asked, "no"), ("Thanks", "Welcome")], "");
+    assert_eq!(found("within", &within), (2, 1));
+    let unlearnt = chat(&[(asked, "yes")], "") + &chat(&[(asked, "-no")], "") + &chat(&[(asked, "-no"), ("Sure?", "yes")], "");
+    assert_eq!(found("unlearnt", &unlearnt), (0, 0));
+    let last = workdir.run(&["within.jsonl", "--model", "tiny.gguf", "--supervise", "last", "--out", "last", "--no-view"]);
+    last.ok();
+    assert_eq!(json(&workdir, "last/summary.json")["kinds"]["contradictions"], 0);
 }
 
 #[test]
@@ -334,7 +383,7 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(bytes() == scored);
     // Under other thresholds they are other conflicts, of which nothing that was found of the old ones is said.
     let said = workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok().stderr;
-    assert!(said.contains("what --in-context found is about the conflicts under other thresholds"), "{said}");
+    assert!(said.contains("the --in-context results belong to other thresholds"), "{said}");
     assert!(!workdir.path("alone/in_context.parquet").exists());
     assert!(json(&workdir, "alone/summary.json")["kinds"]["in_context"].is_null());
     // A run keeps the thresholds that it is sorted by where none are named; and with the old ones comes back what was found under them.
@@ -348,12 +397,12 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
         [["--model", "none"], ["--dtype", "bf16"], ["--max-len", "10"], ["--supervise", "all"], ["--seed", "0"], ["--out", "x"]]
     {
         let refused = workdir.run(&[&["alone"], &option[..]].concat());
-        let expected = format!("{} has no say over a finished run", option[0]);
+        let expected = format!("{} has no effect on a finished run", option[0]);
         assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{}", refused.stderr);
         if option[0] != "--out" {
             let refused = workdir.run(&[&["alone", "alone"], &option[..]].concat());
             assert!(
-                refused.code == Some(2) && refused.stderr.contains("has no say over runs side by side"),
+                refused.code == Some(2) && refused.stderr.contains("has no effect on a comparison of runs"),
                 "{}",
                 refused.stderr
             );
@@ -421,7 +470,7 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
         at("portable", arguments).ok();
         let refused = at("avx2", arguments);
         let named =
-            ["begun at the kernel level portable", "this process is at avx2", "DIAGNOSE_KERNELS=portable goes on with it"];
+            ["started at the kernel level portable", "this process uses avx2", "DIAGNOSE_KERNELS=portable goes on with it"];
         assert!(refused.code == Some(1) && named.iter().all(|part| refused.stderr.contains(part)), "{}", refused.stderr);
         at("portable", arguments).ok();
     }
@@ -432,7 +481,7 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     std::fs::remove_file(workdir.path("trained/run.json")).unwrap();
     for arguments in [&score("half")[..], &train] {
         let refused = at("avx2", arguments);
-        assert!(refused.stderr.contains("begun at the kernel level portable"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("started at the kernel level portable"), "{}", refused.stderr);
     }
     at("avx2", &score("other")).ok();
     let said = at("avx2", &["diff", "run", "other"]).ok().stdout;
@@ -461,7 +510,7 @@ fn a_run_whose_data_have_changed_keeps_what_it_knows() {
     workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"zubu wqo"}"#);
     for arguments in [&["run"][..], &["run", "--thresholds", "p=0.004,H=5.5"]] {
         let shown = workdir.run(arguments).ok();
-        assert!(shown.stderr.contains("the run stays as it is sorted, by p=0.004,H=5.5"), "{}", shown.stderr);
+        assert!(shown.stderr.contains("the run keeps its present thresholds, p=0.004,H=5.5"), "{}", shown.stderr);
         assert!(shown.stdout.contains("confident conflict") && read() == before);
     }
     let shown = workdir.run(&["run", "--thresholds", "fixed"]).ok();
@@ -485,8 +534,8 @@ fn a_page_with_texts_is_not_replaced_by_one_without() {
     let read = |file: &str| std::fs::read(workdir.path("run").join(file)).unwrap();
     let (page, conflicts) = (read("view.html"), read("conflicts.parquet"));
     let viewed = workdir.run(&["view", "run"]).ok();
-    assert!(viewed.stderr.contains("The page stays as it was written, with its texts: run: "), "{}", viewed.stderr);
-    assert!(viewed.stderr.contains("came from the standard input") && viewed.stderr.contains("--data"), "{}", viewed.stderr);
+    assert!(viewed.stderr.contains("The existing page, which has the texts, is kept: run: "), "{}", viewed.stderr);
+    assert!(viewed.stderr.contains("came from standard input") && viewed.stderr.contains("--data"), "{}", viewed.stderr);
     assert!(viewed.stdout.contains("run/view.html") && read("view.html") == page);
     // A page elsewhere is another one, which there was none of.
     workdir.run(&["view", "run", "--out", "other.html"]).ok();
@@ -519,7 +568,7 @@ fn a_page_with_texts_is_not_replaced_by_one_without() {
     assert_eq!(viewed.stderr, "");
     let refused = workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--data", "kept.jsonl"]);
     assert!(
-        refused.code == Some(2) && refused.stderr.contains("--data kept.jsonl has no say where data are scored"),
+        refused.code == Some(2) && refused.stderr.contains("--data kept.jsonl has no effect when data are scored"),
         "{}",
         refused.stderr
     );
@@ -550,7 +599,11 @@ fn a_run_that_cannot_be_written_to_can_be_shown() {
     std::fs::remove_file(workdir.path("run/.lock")).unwrap();
     std::fs::create_dir(workdir.path("run/.lock")).unwrap();
     let refused = workdir.run(&["run"]);
-    assert!(refused.code == Some(1) && refused.stderr.contains("`diagnose view run --out FILE` shows it"), "{}", refused.stderr);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("show it with `diagnose view run --out FILE`"),
+        "{}",
+        refused.stderr
+    );
     workdir.run(&["view", "run", "--out", "page.html"]).ok();
 }
 
@@ -565,27 +618,27 @@ fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
     let eval = ["eval", "--model", "tiny.gguf", "--tasks", "t.txt"];
     let of_items = ["eval", "--model", "tiny.gguf", "--tasks", "items.jsonl"];
     for (command, options, expected) in [
-        (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no say without --sample"),
-        (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no say without --sample"),
-        (&rollout, &["--supervise", "last"], "--supervise has no say over prompts"),
-        (&rollout, &["--append-eos"], "--append-eos has no say over prompts"),
-        (&eval, &["--temperature", "0.5"], "--temperature has no say: the model writes no answers in t"),
-        (&eval, &["--stop", "x"], "--stop has no say"),
-        (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no say"),
-        (&eval, &["--batch", "9"], "--batch has no say"),
-        (&eval, &["--system", "Be brief."], "--system has no say: texts are read as they are"),
-        (&eval, &["--apply-chat-template"], "--apply-chat-template has no say: texts are read as they are"),
-        (&eval, &["--chat-template", "t.jinja"], "--chat-template has no say: texts are read as they are"),
-        (&eval, &["--seed", "3"], "--seed has no say: neither items"),
-        (&of_items, &["--apply-chat-template", "--fewshot-as-multiturn", "false"], "--fewshot-as-multiturn false has no say"),
-        (&of_items, &["--seed", "3"], "--seed has no say"),
+        (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no effect without --sample"),
+        (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no effect without --sample"),
+        (&rollout, &["--supervise", "last"], "--supervise has no effect over prompts"),
+        (&rollout, &["--append-eos"], "--append-eos has no effect over prompts"),
+        (&eval, &["--temperature", "0.5"], "--temperature has no effect: the model does not write answers in t"),
+        (&eval, &["--stop", "x"], "--stop has no effect"),
+        (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no effect"),
+        (&eval, &["--batch", "9"], "--batch has no effect"),
+        (&eval, &["--system", "Be brief."], "--system has no effect: texts are read as they are"),
+        (&eval, &["--apply-chat-template"], "--apply-chat-template has no effect: texts are read as they are"),
+        (&eval, &["--chat-template", "t.jinja"], "--chat-template has no effect: texts are read as they are"),
+        (&eval, &["--seed", "3"], "--seed has no effect: neither items"),
+        (&of_items, &["--apply-chat-template", "--fewshot-as-multiturn", "false"], "--fewshot-as-multiturn false has no effect"),
+        (&of_items, &["--seed", "3"], "--seed has no effect"),
         (
             &["train", "-"],
             &["--method", "pilot"],
-            "--method pilot reads the data twice, first for the base model's scores, and `-` can be read once",
+            "--method pilot reads the data twice, first for the base model's scores, but `-` can be read only once",
         ),
-        (&["train", "-"], &["--validation", "-"], "`-` is named twice"),
-        (&["run", "run", "notthere"], &[], "notthere: there is no run folder and no data file of this name"),
+        (&["train", "-"], &["--validation", "-"], "`-` is given twice"),
+        (&["run", "run", "notthere"], &[], "notthere: there is no run folder or data file with this name"),
         (
             &["diff", "run", "nosuch"],
             &[],

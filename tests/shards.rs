@@ -82,7 +82,7 @@ fn three_shards_joined_are_one_run_byte_for_byte() {
     }
     // Beside another run it has a name of its own first.
     let ran = workdir.run(&["many-shard-*", "one", "--out", "both"]);
-    assert!(ran.code == Some(2) && ran.stderr.contains("--out names one folder, and 2 runs are named"), "{}", ran.stderr);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--out names one folder, but there are 2 runs"), "{}", ran.stderr);
 }
 
 /// Rows with all sorts of faults, many of them twice and more, and thrice as many without.
@@ -170,7 +170,10 @@ fn what_does_not_belong_together_is_named() {
     check(&["a-shard-0-of-3", "a-shard-2-of-3"], "1 of 3 shards are missing: 1/3");
     check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "a-shard-1-of-3"], "this is shard 1/3 once more");
     workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "40", "--shard", "1/2", "--out", "half"]).ok();
-    check(&["half", "a-shard-0-of-3"], "shard 1/2 and shard 0/3 (in a-shard-0-of-3) are of runs that were divided otherwise");
+    check(
+        &["half", "a-shard-0-of-3"],
+        "shard 1/2 and shard 0/3 (in a-shard-0-of-3) belong to runs that were divided differently",
+    );
     // Another model, and other instructions of the processor.
     tiny_model::write_noised(&workdir.path("other.gguf"), 0.5);
     workdir.run(&["rows.jsonl", "--model", "other.gguf", "--limit", "40", "--shard", "2/3", "--out", "other"]).ok();
@@ -202,7 +205,7 @@ fn what_does_not_belong_together_is_named() {
         check(
             &[&format!("{first}-shard-*"), &format!("{second}-shard-*"), "--out", "never"],
             &format!(
-                "--out names one folder, and 2 runs are named: {first}-shard-0-of-3 (shard 0/3), {second}-shard-0-of-3 (shard 0/3)"
+                "--out names one folder, but there are 2 runs: {first}-shard-0-of-3 (shard 0/3), {second}-shard-0-of-3 (shard 0/3)"
             ),
         );
     }
@@ -228,7 +231,7 @@ fn shards_without_anything_to_score_are_runs_that_join() {
         // It is reported again like any other.
         workdir.run(&[&out]).ok();
         let seen = workdir.run(&["view", &out]);
-        assert!(seen.code == Some(0) || seen.stderr.contains("there is nothing to look at"), "{}", seen.stderr);
+        assert!(seen.code == Some(0) || seen.stderr.contains("there is nothing to show"), "{}", seen.stderr);
     }
     assert_eq!(scored, 1);
     workdir.run(&["s-shard-*"]).ok();

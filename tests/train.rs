@@ -401,7 +401,7 @@ fn a_dry_run_plans_scores_nothing_and_writes_nothing() {
         let line = format!("Training with {by}, {learns}: 6 steps of 8 rows, learning rate {rate} (cosine, 1 step of warm-up)\n");
         assert!(ran.stdout.starts_with(&line), "{line}{}", ran.stdout);
         // The adapter's base is a GGUF file.
-        let note = "on which PEFT cannot load it";
+        let note = "which PEFT cannot load";
         assert_eq!(ran.stderr.contains(note), method == ["--lora"], "{}", ran.stderr);
         assert!(!ran.stderr.contains("Scoring"), "{}", ran.stderr);
         assert_eq!(listing(&workdir.path("")), before, "{method:?}");
@@ -424,7 +424,7 @@ fn a_folder_in_the_place_of_data_is_told_what_it_is() {
     workdir.run(&["rows.jsonl", "--model", "run/model", "--out", "after"]).ok();
     told("run/model", &["this is a model", "--model run/model"]);
     std::fs::remove_file(workdir.path("run/run.json")).unwrap();
-    told("run", &["training run that has not ended", "train --config run/train.toml"]);
+    told("run", &["unfinished training run", "train --config run/train.toml"]);
     workdir.write("items.uniform.jsonl", r#"{"context":"a","choices":["b","c"],"answer":0}"#);
     workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--out", "scores"]).ok();
     told("scores", &["evaluation (items)", "diagnose diff"]);
@@ -551,7 +551,7 @@ fn more_epochs_in_the_folder_of_a_finished_run_are_refused_with_a_way_on() {
     };
     run("run", "tiny.gguf", "1").ok();
     let more = run("run", "tiny.gguf", "2");
-    refused(more, 1, "a finished run of 1 epoch, and a run of 2 epochs has other learning rates");
+    refused(more, 1, "a finished run of 1 epoch; a run of 2 epochs has different learning rates");
     // What it names can be done.
     run("more", "run/model", "1").ok();
 }
@@ -681,7 +681,7 @@ fn special_tokens_that_were_never_trained_are_named_before_the_first_step() {
     candle_core::safetensors::save(&tensors, &path).unwrap();
     let said = plan(&[]);
     assert!(said.contains("`<|im_start|>` (id 257), which 8 of 8 rows use") && said.contains("never trained"), "{said}");
-    assert!(said.contains("few and small steps") && !said.contains("(id 256)"), "{said}");
+    assert!(said.contains("only a few small steps") && !said.contains("(id 256)"), "{said}");
     assert!(plan(&["--lora"]).contains("Adapters leave it as it is"));
 }
 
@@ -725,10 +725,10 @@ fn wrong_use_is_refused_by_name() {
         (vec![], "--warmup-steps 0"),
         (vec!["--dry-run"], "--warmup-steps 0"),
         (vec!["--emit", "axolotl", "--system", "Be brief.", "--batch-size", "2"], "--system"),
-        (vec!["--sample", "2", "--limit", "2"], "give one of them"),
+        (vec!["--sample", "2", "--limit", "2"], "use only one of them"),
         (vec!["--emit", "axolotl", "--validation", "rows.jsonl", "--batch-size", "2"], "--validation is not written"),
         (vec!["--emit", "axolotl", "--append-eos"], "--append-eos is for plain texts"),
-        (vec!["--emit", "axolotl", "--eval-every", "3"], "--eval-every 3: the other programs look at held-out rows"),
+        (vec!["--emit", "axolotl", "--eval-every", "3"], "--eval-every 3: the other programs evaluate only on held-out rows"),
         (vec!["--emit", "axolotl", "--dtype", "bf16x3"], "--dtype bf16x3 has no counterpart"),
         (vec!["--emit", "axolotl", "--set", "pack-tokens=512"], "--pack-tokens is not written"),
         (vec!["--keep", "best"], "--validation FILE"),
@@ -763,7 +763,7 @@ fn the_same_training_for_other_programs() {
     std::fs::write(&template, others).unwrap();
     workdir.write("two.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}, {\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"d\"}]}\n");
     for (program, expected) in
-        [("llama-factory", "makes other tokens of the row"), ("axolotl", "axolotl would learn other tokens")]
+        [("llama-factory", "makes other tokens of the row"), ("axolotl", "axolotl would learn different tokens")]
     {
         let model = workdir.path("as-is/model");
         let arguments = [
@@ -919,7 +919,7 @@ fn the_best_model_is_kept_the_run_ends_early_and_goes_on_to_the_same_bits_after_
         assert_eq!((run["kept_step"].as_u64(), number(&run["lowest"]["cross_entropy"])), (Some(best.0), best.1));
         assert_eq!(number(&run["validation"]["cross_entropy"]), best.1);
         assert_eq!(steps.last().unwrap()["lowest"]["worse_since"], 4);
-        for said in [format!("Kept the model after step {}", best.0), "4 looks in a row".to_owned()] {
+        for said in [format!("Kept the model after step {}", best.0), "4 evaluations in a row".to_owned()] {
             assert!(ran.stdout.contains(&said), "{said}: {}", ran.stdout);
         }
         // The result is that model, and no other.

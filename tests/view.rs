@@ -119,7 +119,7 @@ fn drop_mask_undo_export_and_read_back_by_keyboard() {
         ("{\"decisions\": 1, \"run\": \"x\", \"data\": []}", "about others"),
         (
             &lines[0].to_string().replace("\"format\":\"messages\"", "\"format\":\"sharegpt\"").replace(identity, "x"),
-            "read the files otherwise",
+            "read the files differently",
         ),
         (&format!("{}\n{{\"row\": 1, \"action\": \"delete\"}}", lines[0]), "line 2"),
         (&format!("{}\nrow", lines[0]), "line 2: expected a JSON object, found row"),
@@ -466,7 +466,7 @@ fn a_hundred_thousand_tokens_open_in_two_seconds_and_scroll_smoothly() {
     workdir.run(&["view", "run", "--tokens", "20000", "--out", "part.html"]).ok();
     browser.open(&workdir.path("part.html"));
     let about = browser.eval("at('about').textContent");
-    assert!(about.as_str().unwrap().contains("at random, of 1,300"), "{about}");
+    assert!(about.as_str().unwrap().contains("random ones, of 1,300"), "{about}");
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
@@ -626,15 +626,15 @@ fn a_larger_run_is_read_from_its_tables() {
     }
     workdir.run(&["sorted", "--thresholds", "tail"]).ok();
     for (file, message) in [
-        (workdir.path("other/tokens.parquet"), "tokens.parquet is of another run"),
-        (workdir.path("sorted/tokens.parquet"), "tokens.parquet is sorted by other thresholds"),
-        (workdir.path("sorted/conflicts.parquet"), "conflicts.parquet is sorted by other thresholds"),
-        (table("alternatives"), "alternatives.parquet is the table alternatives, and none of"),
-        (table("pairs"), "pairs.parquet is the table pairs, and none of"),
+        (workdir.path("other/tokens.parquet"), "tokens.parquet belongs to another run"),
+        (workdir.path("sorted/tokens.parquet"), "tokens.parquet is sorted by different thresholds"),
+        (workdir.path("sorted/conflicts.parquet"), "conflicts.parquet is sorted by different thresholds"),
+        (table("alternatives"), "alternatives.parquet is the table alternatives; expected"),
+        (table("pairs"), "pairs.parquet is the table pairs; expected"),
         (table("rows"), "tokens.parquet is missing"),
-        (half, "half.parquet: it is not a whole Parquet table"),
+        (half, "half.parquet: it is not a complete Parquet table"),
         (damaged, "damaged.parquet: "),
-        (workdir.path("run.jsonl"), "run.jsonl: it is not a whole Parquet table"),
+        (workdir.path("run.jsonl"), "run.jsonl: it is not a complete Parquet table"),
     ] {
         browser.eval("at('message').textContent = ''");
         browser.choose_file("#tables-file", &file);

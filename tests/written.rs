@@ -87,7 +87,7 @@ fn other_ways_of_writing_are_not_compared() {
     assert_eq!(drawn_twice["macro_average"]["tasks"], json!(["q"]), "the share of right answers is an accuracy");
     assert!(drawn_twice["tasks"]["q"]["metrics"]["match"]["difference"]["ci95"].is_array());
     let refused = workdir.run(&["diff", "greedy", "drawn"]);
-    assert!(refused.code == Some(1) && refused.stderr.contains("which differ by --temperature"), "{}", refused.stderr);
+    assert!(refused.code == Some(1) && refused.stderr.contains("which differ in --temperature"), "{}", refused.stderr);
     let other = eval("greedy", &["--stop", "x"]);
     assert!(
         other.code == Some(1) && other.stderr.contains("asked for is all items and no examples, --max-new-tokens 40, stop \"x\""),
@@ -120,7 +120,7 @@ fn a_killed_evaluation_and_another_batch_give_the_same_answers() {
     std::fs::create_dir(workdir.path("other")).unwrap();
     workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n{}\n");
     let refused = workdir.run(&[&command[..], &["--out", "other"]].concat());
-    assert!(refused.code == Some(1) && refused.stderr.contains("begun with other items"), "{}", refused.stderr);
+    assert!(refused.code == Some(1) && refused.stderr.contains("started with other items"), "{}", refused.stderr);
     workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n");
     workdir.run(&[&command[..], &["--out", "other"]].concat()).ok();
     assert_eq!(answers(&workdir, "whole", "q"), answers(&workdir, "other", "q"));
@@ -188,8 +188,8 @@ fn what_cannot_be_asked_is_said() {
     };
     refused("q.jsonl", &["--repeats", "2"], 2, "would write the same answer 2 times");
     refused("q.jsonl", &["--max-new-tokens", "0"], 2, "--max-new-tokens 0");
-    refused("q.jsonl", &["--top-p", "0.9"], 2, "--top-p has no say at temperature 0");
-    refused("q.jsonl", &["--fewshot-from", "q.jsonl"], 2, "`q` is asked with none");
+    refused("q.jsonl", &["--top-p", "0.9"], 2, "--top-p has no effect at temperature 0");
+    refused("q.jsonl", &["--fewshot-from", "q.jsonl"], 2, "`q` uses none");
     refused("q.jsonl", &["--device", "metal"], 2, "answers are written on the CPU or on an NVIDIA GPU, not on `metal`");
     assert!(!workdir.path("bad").exists());
     refused("q.jsonl", &["--max-len", "256"], 2, "leaves no room for its prompts in --max-len 256");
@@ -225,8 +225,8 @@ fn what_cannot_be_asked_is_said() {
     // A template that opens no answer, and a model that never ends one.
     workdir.write("bare.jinja", "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}");
     let bare = workdir.run(&[&EVAL[..], &["--chat-template", "bare.jinja", "--out", "bare"]].concat()).ok();
-    assert!(bare.stderr.contains("adds nothing where an answer is to follow"), "{}", bare.stderr);
-    assert!(task(&workdir, "bare", "q")["notes"][0].as_str().unwrap().contains("right behind the question"));
+    assert!(bare.stderr.contains("has no generation prompt"), "{}", bare.stderr);
+    assert!(task(&workdir, "bare", "q")["notes"][0].as_str().unwrap().contains("directly after the question"));
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn examples_of_another_file_are_another_way_of_asking() {
     // A comparison says it; with as many examples, nothing else would where prompts have no hash.
     eval(&["--out", "other"], "other.jsonl").ok();
     let ran = workdir.run(&["diff", "one", "other"]).ok();
-    assert!(ran.stdout.contains("q was asked with other examples: --fewshot 2 --fewshot-from a file with"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("q was asked with different examples: --fewshot 2 --fewshot-from a file with"), "{}", ran.stdout);
     let compared = workdir.run(&["diff", "one", "other", "--json"]).ok().json()["tasks"]["q"].clone();
     assert_eq!((&compared["data_differs"], &compared["few_shot"]), (&json!(false), &Value::Null));
     let same = workdir.run(&["diff", "one", "one", "--json"]).ok().json()["tasks"]["q"].clone();

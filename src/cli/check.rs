@@ -86,7 +86,7 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     let of_file = |file: &DataFile| format!("{}: {}, {}", file.path.display(), file.format, count(file.bytes, "byte"));
     output::of_files(&found.files, of_file).into_iter().for_each(&mut line);
     line(format!(
-        "{} read, {} with something to learn, {} without; {} of {} learnt by {}",
+        "{} read, {} with supervised tokens, {} without; {} of {} supervised by {}",
         count(found.records, "row"),
         thousands(found.rows),
         thousands(found.records - found.rows),
@@ -115,8 +115,8 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
         }
     };
     repeated("row is equal to an earlier one", "rows are equal to an earlier one", &found.duplicates);
-    let contradicts = |answer: &str| format!("{answer} the prompt of an earlier one in another way");
-    repeated(&contradicts("row answers"), &contradicts("rows answer"), &found.contradictions);
+    let contradicts = |answer: &str| format!("{answer} the same prompt as an earlier one but a different answer");
+    repeated(&contradicts("row has"), &contradicts("rows have"), &found.contradictions);
     let audit = found.audit.lines();
     if audit.is_empty() && found.findings().iter().all(|(_, rows)| *rows == 0) {
         line("The audit found nothing.".to_owned());

@@ -36,7 +36,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         Some((name @ "check", of_own)) => (command.find_subcommand(name).unwrap_or(&command), of_own, 2),
         Some((name, of_other)) => {
             if let Some(file) = beside_data(of_other) {
-                say(&format!("{} is not for `{name}`: it holds options of scoring and of `check`", file.display()));
+                say(&format!("{} is not for `{name}`: it has options of scoring and of `check`", file.display()));
             }
             return Ok(matches);
         }
@@ -47,7 +47,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
     let Some(file) = named.or(found) else { return Ok(matches) };
     let text = std::fs::read_to_string(&file).context_at(&file, "cannot read the options")?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        Error::usage(format!("the options are no TOML: {}", error.to_string().trim_end())).at(&file)
+        Error::usage(format!("the options are not valid TOML: {}", error.to_string().trim_end())).at(&file)
     })?;
     let mut added = Vec::new();
     for (key, value) in &table {
@@ -93,7 +93,7 @@ fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error
     };
     Some(
         Error::usage(format!("{here} has no option `{unknown}`"))
-            .cure(format!("It is an option of {}; `{help}` shows those that there are here.", others.join(" and "))),
+            .cure(format!("It is an option of {}; `{help}` lists those available here.", others.join(" and "))),
     )
 }
 
@@ -101,8 +101,7 @@ fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error
 fn no_unicode(typed: &[OsString], error: &clap::Error) -> Option<Error> {
     let word = typed.iter().find(|word| word.to_str().is_none())?;
     (error.kind() == ErrorKind::InvalidUtf8).then(|| {
-        Error::usage(format!("expected names of valid Unicode, found {word:?}"))
-            .cure("Rename the file, or name the folder that holds it.")
+        Error::usage(format!("expected names of valid Unicode, found {word:?}")).cure("Rename the file, or name its folder.")
     })
 }
 
@@ -144,7 +143,7 @@ fn is_named(argument: &Arg, key: &str) -> bool {
 fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Value, from: Option<&Path>) -> Result<Vec<OsString>> {
     let name = key.replace('_', "-");
     let Some(argument) = argument(command, key) else {
-        return Err(Error::usage(format!("there is no option `{key}`")).cure("`diagnose --help` names those that there are."));
+        return Err(Error::usage(format!("there is no option `{key}`")).cure("`diagnose --help` lists the options."));
     };
     let is_typed = |argument: &Arg| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine);
     let excludes = |one: &Arg, other: &Arg| command.get_arg_conflicts_with(one).iter().any(|arg| arg.get_id() == other.get_id());

@@ -60,7 +60,7 @@ pub(super) struct Args {
 /// `typed` are the options that were typed.
 pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()> {
     if args.fail_on_drop.is_some_and(|points| !(0.0..=100.0).contains(&points)) {
-        return Err(Error::usage("--fail-on-drop takes points from 0 to 100"));
+        return Err(Error::usage("--fail-on-drop: expected points from 0 to 100"));
     }
     // A glob of shards is one run; all else stays as it is named.
     let run = |name: String| -> Result<String> {
@@ -109,8 +109,8 @@ fn refuse_unheard(job: &Job, typed: &[String]) -> Result<()> {
     };
     match typed.iter().find(|option| !is_heard(option)) {
         Some(option) => {
-            Err(Error::usage(format!("--{option} has no say: nothing is evaluated, since folders are compared as they were"))
-                .cure("Leave it out, or evaluate the models with it first, by `diagnose eval` into other folders."))
+            Err(Error::usage(format!("--{option} has no effect: folders are compared as they are, and nothing is evaluated"))
+                .cure("Leave it out, or first evaluate the models with it, using `diagnose eval` and other folders."))
         }
         None => Ok(()),
     }

@@ -12,7 +12,7 @@ pub(super) fn checked(sampling: Sampling, option: &str, times: u32) -> Result<Sa
     let cuts =
         [("--top-k", sampling.top_k.is_some()), ("--top-p", sampling.top_p.is_some()), ("--min-p", sampling.min_p.is_some())];
     if let Some((cut, _)) = cuts.iter().find(|(_, is_given)| *is_given) {
-        return Err(Error::usage(format!("{cut} has no say at temperature 0, which takes the most probable token"))
+        return Err(Error::usage(format!("{cut} has no effect at temperature 0, which takes the most probable token"))
             .cure("Give a --temperature, such as 1, or leave it out."));
     }
     if times > 1 {

@@ -185,8 +185,7 @@ impl Options {
             ];
             return match without.into_iter().find(|(is_given, _)| *is_given) {
                 Some((_, option)) => {
-                    Err(Error::usage(format!("{option} is for questions that are asked through a chat template"))
-                        .cure("Add --apply-chat-template."))
+                    Err(Error::usage(format!("{option} needs a chat template")).cure("Add --apply-chat-template."))
                 }
                 None => Ok(None),
             };
@@ -233,7 +232,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let batch = args.options.written.batch;
     let servers = args.servers.options(LEAST_TOP_K)?;
     if let (Some(batch), true) = (batch, servers.is_some()) {
-        return Err(Error::usage(format!("--batch {batch} is of this program's own engine; servers have --in-flight")));
+        return Err(Error::usage(format!("--batch {batch} is for this program's own engine; for servers use --in-flight")));
     }
     let job = Job {
         model: args.model.name(),

@@ -117,10 +117,8 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
 
 fn refuse_base(args: &Args) -> Result<()> {
     match &args.base {
-        Some(base) => {
-            Err(Error::usage(format!("--base {base} names the model that an adapter is put on, and no adapter is exported"))
-                .cure("Leave it out, or name an adapter's folder."))
-        }
+        Some(base) => Err(Error::usage(format!("--base {base} names the base model of an adapter, but no adapter is exported"))
+            .cure("Leave it out, or name an adapter's folder.")),
         None => Ok(()),
     }
 }
@@ -130,8 +128,8 @@ fn model_of(args: &Args, what: &str, write: &dyn Fn(&dyn Watch) -> Result<PathBu
     let has_rule = !args.drop.is_empty() || !args.mask.is_empty() || args.weight.is_some() || args.select.is_some();
     let of_data = args.decisions.is_some() || args.rewrite_candidates.is_some() || !args.data.is_empty();
     if has_rule || of_data || args.format != Target::Read {
-        return Err(Error::usage(format!("{what}, and --out is all that its model needs"))
-            .cure("Leave the other options out, or name the folder of a run of scores."));
+        return Err(Error::usage(format!("{what}, which takes only --out"))
+            .cure("Leave the other options out, or name the folder of a score run."));
     }
     let watch = Terminal::new();
     let model = write(&watch)?;
@@ -163,29 +161,29 @@ fn summary(exported: &Exported) -> String {
         ));
     }
     if let Some(thresholds) = &exported.thresholds {
-        line(format!("conflicts are those that the run is sorted by: {thresholds}"));
+        line(format!("conflicts are those under the run's thresholds: {thresholds}"));
     }
     let (unreadable, left_out) = (exported.unreadable, exported.unreadable_left_out);
     if unreadable > left_out {
         let (one, several) =
-            ("record could not be read, and is written as it stands", "records could not be read, and are written as they stand");
+            ("record could not be read, and is written unchanged", "records could not be read, and are written unchanged");
         line(counted(unreadable - left_out, one, several));
     }
     if left_out > 0 {
         line(format!(
-            "{} left out: only lines of JSON Lines are copied as they stand, by --format read",
+            "{} left out: only JSON Lines are copied unchanged, with --format read",
             counted(left_out, "record could not be read, and is", "records could not be read, and are")
         ));
     }
     if exported.conflicts_of_template > 0 {
         line(format!(
-            "{} of the template, which have no place in the text and cannot be masked",
+            "{} of the template, which are not in the text and cannot be masked",
             counted(exported.conflicts_of_template, "conflict is one of the tokens", "conflicts are tokens")
         ));
     }
     if !exported.columns_left_out.is_empty() {
         let columns: Vec<&str> = exported.columns_left_out.iter().map(String::as_str).collect();
-        line(format!("left out, as the format does not take it along or its type is not read: {}", columns.join(", ")));
+        line(format!("left out, as the format has no place for it or its type is not supported: {}", columns.join(", ")));
     }
     exported.notes.iter().for_each(|note| line(note.clone()));
     line(format!("data     {}", exported.out.display()));

@@ -121,7 +121,7 @@ fn check_command(command: &clap::Command, typed: &[std::ffi::OsString]) -> Resul
     };
     let names = commands().collect::<Vec<_>>().join(", ");
     Err(Error::usage(format!("there is no command and no data file called `{word}`"))
-        .cure(format!("{meant}The commands are {names}; to score data, name its files alone.")))
+        .cure(format!("{meant}The commands are {names}; to score data, pass only its files.")))
 }
 
 /// The options that were typed, or stand in a file of options, by their long names: of scoring, or of the subcommand that was given.

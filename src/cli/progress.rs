@@ -189,7 +189,7 @@ impl Watch for Terminal {
 
     fn tokens(&self, what: &str, done: u64, total: u64) {
         if self.interrupted() && !self.said.swap(true, Ordering::SeqCst) {
-            self.say("Interrupted: what is under way is scored to its end and kept; a second interrupt ends it at once");
+            self.say("Interrupted: the current part is finished and kept; interrupt again to stop at once");
         }
         self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %{prefix}", |rate, left| tokens_per_second(rate) + left);
     }
@@ -211,7 +211,7 @@ impl Watch for Terminal {
         self.say(&format!("Training with {what}"));
         self.say(&format!("Run folder {}", out.display()));
         if done > 0 {
-            self.say(&format!("Going on after step {done} of {total}"));
+            self.say(&format!("Resuming after step {done} of {total}"));
         }
     }
 

@@ -93,7 +93,7 @@ impl RowArgs {
     pub(super) fn refuse_lone_seed(&self) -> Result<()> {
         match self.seed {
             Some(seed) if self.sample.is_none() && self.limit.is_none() => {
-                Err(Error::usage(format!("--seed {seed} has no say without --sample: all rows are read, and none is drawn"))
+                Err(Error::usage(format!("--seed {seed} has no effect without --sample: all rows are read, none at random"))
                     .cure("Give --sample N, or leave it out."))
             }
             _ => Ok(()),
@@ -105,8 +105,8 @@ impl RowArgs {
         let given = [("--supervise", self.supervise.is_some()), ("--append-eos", self.append_eos)];
         match given.iter().find(|(_, is_given)| *is_given) {
             Some((option, _)) => {
-                Err(Error::usage(format!("{option} has no say over prompts: it is about what is learnt of a row"))
-                    .cure("Leave it out, and give it where the answers are scored."))
+                Err(Error::usage(format!("{option} has no effect on prompts: it is about the loss mask of a row"))
+                    .cure("Leave it out, and pass it when you score the answers."))
             }
             None => Ok(()),
         }

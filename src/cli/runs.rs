@@ -25,7 +25,11 @@ pub(super) fn one(names: &[PathBuf], command: &str) -> Result<PathBuf> {
         Ok([run]) => Ok(run),
         Err(several) => {
             let names: Vec<String> = several.iter().map(|run| run.display().to_string()).collect();
-            Err(Error::usage(format!("expected one run, or the shards of one; found {}: {}", several.len(), names.join(", "))))
+            Err(Error::usage(format!(
+                "expected one run, or the shards of one run; found {}: {}",
+                several.len(),
+                names.join(", ")
+            )))
         }
     }
 }

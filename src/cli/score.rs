@@ -87,8 +87,8 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
     let mut args = args;
     let were_joined = join_shards(&mut args, command_line)?;
     if let Some(runs) = runs_side_by_side(&args) {
-        let cure = "Leave it out; for other --thresholds sort each run again by itself first.";
-        let drawn = "no say over runs side by side, which are drawn as they were scored and sorted";
+        let cure = "Leave it out; for other --thresholds first sort each run again by itself.";
+        let drawn = "no effect on a comparison of runs, which are shown as they were scored and sorted";
         refuse_others(typed, &["out"], drawn, cure)?;
         let outcome = landscape::run(&landscape::Job { runs, out: args.out })?;
         return output::print(&match json {
@@ -104,8 +104,8 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
         Some(folder) => {
             let own: &[&str] =
                 if were_joined { &["thresholds", "no-view", "data", "out"] } else { &["thresholds", "no-view", "data"] };
-            let cure = "Leave it out, or give the data in place of the folder: then they are scored.";
-            refuse_others(typed, own, "no say over a finished run, which is sorted again and not scored", cure)?;
+            let cure = "Leave it out, or pass the data instead of the folder to score them.";
+            refuse_others(typed, own, "no effect on a finished run, which is sorted again, not scored", cure)?;
             score::sort_again(&folder, &args.data, args.thresholds, !args.no_view, command_line, &watch)?
         }
         None => score::run(&job(args, command_line)?, &watch)?,
@@ -173,18 +173,18 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
     if let Some(folder) = args.datasets.iter().find(is_run) {
         let is_nothing = |name: &&String| *name != "-" && !name.contains(['*', '?', '[']) && !Path::new(name).exists();
         if let Some(name) = args.datasets.iter().find(is_nothing) {
-            return Err(Error::usage("there is no run folder and no data file of this name")
+            return Err(Error::usage("there is no run folder or data file with this name")
                 .at(name)
-                .cure("Check the name; relative names start from the current folder."));
+                .cure("Check the name; relative paths start at the current folder."));
         }
         if args.in_context {
-            return Err(Error::usage("--in-context runs the model, which a run folder does not name well enough to be loaded")
+            return Err(Error::usage("--in-context runs the model, which cannot be loaded from a run folder alone")
                 .at(folder)
-                .cure("Give the command that made the run, with --in-context: what is scored is not scored again."));
+                .cure("Run the command that made the run with --in-context added: existing scores are kept."));
         }
         return match args.datasets.len() {
             1 => Ok(Some(PathBuf::from(folder))),
-            _ => Err(Error::usage("a run folder is sorted again on its own, or shown beside other runs, not together with data")
+            _ => Err(Error::usage("a run folder is sorted again by itself, or compared with other runs, not combined with data")
                 .at(folder)),
         };
     }
@@ -197,9 +197,9 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
 fn job(args: Args, command_line: &str) -> Result<Job> {
     if let Some(file) = args.data.first() {
         return Err(Error::usage(format!(
-            "--data {file} has no say where data are scored: it says where those of a finished run lie now"
+            "--data {file} has no effect when data are scored: it gives the current paths of a finished run's data"
         ))
-        .cure("Name the files to score without --data, or a finished run with it."));
+        .cure("Pass the files to score without --data, or a finished run with it."));
     }
     args.rows.refuse_lone_seed()?;
     Ok(Job {

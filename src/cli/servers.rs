@@ -76,7 +76,7 @@ impl ScoringArgs {
     pub(super) fn check(&self) -> Result<()> {
         if self.top_logprobs < LEAST_TOP_K {
             return Err(Error::usage(format!(
-                "--top-logprobs {} is less than the {LEAST_TOP_K} that the gate of EAFT looks at",
+                "--top-logprobs {} is less than the {LEAST_TOP_K} that the gate of EAFT uses",
                 self.top_logprobs
             )));
         }

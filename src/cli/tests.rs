@@ -22,7 +22,7 @@ fn a_command_that_nobody_knows_is_answered_with_the_one_that_was_meant() {
         );
     }
     let told = checked(&["score"]).unwrap_err();
-    assert!(!told.contains("Did you mean") && told.contains("name its files alone"), "{told}");
+    assert!(!told.contains("Did you mean") && told.contains("pass only its files"), "{told}");
     // Commands, data, options, and a name that is a path. Tests run in the folder of the crate.
     for words in
         [&["eval", "--model", "m"][..], &["help"], &["src"], &["--help"], &["evall.jsonl"], &["./evall"], &["-"], &["man"], &[]]

@@ -161,7 +161,7 @@ fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
             Error::usage(format!("--set {text}: there is no option called `{name}`")).cure("--list-options shows them all.")
         })?;
         if table.contains_key(&name) && typed.0.iter().any(|(typed, _)| our_name(typed).is_ok_and(|typed| typed == name)) {
-            return Err(Error::usage(format!("--{name} and --set {text} were both given, and only one can have its say"))
+            return Err(Error::usage(format!("--{name} and --set {text} were both given, and they exclude each other"))
                 .cure("Leave one of them out."));
         }
         declared.add(&mut table, value.trim())?;
@@ -186,8 +186,8 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         Outcome::Planned(plan) => output::print(&plan_text(&plan, args.json)?),
         Outcome::Finished(record) => output::print(&record_text(&record, args.json)?),
         Outcome::Interrupted { out, step, total } => {
-            Err(Error::new(format!("interrupted after step {step} of {total}; a checkpoint lies in {}", out.display()))
-                .cure("Give the same command again to go on."))
+            Err(Error::new(format!("interrupted after step {step} of {total}; a checkpoint is in {}", out.display()))
+                .cure("Run the same command again to resume."))
         }
     }
 }
@@ -218,7 +218,9 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     text += &format!("{}, {} an epoch\n", count(plan.total_steps, "step"), thousands(plan.steps_per_epoch));
     text += &format!("{} trained parameters, about {gib:.1} GiB of memory\n", thousands(plan.trained_parameters));
     let Some(preview) = plan.preview else {
-        return Ok(text + "Nothing is trained with --dry-run; --method says by which loss, and --lora trains adapters alone\n");
+        return Ok(
+            text + "Nothing was trained because of --dry-run; choose a loss with --method, or train only adapters with --lora\n"
+        );
     };
     text += &format!(
         "On the first {}: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, {}\n",
@@ -317,17 +319,17 @@ fn ending(record: &TrainRecord) -> String {
     let Some(lowest) = record.lowest else { return text };
     if record.steps < record.plan.total_steps {
         text += &format!(
-            "Ended before step {}: {} looks in a row at the held-out rows gave no lower loss\n",
+            "Ended before step {}: {} evaluations in a row on the held-out rows gave no lower loss\n",
             thousands(record.plan.total_steps),
             lowest.worse_since,
         );
     }
     let (Some(kept), Some(cross_entropy)) = (record.kept_step, lowest.cross_entropy) else { return text };
     if kept < record.steps {
-        text += &format!("Kept the model after step {}, whose held-out loss is the lowest\n", thousands(kept));
+        text += &format!("Kept the model after step {}, which has the lowest held-out loss\n", thousands(kept));
     }
     if record.before.validation.is_some_and(|before| before.cross_entropy <= cross_entropy) {
-        text += "No step made the loss on held-out rows lower than it was before training\n";
+        text += "No step lowered the loss on held-out rows below its value before training\n";
     }
     text
 }

@@ -46,9 +46,9 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let written = view::view(&Job { runs, data: args.data, out: args.out, most_tokens: args.tokens })?;
     for reason in &written.without_text {
         let what = if written.stays {
-            "The page stays as it was written, with its texts"
+            "The existing page, which has the texts, is kept"
         } else {
-            "The page shows the tokens alone, without the rows around them"
+            "The page shows the tokens alone, without their text"
         };
         output::say(&format!("{what}: {reason}"));
     }

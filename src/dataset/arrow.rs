@@ -1,5 +1,4 @@
-//! Arrow streams and Arrow files -> one JSON object per row: what the `datasets` library of Python leaves in its cache and in
-//! `save_to_disk`, and what Feather writes.
+//! Reads Arrow streams and files into one JSON object per row: the cache and `save_to_disk` of Python's `datasets`, and Feather.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
@@ -17,9 +16,9 @@ use super::frame::{Columns, guarded, is_plain};
 use super::raw::Raw;
 use crate::error::{Context, Error, Result};
 
-/// The first bytes of a stream: a mark that stands before the length of the first message.
+/// The first bytes of a stream: the continuation marker before the length of the first message.
 pub(super) const STREAM_MARK: [u8; 4] = [0xFF; 4];
-/// The first bytes of a file.
+/// The magic bytes of an Arrow file.
 pub(super) const FILE_MARK: &[u8] = b"ARROW1";
 
 enum Reader {
@@ -44,14 +43,14 @@ pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + 
             match guarded(DAMAGED, || next(&mut reader)) {
                 Ok(frame) => current = Some((frame?, 0)),
                 Err(error) => {
-                    return Some(Err(error.cure("Write the file anew, with pyarrow.feather.write_feather or as Parquet.")));
+                    return Some(Err(error.cure("Write the file again, with pyarrow.feather.write_feather or as Parquet.")));
                 }
             }
         }
     }))
 }
 
-/// What is read of the file, and what is not.
+/// The columns that are read, and those that are not.
 pub(super) fn columns(file: File) -> Result<Columns> {
     guarded(DAMAGED, || open(file)).map(|(_, columns)| columns)
 }
@@ -91,10 +90,10 @@ fn open(file: File) -> Result<(Reader, Columns)> {
     }
 }
 
-/// The next batch; `None` at the end.
+/// Returns the next batch, or `None` at the end.
 fn next(reader: &mut Reader) -> Result<Option<DataFrame>> {
     let batch = match reader {
-        // A stream that waits for more will not get it from a file.
+        // A file never grows: a stream that waits for more data has ended.
         Reader::Stream(reader) => match reader.next().transpose().context(DAMAGED)? {
             Some(StreamState::Some(batch)) => batch,
             _ => return Ok(None),
@@ -117,7 +116,7 @@ fn next(reader: &mut Reader) -> Result<Option<DataFrame>> {
     Ok(Some(DataFrame::try_from(columns).context(DAMAGED)?))
 }
 
-/// The column as polars reads it: see the table at the top of `frame`. `None` where nothing of it can be read.
+/// Converts a column to types that polars reads (see the table at the top of `frame`). Returns `None` if no part of it can be read.
 fn mended(field: &Field, array: Box<dyn Array>) -> Option<(Field, Box<dyn Array>)> {
     let array = mend(array)?;
     Some((Field::new(field.name.clone(), array.dtype().clone(), true), array))

@@ -1,7 +1,7 @@
-//! How large the batches of Arrow data become when they are unpacked, before they are: the reader makes room for what a few bytes claim.
+//! Checks the claimed sizes of compressed Arrow batches before they are unpacked, since the reader allocates whatever a few bytes claim.
 //!
-//! A message is a length, its metadata (a flatbuffer, which names the buffers), and the buffers. A buffer that is packed begins with its length
-//! unpacked, or with -1 where it is not packed after all.
+//! A message consists of its length, its metadata (a flatbuffer, which lists the buffers), and the buffers. A compressed buffer begins with its
+//! uncompressed length, or with -1 if it is stored uncompressed.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 
 pub(super) const DAMAGED: &str = "cannot read the Arrow data: they are damaged or of an unknown kind";
 
-/// Refuses a stream of which a message would unpack to far more bytes than it has. Messages follow each other from the beginning.
+/// Refuses a stream if one of its messages would unpack to far more bytes than it has. The messages follow each other from the beginning.
 pub(super) fn refuse_bombs_of_stream(mut file: impl Read + Seek) -> Result<()> {
     let mut messages = Messages::of(&mut file)?;
     let mut at = 0;
-    // The loop ends at bytes that are no message; the reader reports them.
+    // The loop ends at bytes that form no message; the reader reports them.
     while let Some(Message { end, packed, unpacked, .. }) = messages.at(at)? {
         if is_bomb(packed, unpacked) {
             return Err(bomb());
@@ -27,7 +27,7 @@ pub(super) fn refuse_bombs_of_stream(mut file: impl Read + Seek) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a file of which a message would unpack to far more bytes than it has. `blocks`, from the footer, say where messages stand.
+/// Refuses a file if one of its messages would unpack to far more bytes than it has. `blocks`, from the footer, locate the messages.
 pub(super) fn refuse_bombs_of_file<'a>(mut file: impl Read + Seek, blocks: impl Iterator<Item = &'a Block>) -> Result<()> {
     let mut messages = Messages::of(&mut file)?;
     for block in blocks {
@@ -43,12 +43,12 @@ pub(super) fn refuse_bombs_of_file<'a>(mut file: impl Read + Seek, blocks: impl 
 
 #[derive(Default)]
 struct Message {
-    /// The byte at which the next message begins.
+    /// The offset at which the next message begins.
     end: u64,
-    /// Bytes of its packed buffers, as they are and as they claim to become.
+    /// The bytes of the compressed buffers: as stored, and as they claim to unpack to.
     packed: u64,
     unpacked: u64,
-    /// Where the buffers say so.
+    /// The offsets of the buffers' length fields.
     #[cfg(test)]
     lengths: Vec<u64>,
 }
@@ -64,7 +64,7 @@ impl<'a, F: Read + Seek> Messages<'a, F> {
         Ok(Messages { file, n_bytes })
     }
 
-    /// The message that begins there; `None` where none does.
+    /// Returns the message that begins at this offset, or `None` if none does.
     fn at(&mut self, at: u64) -> Result<Option<Message>> {
         const CONTINUES: [u8; 4] = [0xFF; 4];
         let Some(mut length) = self.bytes::<4>(at) else { return Ok(None) };
@@ -85,7 +85,7 @@ impl<'a, F: Read + Seek> Messages<'a, F> {
         let Ok(n_body) = u64::try_from(message.body_length().unwrap_or(-1)) else { return Err(damaged()) };
         let end = body.saturating_add(n_body);
         if end > self.n_bytes {
-            // Cut short: what stands before is read. A length that no part of this file has is none.
+            // The file is truncated: the messages before this one are still read. A length beyond that of the whole file is damage.
             return if n_body <= self.n_bytes { Ok(None) } else { Err(damaged()) };
         }
         let batch: Option<RecordBatchRef> = match message.header() {
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use polars_arrow::io::ipc::read::read_file_metadata;
 
-    /// Files of tests/fixtures/arrow/make.py, some of whose packed buffers then claim more than memory holds.
+    /// Takes files of tests/fixtures/arrow/make.py, and makes their compressed buffers claim more than memory holds.
     #[test]
     fn what_claims_too_much_is_refused_before_there_is_room_for_it() {
         let bytes_of = |name: &str| {
@@ -148,7 +148,7 @@ mod tests {
             assert!(!blocks.is_empty());
             refuse_bombs_of_file(Cursor::new(bytes), blocks.iter())
         };
-        // Where the packed buffers of a stream or a file say how long they are.
+        // The offsets at which compressed buffers state their length.
         let lengths = |bytes: &[u8], first: u64| {
             let mut cursor = Cursor::new(bytes);
             let mut messages = Messages::of(&mut cursor).unwrap();

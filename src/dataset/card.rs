@@ -1,5 +1,5 @@
-//! The card of a data set of the hub: which of its files are for training, as the front matter of its README.md says it. `datasets` reads one
-//! configuration of those that stand there: the only one, the one called `default`, or the one with `default: true`.
+//! Reads the card of a Hugging Face Hub data set: the front matter of its README.md, which names the files for training. `datasets` loads a single
+//! configuration: the only one, the one called `default`, or the one with `default: true`.
 //!
 //! ```text
 //! configs:
@@ -9,10 +9,10 @@
 //!   - split: train
 //!     path: main/train-*
 //! - config_name: other
-//!   data_dir: other                 a folder, whose files are told by their names
+//!   data_dir: other                 a folder, whose splits follow from file names
 //! ```
 //!
-//! Left out: files that lie elsewhere, and what a configuration says beside that.
+//! Not supported: files outside the folder, and other settings of a configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -22,12 +22,12 @@ use serde::Deserialize;
 use crate::error::{Context, Error, Result};
 use crate::format::beginning;
 
-/// What the card names.
+/// The configuration selected by a card.
 pub(super) struct Named {
     pub config: String,
-    /// Those of the folder's files that are meant.
+    /// The files of the folder that belong to it.
     pub files: Vec<PathBuf>,
-    /// Are they what is for training? Else their own names say which of them are.
+    /// Whether `files` are the training split; otherwise their names decide which of them are.
     pub is_split: bool,
 }
 
@@ -75,7 +75,7 @@ impl Patterns {
 }
 
 impl Config {
-    /// The splits and their patterns; `None` where the names of the files say which of them are for training.
+    /// The splits and their patterns, or `None` if file names decide the splits.
     fn splits(&self) -> Option<Vec<(&str, &[String])>> {
         const TRAIN: &str = "train";
         Some(match self.data_files.as_ref()? {
@@ -85,7 +85,7 @@ impl Config {
         })
     }
 
-    /// Names files of it that are likely to be wanted.
+    /// Returns a pattern of files of this configuration that the user is likely to want.
     fn pattern(&self) -> &str {
         let splits = self.splits().unwrap_or_default();
         let split = splits.iter().find(|(split, _)| *split == "train").or(splits.first());
@@ -94,15 +94,15 @@ impl Config {
     }
 }
 
-/// What the folder's card names for training, of the files with these names in the folder; `None` where there is no card, or it names no
-/// configurations.
+/// Returns what the folder's card selects for training among `files`, which are relative to the folder. Returns `None` if there is no card, or it
+/// has no configurations.
 pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Named>> {
     let readme = folder.join("README.md");
     let Ok(text) = std::fs::read_to_string(&readme) else { return Ok(None) };
     let Some(block) = configs(&text) else { return Ok(None) };
     let card: Card = serde_saphyr::from_str(&block)
-        .context_at(&readme, "cannot read `configs`, which says what of the data set is for training")
-        .map_err(|error| error.cure("Mend it, or name the data files in place of the folder."))?;
+        .context_at(&readme, "cannot read `configs`, which says what part of the data set is for training")
+        .map_err(|error| error.cure("Correct it, or name the data files instead of the folder."))?;
     let configs = card.configs.unwrap_or_default();
     let refuse = |message: String, pattern: &str| {
         let cure = format!("Name the files of one, such as '{}'.", folder.join(pattern).display());
@@ -131,10 +131,7 @@ pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Na
         (_, Some(train)) | ([train], None) => *train,
         _ => {
             let names: Vec<&str> = splits.iter().map(|(split, _)| *split).collect();
-            return refuse(
-                format!("the data set has the splits {}, of which none is `train`", names.join(", ")),
-                config.pattern(),
-            );
+            return refuse(format!("the data set has the splits {}, but no `train`", names.join(", ")), config.pattern());
         }
     };
     let mut named: Vec<PathBuf> = Vec::new();
@@ -142,8 +139,8 @@ pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Na
         let matched = matched(pattern, files).map_err(|error| error.at(folder))?;
         if matched.is_empty() {
             let shown = beginning(pattern, 80);
-            let message = format!("README.md names `{shown}` for the split {split}, and there is no data file of that name");
-            let cure = "Fetch what is missing, or name the data files in place of the folder.";
+            let message = format!("README.md names `{shown}` for the split {split}, but there is no such data file");
+            let cure = "Download what is missing, or name the data files instead of the folder.";
             return Err(Error::usage(message).at(folder).cure(cure));
         }
         let new: Vec<PathBuf> = matched.into_iter().filter(|file| !named.contains(file)).collect();
@@ -152,7 +149,7 @@ pub(super) fn for_training(folder: &Path, files: &[PathBuf]) -> Result<Option<Na
     Ok(Some(Named { config: name, files: named, is_split: true }))
 }
 
-/// The entry `configs` of the front matter, alone: what else stands there is of no concern.
+/// Returns the `configs` entry of the front matter alone, so that errors in other entries do not matter.
 fn configs(readme: &str) -> Option<String> {
     let mut lines = readme.lines();
     if lines.next() != Some("---") {
@@ -166,19 +163,19 @@ fn configs(readme: &str) -> Option<String> {
     Some([lines[begin]].iter().chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// The files whose names in the folder match, in alphabetical order.
+/// Returns the files whose relative paths match, in alphabetical order.
 fn matched(pattern: &str, files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let shown = || beginning(pattern, 80);
     if pattern.contains("://") {
         return Err(Error::usage(format!("README.md names `{}`, which lies elsewhere", shown()))
-            .cure("Download it, and name the file in place of the folder."));
+            .cure("Download it, and name the file instead of the folder."));
     }
     let inside = pattern.strip_prefix("./").unwrap_or(pattern);
-    // Behind the last folder, `**` stands for files.
+    // A trailing `**` stands for files.
     let whole = if inside == "**" || inside.ends_with("/**") { format!("{inside}/*") } else { inside.to_owned() };
     let glob = Pattern::new(&whole).map_err(|error| {
-        let cure = "Name the data files in place of the folder.";
-        Error::usage(format!("README.md names `{}`, which is no pattern that is known here", shown())).caused_by(error).cure(cure)
+        let cure = "Name the data files instead of the folder.";
+        Error::usage(format!("README.md names `{}`, which is not a supported pattern", shown())).caused_by(error).cure(cure)
     })?;
     let options = MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, ..MatchOptions::new() };
     let mut matched: Vec<PathBuf> = files.iter().filter(|file| glob.matches_path_with(file, options)).cloned().collect();

@@ -1,18 +1,19 @@
-//! Lists of turns -> [`Turn`]s, in whatever shape they are written:
+//! Converts lists of turns in any common dialect into [`Turn`]s:
 //!
 //! ```text
-//! OpenAI       {"role", "content", "tool_calls"?}, content a text, null, or a list of typed parts
-//! ShareGPT     {"from", "value"}; the two mixed, as in {"role", "value"}
+//! OpenAI       {"role", "content", "tool_calls"?}, where content is a text, null, or a list of typed parts
+//! ShareGPT     {"from", "value"}; mixtures of both, as in {"role", "value"}
 //! Anthropic    parts `text`, `thinking`, `tool_use`, `tool_result`
 //! Bedrock      parts without a type: {"text"}, {"toolUse"}, {"toolResult"}
 //! Gemini       {"role": "model", "parts": [{"text"}, {"functionCall"}, {"functionResponse"}]}
 //! pairs        {"human", "assistant"}, two turns in one object
-//! UltraChat    a list of texts, asked and answered by turns
+//! UltraChat    a list of texts, alternately by user and assistant
 //! datasets     {"role": [..], "content": [..]}, a list for each key
+//! Harmony      {"role", "channel", "recipient"?, "content"}: harmony.rs
 //! ```
 //!
-//! Parts of one turn are joined without a separator. A null content is an empty one. Results of tools that stand in a user's turn become turns
-//! of their own before it. Images and sound are refused.
+//! The parts of a turn are joined without a separator. A null content counts as empty. Tool results inside a user's turn become turns of their own
+//! before it. Images and sound are refused.
 
 use serde_json::Value;
 
@@ -20,26 +21,26 @@ use super::example::{Role, Turn, WeightedPart};
 use super::fields::{self, Object, list_keys, wrong_type};
 use super::literal::is_nothing;
 use super::roles::RoleMap;
-use super::{literal, switches, tools};
+use super::{harmony, literal, switches, tools};
 use crate::error::{Error, Result};
 use crate::format::beginning;
 
-/// What a row is read with, and what was seen on the way.
+/// The context in which a row is read, and what reading it has found.
 pub(super) struct Reading<'a> {
-    /// What the names of roles stand for.
+    /// The names of roles.
     pub roles: &'a RoleMap,
-    /// Keys that look like switches and were not used.
+    /// Keys that look like loss switches and were not used.
     pub unused: Vec<String>,
 }
 
-/// What a dialect calls its fields; the other's names count where its own are absent.
+/// The field names of a dialect; those of the other dialect are used where its own are absent.
 pub(super) struct Dialect {
     pub lists: &'static [&'static str],
     role: &'static str,
     content: &'static str,
 }
 
-/// Columns that hold a conversation under other names, where they look like one.
+/// Columns that are read as a conversation if their values look like one.
 pub(super) const OTHER_LISTS: [&str; 7] = ["data", "contents", "dialog", "dialogue", "chat", "turns", "chat_messages"];
 pub(super) const MESSAGES: Dialect = Dialect {
     lists: &[
@@ -74,9 +75,9 @@ pub(super) const SHAREGPT: Dialect = Dialect {
     content: "value",
 };
 
-/// A column whose loose texts are all the user's.
+/// A column whose plain texts are all by the user (MT-Bench).
 const QUESTIONS: &str = "turns";
-/// Columns of a system prompt.
+/// Columns with a system prompt.
 pub(super) const SYSTEM: [&str; 4] = ["system", "system_prompt", "systemInstruction", "system_instruction"];
 
 const ROLE_KEYS: [&str; 4] = ["role", "from", "sender", "speaker"];
@@ -84,7 +85,7 @@ const CONTENT_KEYS: [&str; 4] = ["content", "value", "parts", "text"];
 const ASKED: [&str; 7] = ["human", "user", "prompt", "question", "query", "instruction", "input"];
 const ANSWERED: [&str; 8] = ["assistant", "gpt", "bot", "model", "answer", "response", "output", "completion"];
 
-/// The whole conversation of a row, with a `system` column of its own put first.
+/// Returns the whole conversation of a row, beginning with the system prompt if the row has a column for it.
 pub(super) fn conversation(row: &Object, dialect: &Dialect, reading: &mut Reading) -> Result<Vec<Turn>> {
     let (key, value) = fields::required(row, dialect.lists, "")?;
     let mut turns = turns(value, dialect, key, reading)?;
@@ -92,7 +93,7 @@ pub(super) fn conversation(row: &Object, dialect: &Dialect, reading: &mut Readin
     Ok(turns)
 }
 
-/// Puts the row's system prompt first, unless it is empty or the turns have the same.
+/// Prepends the row's system prompt, unless it is empty or the turns already have the same.
 pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
     let Some(system) = system(row)? else { return Ok(()) };
     match turns.first().filter(|turn| turn.role == Role::System) {
@@ -104,13 +105,13 @@ pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
                 beginning(&system.content, 40),
                 beginning(&own.content, 40)
             ))
-            .cure("Leave one of them."));
+            .cure("Keep only one of them."));
         }
     }
     Ok(())
 }
 
-/// The row's system prompt, unless it is empty. Anthropic's, Bedrock's and Gemini's is a list of parts.
+/// Returns the row's system prompt, unless it is empty. Anthropic, Bedrock and Gemini write it as a list of parts.
 pub(super) fn system(row: &Object) -> Result<Option<Turn>> {
     let Some((key, value)) = fields::first(row, &SYSTEM) else { return Ok(None) };
     let mut turn = plain(Role::System, "");
@@ -128,7 +129,7 @@ pub(super) fn system(row: &Object) -> Result<Option<Turn>> {
     Ok((!turn.content.is_empty()).then_some(turn))
 }
 
-/// A turn that is nothing but text.
+/// Returns a turn that consists of text alone.
 pub(super) fn plain(role: Role, content: &str) -> Turn {
     Turn::plain(role, content)
 }
@@ -141,22 +142,42 @@ pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut 
     }
     if path == QUESTIONS && list.iter().all(Value::is_string) {
         return Err(Error::new(format!(
-            "`{path}`: expected turns that say who speaks, found texts: MT-Bench has questions alone there"
+            "`{path}`: expected turns with a speaker, found texts: in MT-Bench these are questions only"
         ))
-        .cure("Where each second text is an answer, call the column `data`, as UltraChat does."));
+        .cure("If every second text is an answer, name the column `data`, as UltraChat does."));
     }
     if list.len() > 1 && list.iter().all(Value::is_string) {
         let roles = [Role::User, Role::Assistant].into_iter().cycle();
         return Ok(list.iter().filter_map(Value::as_str).zip(roles).map(|(text, role)| plain(role, text)).collect());
     }
     let mut turns = Vec::with_capacity(list.len());
+    // Harmony puts the reasoning of an answer into a message before it.
+    let mut reasoning: Option<String> = None;
     for (idx, value) in list.iter().enumerate() {
         let path = format!("{path}[{idx}]");
         let message = fields::object(value, &path)?;
+        let read = match harmony::read(message, &path)? {
+            Some(harmony::Said::Reasoning(text)) => {
+                reasoning = Some(reasoning.map_or(text.clone(), |before| before + &text));
+                continue;
+            }
+            Some(harmony::Said::Message(message)) => Some(message),
+            None => None,
+        };
+        let message = read.as_ref().unwrap_or(message);
         match pair(message) {
             Some((asked, answered)) => add_pair(message, asked, answered, &path, &mut turns, reading)?,
             None => add_turn(message, dialect, &path, &mut turns, reading)?,
         }
+        if let Some(text) = reasoning.take() {
+            match turns.last_mut().filter(|turn| turn.role == Role::Assistant) {
+                Some(answer) => answer.reasoning = Some(text),
+                None => return Err(no_answer(&path)),
+            }
+        }
+    }
+    if reasoning.is_some() {
+        return Err(no_answer(path));
     }
     if turns.len() > usize::from(u16::MAX) {
         return Err(Error::new(format!("`{path}`: expected at most {} turns, found {}", u16::MAX, turns.len())));
@@ -164,7 +185,11 @@ pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut 
     Ok(turns)
 }
 
-/// The turns of `{"role": ["user", "assistant"], "content": ["Hi", "Hello"]}`, as `datasets` has a sequence of objects.
+fn no_answer(path: &str) -> Error {
+    Error::new(format!("`{path}`: expected an assistant's message after the one in the channel `analysis`"))
+}
+
+/// Returns the turns of `{"role": ["user", "assistant"], "content": ["Hi", "Hello"]}`, the form that `datasets` gives to a sequence of objects.
 fn by_columns(value: &Value) -> Option<Value> {
     let columns = value.as_object()?;
     let names = |keys: &[&str]| keys.iter().any(|key| columns.contains_key(*key));
@@ -176,7 +201,7 @@ fn by_columns(value: &Value) -> Option<Value> {
     is_table.then(|| (0..n_turns).map(turn).collect())
 }
 
-/// Could this be the first element of a list of turns? Says so of OpenAI's, ShareGPT's, of pairs and of loose texts.
+/// Whether this could be an element of a list of turns: OpenAI's, ShareGPT's, a pair or a plain text.
 pub(super) fn looks_like_turn(value: &Value) -> bool {
     match value {
         Value::Object(message) => has_role(message) || pair(message).is_some(),
@@ -190,7 +215,7 @@ fn has_role(message: &Object) -> bool {
         && CONTENT_KEYS.iter().chain(&["tool_calls", "function_call"]).any(|key| message.contains_key(*key))
 }
 
-/// The two keys of an object that holds a question and its answer.
+/// Returns the two keys of an object that holds a question and its answer.
 fn pair(message: &Object) -> Option<(&'static str, &'static str)> {
     if ROLE_KEYS.iter().any(|key| message.contains_key(*key)) {
         return None;
@@ -245,7 +270,7 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
         Some(value @ Value::Object(part)) if role != Role::Tool && is_known_part(value) => {
             add_part(&mut turn, &mut calls, &mut results, part, &content_path, &mut reading.unused)?;
         }
-        // A tool may answer with any JSON; templates that want text get it as text.
+        // A tool may return any JSON value; templates that expect text get it serialised.
         Some(value) if role == Role::Tool && !value.is_string() => {
             turn.content = literal::dumps(value);
             turn.written.value = Some(value.clone());
@@ -258,7 +283,7 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     if let Some(reasoning) = fields::optional_text(message, &["reasoning_content", "reasoning", "thinking"], &prefix)? {
         turn.reasoning.get_or_insert_default().push_str(&reasoning);
     }
-    // OpenRouter's: the text of the reasoning, or a summary of it, in pieces.
+    // OpenRouter splits the text or the summary of the reasoning into pieces.
     if turn.reasoning.is_none()
         && let Some(Value::Array(details)) = message.get("reasoning_details")
     {
@@ -268,11 +293,11 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     if let Some(refusal) = fields::optional_text(message, &["refusal"], &prefix)?.filter(|text| !text.is_empty()) {
         if !turn.content.is_empty() {
             return Err(Error::new(format!("`{path}`: expected an answer or a refusal, found `{content_key}` and `refusal`"))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
         }
         turn.content.push_str(&refusal);
     }
-    // OpenAI writes null for nothing; a message without the key is a broken one, unless something else is said in it.
+    // OpenAI writes null for an empty content. A message without the key is malformed, unless it has tool calls, reasoning or a refusal.
     turn.written.without_content = fields::first(message, &[content_key]).is_none() && turn.content.is_empty();
     if !message.contains_key(content_key) && turn.content.is_empty() && calls.is_empty() && turn.reasoning.is_none() {
         return Err(Error::new(format!("`{content_path}`: expected text, found {}", list_keys(message.keys()))));
@@ -289,7 +314,7 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
         call.for_each(|call| switches::note_unused(call, &[], &format!("{prefix}tool_calls[{idx}]."), &mut reading.unused));
     }
     turn.written.others = others(message, &[role_key, content_key]);
-    // A turn that only brings results of tools is those results.
+    // A turn that consists of tool results alone is replaced by them.
     let is_only_results = !results.is_empty() && turn.content.is_empty() && role != Role::Assistant;
     turns.append(&mut results);
     if !is_only_results {
@@ -298,7 +323,7 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     Ok(())
 }
 
-/// What of a message is neither a field of [`Turn`] nor a switch of the loss.
+/// Returns the entries of a message that are neither fields of [`Turn`] nor loss switches.
 fn others(message: &Object, read: &[&str]) -> Object {
     const READ: [&str; 8] =
         ["reasoning_content", "reasoning", "thinking", "tool_calls", "function_call", "tool_call_id", "name", "refusal"];
@@ -306,7 +331,7 @@ fn others(message: &Object, read: &[&str]) -> Object {
     message.iter().filter(|(key, value)| !is_nothing(value) && is_other(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-/// Keys of the parts of Bedrock and Gemini, which have no `type`.
+/// Keys of Bedrock's and Gemini's parts, which have no `type`.
 const UNTYPED_PARTS: [&str; 7] =
     ["text", "toolUse", "toolResult", "functionCall", "functionResponse", "function_call", "reasoningContent"];
 
@@ -349,7 +374,7 @@ fn add_part(
     };
     let begin = turn.content.len();
     match kind.as_str() {
-        // Gemini's thoughts are parts like others, with a mark.
+        // Gemini marks thoughts with a flag on an ordinary part.
         "text" if part.get("thought") == Some(&Value::Bool(true)) => {
             turn.reasoning.get_or_insert_default().push_str(&fields::required_text(part, &["text"], &prefix)?);
         }
@@ -379,8 +404,8 @@ fn add_part(
         "toolResult" | "functionResponse" => results.push(tool_result(inner(&kind)?, &format!("{prefix}{kind}"))?),
         "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio" | "video" | "video_url" | "file"
         | "document" => {
-            return Err(Error::new(format!("`{path}.type`: expected text, found `{kind}`, and only text can be scored"))
-                .cure("Leave these rows out: what the text says about an image means nothing without it."));
+            return Err(Error::new(format!("`{path}.type`: expected text, found `{kind}`, but only text can be scored"))
+                .cure("Remove these rows: text about an image is meaningless without it."));
         }
         other => {
             let found = beginning(other, 40);
@@ -400,7 +425,7 @@ fn add_part(
     Ok(())
 }
 
-/// Anthropic's, Bedrock's or Gemini's result of a tool.
+/// Converts a tool result in Anthropic's, Bedrock's or Gemini's form.
 fn tool_result(result: &Object, path: &str) -> Result<Turn> {
     let prefix = format!("{path}.");
     let mut turn = plain(Role::Tool, "");

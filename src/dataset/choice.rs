@@ -1,4 +1,4 @@
-//! Which records are read: all, the first so many, or so many at random.
+//! Selects the records to read: all, the first `n`, or a random sample.
 
 use std::sync::Arc;
 
@@ -16,55 +16,53 @@ pub enum Choice {
     #[default]
     All,
     First(u64),
-    /// Every set of so many records is as likely as any other. A larger sample of the same seed holds the smaller one.
+    /// All samples of size `n` are equally likely. A larger sample with the same seed contains the smaller one.
     Random {
         n: u64,
         seed: u64,
     },
 }
 
-/// Which records of a certain data set are read: the user's choice, and what it comes to once the records are counted.
+/// The records of a data set that are read: the user's choice, resolved once the records are counted.
 #[derive(Debug, Clone)]
 pub struct Chosen {
-    /// What the user wanted.
+    /// The user's choice.
     pub choice: Choice,
-    /// How many records a random sample was drawn from.
+    /// The number of records that a random sample was drawn from.
     pub drawn_from: Option<u64>,
-    /// The machine's share of the chosen records; `None`: all of them.
+    /// The machine's share of the chosen records, or `None` for all of them.
     pub shard: Option<Shard>,
-    /// The numbers of those that were drawn, in order.
+    /// The sampled record numbers in ascending order.
     drawn: Option<Arc<Vec<u32>>>,
 }
 
 impl Chosen {
-    /// Narrows the choice to one machine's share of the chosen records.
+    /// Restricts the selection to one machine's share.
     pub fn in_shard(self, shard: Option<Shard>) -> Chosen {
         Chosen { shard, ..self }
     }
 
-    /// Said where not all records are read.
+    /// Returns a remark for reports if not all records are read.
     pub fn remark(&self) -> Option<String> {
         match (self.choice, self.drawn_from) {
             (Choice::Random { n, seed }, Some(of)) if n < of => {
                 Some(format!("{n} of {of} records are read, drawn at random with seed {seed}."))
             }
-            (Choice::First(n), _) => {
-                Some(format!("No more than the first {n} records are read, which need not be like the others."))
-            }
+            (Choice::First(n), _) => Some(format!("Only the first {n} records are read, which may not be representative.")),
             _ => None,
         }
     }
 }
 
 impl Choice {
-    /// No more than the first `limit` records; `None`: all of them.
+    /// Selects the first `limit` records, or all of them for `None`.
     pub fn first(limit: Option<u64>) -> Choice {
         limit.map_or(Choice::All, Choice::First)
     }
 }
 
 impl Dataset {
-    /// Decides which records to read. A random sample takes a pass over all of them, to count them.
+    /// Resolves the choice. A random sample takes a pass over all records to count them.
     pub fn choose(&self, choice: Choice) -> Result<Chosen> {
         let Choice::Random { n, seed } = choice else { return Ok(Chosen { choice, drawn_from: None, shard: None, drawn: None }) };
         let mut records = 0;
@@ -76,7 +74,7 @@ impl Dataset {
         Ok(Chosen { choice, drawn_from: Some(u64::from(records)), shard: None, drawn: Some(Arc::new(drawn)) })
     }
 
-    /// The chosen records in order. Errors are those of [`Dataset::records`].
+    /// Iterates over the chosen records in order, with the errors of [`Dataset::records`].
     pub fn chosen(&self, chosen: &Chosen) -> impl Iterator<Item = Result<Record>> + Send + use<> {
         let limit = match chosen.choice {
             Choice::First(limit) => usize::try_from(limit).unwrap_or(usize::MAX),

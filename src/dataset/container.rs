@@ -1,7 +1,7 @@
-//! Bytes -> one JSON value per record, whatever the container.
+//! Splits a file's bytes into one JSON value per record, whatever the container.
 //!
-//! The container is told by the first bytes where they tell (Parquet, Arrow, JSON), else by the extension (CSV, plain text).
-//! `.json` and `.jsonl` mean the same here: people put arrays into the one and lines into the other.
+//! The first bytes identify Parquet, Arrow and JSON; the extension identifies CSV and plain text. `.json` and `.jsonl` are treated alike, since
+//! either may hold an array or lines.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -20,28 +20,28 @@ use crate::error::{Error, Result};
 use crate::files::pointer;
 use crate::format::beginning;
 
-/// How the records lie in a file's bytes, once those are unpacked.
+/// How records are laid out in a file, once it is decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Container {
-    /// One JSON object a line.
+    /// One JSON object per line.
     JsonLines,
     /// One array of objects.
     JsonArray,
-    /// Objects one after the other, spread over lines.
+    /// Objects one after another, each spread over lines.
     JsonObjects,
-    /// One object that holds the list of rows, which begins so many bytes into the text.
+    /// One object with the list of rows, which begins at this byte offset.
     JsonWrapped(u64),
     /// With a header line; separated by comma, tab or semicolon.
     Csv,
     Parquet,
-    /// An Arrow stream, as Python's `datasets` writes it, or an Arrow file (Feather).
+    /// An Arrow stream, as written by Python's `datasets`, or an Arrow file (Feather).
     Arrow,
-    /// One record a line that is not blank.
+    /// One record per non-blank line.
     Text,
 }
 
-/// The records in order. After an `Err` the iterator must not be used again.
+/// Iterates over the records in order. After an `Err` the iterator must not be used again.
 pub(super) fn open(container: Container, store: &Store) -> Result<RawRecords> {
     Ok(match container {
         Container::JsonLines => Box::new(json::lines(store.reader()?).flat_map(json::by_rows)),
@@ -55,7 +55,7 @@ pub(super) fn open(container: Container, store: &Store) -> Result<RawRecords> {
     })
 }
 
-/// What is read of a table whose columns have types. Of all else everything is read.
+/// Returns which columns of a typed table are read; all columns of other containers are.
 pub(super) fn columns(container: Container, store: &Store) -> Result<Columns> {
     match container {
         Container::Parquet => parquet::columns(&store.file()?),
@@ -81,7 +81,7 @@ const HEAD_BYTES: u64 = 64 << 10;
 pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Container> {
     let mut head = Vec::new();
     store.reader()?.take(HEAD_BYTES).read_to_end(&mut head).map_err(broken)?;
-    // Whatever the file is called: a pointer inside an archive, too.
+    // Git LFS and git-annex pointers are refused under any file name, also inside archives.
     if let Some(refused) = pointer(&head) {
         return Err(refused);
     }
@@ -97,7 +97,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
     }
     let text = head.trim_ascii_start();
     let is_text_by_name = matches!(extension.as_str(), "txt" | "md" | "text");
-    // A text may begin with a tag, as chat logs do; a page is one only where that is said.
+    // A text may begin with a tag, as chat logs do; an HTML page passes for text only with `--format text`.
     let is_said = options.format == Some(Format::Text);
     let is_text = text.starts_with(b"<") && (is_said || (is_text_by_name && !is_page(text)));
     if let Some((name, cure)) = known(&head).filter(|_| !is_text) {
@@ -106,7 +106,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
     }
     if ends_lines_with_returns(text) {
         return Err(Error::new(
-            "expected lines that end in a line feed, found some that end in a carriage return alone, as on old Macs",
+            "expected lines that end in a line feed, found some that end in a carriage return only, as on old Macs",
         )
         .cure("Convert the file: tr '\\r' '\\n' < FILE > NEW."));
     }
@@ -123,7 +123,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         Some(b'{') if is_spread_over_lines(text) => return Ok(Container::JsonObjects),
         Some(b'{') => return Ok(Container::JsonLines),
         Some(b'[') if is_conversation_a_line(text) => return Ok(Container::JsonLines),
-        // Without the name's word for it, a bracket may also open plain text.
+        // Without a JSON extension, a bracket may also begin plain text.
         Some(b'[') if is_json_by_name || text[1..].trim_ascii_start().starts_with(b"{") => return Ok(Container::JsonArray),
         _ if is_json_by_name => return Ok(Container::JsonLines),
         _ => {}
@@ -142,9 +142,9 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         .cure("For plain text use --format text; CSV needs the extension .csv or a header with known columns."))
 }
 
-/// What is no data, by its first bytes once it is unpacked, and what to do about it.
+/// Recognises files that hold no data by their first decompressed bytes. Returns a description and a remedy.
 fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
-    const TWICE: &str = "a file that is packed twice";
+    const TWICE: &str = "a file that is compressed twice";
     const TABLE: &str = "Write the rows as JSON Lines or Parquet.";
     let known: [(&[u8], &str, &str); 10] = [
         (b"%PDF", "a PDF", ""),
@@ -159,15 +159,16 @@ fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
         (b"PK\x03\x04", TWICE, "Unpack it once."),
     ];
     if head.get(257..262) == Some(b"ustar") {
-        return Some(("a tar archive", "Unpack it into a folder of its own, and name that: tar -xf FILE -C FOLDER."));
+        return Some(("a tar archive", "Unpack it into a separate folder, and name that: tar -xf FILE -C FOLDER."));
     }
     if let Some(about) = about_data(head) {
-        return Some((about, "Name the data themselves."));
+        return Some((about, "Name the data files themselves."));
     }
     known.iter().find(|(mark, ..)| head.trim_ascii_start().starts_with(mark)).map(|(_, name, cure)| (*name, *cure))
 }
 
-/// Do lines end in carriage returns alone? Within JSON these are white space: there the first line is a whole row, and another one follows.
+/// Whether lines end in carriage returns alone. JSON allows these as white space, so there the first line must be a complete row that another line
+/// follows.
 fn ends_lines_with_returns(text: &[u8]) -> bool {
     let mut lines = text.split(|&byte| byte == b'\r').filter(|line| !line.trim_ascii().is_empty());
     let first = lines.next().unwrap_or_default();
@@ -175,20 +176,20 @@ fn ends_lines_with_returns(text: &[u8]) -> bool {
     !text.contains(&b'\n') && is_row && lines.next().is_some()
 }
 
-/// Is it a page of HTML or a document in XML?
+/// Whether the text is an HTML page or an XML document.
 fn is_page(text: &[u8]) -> bool {
     let starts = |mark: &[u8]| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark));
     starts(b"<!doctype") || starts(b"<html") || starts(b"<?xml")
 }
 
-/// The first bytes, for a message.
+/// Describes the first bytes for an error message.
 fn found(head: &[u8]) -> String {
-    // No character has more than four bytes, and one more shows that the text goes on.
+    // A character has at most four bytes; the 31st shows that the text goes on.
     let start = beginning(&String::from_utf8_lossy(&head[..head.len().min(4 * 31)]), 30);
     format!("something else, which begins with `{}`", start.escape_debug())
 }
 
-/// Lower-case extension, that of compression left aside.
+/// Returns the lower-case extension, ignoring that of the compression.
 fn extension(path: &Path) -> String {
     let lower = |path: &Path| path.extension().unwrap_or(OsStr::new("")).to_string_lossy().to_lowercase();
     match lower(path).as_str() {
@@ -197,11 +198,11 @@ fn extension(path: &Path) -> String {
     }
 }
 
-/// Keys of an object whose value is the list of all rows.
+/// Keys under which an object may hold the list of all rows.
 pub(super) const ROWS: [&[u8]; 8] = [b"data", b"rows", b"train", b"examples", b"items", b"samples", b"records", b"entries"];
 
-/// Where the list of rows begins in an object that wraps it. Its elements are objects that are no turns: `{"data": ["a", "b"]}` is one row.
-/// Where another object follows the first, each is a row, whatever it holds.
+/// Returns the offset of the list of rows in an object that wraps it. Its elements must be objects but not turns: `{"data": ["a", "b"]}` is one
+/// row. Returns `None` if more text follows the object: then each object is a row, whatever it holds.
 fn list_of_rows(text: &[u8]) -> Option<usize> {
     let (mut depth, mut string_begin, mut is_escaped) = (0_usize, None, false);
     let mut last_string: &[u8] = &[];
@@ -240,7 +241,7 @@ fn list_of_rows(text: &[u8]) -> Option<usize> {
     found
 }
 
-/// Whether the first line is a whole list of turns: then each line is a conversation.
+/// Whether the first line is a complete list of turns, so that each line is a conversation.
 fn is_conversation_a_line(text: &[u8]) -> bool {
     let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let Ok(serde_json::Value::Array(turns)) = serde_json::from_slice(line) else { return false };
@@ -248,8 +249,8 @@ fn is_conversation_a_line(text: &[u8]) -> bool {
     turns.first().is_some_and(|turn| has_any(turn, &["role", "from"]) && has_any(turn, &["content", "value", "tool_calls"]))
 }
 
-/// Whether the first object goes on after its first line. A row that was cut off looks alike, but then the line ends
-/// inside a string, or the next line begins a new object.
+/// Whether the first object continues after its first line. A truncated row looks similar, but then the line ends inside a string, or the next line
+/// begins a new object.
 fn is_spread_over_lines(text: &[u8]) -> bool {
     let Some(line_end) = text.iter().position(|&byte| byte == b'\n') else { return false };
     let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);
@@ -326,7 +327,7 @@ mod tests {
             }
             assert!(found(name, b"<!DOCTYPE html>\n<html>", None).unwrap_err().contains("a page of HTML"), "{name}");
         }
-        // A chat log, and a page that is said to be text.
+        // A chat log, and a page that the user declares to be text.
         assert_eq!(found("a.txt", b"<user> Hello", None), Ok(Container::Text));
         assert_eq!(found("a.txt", b"<html>", Some(Format::Text)), Ok(Container::Text));
     }

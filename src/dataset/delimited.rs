@@ -1,4 +1,4 @@
-//! CSV with a header -> one JSON object of strings per record. Cells that hold JSON are parsed where a list is expected.
+//! Reads CSV with a header into one JSON object of strings per record. Cells that hold JSON are parsed where a list is expected.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::raw::Raw;
 use crate::error::{Error, Result};
 
 pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
-    // A buffer may hold a part of the first line only.
+    // A buffer may hold only a part of the first line.
     let mut head = Vec::new();
     reader.by_ref().take(MAX_HEADER_BYTES).read_until(b'\n', &mut head).map_err(broken)?;
     let delimiter = delimiter(&head);
@@ -31,7 +31,7 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
     reader.read_byte_record(&mut record).map_err(csv_broken)?;
     let names = cells(&record).enumerate().map(|(idx, name)| {
         let name = utf8(name)?.trim();
-        // As pandas calls a column without a name, mostly one that numbers the rows.
+        // pandas' name for a column without one, usually the index.
         Ok(if name.is_empty() { format!("Unnamed: {idx}") } else { name.to_owned() })
     });
     let names = names.collect::<Result<Vec<_>>>();
@@ -61,39 +61,38 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
 
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
-/// Cells that say that there is no value, to `pandas.read_csv` and hence to `datasets` (`pandas._libs.parsers.STR_NA_VALUES`): pandas writes
-/// some of them itself. An empty cell, which is one of them there, is an empty text here.
+/// Cells that `pandas.read_csv`, and hence `datasets`, reads as missing values (`pandas._libs.parsers.STR_NA_VALUES`); pandas also writes some of
+/// them. An empty cell, which pandas counts among them, is an empty text here.
 const MISSING: [&str; 18] = [
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
     "None", "n/a", "nan", "null",
 ];
 
-/// The error of a row, and where it may come from a cell that stands for nothing.
+/// Adds an explanation to the error of a row that may come from a missing value.
 pub(super) fn explained(error: Error) -> Error {
     match error.message().ends_with("found null") {
         true => error.cure(
-            "A cell such as NA, None, NULL or nan is a missing value to pandas and `datasets`, and so it is here: where it is \
-             meant as text, give the rows as JSON Lines.",
+            "A cell such as NA, None, NULL or nan is read as missing, as in pandas and `datasets`: if it is meant as text, provide the rows as JSON Lines.",
         ),
         false => error,
     }
 }
 
-/// Put after the file. A record of its own, it is the end; inside another record, that record has a quote that was never
-/// closed, which the CSV rules would take for a cell that reaches to the end of the file.
+/// Appended to the file. As a record of its own, it marks the end. Inside another record, it shows a quote that was never closed, which by the CSV
+/// rules makes a cell that reaches to the end of the file.
 const END_MARK: &[u8] = b"\n\0";
 
 fn open_quote() -> Error {
-    Error::new("expected a closing quote, found the end of the file").cure("A quote inside a cell is written twice.")
+    Error::new("expected a closing quote, found the end of the file").cure("Double every quote inside a cell.")
 }
 
-/// The cells without the carriage return of a Windows line end.
+/// Iterates over the cells, without the carriage return of a Windows line end.
 fn cells(record: &ByteRecord) -> impl Iterator<Item = &[u8]> {
     let last = record.len().saturating_sub(1);
     record.iter().enumerate().map(move |(idx, cell)| if idx == last { cell.strip_suffix(b"\r").unwrap_or(cell) } else { cell })
 }
 
-/// Column names of the first line, if it looks like CSV with more than one column.
+/// Returns the column names in the first line, parsed as CSV.
 pub(super) fn header(text: &[u8]) -> Option<Vec<String>> {
     let line = text.split(|&byte| byte == b'\n').next()?;
     let mut reader = ReaderBuilder::new().delimiter(delimiter(line)).has_headers(false).from_reader(line);
@@ -104,7 +103,7 @@ pub(super) fn header(text: &[u8]) -> Option<Vec<String>> {
 fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
     if record.len() != names.len() {
         let message = format!("expected {} cells as in the header, found {}", names.len(), record.len());
-        return Err(Error::new(message).cure("Put cells that hold commas, quotes or line ends between double quotes."));
+        return Err(Error::new(message).cure("Put cells with commas, quotes or line breaks in double quotes."));
     }
     let cell = |(name, cell): (&String, &[u8])| match utf8(cell) {
         Ok(text) if MISSING.contains(&text) => Ok((name.clone(), Value::Null)),
@@ -114,11 +113,11 @@ fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
     Ok(Value::Object(names.iter().zip(cells(record)).map(cell).collect::<Result<Map<_, _>>>()?))
 }
 
-/// The separator that the first line holds most of.
+/// Returns the most frequent separator of the first line.
 fn delimiter(text: &[u8]) -> u8 {
     let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let count = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
-    // `max_by_key` takes the last of equals: a comma wins.
+    // `max_by_key` returns the last of several maxima, so a comma wins ties.
     *[b';', b'\t', b','].iter().max_by_key(|&&delimiter| count(delimiter)).unwrap_or(&b',')
 }
 
@@ -129,7 +128,7 @@ fn csv_broken(error: csv::Error) -> Error {
     }
 }
 
-/// Fails once a single record has taken more than its budget: a quote that is never closed must not fill the memory.
+/// Fails once a single record exceeds its budget, so that a quote that is never closed cannot fill the memory.
 struct Limited {
     reader: Reader,
     budget: Arc<AtomicU64>,
@@ -152,7 +151,7 @@ mod tests {
     use super::*;
 
     fn read(text: &'static str) -> String {
-        // A buffer that holds less than the first name.
+        // The buffer is smaller than the first name.
         let records = records(Box::new(io::BufReader::with_capacity(1, text.as_bytes()))).unwrap();
         let show = |raw: Raw| match raw.value {
             Ok(value) => format!("{}: {value}", raw.line),

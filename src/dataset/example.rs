@@ -1,4 +1,4 @@
-//! One conversation (or plain text) to learn from, whatever format it came in.
+//! The common representation of training examples: one conversation or plain text, whatever format it was read from.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,115 +8,115 @@ use serde_json::{Map, Value};
 
 use crate::error::Result;
 
-/// Where a record stands: the file as the user named it, and the line of its first byte, counted from 1.
+/// The position of a record in the input files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The file as the user named it.
+    /// The path as given by the user.
     pub path: Arc<PathBuf>,
-    /// The line of the record's first byte, counted from 1; in tables the number of the row.
+    /// The line of the record's first byte, counted from 1; in tables, the row number.
     pub line: u64,
 }
 
-/// One conversation (or plain text) to learn from.
+/// One conversation, or one plain text, to train on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Example {
     /// The row's own `id`, if it has one.
     pub id: Option<String>,
-    /// The row's own `source` field, or the name of its file.
+    /// The row's own `source` field, or else the display name of its file.
     pub source: String,
-    /// The messages, in order. A plain text is one turn of the role [`Role::Text`].
+    /// The messages in order. A plain text is one turn with the role [`Role::Text`].
     pub turns: Vec<Turn>,
-    /// JSON array of tool schemas, passed to the chat template as it is.
+    /// A JSON array of tool schemas, passed to the chat template unchanged.
     pub tools: Option<Value>,
     /// Known conflicts, for measuring how well a ranking finds them.
     pub planted: Vec<PlantedSpan>,
-    /// JSON object of variables for the chat template: the row's `chat_template_kwargs`.
+    /// A JSON object of variables for the chat template: the row's `chat_template_kwargs`.
     pub template_switches: Option<Value>,
-    /// Keys of the row that look like switches and were not used, with their places: `messages[1].lossy`.
+    /// Paths of keys that look like loss switches and were not used, such as `messages[1].lossy`.
     pub unused: Vec<String>,
-    /// Columns with text that no turn holds: `choices`, `context`.
+    /// Text columns that no turn holds, such as `choices` or `context`.
     pub unread: Vec<String>,
-    /// The value of a `--map` by which the model would see the first of them, where there is one: `question={context}\n\n{question}`.
+    /// A `--map` value that would show the model the first of `unread`, if there is one: `question={context}\n\n{question}`.
     pub unread_map: Option<String>,
-    /// Where the last answer was written by a model: by `diagnose rollout`.
+    /// The origin of the last answer, if `diagnose rollout` generated it.
     pub rollout: Option<Rollout>,
 }
 
-/// How a model wrote the last answer of a row: its `rollout`.
+/// How a model generated the last answer of a row: the row's `rollout` field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// The record that was answered, counted from 0.
+    /// The index of the record that was answered, from 0.
     pub row: u32,
-    /// The number of the answer among those to the same record, counted from 0.
+    /// The index of the answer among the samples for that record, from 0.
     pub draw: u32,
-    /// The tokens that were drawn, the end token included.
+    /// The sampled tokens, including the end token.
     pub ids: Vec<u32>,
-    /// Why the answer ends: `end_token`, `stop` or `length`.
+    /// Why generation ended: `end_token`, `stop` or `length`.
     pub ended: String,
-    /// SHA-256 of the prompt's tokens, the beginning of it: see [`crate::tokens::fingerprint_of_prompt`].
+    /// The leading part of the SHA-256 of the prompt's tokens: see [`crate::tokens::fingerprint_of_prompt`].
     pub prompt: String,
     /// SHA-256 of the model.
     pub model: String,
-    /// The precision of the model's products.
+    /// The precision of the model's matrix products.
     pub dtype: String,
-    /// Was every token drawn with the probability that the model gives it?
+    /// Whether every token was sampled from the model's unmodified distribution.
     pub plain: bool,
 }
 
-/// One message. `content` is what the chat template sees; spans of tokens count bytes of it.
+/// One message. `content` is what the chat template gets, and token spans are byte offsets into it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
     /// Who speaks.
     pub role: Role,
-    /// The text, in UTF-8; the spans of tokens count its bytes.
+    /// The text in UTF-8; token spans are byte offsets into it.
     pub content: String,
-    /// Passed to the template as `reasoning_content`.
+    /// The reasoning, passed to the template as `reasoning_content`.
     pub reasoning: Option<String>,
-    /// JSON array in OpenAI's form, `[{"id"?, "type": "function", "function": {"name", "arguments"}}]`, with whatever else the row says of a
-    /// call. Arguments are an object, or the text that the row has in its place.
+    /// A JSON array in OpenAI's form, `[{"id"?, "type": "function", "function": {"name", "arguments"}}]`, with any other keys of the row's calls.
+    /// Arguments are an object, or the text that the row has instead.
     pub tool_calls: Option<Value>,
-    /// `tool_call_id` of a tool's result.
+    /// The `tool_call_id` of a tool result.
     pub tool_call_id: Option<String>,
-    /// `name` of the speaker or tool.
+    /// The `name` of the speaker or tool.
     pub name: Option<String>,
-    /// Weight of this turn in the loss: the row's own, else 1. A turn of weight 0 is not supervised.
+    /// The weight of this turn in the loss: the row's own, or else 1. A turn of weight 0 is not supervised.
     pub weight: f32,
-    /// Parts of the content with a weight of their own. Where two overlap, the smaller counts.
+    /// Parts of the content with a weight of their own. Where parts overlap, the smaller weight applies.
     pub parts: Vec<WeightedPart>,
-    /// What else the row says of the turn, for templates that look at it.
+    /// How the row writes the turn, for templates that distinguish it.
     pub written: Written,
 }
 
-/// How the row writes a turn, where templates may tell the difference.
+/// How the row writes a turn, where chat templates may distinguish it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Written {
-    /// The row's own name of the role, where it is not the one that [`Role`] stands for: `developer`, `observation`.
+    /// The row's own name of the role, if it differs from that of [`Role`]: `developer`, `observation`.
     pub role: Option<String>,
-    /// The content is null or absent: Transformers then gives the template a message without one.
+    /// Whether the content is null or absent; Transformers then passes the template a message without one.
     pub without_content: bool,
-    /// The content as the row's list of parts, if all of them are text; else empty.
+    /// The content as the row's list of parts if all of them are text, or else empty.
     pub parts: Vec<Value>,
-    /// The content of a tool's result that is no text, such as an object: templates are given it as it is, and `content` is its JSON.
+    /// The content of a tool result that is not text, such as an object: templates get it unchanged, while `content` is its JSON.
     pub value: Option<Value>,
-    /// The message says itself whether it is learnt.
+    /// Whether the message itself states if it is supervised.
     pub has_switch: bool,
-    /// The other keys of the message, such as Command R's `tool_plan`; those that are null are left out, as in Transformers.
+    /// The other keys of the message, such as Command R's `tool_plan`, without those that are null, as in Transformers.
     pub others: Map<String, Value>,
 }
 
-/// Bytes `begin..end` of a content that have another weight in the loss than their turn.
+/// Bytes `begin..end` of a content whose weight in the loss differs from that of their turn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightedPart {
-    /// The first byte.
+    /// The offset of the first byte.
     pub begin: usize,
-    /// The byte behind the last.
+    /// The offset after the last byte.
     pub end: usize,
-    /// The weight in the loss, instead of the turn's; 0 is not learnt.
+    /// The weight in the loss, instead of the turn's; a part of weight 0 is not supervised.
     pub weight: f32,
 }
 
 impl Turn {
-    /// A turn that is nothing but text.
+    /// Returns a turn that consists of text alone.
     pub fn plain(role: Role, content: impl Into<String>) -> Turn {
         let content = content.into();
         Turn {
@@ -132,13 +132,13 @@ impl Turn {
         }
     }
 
-    /// Is any part of it to be learnt?
+    /// Whether any part of the turn is supervised.
     pub fn is_learnt(&self) -> bool {
         self.weight > 0.0 || self.parts.iter().any(|part| part.weight > 0.0)
     }
 }
 
-/// Who speaks. `Text` is the single turn of a plain-text row: no template is applied to it.
+/// The speaker of a turn. `Text` is the single turn of a plain-text row, which is used without a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     System,
@@ -149,7 +149,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// As chat templates and OpenAI's format call it.
+    /// The name in chat templates and in OpenAI's format.
     pub fn name(self) -> &'static str {
         match self {
             Role::System => "system",
@@ -161,16 +161,16 @@ impl Role {
     }
 }
 
-/// Byte range `begin..end` of `turns[turn].content` that carries a conflict planted on purpose.
+/// The byte range `begin..end` of `turns[turn].content` that carries a conflict planted on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlantedSpan {
     /// The index of the turn.
     pub turn: u16,
-    /// The first byte of the conflict.
+    /// The offset of the conflict's first byte.
     pub begin: u32,
-    /// The byte behind its last.
+    /// The offset after its last byte.
     pub end: u32,
 }
 
-/// What a record becomes: the line of its first byte, and the example or the reason why there is none.
+/// A parsed record: the line of its first byte, and the example or the reason why there is none.
 pub(super) type Parsed = (u64, Result<Example>);

@@ -1,8 +1,8 @@
-//! Fields of a JSON object, with errors that say where, what was expected and what was found.
+//! Accesses fields of a JSON object, with errors that state the path, what was expected and what was found.
 //!
-//! `null`, pandas' `NaN` and a missing key mean the same: Parquet and pandas write the one for the other.
-//! Where a list or an object is expected, a string that holds its JSON or its Python literal will do: CSV has nothing else, and
-//! ShareGPT files keep their tools that way. Where text is expected, a number or a boolean is read as Python prints it.
+//! `null`, pandas' `NaN` and a missing key are equivalent, since Parquet and pandas write one for the other. Where a list or an object is expected,
+//! a string with its JSON or its Python literal is accepted: CSV has nothing else, and ShareGPT files store their tools that way. Where text is
+//! expected, a number or a boolean is read as Python prints it.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -31,7 +31,7 @@ fn is_turn(value: &Value) -> bool {
     value.as_object().is_some_and(|turn| turn.contains_key("role") || turn.contains_key("from"))
 }
 
-/// The JSON type, as it is said in a sentence.
+/// The JSON type as a phrase for messages.
 pub(super) fn kind(value: &Value) -> Cow<'static, str> {
     if let Some(number) = literal::verbatim(value) {
         return Cow::Owned(format!("`{number}`"));
@@ -46,7 +46,7 @@ pub(super) fn kind(value: &Value) -> Cow<'static, str> {
     })
 }
 
-/// `keys` as they are shown in messages.
+/// Formats `keys` for messages.
 pub(super) fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
     const N_SHOWN: usize = 12;
     let keys: Vec<_> = keys.map(|key| format!("`{key}`")).collect();
@@ -57,7 +57,7 @@ pub(super) fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
     }
 }
 
-/// An error if two columns of a table have one name.
+/// Returns an error if two columns of a table have the same name.
 pub(super) fn refuse_twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut seen = HashSet::new();
     match names.find(|name| !seen.insert(*name)) {
@@ -69,7 +69,7 @@ pub(super) fn refuse_twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Resu
 }
 
 pub(super) fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
-    // The text that was found, where it is short enough to be read.
+    // The text that was found, shortened.
     let shown = match found {
         Value::String(text) if literal::verbatim(found).is_none() => format!(", `{}`", beginning(text, 40)),
         Value::Bool(_) | Value::Number(_) => format!(", {found}"),
@@ -82,17 +82,17 @@ pub(super) fn missing(row: &Object, path: &str) -> Error {
     Error::new(format!("missing field `{path}`, found {}", list_keys(row.keys())))
 }
 
-/// The first of `keys` that is there and not null.
+/// Returns the first of `keys` that is present and not null.
 pub(super) fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k str, &'a Value)> {
     keys.iter().find_map(|&key| row.get(key).filter(|value| !literal::is_nothing(value)).map(|value| (key, value)))
 }
 
-/// A string as it is, a number or a boolean as Python prints it: answers such as 5 are often written without quotes.
+/// Returns a string unchanged, and a number or a boolean as Python prints it: answers such as 5 are often written without quotes.
 pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => match literal::verbatim(value) {
             None => Some(Cow::Borrowed(text)),
-            // An integer; the words for numbers that are none are no text.
+            // An integer is text; `NaN` and the infinities are not.
             Some(number) => Some(Cow::Borrowed(number)).filter(|number| number.ends_with(|c: char| c.is_ascii_digit())),
         },
         Value::Bool(true) => Some(Cow::Borrowed("True")),
@@ -105,7 +105,7 @@ pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The first of `keys` that is there, as text.
+/// Returns the first of `keys` that is present, as text.
 pub(super) fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Option<Cow<'a, str>>> {
     match first(row, keys) {
         None => Ok(None),
@@ -116,7 +116,7 @@ pub(super) fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) ->
     }
 }
 
-/// The first of `keys`, one of which must be there.
+/// Returns the first of `keys` that is present, or an error if none is.
 pub(super) fn required<'a, 'k>(row: &'a Object, keys: &[&'k str], prefix: &str) -> Result<(&'k str, &'a Value)> {
     let name = keys.first().copied().unwrap_or_default();
     first(row, keys).ok_or_else(|| match row.get(name) {
@@ -130,7 +130,7 @@ pub(super) fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) ->
     text(value).ok_or_else(|| wrong_type(&format!("{prefix}{key}"), "a string", value))
 }
 
-/// The value that a string holds, in JSON or as Python prints it; else why it holds none.
+/// Parses a string as JSON or as a Python literal.
 pub(super) fn embedded(text: &str) -> Result<Value, String> {
     literal::source(text).map_err(|error| error.message().to_owned())?;
     if !literal::may_hold_long_integers(text)
@@ -141,14 +141,14 @@ pub(super) fn embedded(text: &str) -> Result<Value, String> {
     literal::json(text).or_else(|error| literal::python(text).map_err(|python| if text.contains('\'') { python } else { error }))
 }
 
-/// The value of the JSON in a string, such as the arguments of a call; integers keep their digits.
+/// Parses the JSON in a string, such as the arguments of a call; integers keep their digits.
 pub(crate) fn embedded_json(text: &str) -> Option<Value> {
     literal::source(text).ok()?;
     let plain = || serde_json::from_str(text).ok();
     if literal::may_hold_long_integers(text) { None } else { plain() }.or_else(|| literal::json(text).ok())
 }
 
-/// A list, or a string that holds one in JSON or as Python prints it.
+/// Returns a list, also from a string that holds one in JSON or as Python prints it.
 pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
     match value {
         Value::Array(list) => Ok(Cow::Borrowed(list)),
@@ -157,7 +157,9 @@ pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>>
             Ok(other) => Err(wrong_type(path, "a list", &other)),
             Err(reason) => {
                 let start = beginning(text, 40);
-                Err(Error::new(format!("`{path}`: expected a list, found a string that holds none, `{start}`: {reason}")))
+                Err(Error::new(format!(
+                    "`{path}`: expected a list, found a string that does not contain one, `{start}`: {reason}"
+                )))
             }
         },
         other => Err(wrong_type(path, "a list", other)),
@@ -168,7 +170,7 @@ pub(super) fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object> {
     value.as_object().ok_or_else(|| wrong_type(path, "an object", value))
 }
 
-/// A string or a number as an identifier; anything else does not name the row.
+/// Returns a string or a number as an identifier; other values do not identify the row.
 pub(super) fn label(row: &Object, key: &str) -> Option<String> {
     match row.get(key)? {
         value @ Value::String(text) if !text.is_empty() && !literal::is_nothing(value) => {
@@ -179,7 +181,7 @@ pub(super) fn label(row: &Object, key: &str) -> Option<String> {
     }
 }
 
-/// `planted`: a list of `{"turn", "begin", "end"}`, in bytes of that turn's content.
+/// Reads `planted`: a list of `{"turn", "begin", "end"}`, in bytes of that turn's content.
 pub(super) fn planted(row: &Object, contents: &[&str]) -> Result<Vec<PlantedSpan>> {
     let Some((_, value)) = first(row, &["planted"]) else { return Ok(Vec::new()) };
     // An empty cell of a CSV file.
@@ -210,7 +212,7 @@ pub(super) fn planted(row: &Object, contents: &[&str]) -> Result<Vec<PlantedSpan
             )));
         }
         if !content.is_char_boundary(begin) || !content.is_char_boundary(end) {
-            return Err(Error::new(format!("`{path}`: expected bytes that begin and end characters, found {begin}..{end}")));
+            return Err(Error::new(format!("`{path}`: expected bytes on character boundaries, found {begin}..{end}")));
         }
         let (Ok(turn), Ok(begin), Ok(end)) = (u16::try_from(turn), u32::try_from(begin), u32::try_from(end)) else {
             return Err(Error::new(format!("`{path}`: expected at most 65,536 turns of 4 GiB, found a span beyond them")));

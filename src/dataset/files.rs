@@ -1,8 +1,8 @@
-//! What the user named -> bytes: paths, glob patterns, folders (see `folders`), the standard input; plain, gzip, zstd, bzip2 or xz, and
-//! the files in a zip archive.
+//! Opens the inputs as bytes: paths, glob patterns, folders (see `folders`) and the standard input; plain, gzip, zstd, bzip2 or xz, and the files
+//! in a zip archive.
 //!
-//! Compression is recognised by its first bytes, never by the file's name. What can be read only once (the standard input,
-//! a pipe) is copied to a temporary file, because every file is read three times: to hash it, to recognise it, to read it.
+//! The first bytes determine the compression, never the file's name. Inputs that can be read only once (the standard input, a pipe) are copied to a
+//! temporary file, because every file is read three times: to hash it, to detect its format, and to read it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -22,7 +22,7 @@ pub(super) type Reader = Box<dyn BufRead + Send>;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// How a file is packed, as its first bytes tell.
+/// The compression of a file, detected from its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
@@ -31,32 +31,32 @@ pub enum Compression {
     Zstd,
     Bzip2,
     Xz,
-    /// A file of an archive.
+    /// A file in a zip archive.
     Zip,
 }
 
-/// Where the bytes of one input lie.
+/// The stored bytes of one input.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     path: Arc<PathBuf>,
-    /// How the file was packed when it was found.
+    /// The compression of the file as the user gave it.
     pub compression: Compression,
-    /// Where the packed bytes lie, and how many there are.
+    /// The path of the compressed bytes, and their number.
     original: Arc<PathBuf>,
     packed_bytes: u64,
-    /// How the bytes at `path` are compressed; differs from `compression` once they have been unpacked.
+    /// The compression of the bytes at `path`; differs from `compression` once they have been unpacked.
     packed: Compression,
-    /// Removes the temporary copy, if there is one, when the last reader is done.
+    /// Deletes the temporary copy, if there is one, when the last reader is dropped.
     temporary: Option<Arc<TempPath>>,
 }
 
-/// Files behind the user's inputs, in the order given; matches of a pattern in alphabetical order. `notes` gets what a person should know.
+/// Expands the inputs into files, in the order given; matches of a pattern are in alphabetical order. `notes` receives messages to the user.
 pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     if inputs.is_empty() {
         return Err(Error::usage("expected at least one data file, found none"));
     }
     if inputs.iter().filter(|input| *input == "-").count() > 1 {
-        return Err(Error::usage("`-` names the standard input twice").cure("Give `-` once."));
+        return Err(Error::usage("`-` (standard input) is given twice").cure("Give `-` once."));
     }
     let mut paths = Vec::new();
     for input in inputs {
@@ -76,7 +76,7 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
         let mut folders = Vec::new();
         for path in matches {
             let path = path.map_err(|error| Error::new("cannot look for files").at(error.path()).caused_by(error))?;
-            // A link that leads nowhere is a file that is missed: to open it says so.
+            // A dangling link is a missing file, which opening it reports.
             if path.is_dir() { folders.push(path) } else { paths.push(path) }
         }
         if paths.len() == n_before {
@@ -85,14 +85,14 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
             );
         }
         if let Some(first) = folders.first() {
-            let what = counted(folders.len() as u64, "folder that matches is not read", "folders that match are not read");
+            let what = counted(folders.len() as u64, "matching folder is not read", "matching folders are not read");
             notes.push(format!("{input}: {what}, such as {}; name what to read", first.display()));
         }
     }
     Ok(paths)
 }
 
-/// The `source` of rows that do not name their own: the file's name, and so many of the folders before it.
+/// The `source` of rows without one of their own: the file's name, preceded by this number of parent folders.
 pub(super) fn display_name(path: &Path, folders: usize) -> String {
     if path == Path::new("-") {
         return "stdin".to_owned();
@@ -110,7 +110,7 @@ impl Store {
             Some(spool(io::stdin().lock()).map_err(|error| error.at(path))?)
         } else {
             let metadata = std::fs::metadata(path).map_err(|error| {
-                let cure = "Check the name; relative names start from the current folder.";
+                let cure = "Check the name; relative paths start at the current folder.";
                 Error::new("expected a data file, cannot open it").at(path).caused_by(error).cure(cure)
             })?;
             let file = File::open(path).context_at(path, "cannot open the data file")?;
@@ -128,7 +128,7 @@ impl Store {
         Ok(Store { path: place.clone(), original: place, compression, packed: compression, packed_bytes, temporary })
     }
 
-    /// The stores of a file: one, or for an archive one for each data file in it, with its name.
+    /// Opens the stores of a file, with their paths: one for a plain file, and one for each data file in an archive.
     pub(super) fn open_all(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(PathBuf, Store)>> {
         let store = Store::open(path)?;
         match store.compression {
@@ -140,7 +140,7 @@ impl Store {
         }
     }
 
-    /// The data files of the archive `path`, each unpacked to a temporary file; those of other splits than train are left out as in a folder.
+    /// Unpacks each data file of the archive `path` to a temporary file, leaving out splits other than train as in a folder.
     fn members(&self, path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Store)>> {
         const DAMAGED: &str = "cannot read the zip archive: it is damaged or of an unknown kind";
         let mut archive = zip::ZipArchive::new(self.file()?).context(DAMAGED)?;
@@ -178,14 +178,14 @@ impl Store {
         }
         if members.is_empty() {
             return Err(Error::new("expected data files in the zip archive, found none").cure(
-                "Unpack it, and name the files to read; here those are read whose names end as data files' do, such as .jsonl.",
+                "Unpack it, and name the files to read; from archives only files with data extensions, such as .jsonl, are read.",
             ));
         }
         members.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(members)
     }
 
-    /// SHA-256 in hexadecimal and length of the stored bytes.
+    /// Returns the SHA-256, in hexadecimal, and the number of the stored bytes.
     pub(super) fn digest(&self) -> Result<(String, u64)> {
         let mut reader = File::open(&*self.original).context("cannot open the data file")?;
         let (mut hasher, mut n_bytes) = (Sha256::new(), 0);
@@ -197,7 +197,7 @@ impl Store {
         Ok((hex(&hasher.finalize()), n_bytes))
     }
 
-    /// The unpacked bytes as they are.
+    /// Reads the decompressed bytes unchanged.
     pub(super) fn unpacked(&self) -> Result<Reader> {
         let file = File::open(&*self.path).context("cannot open the data file")?;
         let unpacked = |decoder: Box<dyn Read + Send>| -> Reader {
@@ -216,7 +216,7 @@ impl Store {
         })
     }
 
-    /// The unpacked bytes, without a byte order mark.
+    /// Reads the decompressed bytes without a byte-order mark.
     pub(super) fn reader(&self) -> Result<Reader> {
         let mut reader = self.unpacked()?;
         let mut start = Vec::new();
@@ -230,7 +230,7 @@ impl Store {
         Ok(Box::new(io::Cursor::new(start).chain(reader)))
     }
 
-    /// Replaces packed bytes by an unpacked temporary copy, for containers that need to seek.
+    /// Replaces compressed bytes by an unpacked temporary copy, for containers that need to seek.
     pub(super) fn decompress(&mut self) -> Result<()> {
         if self.packed != Compression::None {
             let temporary = spool(self.reader()?)?;
@@ -241,16 +241,16 @@ impl Store {
         Ok(())
     }
 
-    /// A seekable file; `decompress` comes first.
+    /// Opens a seekable file; call `decompress` first.
     pub(super) fn file(&self) -> Result<File> {
         File::open(&*self.path).context("cannot open the data file")
     }
 }
 
-/// The members of a gzip file one after the other. Zeros behind one, with which files on tapes and in some caches are filled up, are passed
-/// over, as by gzip and by Python.
+/// Reads the members of a gzip file one after another. Zeros after a member, with which tapes and some caches pad files, are skipped, as by gzip
+/// and by Python.
 struct GzipMembers<R> {
-    /// `None` behind the last.
+    /// `None` after the last member.
     current: Option<GzDecoder<R>>,
 }
 
@@ -268,7 +268,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
     }
 }
 
-/// The reader at its first byte that is not 0; `None` at the end.
+/// Advances the reader to its first nonzero byte; returns `None` at the end.
 fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
     loop {
         let bytes = reader.fill_buf()?;
@@ -285,8 +285,8 @@ fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
     }
 }
 
-/// What comes out of a decoder, as long as it could be data: a few bytes that unpack to more than memory and disk hold are an attack,
-/// or a file of zeros. The most repetitive real text packs to a hundredth.
+/// Limits the output of a decoder: a few bytes that unpack to more than memory and disk can hold are an attack, or a file of zeros. Even the most
+/// repetitive real text compresses to no less than a hundredth.
 struct Unpacked<R> {
     reader: R,
     packed_bytes: u64,
@@ -307,29 +307,29 @@ impl<R: Read> Read for Unpacked<R> {
     }
 }
 
-/// May so few bytes not become so many?
+/// Whether this compression ratio is implausible for data.
 pub(super) fn is_bomb(packed_bytes: u64, n_unpacked: u64) -> bool {
     n_unpacked > ALWAYS_FINE_BYTES && n_unpacked / MAX_RATIO > packed_bytes
 }
 
 pub(super) fn bomb() -> Error {
-    Error::new(BOMB).cure("If you know what it holds, unpack it yourself and give the file.")
+    Error::new(BOMB).cure("If you know what it contains, unpack it yourself and name that file.")
 }
 
-const BOMB: &str = "expected packed data, found a compression bomb: it unpacks to more than a thousand times its size";
+const BOMB: &str = "expected compressed data, found a compression bomb: it unpacks to more than a thousand times its size";
 
-/// A read that failed half-way: a damaged archive or a failing disk.
+/// The error of a read that failed half-way: a damaged archive or a failing disk.
 pub(super) fn broken(error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::FileTooLarge {
         return bomb();
     }
-    let cure = "The rows before this place were read; fetch or pack the file again.";
-    Error::new("cannot read on: the file is damaged or cut short").caused_by(error).cure(cure)
+    let cure = "The rows before this point were read; download or compress the file again.";
+    Error::new("cannot read further: the file is damaged or truncated").caused_by(error).cure(cure)
 }
 
 fn spool(mut reader: impl Read) -> Result<TempPath> {
     let mut file = NamedTempFile::new().context("cannot create a temporary file for the input")?;
-    let cure = "The copy lies in the folder that TMPDIR names; it needs the unpacked size of the input.";
+    let cure = "The copy is made in the folder named by TMPDIR, and needs the uncompressed size of the input.";
     io::copy(&mut reader, &mut file).and_then(|_| file.flush()).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge => broken(error),
         _ => Error::new("cannot copy the input to a temporary file").caused_by(error).cure(cure),
@@ -343,14 +343,14 @@ fn compression(path: &Path) -> Result<Compression> {
     file.take(6).read_to_end(&mut start).context("cannot read the data file")?;
     let unsupported = |name: &str| {
         Err(Error::new(format!("expected plain, gzip, zstd, bzip2, xz or zip data, found {name}"))
-            .cure("Unpack the file, or pack it with gzip or zstd."))
+            .cure("Unpack the file, or compress it with gzip or zstd."))
     };
     match start.as_slice() {
         [0x1F, 0x8B, ..] => Ok(Compression::Gzip),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => Ok(Compression::Zstd),
         [b'B', b'Z', b'h', b'1'..=b'9', ..] => Ok(Compression::Bzip2),
         [0xFD, b'7', b'z', b'X', b'Z', ..] => Ok(Compression::Xz),
-        // The second begins an archive without files.
+        // The second magic number begins an archive without files.
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Ok(Compression::Zip),
         [b'7', b'z', 0xBC, 0xAF, ..] => unsupported("a 7-zip archive"),
         _ => Ok(Compression::None),

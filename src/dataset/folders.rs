@@ -1,4 +1,4 @@
-//! A folder as a data set: which of the files in it are data, and which of its splits is for training.
+//! Finds the data files of a folder, and selects those of its training split.
 //!
 //! ```text
 //! save_to_disk       dataset_dict.json, train/state.json, train/data-*.arrow
@@ -6,9 +6,8 @@
 //! a folder of files  a.jsonl, b.jsonl.gz, more/c.csv
 //! ```
 //!
-//! Where files or folders are named after splits, those named `train` are read, and the others are said to be left out: nobody
-//! wants his test set trained on. What this program itself has written about data is left out, too. Symbolic links are followed, and what they
-//! reach a second time is read once.
+//! Where files or folders are named after splits, only those named `train` are read, lest a test set be trained on; a note lists the others. Files
+//! about data that this program itself has written are left out, too. Symbolic links are followed, and what they reach a second time is read once.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -21,12 +20,11 @@ use crate::files::{file_name, identified, read_json};
 use crate::format::counted;
 use crate::provenance::Provenance;
 
-pub(super) const CURE: &str =
-    "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, also packed; others can be named one by one.";
+pub(super) const CURE: &str = "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, optionally compressed; name other files individually.";
 
 const EXTENSIONS: [&str; 9] = ["jsonl", "json", "ndjson", "jsonlines", "csv", "tsv", "parquet", "arrow", "feather"];
 const PACKED: [&str; 4] = ["gz", "zst", "bz2", "xz"];
-/// What may hold data that are not looked at in a folder.
+/// Extensions of archives, which are not opened inside a folder.
 const ARCHIVES: [&str; 7] = ["zip", "tar", "tgz", "7z", "rar", "xlsx", "xls"];
 /// Files about the data.
 const DESCRIPTIONS: [&str; 7] = [
@@ -38,11 +36,11 @@ const DESCRIPTIONS: [&str; 7] = [
     "generation_config.json",
     "tokenizer_config.json",
 ];
-/// What the parts of a data set that are not for training are called.
+/// Names of splits that are not for training.
 const OTHER_SPLITS: [&str; 10] =
     ["test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"];
 
-/// The data files of a folder in alphabetical order, or in that of its card.
+/// Returns the data files of a folder in alphabetical order, or in the order of its card.
 pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     if is_run(folder) {
         return answers(folder);
@@ -63,7 +61,7 @@ pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<P
     let named = card::for_training(folder, &files)?;
     if let Some(named) = &named {
         let others: Vec<PathBuf> = files.iter().filter(|file| !named.files.contains(file)).cloned().collect();
-        let which = format!("that README.md does not name for training in the configuration `{}`", named.config);
+        let which = format!("that README.md does not list for training in the configuration `{}`", named.config);
         let (one, several) = (format!("data file {which} was left out"), format!("data files {which} were left out"));
         note(&others, &one, &several, "name what to read");
     }
@@ -77,7 +75,7 @@ pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<P
         kept.retain(|_| are_kept.next().unwrap_or(true));
         refuse_several(folder, &kept)?;
     }
-    // Those with a place of their own stand first.
+    // Files with a real path in the folder come before those behind links.
     let mut seen = HashSet::new();
     kept.retain(|file| {
         let is_new = seen.insert(identified(&folder.join(file)));
@@ -91,7 +89,7 @@ pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<P
         let what = counted(again.len() as u64, "name is", "names are");
         let first = folder.join(first);
         notes.push(format!(
-            "{}: {what} reached again by symbolic links, and read once, such as {}",
+            "{}: {what} reached more than once by symbolic links and read once, such as {}",
             folder.display(),
             first.display()
         ));
@@ -99,14 +97,14 @@ pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<P
     Ok(kept.into_iter().map(|file| folder.join(file)).collect())
 }
 
-/// What a folder holds, by the names inside it.
+/// The contents of a folder, as paths relative to it.
 #[derive(Default)]
 struct Found {
-    /// Data files, those behind links last.
+    /// Data files; those behind links come last.
     files: Vec<PathBuf>,
-    /// Links that are yet to be followed: what has a place of its own in the folder goes by that.
+    /// Links that are still to be followed. They are followed last, so that files inside the folder keep their own paths.
     links: BTreeSet<PathBuf>,
-    /// Where the folders lie that were looked into.
+    /// The identities of the folders that have been visited.
     seen: HashSet<PathBuf>,
     /// Links to folders that were looked into before.
     again: Vec<PathBuf>,
@@ -124,7 +122,7 @@ impl Found {
             let n_before = found.files.len();
             match folder.join(&link).is_dir() {
                 true => found.add_folder(folder, &link)?,
-                // Where a link leads nowhere, data are missing: to open it says so.
+                // A dangling link means missing data, which opening it reports.
                 false => found.add_file(folder, link),
             }
             found.files[n_before..].sort();
@@ -169,7 +167,7 @@ impl Found {
     }
 }
 
-/// Is the folder that of a run of this program, finished or under way?
+/// Whether the folder is that of a run of this program, finished or in progress.
 fn is_run(folder: &Path) -> bool {
     let is_there = |name: &&str| folder.join(name).exists();
     let is_own = |record: &&str| {
@@ -181,23 +179,23 @@ fn is_run(folder: &Path) -> bool {
     ["run.json", "scores.json"].iter().any(is_own) || is_begun() || is_comparison()
 }
 
-/// The rollouts in a run folder; of other runs nothing is data.
+/// Returns the rollouts in a run folder; runs of other kinds hold no data.
 fn answers(run: &Path) -> Result<Vec<PathBuf>> {
     let answers = run.join("rollouts.jsonl");
     if answers.is_file() {
         return Ok(vec![answers]);
     }
-    let cure = format!("Name the data files, one by one or by a pattern such as '{}'.", run.join("*.jsonl").display());
-    Err(Error::usage("this is a run folder of this program, and no data").at(run).cure(cure))
+    let cure = format!("Name the data files, individually or by a pattern such as '{}'.", run.join("*.jsonl").display());
+    Err(Error::usage("this is a run folder of this program, not data").at(run).cure(cure))
 }
 
-/// How files of this program begin that stand beside data and hold no rows: what they are, by their first bytes without white space.
+/// Prefixes (without white space) of files by this program that lie beside data but hold no rows, with their descriptions.
 pub(super) const ABOUT_DATA: [(&[u8], &str); 2] = [
     (b"{\"changes\":1,\"run\":", "the changes that `diagnose export` has made to data"),
     (b"{\"decisions\":1,\"run\":", "decisions about a run, which `diagnose export --decisions` takes"),
 ];
 
-/// What a file that begins so says about data in place of holding them.
+/// Returns what a file with these first bytes describes, if it is a file about data rather than one of data.
 pub(super) fn about_data(head: &[u8]) -> Option<&'static str> {
     let begin: Vec<u8> = head.iter().take(64).copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     ABOUT_DATA.iter().find(|(mark, _)| begin.starts_with(mark)).map(|(_, name)| *name)
@@ -205,7 +203,7 @@ pub(super) fn about_data(head: &[u8]) -> Option<&'static str> {
 
 fn is_about_data(path: &Path) -> bool {
     let mut head = Vec::new();
-    // What cannot be read is for others to say.
+    // Whoever reads the file later reports an unreadable one.
     File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).is_ok() && about_data(&head).is_some()
 }
 
@@ -219,7 +217,7 @@ fn is_train(inside: &Path) -> bool {
     has_word(inside, &["train", "training"])
 }
 
-/// Which of the files of a folder or an archive are read, by their names in it: nobody wants his test set trained on. What is left out is noted.
+/// Returns which files of a folder or an archive are read, by their relative paths: not those of test sets. A note lists what is left out.
 pub(super) fn for_training(of: &Path, inside: &[PathBuf], notes: &mut Vec<String>) -> Vec<bool> {
     let is_left_out = |path: &PathBuf| !is_train(path) && has_word(path, &OTHER_SPLITS);
     let left_out: Vec<&PathBuf> = inside.iter().filter(|path| is_left_out(path)).collect();
@@ -236,8 +234,8 @@ pub(super) fn for_training(of: &Path, inside: &[PathBuf], notes: &mut Vec<String
     inside.iter().map(|path| !is_left_out(path)).collect()
 }
 
-/// A data set of the hub has one configuration or split at a time read by `datasets`: several hold the same rows in other forms (GSM8K's
-/// `main` and `socratic`), or rows for other kinds of training (UltraChat's `train_sft` and `train_gen`).
+/// Refuses a Hub data set with several configurations or splits for training. `datasets` loads one at a time, since several hold the same rows in
+/// other forms (GSM8K's `main` and `socratic`), or rows for other kinds of training (UltraChat's `train_sft` and `train_gen`).
 fn refuse_several(folder: &Path, inside: &[PathBuf]) -> Result<()> {
     let readme = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
     let head = readme.strip_prefix("---").and_then(|rest| rest.split("\n---").next()).unwrap_or_default();
@@ -263,10 +261,10 @@ fn split_of(inside: &Path) -> String {
     text[..at + n].to_owned()
 }
 
-/// Is the file one of data, by its name?
+/// Whether the name is that of a data file.
 pub(super) fn is_data_file(path: &Path) -> bool {
     let name = file_name(path).to_lowercase();
-    // `datasets` keeps what `map` made beside what it was made of.
+    // `datasets` caches the results of `map` beside the data.
     let is_cache = name.starts_with("cache-") && name.ends_with(".arrow");
     let is_foreign = path.components().any(|part| part.as_os_str() == "__MACOSX") || name.starts_with("._");
     if DESCRIPTIONS.contains(&name.as_str()) || is_cache || is_foreign {
@@ -282,7 +280,7 @@ pub(super) fn is_data_file(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// The names that are read, and whether something is said.
+    /// Returns the names that are read, and whether there are notes.
     fn read(files: &[&str]) -> (Vec<String>, bool) {
         let folder = tempfile::tempdir().unwrap();
         for file in files {
@@ -315,7 +313,7 @@ mod tests {
         );
         check(&["data/train-0.parquet", "data/test-0.parquet", "extra.jsonl"], &["data/train-0.parquet", "extra.jsonl"], true);
         check(&["test.jsonl", "latest.jsonl"], &["latest.jsonl", "test.jsonl"], false);
-        // A data set of the hub, whose README.md says so.
+        // A Hub data set, as its README.md shows.
         let hub = |files: &[&str]| {
             let folder = tempfile::tempdir().unwrap();
             for file in files {

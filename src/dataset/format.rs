@@ -1,4 +1,4 @@
-//! The formats: their names, how they are recognised, and the way from a row to its examples.
+//! Defines the dataset formats: their names, their detection, and the conversion of rows into examples.
 
 use std::cmp::Reverse;
 
@@ -25,9 +25,9 @@ pub enum Format {
     Alpaca,
     PromptCompletion,
     QuestionAnswer,
-    /// `text`: learnt as a whole, without a template.
+    /// `text`: supervised as a whole, without a template.
     Text,
-    /// Loose messages, linked by parent ids; every path from a root to a leaf is an example.
+    /// Separate messages, linked by parent ids; every path from a root to a leaf is an example.
     Oasst,
     SelfInstruct,
 }
@@ -45,7 +45,7 @@ named! {
 }
 
 impl Format {
-    /// The fields that tell the format, as help texts show them.
+    /// The fields that identify the format, for help texts.
     pub fn keys(self) -> &'static str {
         match self {
             Format::Messages => "messages: role, content",
@@ -59,7 +59,7 @@ impl Format {
         }
     }
 
-    /// What a row of it has, as the guide shows it.
+    /// What a row of this format contains, for the guide.
     #[cfg(test)]
     pub(super) fn row_has(self) -> &'static str {
         match self {
@@ -81,8 +81,8 @@ impl Format {
         }
     }
 
-    /// The format of a row, to which the field map has been applied; its targets count before the row's other columns. A mapped question or answer
-    /// and the row's own other half make a pair.
+    /// Detects the format of a row to which the field map has been applied. The map's targets take precedence over the row's other columns; a
+    /// mapped question or answer makes a pair with the row's own other half.
     pub(super) fn detect(row: &Object, mapping: &FieldMap) -> Result<Format> {
         let mapped: Object = row.iter().filter(|(key, _)| mapping.has_target(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
         let has = |keys: &[&str]| fields::first(row, keys).is_some();
@@ -104,7 +104,7 @@ impl Format {
         })
     }
 
-    /// The format that a set of column names points to.
+    /// Returns the format that a set of column names suggests.
     pub(super) fn of_keys(has: &dyn Fn(&str) -> bool) -> Option<Format> {
         let any = |keys: &[&str]| keys.iter().any(|key| has(key));
         if has("messages") {
@@ -133,7 +133,7 @@ impl Format {
         }
     }
 
-    /// The examples of one row of the file, after the field map has been applied to it.
+    /// Reads the examples of one row of the file, to which this applies the field map.
     pub(super) fn read(self, row: Object, mapping: &FieldMap, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
         let mut mapped = mapping.apply(row)?;
         let mut examples = self.examples(&mapped.row, source, roles)?;
@@ -150,7 +150,7 @@ impl Format {
         Ok(examples)
     }
 
-    /// An error where a mapped row is not read by a field that the user maps.
+    /// Returns an error if the format does not read a field that the user has mapped.
     pub(super) fn check_heard(self, row: &mut Object, mapping: &FieldMap, roles: &RoleMap) -> Result<()> {
         match self {
             Format::Oasst => heard::check(row, mapping, self.name(), |row| trees::message(row, 0, roles).ok()),
@@ -158,7 +158,7 @@ impl Format {
         }
     }
 
-    /// The examples of one row: one, or for self-instruct one per instance. (`oasst` needs all rows, see `trees`.)
+    /// Reads the examples of one row: one, or for self-instruct one per instance. (`oasst` needs all rows, see `trees`.)
     pub(super) fn examples(self, row: &Object, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
         let mut reading = Reading { roles, unused: Vec::new() };
         let is_preference = pairs::is_preference(row);
@@ -189,7 +189,7 @@ impl Format {
     }
 }
 
-/// Columns of what this program cannot see.
+/// Columns of media that this program cannot read.
 const MEDIA: [&str; 6] = ["image", "images", "audio", "audios", "video", "videos"];
 
 fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<String>) -> Result<Example> {
@@ -200,8 +200,8 @@ fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<Str
         Value::Object(object) => !object.is_empty(),
     };
     if let Some(key) = MEDIA.into_iter().find(|key| row.get(*key).is_some_and(is_filled)) {
-        return Err(Error::new(format!("`{key}`: expected a row of text, found one with {key}, and only text can be scored"))
-            .cure("Leave these rows out: what the text says about them means nothing without them."));
+        return Err(Error::new(format!("`{key}`: expected a row of text, found one with {key}, but only text can be scored"))
+            .cure("Remove these rows: text about them is meaningless without them."));
     }
     let template_switches = switches::of_row(row, &mut turns, &mut unused)?;
     let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
@@ -222,13 +222,13 @@ fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<Str
     })
 }
 
-/// What `diagnose rollout` has written; another program's column of this name has no token ids.
+/// Reads the field that `diagnose rollout` writes; columns of this name by other programs have no token ids.
 fn rollout(row: &Object) -> Result<Option<Rollout>> {
     let own = row.get("rollout").filter(|value| value.get("ids").is_some_and(Value::is_array) && value.get("prompt").is_some());
     let read = |value: &Value| {
         serde_json::from_value(value.clone()).map_err(|error| {
             Error::new(format!("`rollout`: {error}"))
-                .cure("Write the rollouts again, or take the column out: the text alone is then read.")
+                .cure("Write the rollouts again, or remove the column to read only the text.")
         })
     };
     own.map(read).transpose()
@@ -254,12 +254,12 @@ fn of_row(row: &Object) -> Option<Format> {
     {
         return Some(Format::Messages);
     }
-    // The root of a tree names no parent, but it has the column.
+    // The root of a tree has no parent, but it has the column.
     let may_be_null = |key: &str| matches!(key, "parent_id" | "parent_message_id");
     Format::of_keys(&|key| has(key) || (may_be_null(key) && row.contains_key(key)))
 }
 
-/// The columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` would take apart are
+/// Returns the columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` could not quote are
 /// left out.
 fn two_longest_texts(row: &Object) -> Option<(&str, &str)> {
     let texts = row.iter().enumerate().filter(|(_, (key, _))| unread::is_plain(key));

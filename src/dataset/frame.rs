@@ -1,10 +1,10 @@
-//! A row of a table -> JSON object: what the readers of Parquet and Arrow have in common.
+//! Converts rows of a table to JSON objects, for the readers of Parquet and Arrow.
 //!
 //! ```text
-//! text, numbers, booleans, lists, structs of them      as they are
-//! 8 and 16 bits, lists of a fixed size                 made wider, made lists of any size
-//! extension types, such as Arrow's JSON                their storage
-//! dates, times, decimals, maps, bytes                  left out, alone: the struct around them stays
+//! text, numbers, booleans, lists, structs of them      unchanged
+//! integers of 8 and 16 bits, lists of a fixed size     widened, converted to lists of any size
+//! extension types, such as Arrow's JSON                their storage type
+//! dates, times, decimals, maps, bytes                  left out alone: the struct around them stays
 //! ```
 
 use std::cell::Cell;
@@ -19,21 +19,21 @@ use super::literal;
 use super::switches::looks_like_switch;
 use crate::error::{Context, Error, Result};
 
-/// Which columns of a table are read, and what of them is left out.
+/// The columns of a table that are read, and what of them is left out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Columns {
-    /// Positions and names of the columns to read.
+    /// Indices and names of the columns to read.
     pub read: Vec<(usize, String)>,
-    /// All columns are of types that need no mending.
+    /// Whether polars reads all columns without conversion.
     pub is_plain: bool,
-    /// Members of structs that are left out: the column and the names inside it.
+    /// Struct members that are left out: the column and the names inside it.
     pruned: Vec<Vec<String>>,
-    /// Columns that are left out whole.
+    /// Columns that are left out entirely.
     left_out: Vec<String>,
 }
 
 impl Columns {
-    /// Sorts the columns of a schema, given as names and types, into those that can be read and those that are left out.
+    /// Divides the columns of a schema, given as names and types, into those that can be read and those that are left out.
     pub(super) fn of<'a>(fields: impl Iterator<Item = (&'a str, &'a ArrowDataType)>) -> Columns {
         let mut columns = Columns { is_plain: true, ..Columns::default() };
         for (idx, (name, kind)) in fields.enumerate() {
@@ -47,20 +47,22 @@ impl Columns {
         columns
     }
 
-    /// What a person should know.
+    /// Messages to the user about what is left out.
     pub(super) fn notes(&self) -> Vec<String> {
-        let pruned =
-            self.pruned.iter().map(|path| format!("the member `{}` of a column is of a type that is not read", path.join(".")));
-        let left_out = self.left_out.iter().map(|name| format!("the column `{name}` is of a type that is not read"));
+        let pruned = self
+            .pruned
+            .iter()
+            .map(|path| format!("the member `{}` of a column has a type that is not supported", path.join(".")));
+        let left_out = self.left_out.iter().map(|name| format!("the column `{name}` has a type that is not supported"));
         pruned.chain(left_out).collect()
     }
 
-    /// Columns that are left out and whose names promise more than text, such as `images`.
+    /// Columns that are left out and whose names may affect training, such as `train_loss`.
     fn unseen(&self) -> impl Iterator<Item = &String> {
         self.left_out.iter().filter(|name| looks_like_switch(name))
     }
 
-    /// Takes out of a row what stands there for values that are not read: what is written has them no more than what is read.
+    /// Removes the markers of unread values from a row, so that they are not written back.
     pub(super) fn without_marks(&self, row: &mut Map<String, Value>) {
         self.unseen().for_each(|name| {
             row.shift_remove(name);
@@ -74,7 +76,7 @@ impl Columns {
         }
     }
 
-    /// All that no row has of what stands in the file: columns, and members of columns by the names that lead to them.
+    /// Everything in the file that rows lack: columns, and dotted paths of struct members.
     pub(super) fn unread(&self) -> Vec<String> {
         self.left_out.iter().cloned().chain(self.pruned.iter().map(|path| path.join("."))).collect()
     }
@@ -85,7 +87,7 @@ impl Columns {
             let value = column.get(idx).context("cannot read a cell of the table")?;
             row.insert(column.name().to_string(), json(value)?);
         }
-        // What cannot be seen must not pass for absent.
+        // An unreadable loss switch must not pass for an absent one.
         row.extend(self.unseen().map(|name| (name.clone(), Value::from(UNREAD))));
         let mut row = Value::Object(row);
         self.pruned.iter().for_each(|path| prune(&mut row, path, true));
@@ -93,10 +95,10 @@ impl Columns {
     }
 }
 
-/// Stands for a value of a type that is not read, under a name that promises to change what is learnt.
-const UNREAD: &str = "of a type that is not read";
+/// Marks a value of an unsupported type whose name may affect what is supervised.
+const UNREAD: &str = "of a type that is not supported";
 
-/// Takes a member out; with `marks`, one that promises to change what is learnt must not pass for absent.
+/// Removes a member. With `marks`, a member that may affect what is supervised is replaced by a marker instead.
 fn prune(value: &mut Value, path: &[String], marks: bool) {
     match (value, path) {
         (Value::Array(list), _) => list.iter_mut().for_each(|value| prune(value, path, marks)),
@@ -127,7 +129,7 @@ fn json(value: AnyValue) -> Result<Value> {
         AnyValue::Float32(value) => literal::number(value.into()),
         AnyValue::Float64(value) => literal::number(value),
         AnyValue::Struct(..) => json(value.into_static())?,
-        // In a column of structs every row has every key, so that null is the only way to leave one out.
+        // In a column of structs every row has every key, so null is the only way to omit one.
         AnyValue::StructOwned(payload) => {
             let (values, fields) = *payload;
             let fields = fields.into_iter().zip(values).filter(|(_, value)| !value.is_null());
@@ -137,12 +139,12 @@ fn json(value: AnyValue) -> Result<Value> {
         AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => {
             value.get_str().map(literal::text).transpose()?.map_or(Value::Null, Value::from)
         }
-        // Pruned afterwards: nothing that is kept is of another type.
+        // A pruned value: everything that is kept has one of the types above.
         _ => Value::Null,
     })
 }
 
-/// Can the column be read, and if so, but for which members of its structs? `path` is where the type stands.
+/// Whether the column can be read; struct members that cannot are added to `pruned`. `path` locates the type.
 fn is_readable(kind: &ArrowDataType, path: &mut Vec<String>, pruned: &mut Vec<Vec<String>>) -> bool {
     use ArrowDataType as Kind;
     match kind {
@@ -170,7 +172,7 @@ fn is_readable(kind: &ArrowDataType, path: &mut Vec<String>, pruned: &mut Vec<Ve
     }
 }
 
-/// Does polars, with the features that this program takes, read the type as it is?
+/// Whether polars, with this program's features, reads the type without conversion.
 pub(super) fn is_plain(kind: &ArrowDataType) -> bool {
     use ArrowDataType as Kind;
     match kind {
@@ -183,8 +185,7 @@ pub(super) fn is_plain(kind: &ArrowDataType) -> bool {
     }
 }
 
-/// The readers panic on some damaged files; to the user they are damaged files like others, so the panic becomes the error
-/// `damaged` and its message is not printed.
+/// Turns panics of the readers, which occur on some damaged files, into the error `damaged`, and suppresses their message.
 pub(super) fn guarded<T>(damaged: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     thread_local!(static IS_GUARDED: Cell<bool> = const { Cell::new(false) });
     static QUIET: Once = Once::new();
@@ -215,7 +216,7 @@ mod tests {
         }
         let turn = |role: &str| json!({"role": role, "weight": UNREAD});
         assert_eq!(row, json!({"messages": [turn("user"), turn("assistant")]}));
-        // In what is written nothing stands for it, nor for a whole column.
+        // Rows that are written back hold no markers, neither for members nor for whole columns.
         let path = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let (pruned, left_out) = (vec![path(&["messages", "at"]), path(&["messages", "weight"])], path(&["train_loss", "date"]));
         let columns = Columns { pruned, left_out, ..Columns::default() };

@@ -1,4 +1,4 @@
-//! The tables of the guide, made from what the readers know.
+//! Checks the tables of the guide against what the readers support.
 
 use super::container::{Container, ROWS, detect};
 use super::example::Role;
@@ -19,7 +19,7 @@ fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Each container with a small file that is told to be one.
+/// Lists each container, and checks that a small example is detected as it.
 fn containers() -> String {
     let wrapped =
         format!("an object with the list of rows under {}", list(ROWS.iter().filter_map(|key| str::from_utf8(key).ok())));

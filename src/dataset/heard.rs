@@ -1,5 +1,5 @@
-//! Is a row read by a field? It is if something else in that field would make something else of the row, so that no list of fields has to be
-//! kept for each format, nor a rule for each of the ways in which one field hides another.
+//! Checks that a format reads the fields that the user has mapped. A field is read if changing its value changes the result. This test replaces a
+//! list of fields for each format, and rules for how one field hides another.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::mapping::{FIELDS, FieldMap};
 use super::pairs::is_preference;
 use crate::error::{Error, Result};
 
-/// An error where a row of this format is not read by a field that the user maps. A row that cannot be read at all says so by itself.
+/// Returns an error if this format does not read a field that the user has mapped. A row that cannot be read at all is reported elsewhere.
 pub(super) fn check<T: PartialEq>(
     row: &mut Object,
     mapping: &FieldMap,
@@ -23,13 +23,13 @@ pub(super) fn check<T: PartialEq>(
     let Some(unheard) = mapping.targets().find(|field| !is_read(field)) else { return Ok(()) };
     let fields: Vec<String> = FIELDS.iter().filter(|field| is_read(field)).map(|field| format!("`{field}`")).collect();
     Err(Error::usage(format!(
-        "--map: expected a field that the row is read by, found `{unheard}`: as {format} it is read without"
+        "--map: expected a field that this format uses, found `{unheard}`: rows in the format {format} are read without it"
     ))
-    .cure(format!("Map one of {}, or name another format with --format.", fields.join(", "))))
+    .cure(format!("Map one of {}, or choose another format with --format.", fields.join(", "))))
 }
 
 fn is_read_by<T: PartialEq>(row: &mut Object, field: &str, as_it_is: &T, read: &impl Fn(&Object) -> Option<T>) -> bool {
-    // The answer that is not wanted is known as such, and not learnt.
+    // A rejected answer counts as read, although it is not supervised.
     if field == "rejected" && is_preference(row) {
         return true;
     }

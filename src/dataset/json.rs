@@ -1,7 +1,7 @@
-//! JSON Lines, JSON arrays and concatenated JSON objects -> one value per record.
+//! Reads JSON Lines, JSON arrays and concatenated JSON objects, one value per record.
 //!
-//! An array is never parsed whole: a small scanner that knows only strings and brackets cuts it into its elements, and each
-//! element is parsed by itself. So a broken element costs one row, and a file larger than the memory can be read.
+//! An array is never parsed as a whole: a small scanner that knows only strings and brackets cuts it into its elements, and each element is parsed
+//! by itself. So a malformed element costs one row, and a file may be larger than the memory.
 
 use std::io::{self, BufRead, Read};
 
@@ -14,7 +14,7 @@ use super::raw::Raw;
 use crate::error::{Error, Result};
 use crate::format::beginning;
 
-/// One value a line.
+/// Reads one value per line.
 pub(super) fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send {
     let mut lines = Lines::new(reader);
     std::iter::from_fn(move || match lines.next_line() {
@@ -24,7 +24,7 @@ pub(super) fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send 
     })
 }
 
-/// The elements of one array; or, when `in_array` is false, objects one after the other, however they are laid out.
+/// Reads the elements of one array or, if `in_array` is false, objects one after another in any layout.
 pub(super) fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = Result<Raw>> + Send {
     let mut scanner =
         Scanner { reader, line: 1, in_array, is_wrapped: false, stage: if in_array { Stage::Before } else { Stage::Inside } };
@@ -35,7 +35,7 @@ pub(super) fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = R
     })
 }
 
-/// The elements of the list of rows that begins `begin` bytes into the text, inside an object such as `{"version": 1, "data": [..]}`.
+/// Reads the elements of the list of rows that begins at byte `begin`, inside an object such as `{"version": 1, "data": [..]}`.
 pub(super) fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let mut head = Vec::new();
     reader.by_ref().take(begin).read_to_end(&mut head).map_err(broken)?;
@@ -48,8 +48,8 @@ pub(super) fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<It
     }))
 }
 
-/// Rows of a record that holds a whole table column by column, as pandas' `to_json` writes it: `{"a": {"0": .., "1": ..}, "b": {..}}`, or
-/// `{"a": [..], "b": [..]}`. Any other record is itself.
+/// Splits a record that holds a whole table by columns, as written by pandas' `to_json`: `{"a": {"0": .., "1": ..}, "b": {..}}`, or `{"a": [..],
+/// "b": [..]}`. Other records stay as they are.
 pub(super) fn by_rows(raw: Result<Raw>) -> Vec<Result<Raw>> {
     match raw {
         Ok(Raw { line, value: Ok(Value::Object(columns)) }) => match rows_of_columns(&columns) {
@@ -70,7 +70,7 @@ fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value
     };
     match first {
         Value::Object(cells) => {
-            // pandas numbers its rows; objects that are values of a row have names for keys.
+            // pandas numbers its rows, whereas objects that are values of a row have names as keys.
             let is_column = |value: &Value| {
                 value.as_object().is_some_and(|other| other.len() == cells.len() && other.keys().eq(cells.keys()))
             };
@@ -79,7 +79,7 @@ fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value
             is_table.then(|| cells.keys().map(|key| row(&|column| column.get(key).cloned())).collect())?
         }
         Value::Array(cells) => {
-            // A row may hold lists, too: of turns, or under one name alone.
+            // A row may hold lists, too: lists of turns, or a single list.
             let is_turn =
                 |value: &Value| value.as_object().is_some_and(|turn| turn.contains_key("role") || turn.contains_key("from"));
             let is_column = |value: &Value| {
@@ -92,7 +92,7 @@ fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value
     }
 }
 
-/// pandas' `orient="split"`: `{"columns": ["a", "b"], "index": [0], "data": [["x", "y"]]}`.
+/// Splits pandas' `orient="split"`: `{"columns": ["a", "b"], "index": [0], "data": [["x", "y"]]}`.
 fn rows_of_split(table: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
     let [names, data] = ["columns", "data"].map(|key| table.get(key).and_then(Value::as_array));
     let (names, data) = (names?, data?);
@@ -110,7 +110,7 @@ fn rows_of_split(table: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> 
 /// Parses one record that starts on `line`.
 pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
     let text = literal::source(utf8(bytes)?)?;
-    // Where files were joined, a byte order mark stands in the middle.
+    // Concatenated files have a byte-order mark in the middle.
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
     if literal::may_hold_long_integers(text) {
         match literal::json(text) {
@@ -124,7 +124,7 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
         }
     }
     serde_json::from_str(text).or_else(|error| {
-        // `print(row)` of Python writes its own quotes.
+        // Python's `print(row)` uses single quotes.
         let is_printed = text.starts_with("{'") || text.starts_with("[{'");
         let dialect = literal::json(text).or_else(|error| if is_printed { literal::python(text) } else { Err(error) });
         // serde_json counts lines from the start of the record and appends them to the message.
@@ -133,11 +133,11 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
         let reason = message.strip_suffix(&position).unwrap_or(&message);
         let line = line + (error.line() as u64).saturating_sub(1);
         dialect.map_err(|found| {
-            // Its own words show the text that was found; serde_json's know the place.
+            // The dialect parser's message shows the text that was found; serde_json's error has the position.
             let place = format!("line {line}, column {}", error.column());
             let error = Error::new(match found.strip_prefix("found ") {
                 Some(found) => format!("expected valid JSON, found {found} ({place})"),
-                // What serde_json stopped at is taken here, and what is wrong stands further on.
+                // serde_json stopped at a word that is accepted here, so the actual error is further on.
                 None if ["`NaN", "`Infinity", "`-Infinity"].iter().any(|word| text_at(text, &error).starts_with(word)) => {
                     format!("expected valid JSON: {found}")
                 }
@@ -151,11 +151,11 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
     })
 }
 
-/// The text where the parser gave up, as messages show it.
+/// Returns the text at which the parser stopped, for messages.
 fn text_at(text: &str, error: &serde_json::Error) -> String {
     const N_SHOWN: usize = 20;
     let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
-    // Columns count bytes, from 1; the end of the text is one beyond its last.
+    // Columns count bytes, from 1; the end of the text is one past its last byte.
     let mut at = error.column().saturating_sub(1).min(line.len());
     while !line.is_char_boundary(at) {
         at -= 1;
@@ -181,7 +181,7 @@ struct Scanner {
     reader: Reader,
     line: u64,
     in_array: bool,
-    /// The array stands inside an object: more may follow it.
+    /// Whether the array is a member of an object, so that more may follow it.
     is_wrapped: bool,
     stage: Stage,
 }
@@ -197,8 +197,8 @@ impl Scanner {
         if self.stage == Stage::After && self.is_wrapped {
             self.stage = Stage::Done;
             if let Some(line) = self.another_list()? {
-                let error = Error::new("expected one list of rows in the object, found another one behind it");
-                return Ok(Some((line, Err(error.cure("Put each list into a file of its own.")))));
+                let error = Error::new("expected one list of rows in the object, found another one after it");
+                return Ok(Some((line, Err(error.cure("Put each list into a separate file.")))));
             }
             return Ok(None);
         }
@@ -206,7 +206,7 @@ impl Scanner {
             self.stage = Stage::Done;
             if self.skip_space()?.is_some() {
                 let error = Error::new("expected the end of the file after the closing `]`, found more text");
-                return Ok(Some((self.line, Err(error.cure("Write one JSON array, or one object a line.")))));
+                return Ok(Some((self.line, Err(error.cure("Write one JSON array, or one object per line.")))));
             }
         }
         if self.stage == Stage::Done {
@@ -227,14 +227,14 @@ impl Scanner {
                     self.stage = Stage::After;
                     return self.next_element();
                 }
-                // A comma too many hides no data.
+                // A superfluous comma hides no data.
                 Some(b',') => self.reader.consume(1),
                 Some(_) => return self.element().map(Some),
             }
         }
     }
 
-    /// Cuts at the comma or bracket that ends the element; without an array, at its own closing bracket or the line's end.
+    /// Cuts at the comma or bracket that ends the element; outside an array, at its own closing bracket or the line's end.
     fn element(&mut self) -> io::Result<Element> {
         let start_line = self.line;
         let mut bytes = Vec::new();
@@ -247,7 +247,7 @@ impl Scanner {
                     let error = Error::new("expected the end of this element, found the end of the file");
                     return Ok((
                         start_line,
-                        Err(error.cure("If rows are missing after it: it lacks a closing bracket or quote.")),
+                        Err(error.cure("If rows are missing after it, it lacks a closing bracket or quote.")),
                     ));
                 }
                 return Ok((start_line, Ok(bytes)));
@@ -259,7 +259,7 @@ impl Scanner {
                         _ if is_escaped => is_escaped = false,
                         b'\\' => is_escaped = true,
                         b'"' => in_string = false,
-                        // Strings cannot hold a raw line end: a quote is missing, and the damage stays within this element.
+                        // Strings cannot contain a raw line feed: a quote is missing, and the damage stays within this element.
                         b'\n' => in_string = false,
                         _ => {}
                     }
@@ -296,7 +296,7 @@ impl Scanner {
         }
     }
 
-    /// The line of a list of objects in the rest of the object.
+    /// Returns the line of another list of objects in the rest of the object.
     fn another_list(&mut self) -> io::Result<Option<u64>> {
         let (mut in_string, mut is_escaped, mut is_opened) = (false, false, false);
         loop {
@@ -320,7 +320,7 @@ impl Scanner {
         }
     }
 
-    /// The next byte that is not white space, not consumed.
+    /// Peeks at the next byte that is not white space.
     fn skip_space(&mut self) -> io::Result<Option<u8>> {
         loop {
             let buffer = self.reader.fill_buf()?;
@@ -342,7 +342,7 @@ impl Scanner {
 mod tests {
     use super::*;
 
-    /// `line: value` or `line: !` for every element.
+    /// Formats every element as `line: value` or `line: !`.
     fn cut(text: &str, in_array: bool) -> String {
         let reader: Reader = Box::new(io::BufReader::with_capacity(3, io::Cursor::new(text.to_owned())));
         let show = |raw: Raw| match raw.value {

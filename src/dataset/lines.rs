@@ -1,11 +1,11 @@
-//! Bytes -> lines, split on `\n` only: strings in the wild hold U+2028 and other characters that count as line ends elsewhere.
+//! Splits bytes into lines at `\n` only: real strings contain U+2028 and other characters that count as line ends elsewhere.
 
 use std::io::{self, BufRead, Read};
 
 use super::literal;
 use crate::error::{Error, Result};
 
-/// A record longer than this is not data but a file that lost its separators; without a limit it would fill the memory.
+/// The maximum length of a record: a longer one shows that the file lost its separators, and would fill the memory.
 pub(super) const MAX_RECORD_BYTES: usize = 256 << 20;
 
 /// The number of a line, and its bytes or why they are unusable.
@@ -13,7 +13,7 @@ pub(super) type Line<'a> = (u64, Result<&'a [u8]>);
 
 pub(super) struct Lines<R> {
     reader: R,
-    /// Number of the line read last, from 1.
+    /// The number of the last line read, from 1.
     number: u64,
     buffer: Vec<u8>,
 }
@@ -23,7 +23,7 @@ impl<R: BufRead> Lines<R> {
         Lines { reader, number: 0, buffer: Vec::new() }
     }
 
-    /// The next line that is not blank, without its end.
+    /// Returns the next non-blank line, without its end.
     pub(super) fn next_line(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
             // One huge row must not hold its memory for the rest of the file.
@@ -56,9 +56,9 @@ pub(super) fn too_long() -> Error {
 }
 
 pub(super) const NOT_UTF8: &str =
-    "Convert the file from what it is in, such as: iconv -f LATIN1 -t UTF-8 or iconv -f GB18030 -t UTF-8.";
+    "Convert the file from its encoding, for example: iconv -f LATIN1 -t UTF-8 or iconv -f GB18030 -t UTF-8.";
 
-/// The bytes as text, or what is wrong with them.
+/// Decodes the bytes as text, or reports what is wrong with them.
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str> {
     if let Some(position) = bytes.iter().position(|&byte| byte == 0) {
         return Err(Error::new(format!("expected text, found a NUL byte at byte {position} of the record")));
@@ -66,7 +66,7 @@ pub(super) fn utf8(bytes: &[u8]) -> Result<&str> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
         let place = error.valid_up_to();
-        Error::new(format!("expected UTF-8, found the byte 0x{byte:02X} at byte {place} of the record, which is none"))
+        Error::new(format!("expected UTF-8, found the byte 0x{byte:02X} at byte {place} of the record, which is not UTF-8"))
             .cure(NOT_UTF8)
     })?;
     literal::text(text)

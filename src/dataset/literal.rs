@@ -1,39 +1,39 @@
-//! What Python writes where JSON is expected -> JSON values.
+//! Parses JSON and its Python variants into JSON values.
 //!
 //! ```text
-//! json.dumps     NaN, Infinity, -Infinity                               kept as they are written (`VERBATIM`); NaN counts as no value
-//! str(list)      ['it''s', "it's", None, True, ('a', 'b'), 1_000, nan]  as pandas' to_csv leaves lists in a cell
-//! str(array)     [{'a': 1}                                              NumPy puts no comma between its elements
+//! json.dumps     NaN, Infinity, -Infinity                               kept as written (`VERBATIM`); NaN counts as a missing value
+//! str(list)      ['it''s', "it's", None, True, ('a', 'b'), 1_000, nan]  lists in cells, as written by pandas' to_csv
+//! str(array)     [{'a': 1}                                              NumPy puts no comma between elements
 //!                 {'a': 2}]
 //! ```
 //!
-//! Left out: expressions, names, bytes, sets. Nothing is evaluated.
+//! Not supported: expressions, names, bytes, sets. Nothing is evaluated.
 
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result as Checked};
 use crate::format::{beginning, python_float};
 
-/// JSON with Python's three words for numbers that are none.
+/// Parses JSON, extended by Python's `NaN`, `Infinity` and `-Infinity`.
 pub(super) fn json(text: &str) -> Result<Value, String> {
     Parser { text, at: 0, depth: 0, is_python: false }.whole()
 }
 
-/// A literal as Python's `repr` writes it.
+/// Parses a literal as written by Python's `repr`.
 pub(super) fn python(text: &str) -> Result<Value, String> {
     Parser { text, at: 0, depth: 0, is_python: true }.whole()
 }
 
-/// Stands, in a text, before a number that a JSON value cannot hold, as it was written: the digits of an integer of more than 64 bits,
-/// `NaN`, `Infinity`, `-Infinity`. A noncharacter of Unicode: texts of data that hold it are refused.
+/// The prefix of a string that stands for a number that a JSON value cannot hold, as it was written: an integer of more than 64 bits, `NaN`,
+/// `Infinity` or `-Infinity`. It is a Unicode noncharacter; data with texts that contain it are refused.
 const VERBATIM: char = '\u{FDD3}';
 
-/// The number as it was written that the value stands for, where JSON has none for it.
+/// Returns the number as it was written, if the value stands for one that JSON cannot hold.
 pub(crate) fn verbatim(value: &Value) -> Option<&str> {
     value.as_str()?.strip_prefix(VERBATIM)
 }
 
-/// A number, whatever it is.
+/// Converts any number to a value, also NaN and the infinities.
 pub(super) fn number(number: f64) -> Value {
     let word = if number.is_nan() {
         "NaN"
@@ -45,17 +45,17 @@ pub(super) fn number(number: f64) -> Value {
     Number::from_f64(number).map_or_else(|| Value::String(format!("{VERBATIM}{word}")), Value::Number)
 }
 
-/// Null, or pandas' word for it.
+/// Whether the value is null or `NaN`, by which pandas marks a missing value.
 pub(super) fn is_nothing(value: &Value) -> bool {
     value.is_null() || verbatim(value) == Some("NaN")
 }
 
-/// A text of the data, which must not hold what stands before our numbers.
+/// Checks that a text of the data does not contain [`VERBATIM`].
 pub(super) fn text(text: &str) -> Checked<&str> {
     if text.contains(VERBATIM) { Err(verbatim_in_text()) } else { Ok(text) }
 }
 
-/// JSON, or what Python prints, before its strings are read: none of them may hold what stands before our numbers.
+/// Checks that unparsed JSON or Python output contains [`VERBATIM`] neither itself nor as an escape.
 pub(super) fn source(source: &str) -> Checked<&str> {
     let names_it = |at: usize| {
         ["ufdd3", "U0000fdd3"].iter().any(|name| {
@@ -63,25 +63,24 @@ pub(super) fn source(source: &str) -> Checked<&str> {
             found.first() == name.as_bytes().first() && found.eq_ignore_ascii_case(name.as_bytes())
         })
     };
-    // Behind another backslash that is itself a text's, there is no escape.
+    // After an escaped backslash, the letters are plain text.
     let is_escape = |at: usize| source[..at].bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 0;
     let mut backslashes = source.match_indices('\\').map(|(at, _)| at);
     if backslashes.any(|at| names_it(at + 1) && is_escape(at)) { Err(verbatim_in_text()) } else { text(source) }
 }
 
 fn verbatim_in_text() -> Error {
-    Error::new("the text contains the Unicode noncharacter U+FDD3")
-        .cure("No text should: it is the trace of a broken conversion. Remove it.")
+    Error::new("the text contains the Unicode noncharacter U+FDD3").cure("It comes from a broken conversion: remove it.")
 }
 
-/// The value as Python's `json.dumps(.., ensure_ascii=False)` has it.
+/// Serialises the value like Python's `json.dumps(.., ensure_ascii=False)`.
 pub(crate) fn dumps(value: &Value) -> String {
     let mut out = String::new();
     write(&mut out, value, ", ", ": ");
     out
 }
 
-/// A row for a line of a file.
+/// Serialises a row as one line of a file.
 pub(crate) fn line(row: &Map<String, Value>) -> String {
     let mut out = String::new();
     write_object(&mut out, row, ",", ":");
@@ -118,10 +117,10 @@ fn write_object(out: &mut String, object: &Map<String, Value>, comma: &str, colo
     out.push('}');
 }
 
-/// Begins what is said of an integer that nothing here holds.
+/// The beginning of the message about an integer that is too large.
 pub(super) const TOO_LONG: &str = "found an integer of more than 128 bits";
 
-/// May the text hold an integer of more than 64 bits? Then it is for this parser, as serde_json's would make a float of it.
+/// Whether the text may contain an integer of more than 64 bits, which serde_json would parse as a float.
 pub(super) fn may_hold_long_integers(text: &str) -> bool {
     const N_DIGITS: usize = 19;
     let mut n_digits = 0;
@@ -131,7 +130,7 @@ pub(super) fn may_hold_long_integers(text: &str) -> bool {
     })
 }
 
-/// An integer of more than 64 bits, as a text with [`VERBATIM`] before it; `None` where a JSON number holds it.
+/// Returns an integer of more than 64 bits as a text with the prefix [`VERBATIM`], or `None` if a JSON number can hold it.
 fn long_integer(written: &str) -> Result<Option<Value>, String> {
     let digits = written.strip_prefix('-').unwrap_or(written);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) || (digits.len() > 1 && digits.starts_with('0')) {
@@ -146,7 +145,7 @@ fn long_integer(written: &str) -> Result<Option<Value>, String> {
     }
 }
 
-/// The infinity as which Python reads a number beyond the largest one, such as `1E400`; `None` of anything else.
+/// Returns the infinity that Python makes of a number beyond the largest float, such as `1E400`, or `None` for anything else.
 fn beyond(written: &str) -> Option<f64> {
     let digits = written.strip_prefix('-').unwrap_or(written);
     let is_number = digits.starts_with(|c: char| c.is_ascii_digit())
@@ -154,7 +153,7 @@ fn beyond(written: &str) -> Option<f64> {
     written.parse::<f64>().ok().filter(|number| is_number && number.is_infinite())
 }
 
-/// Deeper nesting is a mistake; without a limit it would exhaust the stack. serde_json stops at the same depth.
+/// The maximum nesting depth, as in serde_json: deeper nesting is a mistake that would exhaust the stack.
 const MAX_DEPTH: usize = 128;
 
 struct Parser<'a> {
@@ -178,7 +177,7 @@ impl Parser<'_> {
         &self.text[self.at..]
     }
 
-    /// The text that stands here, as messages show it.
+    /// Returns the text at the current position, for messages.
     fn found(&self) -> String {
         let rest = beginning(self.rest(), 20);
         if rest.is_empty() { "the end".to_owned() } else { format!("`{rest}` at byte {}", self.at) }
@@ -199,7 +198,7 @@ impl Parser<'_> {
         let Some(first) = self.rest().chars().next() else { return Err("expected a value, found the end".to_owned()) };
         match first {
             '{' => self.nested(Self::object),
-            '[' => self.nested(|parser| parser.list(']')),
+            '[' => self.nested(|parser| parser.list(']').map(|(list, _)| Value::Array(list))),
             '(' if self.is_python => self.nested(Self::tuple),
             '"' => self.strings(),
             '\'' if self.is_python => self.strings(),
@@ -243,7 +242,7 @@ impl Parser<'_> {
         }
     }
 
-    /// A string, or in Python also a number, which becomes the text that `json.dumps` makes of it.
+    /// Parses a string or, in Python, a number, which becomes the text that `json.dumps` makes of it.
     fn key(&mut self) -> Result<String, String> {
         let found = self.found();
         let is_quoted = self.rest().starts_with('"') || (self.is_python && self.rest().starts_with('\''));
@@ -254,39 +253,38 @@ impl Parser<'_> {
         }
     }
 
-    fn list(&mut self, close: char) -> Result<Value, String> {
-        let mut list = Vec::new();
+    /// Parses the values up to the closing bracket, and reports whether a comma precedes it.
+    fn list(&mut self, close: char) -> Result<(Vec<Value>, bool), String> {
+        let (mut list, mut has_comma) = (Vec::new(), false);
         let close = close.to_string();
         loop {
             self.skip_space();
             if (self.is_python || list.is_empty()) && self.take(&close) {
-                return Ok(Value::Array(list));
+                return Ok((list, has_comma));
             }
             list.push(self.value()?);
             self.skip_space();
             if self.take(&close) {
-                return Ok(Value::Array(list));
+                return Ok((list, false));
             }
-            // NumPy's arrays of objects have white space between their elements and no comma.
+            // NumPy separates the elements of object arrays by white space instead of commas.
             let is_array = self.is_python && self.rest().starts_with(['{', '[']);
-            if !self.take(",") && !is_array {
+            has_comma = self.take(",");
+            if !has_comma && !is_array {
                 return Err(format!("expected `,` or `{close}`, found {}", self.found()));
             }
         }
     }
 
-    /// One value in brackets is itself; with a comma it is a list.
+    /// Parses `(x)` as `x`, and `(x,)` as a list.
     fn tuple(&mut self) -> Result<Value, String> {
-        let begin = self.at;
-        let value = self.list(')')?;
-        let has_comma = self.text[begin..self.at].trim_end_matches(')').trim_end().ends_with(',');
-        match value {
-            Value::Array(mut list) if list.len() == 1 && !has_comma => Ok(list.remove(0)),
-            other => Ok(other),
+        match self.list(')')? {
+            (mut list, false) if list.len() == 1 => Ok(list.remove(0)),
+            (list, _) => Ok(Value::Array(list)),
         }
     }
 
-    /// Python joins strings that stand side by side.
+    /// Parses one or more strings; Python concatenates adjacent ones.
     fn strings(&mut self) -> Result<Value, String> {
         let mut text = self.string()?;
         while self.is_python {
@@ -352,7 +350,7 @@ impl Parser<'_> {
                 let code = self.hexadecimal(if c == 'x' { 2 } else { 8 })?;
                 out.push(char::from_u32(code).ok_or_else(|| self.half_pair(begin))?);
             }
-            // Python keeps the backslash of an escape that it does not know.
+            // Python keeps the backslash of an unknown escape.
             other if self.is_python => out.extend(['\\', other]),
             other => return Err(format!("found the unknown escape `\\{other}`")),
         }
@@ -360,7 +358,7 @@ impl Parser<'_> {
     }
 
     fn half_pair(&self, begin: usize) -> String {
-        format!("found `{}`, half of a surrogate pair, which is no character", &self.text[begin..self.at])
+        format!("found `{}`, half of a surrogate pair, which is not a character", &self.text[begin..self.at])
     }
 
     fn hexadecimal(&mut self, n_digits: usize) -> Result<u32, String> {
@@ -385,7 +383,7 @@ impl Parser<'_> {
         let mut plain = written.to_owned();
         if self.is_python {
             plain.retain(|c| c != '_');
-            // `1.` and `.5`, as NumPy prints them.
+            // NumPy prints `1.` and `.5`.
             if plain.ends_with('.') {
                 plain.push('0');
             }
@@ -438,12 +436,15 @@ mod tests {
     #[test]
     fn literals_are_read_as_python_reads_them() {
         let check = |text: &str, expected: Value| assert_eq!(python(text), Ok(expected), "{text}");
-        // ast.literal_eval of the same texts
+        // The values that `ast.literal_eval` returns for these texts.
         check(r#"[{'a': "it's", 'b': None}, {'a': 'say "x"'}]"#, json!([{"a": "it's", "b": null}, {"a": "say \"x\""}]));
         check(r"'a\n\t\\\'\x41\u00e9\U0001F600\d'", json!("a\n\t\\'Aé😀\\d"));
         check("('a', 'b',)", json!(["a", "b"]));
         check("('a')", json!("a"));
         check("('a',)", json!(["a"]));
+        check("(('a',))", json!(["a"]));
+        check("(('a',), )", json!([["a"]]));
+        check("[('a'), (('a', ) ), ()]", json!(["a", ["a"], []]));
         check("('a' \"b\")", json!("ab"));
         let words = json!([1, -2.5, 1000, true, false, "\u{FDD3}NaN", "\u{FDD3}-Infinity"]);
         check("[1, -2.5, 1_000, True, False, nan, -inf]", words);
@@ -457,11 +458,11 @@ mod tests {
 
     #[test]
     fn json_is_json_but_for_three_words() {
-        // .. which are printed again as they were written.
+        // They are also serialised as they were written.
         let text = r#"{"a": NaN, "b": [Infinity, -Infinity, null, 1e+16, 12345678901234567890123, "é\n"]}"#;
         assert_eq!(json(text).map(|value| dumps(&value)), Ok(text.to_owned()));
         assert_eq!(json(text).map(|value| line(value.as_object().unwrap())), Ok(text.replace(", ", ",").replace(": ", ":")));
-        // json.loads of the same text
+        // The values that `json.loads` returns for this text.
         assert_eq!(json("[1E400, -1e999, 1E-400]").map(|value| dumps(&value)), Ok("[Infinity, -Infinity, 0.0]".to_owned()));
         assert_eq!(json(r#" "\ud83d\ude00\u00e9\/" "#), Ok(json!("😀é/")));
         for text in [
@@ -492,14 +493,14 @@ mod tests {
         for refused in ["\u{fdd3}", r"\ufdd3", r"a\uFDD3", r"\\\ufdd3", r"\U0000fdd3", r#"{"a": "\uFdd3NaN"}"#] {
             assert!(source(refused).is_err(), "{refused}");
         }
-        // A backslash and letters: the text speaks of the escape.
+        // An escaped backslash and letters do not form an escape.
         for fine in [r"\\ufdd3", r"\\\\ufdd3", "ufdd3", r"\ufdd4", r"\Ufdd3", r"\u0000fdd3", "é\\\\uFDD3", "u", "U"] {
             assert!(source(fine).is_ok(), "{fine}");
         }
         assert!(text("\u{fdd3}").is_err() && text(r"\ufdd3").is_ok());
     }
 
-    /// Whatever serde_json takes, this parser takes to the same value, and nothing else but the three words.
+    /// The parser returns the same values as serde_json, and accepts nothing else but `NaN` and the infinities.
     #[test]
     fn the_parser_agrees_with_serde_json_on_random_text() {
         let pieces = ["{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-2.5", "1e3", "true", "null", " ", "\"é\""];
@@ -513,7 +514,7 @@ mod tests {
             }
             let expected = serde_json::from_str::<Value>(&text).ok();
             n_valid += usize::from(expected.is_some());
-            // Numbers beyond the largest one are infinite here, as for Python.
+            // Numbers beyond the largest float are infinite here, as in Python.
             let found = json(&text).ok().filter(|found| !found.to_string().contains("Infinity"));
             assert_eq!(found, expected, "{text}");
         }

@@ -1,22 +1,22 @@
-//! `--map FIELD=COLUMN` and `--map FIELD=TEMPLATE`: the fields of a known format, built out of a row's own columns.
+//! Builds the fields of a known format from a row's own columns: `--map FIELD=COLUMN` and `--map FIELD=TEMPLATE`.
 //!
 //! ```text
-//! prompt=query                      the column itself, of whatever type
+//! prompt=query                      the column itself, of any type
 //! prompt=meta.query                 a column inside an object
-//! prompt={question}\nA. {opa}       a text with columns in it; \n, \t, \\, \{, \} and \| mean what they mean in JSON
-//! completion={cop:A|B|C|D}          a choice: the column holds the number of the alternative, counted from 0
+//! prompt={question}\nA. {opa}       a text with columns in it; \n, \t, \\, \{, \} and \| are escapes
+//! completion={cop:A|B|C|D}          a choice: the column holds the index of the alternative, from 0
 //! completion={cop:{opa}|{opb}}      alternatives are templates too
 //! ```
 //!
-//! So the raw MedMCQA rows (`question`, `opa` to `opd`, `cop`, `exp`) are read with
+//! For example, the raw MedMCQA rows (`question`, `opa` to `opd`, `cop`, `exp`) are read with
 //!
 //! ```text
 //! --map 'prompt={question}\nA. {opa}\nB. {opb}\nC. {opc}\nD. {opd}'
 //! --map 'completion={exp}\n\nAnswer: {cop:A. {opa}|B. {opb}|C. {opc}|D. {opd}}'
 //! ```
 //!
-//! A mapped field takes the place of the row's own columns that mean the same, as `prompt` does of `question`. One that the row is not read by is
-//! an error (`heard.rs`): a mapping is never passed over in silence.
+//! A mapped field replaces the row's own columns of the same meaning, as `prompt` replaces `question`. A mapped field that the format does not read
+//! is an error (`heard.rs`): no mapping is ignored silently.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -29,11 +29,11 @@ use super::pairs::{ANSWERED, ASKED};
 use super::{literal, tools};
 use crate::error::{Error, Result};
 
-/// Rules in the order given; empty means that rows stay as they are.
+/// The rules in the order given; without rules, rows stay as they are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FieldMap {
     rules: Vec<(String, Rule)>,
-    /// The values of `--map` as they were given.
+    /// The values of `--map` as given by the user.
     written: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ enum Part {
     Choice { column: String, alternatives: Vec<Vec<Part>> },
 }
 
-/// Fields that some format reads.
+/// The fields of all formats.
 pub(super) const FIELDS: [&str; 30] = [
     "messages",
     "conversations",
@@ -84,7 +84,7 @@ pub(super) const FIELDS: [&str; 30] = [
     "chat_template_kwargs",
 ];
 
-/// Where one of the first is mapped, the row's own columns of the names behind it are not read: they are other names of the same.
+/// Synonyms: if a field of the first list is mapped, the row's own columns named in the second are not read.
 const SAME: [(&[&str], &[&[&str]]); 5] = [
     (&["prompt", "query", "question"], &[&ASKED]),
     (&["completion", "response", "output", "answer"], &[&ANSWERED, &["chosen", "rejected"]]),
@@ -96,7 +96,7 @@ const SAME: [(&[&str], &[&[&str]]); 5] = [
 /// A row to which the map has been applied.
 pub(super) struct Mapped {
     pub row: Object,
-    /// The row's own columns whose place a mapped field has taken.
+    /// The row's own columns that a mapped field replaced.
     pub replaced: Object,
 }
 
@@ -109,18 +109,18 @@ impl FieldMap {
             if let Some(first) = rules[..idx].iter().position(|(other, _)| other == target) {
                 let (first, second) = (&written[first], &written[idx]);
                 return Err(Error::usage(format!("expected one --map for `{target}`, found `{first}` and `{second}`"))
-                    .cure("Write what belongs together as one template, such as --map 'prompt={context}\\n\\n{question}'."));
+                    .cure("Combine them into one template, such as --map 'prompt={context}\\n\\n{question}'."));
             }
         }
         Ok(FieldMap { rules, written })
     }
 
-    /// The values of `--map` that it was made of.
+    /// The values of `--map` that the rules were parsed from.
     pub(crate) fn rules(&self) -> &[String] {
         &self.written
     }
 
-    /// Are no fields mapped?
+    /// Whether no field is mapped.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
@@ -133,7 +133,7 @@ impl FieldMap {
         self.targets().any(|target| target == field)
     }
 
-    /// Is the column taken whole into some field, whatever the row holds?
+    /// Whether some field takes the whole column, whatever the row holds.
     pub(super) fn takes(&self, column: &str) -> bool {
         self.rules.iter().any(|(_, rule)| match rule {
             Rule::Column(name) => name == column,
@@ -141,7 +141,7 @@ impl FieldMap {
         })
     }
 
-    /// What `--map` says of the field, as a template.
+    /// Returns the definition of the field in `--map`, as a template.
     pub(super) fn template(&self, field: &str) -> Option<String> {
         let at = self.rules.iter().position(|(target, _)| target == field)?;
         let (_, definition) = self.written[at].split_once('=')?;
@@ -151,7 +151,7 @@ impl FieldMap {
         })
     }
 
-    /// The row with the mapped fields set. All rules see the row's own columns, not one another's results.
+    /// Sets the mapped fields of a row. Every rule sees the row's own columns, not the results of other rules.
     pub(super) fn apply(&self, row: Object) -> Result<Mapped> {
         if self.is_empty() {
             return Ok(Mapped { row, replaced: Object::new() });
@@ -219,7 +219,7 @@ fn index(value: &Value) -> Option<usize> {
     }
 }
 
-/// A column by its name, or by a path of names with dots between them.
+/// Finds a column by its name, or by a path of names separated by dots.
 fn column<'a>(row: &'a Object, name: &str) -> Result<&'a Value> {
     let nested = || {
         let (first, rest) = name.split_once('.')?;
@@ -252,7 +252,7 @@ fn parse_rule(rule: &str) -> Result<(String, Rule)> {
     Ok((target.to_owned(), Rule::Template(parts)))
 }
 
-/// Reads up to the end or, inside a choice, up to the `|` or `}` that ends the alternative.
+/// Parses up to the end or, inside a choice, up to the `|` or `}` that ends the alternative.
 fn parse_template(chars: &mut Peekable<Chars>, depth: u8) -> Result<Vec<Part>, String> {
     let mut parts = Vec::new();
     let mut text = String::new();
@@ -285,24 +285,24 @@ fn parse_template(chars: &mut Peekable<Chars>, depth: u8) -> Result<Vec<Part>, S
     Ok(parts)
 }
 
-/// `column}` or `column:first|second}`; the opening brace has been read.
+/// Parses `column}` or `column:first|second}`, after the opening brace.
 fn parse_hole(chars: &mut Peekable<Chars>, depth: u8) -> Result<Part, String> {
     const MAX_DEPTH: u8 = 8;
     if depth == MAX_DEPTH {
-        return Err(format!("choices inside choices go {MAX_DEPTH} deep at most"));
+        return Err(format!("choices can be nested at most {MAX_DEPTH} deep"));
     }
     let mut column = String::new();
     let end = loop {
         match chars.next() {
             Some(end @ ('}' | ':')) => break end,
-            Some('{') => return Err("a `{` inside the name of a column".to_owned()),
+            Some('{') => return Err("a `{` inside a column name".to_owned()),
             Some(other) => column.push(other),
             None => return Err("a `{` without its `}`".to_owned()),
         }
     };
     let column = column.trim().to_owned();
     if column.is_empty() {
-        return Err("braces without the name of a column".to_owned());
+        return Err("braces without a column name".to_owned());
     }
     if end == '}' {
         return Ok(Part::Column(column));
@@ -355,7 +355,7 @@ mod tests {
             ("prompt=", "found nothing"),
             ("prompt={q", "without its `}`"),
             ("prompt=q}", "without its `{`"),
-            ("prompt={}", "without the name of a column"),
+            ("prompt={}", "without a column name"),
             ("prompt=a\\x", "unknown escape"),
             ("prompt={q:a|b", "without its `}`"),
         ] {

@@ -1,31 +1,32 @@
-//! Files in any common SFT format -> [`Example`].
+//! Reads files in any common SFT format into [`Example`]s.
 //!
-//! A file passes three stations, each in a file of its own:
+//! A file passes through three stages:
 //!
 //! ```text
-//! files.rs       what the user named -> bytes: globs, stdin, gzip, zstd, bzip2, xz, zip; folders.rs which files of a folder are data,
-//!                and card.rs which of a data set of the hub
+//! files.rs       inputs -> bytes: globs, stdin, gzip, zstd, bzip2, xz, zip; folders.rs picks the data files of a folder, card.rs those of a
+//!                Hugging Face Hub data set
 //! container.rs   bytes -> one JSON object per record (raw.rs): json.rs, delimited.rs (CSV), parquet.rs, arrow.rs, lines of plain text
-//! format.rs      JSON object -> Example (example.rs): chat.rs lists of turns, pairs.rs columns that are turns, trees.rs OASST
+//! format.rs      JSON object -> Example (example.rs): chat.rs lists of turns (harmony.rs: OpenAI's channels), pairs.rs prompt and answer columns,
+//!                trees.rs OASST
 //! ```
 //!
-//! Beside them:
+//! The other modules support them:
 //!
 //! ```text
-//! lines.rs       bytes -> lines; literal.rs what Python writes where JSON is expected
-//! frame.rs       a row of a table -> JSON; arrow_batches.rs how large unpacked batches become
-//! mapping.rs     the user's own columns -> the fields of a known format; heard.rs whether a row is read by them; unread.rs columns that it is
-//!                not read by; fields.rs a field, or an error that says what was found
-//! roles.rs       who speaks; tools.rs tool schemas and calls; switches.rs what a row says not to learn
+//! lines.rs       bytes -> lines; literal.rs Python's deviations from JSON
+//! frame.rs       table row -> JSON; arrow_batches.rs the unpacked size of Arrow batches
+//! mapping.rs     the user's columns -> the fields of a known format; heard.rs checks that the format reads the mapped fields; unread.rs finds text
+//!                columns that no turn holds; fields.rs typed access to fields, with errors that state what was found
+//! roles.rs       names of roles; tools.rs tool schemas and calls; switches.rs loss masks and weights of a row
 //! options.rs     how files are read; choice.rs which records; shard.rs a machine's share of them
-//! original.rs    records with what they were read from, for write/, the way back
+//! original.rs    records with the rows they were read from, which write/ writes back
 //! ```
 //!
-//! Everything streams: the memory needed is that of one record (one row group for Parquet, one batch for Arrow), whatever the size of the file.
-//! The exception is `oasst`, whose rows are loose messages that have to be linked by their ids.
-//! A bad row is a value ([`Record::example`] is an error with file and line), a broken file is an error of the iterator.
+//! Everything is streamed: memory holds one record (one row group of Parquet, one batch of Arrow), whatever the size of the file. The exception is
+//! `oasst`, whose rows are separate messages that have to be linked by their ids. A bad row is a value ([`Record::example`] is an error with file
+//! and line); a broken file is an error of the iterator.
 //!
-//! Left out: images and audio, and data sets by hub name (download them first).
+//! Not supported: images, audio, and Hub data sets by name (download them first).
 
 mod arrow;
 mod arrow_batches;
@@ -42,6 +43,7 @@ mod format;
 mod frame;
 #[cfg(test)]
 mod guide;
+mod harmony;
 mod heard;
 mod json;
 mod lines;
@@ -83,7 +85,7 @@ pub use shard::Shard;
 
 use example::Parsed;
 
-/// The input files, opened, recognised and hashed, but not read.
+/// The input files: opened, hashed and with their formats detected, but not yet read.
 #[derive(Debug)]
 pub struct Dataset {
     files: Vec<DataFile>,
@@ -92,22 +94,22 @@ pub struct Dataset {
     notes: Vec<String>,
 }
 
-/// What one input file is.
+/// The description of one input file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DataFile {
-    /// As the user named it; `-` is the standard input.
+    /// The path as given by the user; `-` is the standard input.
     pub path: PathBuf,
-    /// How the records lie in the file.
+    /// How records are laid out in the file.
     pub container: Container,
-    /// How the file is packed.
+    /// How the file is compressed.
     pub compression: Compression,
-    /// What the keys of its rows mean.
+    /// What the keys of the rows mean.
     pub format: Format,
-    /// SHA-256 of the bytes as they lie there (compressed, if they are), in hexadecimal.
+    /// SHA-256 of the file's bytes as stored (compressed, if they are), in hexadecimal.
     pub sha256: String,
-    /// Size of the same bytes.
+    /// The number of those bytes.
     pub bytes: u64,
-    /// How many of the folders before it belong to its name: as many as it takes to tell the files of a data set apart, mostly none.
+    /// The number of parent folders in the file's display name: just enough to make it unique among the input files, usually 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub name_folders: usize,
 }
@@ -117,14 +119,14 @@ fn is_zero(n: &usize) -> bool {
 }
 
 impl DataFile {
-    /// Its name, which the table has as the `source` of rows that name no other: without the folders before it, but for those that tell it from
-    /// other files.
+    /// Returns the display name, which is the table's `source` of rows without one of their own: the file name, preceded by the parent folders that
+    /// distinguish it from other input files.
     pub fn name(&self) -> String {
         files::display_name(&self.path, self.name_folders)
     }
 }
 
-/// Gives files of one name in several folders as many of these into their names as tell them apart.
+/// Adds parent folders to the display names of files with equal names until the names differ.
 fn tell_apart(files: &mut [DataFile]) {
     for n in 1.. {
         let names: Vec<String> = files.iter().map(DataFile::name).collect();
@@ -141,21 +143,21 @@ fn tell_apart(files: &mut [DataFile]) {
     }
 }
 
-/// One record of the input, good or bad.
+/// One record of the input, valid or not.
 #[derive(Debug)]
 pub struct Record {
-    /// Counts all records of all files from 0, bad ones too.
+    /// The index of the record over all files, from 0; bad records count.
     pub row: u32,
     /// The file, and the line of the record's first byte.
     pub place: Place,
-    /// The conversation, or why the record gives none.
+    /// The conversation, or the reason why the record holds none.
     pub example: Result<Example>,
 }
 
 impl Dataset {
-    /// Finds and recognises the files. `inputs` are paths, glob patterns, or `-` for the standard input.
+    /// Finds the files and detects their formats. `inputs` are paths, glob patterns, or `-` for the standard input.
     ///
-    /// Only the first records of each file are parsed here, but all its bytes are hashed.
+    /// This parses only the first records of each file, but hashes all its bytes.
     pub fn open(inputs: &[String], options: &ReadOptions) -> Result<Dataset> {
         let mut notes = Vec::new();
         let paths = files::expand(inputs, &mut notes)?;
@@ -175,12 +177,12 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// The files, in the order in which they are read.
+    /// The files in reading order.
     pub fn files(&self) -> &[DataFile] {
         &self.files
     }
 
-    /// An error if a file has other bytes now than when it was opened.
+    /// Returns an error if the bytes of a file have changed since it was opened.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         for (file, store) in self.files.iter().zip(&self.stores) {
             let (sha256, _) = store.digest().map_err(|error| error.at(&file.path))?;
@@ -196,25 +198,25 @@ impl Dataset {
         Ok(())
     }
 
-    /// How the rows are read.
+    /// The options with which rows are read.
     pub(crate) fn options(&self) -> &ReadOptions {
         &self.options
     }
 
-    /// What was left out of the files and folders, for a person to know.
+    /// Messages to the user about what was left out of the files and folders.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// All records in order. An `Err` means that a file broke off (a damaged archive, a failing disk, or a bad row under
-    /// `strict`); the iterator goes on with the next file, or ends under `strict`.
+    /// Iterates over all records in order. An `Err` means that a file could not be read on (a damaged archive, a failing disk, or a bad row under
+    /// `strict`); the iterator then continues with the next file, or ends under `strict`.
     pub fn records(&self) -> impl Iterator<Item = Result<Record>> + Send + use<> {
         let files: Vec<_> = self.files.iter().cloned().zip(self.stores.iter().cloned()).collect();
         Records { files: files.into_iter(), current: None, next_row: 0, options: self.options.clone() }
     }
 }
 
-/// The JSON objects of one file of any container, with their lines, whatever they mean.
+/// Iterates over the JSON objects of one file in any container, with their line numbers, without interpreting them.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<(u64, Map<String, Value>)>> + use<>> {
     let mut stores = files::Store::open_all(path, &mut Vec::new())?;
     let (Some((_, mut store)), true) = (stores.pop(), stores.is_empty()) else {
@@ -267,7 +269,8 @@ impl Iterator for Records {
                 Some(Ok((line, example))) => {
                     let row = self.next_row;
                     let Some(next_row) = row.checked_add(1) else {
-                        let error = Error::new("expected fewer than 4,294,967,295 rows").cure("Give the files to several runs.");
+                        let error =
+                            Error::new("expected fewer than 4,294,967,295 rows").cure("Split the files into several runs.");
                         self.files = Vec::new().into_iter();
                         return Some(Err(self.broken(error)));
                     };
@@ -281,7 +284,7 @@ impl Iterator for Records {
 }
 
 impl Records {
-    /// Gives up the current file, and under `strict` the others.
+    /// Abandons the current file, and under `strict` all remaining ones.
     fn broken(&mut self, error: Error) -> Error {
         self.current = None;
         if self.options.strict {
@@ -322,10 +325,10 @@ fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) ->
     })))
 }
 
-/// Bad records that are passed over in search of one that shows the format.
+/// The number of leading records that are searched for one that shows the format.
 const N_RECORDS_SEEN: usize = 100;
 
-/// Container by extension and first bytes, format by the first record that tells.
+/// Detects the container from the extension and the first bytes, and the format from the first record that shows it.
 fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Result<(Container, Format)> {
     let container = container::detect(path, store, options)?;
     if matches!(container, Container::Parquet | Container::Arrow) {
@@ -340,7 +343,7 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
         let said = match (container, options.format) {
             (Container::Text, Some(format)) if format != Format::Text => {
                 return Err(Error::new(format!("expected records of the format `{format}`, found plain text"))
-                    .cure("Use --format text, or give the data as JSON Lines."));
+                    .cure("Use --format text, or provide the data as JSON Lines."));
             }
             (Container::Text, _) => Some(Format::Text),
             (_, said) => said,
@@ -394,12 +397,12 @@ mod tests {
         check(&["x/a.jsonl", "y/b.jsonl"], &["a.jsonl", "b.jsonl"]);
         check(&["x/a.jsonl", "y/a.jsonl", "y/b.jsonl"], &["x/a.jsonl", "y/a.jsonl", "b.jsonl"]);
         check(&["1/x/a", "2/x/a", "2/y/a"], &["1/x/a", "2/x/a", "y/a"]);
-        // A file that is named twice is itself, and a path may end before it differs.
+        // A file that is named twice equals itself, and a path may run out of folders before it differs.
         check(&["x/a", "x/a"], &["a", "a"]);
         check(&["x/a", "a"], &["x/a", "a"]);
     }
 
-    /// Folders of a file a row are told apart in a pass for each depth: pairs of 20,000 files would take minutes.
+    /// The algorithm takes one pass per folder depth; comparing all pairs of 20,000 files would take minutes.
     #[test]
     fn many_files_are_told_apart_at_once() {
         let mut files = files((0..20_000).map(|i| format!("data/{}/{}/row.jsonl", i / 250, i % 250)));

@@ -1,18 +1,18 @@
-//! How to read the files.
+//! Defines the options with which data files are read.
 
 use super::format::Format;
 use super::mapping::FieldMap;
 use super::roles::RoleMap;
 
-/// How to read the files; the default detects everything.
+/// The options for reading files; the default detects everything.
 #[derive(Debug, Clone, Default)]
 pub struct ReadOptions {
     /// Forces the format instead of detecting it file by file.
     pub format: Option<Format>,
-    /// Builds the fields of a known format out of other columns.
+    /// Builds the fields of a known format from other columns.
     pub mapping: FieldMap,
     /// The user's own names of roles.
     pub roles: RoleMap,
-    /// A bad row ends the reading.
+    /// Whether a bad row ends the reading.
     pub strict: bool,
 }

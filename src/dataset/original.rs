@@ -1,4 +1,4 @@
-//! Records together with what they were read from, so that they can be written again as they stood.
+//! Reads records together with the rows behind them, so that they can be written back unchanged.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
@@ -12,29 +12,29 @@ use super::raw::{Raw, RawRecords};
 use super::{Container, DataFile, Dataset, Format, container, json, open_records};
 use crate::error::{Error, Result};
 
-/// One record, as [`Record`](super::Record) has it, and the row behind it.
+/// A record, as in [`Record`](super::Record), and the row behind it.
 #[derive(Debug)]
 pub(crate) struct Original {
-    /// Counts all records of all files from 0, bad ones too.
+    /// The index of the record over all files, from 0; bad records count.
     pub row: u32,
     /// The file, and the line of the record's first byte.
     pub place: Place,
-    /// The conversation, or why the record gives none.
+    /// The conversation, or the reason why the record holds none.
     pub example: Result<Example>,
-    /// The row's own columns, before any field map. `None` where several examples stand in one row or one in several, and where the
-    /// row is no object.
+    /// The row's own columns, before any field map. `None` if one row holds several examples or one example spans several rows, and if the row is
+    /// not an object.
     pub object: Option<Object>,
-    /// The bytes of the row and of the blank lines before it, its line end included; for JSON Lines only.
+    /// The bytes of the row and of the blank lines before it, including its line end; for JSON Lines only.
     pub bytes: Option<Vec<u8>>,
-    /// The number of its file.
+    /// The index of its file.
     pub file: usize,
 }
 
-/// A record before its format is looked at, with its bytes where it has a line of its own.
+/// A record before format detection, and its bytes if it has a line of its own.
 type WithBytes = (Raw, Option<Vec<u8>>);
 
 impl Dataset {
-    /// All records in order, numbered as [`Dataset::records`] numbers them.
+    /// Iterates over all records in order, numbered as by [`Dataset::records`].
     pub(crate) fn originals(&self) -> impl Iterator<Item = Result<Original>> + use<'_> {
         let mut row = 0;
         let of_files = self.files.iter().zip(&self.stores).enumerate();
@@ -51,7 +51,7 @@ impl Dataset {
         })
     }
 
-    /// The records of one file; `row` is 0 in each of them, because the records of all files are numbered later.
+    /// Iterates over the records of one file; their `row` is 0 here, and set once all files are chained.
     fn of_file<'a>(
         &'a self,
         idx: usize,
@@ -110,7 +110,7 @@ impl Dataset {
         })))
     }
 
-    /// Columns and members of columns that no row has, as their types are not read.
+    /// Returns the columns and struct members that rows lack because their types are not read.
     pub(crate) fn unread_columns(&self) -> Result<BTreeSet<String>> {
         let of_file = |(file, store): (&DataFile, &Store)| {
             container::columns(file.container, store).map(|columns| columns.unread()).map_err(|error| error.at(&file.path))
@@ -118,7 +118,7 @@ impl Dataset {
         Ok(self.files.iter().zip(&self.stores).map(of_file).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// What stands behind the last row of a file of JSON Lines: blank lines.
+    /// Returns the blank lines after the last row of a JSON Lines file.
     pub(crate) fn blank_end(&self, file: usize) -> Result<Vec<u8>> {
         let Some(store) = self.stores.get(file).filter(|_| self.files[file].container == Container::JsonLines) else {
             return Ok(Vec::new());
@@ -150,7 +150,7 @@ fn for_each_line(store: &Store, mut work: impl FnMut(&[u8]) -> bool) -> Result<(
     }
 }
 
-/// The rows of JSON Lines with their bytes.
+/// Iterates over the rows of a JSON Lines file, with their bytes.
 fn lines(store: &Store) -> Result<impl Iterator<Item = Result<WithBytes>> + use<>> {
     let mut reader = store.unpacked()?;
     let mut number = 0_u64;
@@ -168,15 +168,15 @@ fn lines(store: &Store) -> Result<impl Iterator<Item = Result<WithBytes>> + use<
                 Err(error) => return Some(Err(broken(error))),
             }
             if bytes.len() - begin > MAX_RECORD_BYTES {
-                let error = Error::new("the file holds a record that is too long to be written again");
-                return Some(Err(error.cure("Mend or remove the row first.")));
+                let error = Error::new("the file has a record that is too long to be written again");
+                return Some(Err(error.cure("Correct or remove the row first.")));
             }
             if is_blank(&bytes[begin..]) {
                 continue;
             }
             let record = bytes[begin..].trim_ascii_end();
             let mut rows = json::by_rows(Ok(Raw { line: number, value: json::parse(record, number) }));
-            // Several rows stand in one line where a whole table does.
+            // A line with a whole table holds several rows.
             if rows.len() > 1 {
                 ready = rows.into_iter().map(|row| Ok((row?, None))).collect::<Vec<_>>().into_iter();
                 return ready.next();

@@ -1,12 +1,11 @@
-//! Rows whose columns are the turns: Alpaca, prompt/completion, question/answer, self-instruct, and pairs of a wanted and an
-//! unwanted answer.
+//! Converts rows whose columns are the turns: Alpaca, prompt/completion, question/answer, self-instruct, and preference pairs.
 //!
-//! Alpaca's `instruction` and `input` are joined by a line end, as LLaMA-Factory does (either may be missing), and become the user's turn of the
-//! model's own chat template; the "Below is an instruction" wording of the first Alpaca model is not added.
+//! Alpaca's `instruction` and `input` are joined by a line feed, as in LLaMA-Factory (either may be missing), and become a user turn in the model's
+//! own chat template; the "Below is an instruction" wording of the original Alpaca model is not added.
 //!
-//! In a preference (`chosen`, `rejected`) the chosen answer is learnt, and nothing that stands before it. Where both sides hold
-//! the whole conversation, what they have in common is the history (TRL's `extract_prompt`). A prompt in Anthropic's form ends in
-//! `Assistant:`: there stands the answer, which is part of the transcript.
+//! In a preference (`chosen`, `rejected`) the chosen answer is supervised, and nothing before it. If both sides contain the whole conversation,
+//! their common beginning is the history (TRL's `extract_prompt`). A prompt in Anthropic's form ends in `Assistant:`; the answer continues this
+//! transcript.
 
 use std::borrow::Cow;
 
@@ -19,22 +18,22 @@ use super::literal::is_nothing;
 use super::switches::unlearn;
 use crate::error::{Error, Result};
 
-/// What a prompt is called, and an answer to it.
+/// Column names of a prompt, and of an answer.
 pub(super) const ASKED: [&str; 8] = ["prompt", "query", "question", "inputs", "input", "instruction", "user", "human"];
 pub(super) const ANSWERED: [&str; 10] =
     ["completion", "response", "output", "outputs", "target", "targets", "answer", "assistant", "gpt", "bot"];
 
-/// Has the row an answer that was chosen? A number or a boolean of that name is a note about the row.
+/// Whether the row has a chosen answer. A number or a boolean of that name is metadata.
 pub(super) fn is_preference(row: &Object) -> bool {
     let is_answer = |value: &Value| matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_)) && !is_nothing(value);
     row.get("chosen").is_some_and(is_answer)
 }
 
-/// A prompt and its completion under any of their names, or the chosen side of a preference; with `history`, earlier pairs.
+/// Reads a prompt and its completion under any of their names, or the chosen side of a preference; with `history`, earlier pairs.
 ///
-/// Only the completion is learnt: answers in the prompt are what the model is given (TRL's `completion_only_loss`).
+/// Only the completion is supervised: answers in the prompt are given to the model (TRL's `completion_only_loss`).
 pub(super) fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
-    // One of Alpaca's rows, in a file whose first has no instruction.
+    // An Alpaca row, in a file whose first row has no instruction.
     let has = |key: &str| fields::first(row, &[key]).is_some();
     if has("instruction") && has("input") && !["prompt", "query", "question", "inputs"].into_iter().any(has) {
         return alpaca(row, reading);
@@ -45,15 +44,16 @@ pub(super) fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<V
     pair(row, &ASKED, &ANSWERED, reading)
 }
 
-/// `question` and `answer` (or `response`).
+/// Reads `question` and `answer` (or `response`).
 pub(super) fn question_answer(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     pair(row, &["question"], &["answer", "response"], reading)
 }
 
-/// `instruction`, `input` (or `context`), and an answer (`output`, `response`, `chosen`, or what else is named one), with `system` and `history`, a list of earlier pairs.
+/// Reads `instruction`, `input` (or `context`), and an answer (`output`, `response`, `chosen`, or any of [`ANSWERED`]), with `system` and
+/// `history`.
 pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns: Vec<Turn> = chat::system(row)?.into_iter().collect();
-    turns.append(&mut history(row)?);
+    turns.append(&mut history(row, reading)?);
     let input = fields::optional_text(row, &["input", "context"], "")?;
     let asks_by_input = fields::optional_text(row, &["input"], "")?.is_some_and(|input| !input.is_empty());
     let instruction = match fields::optional_text(row, &["instruction"], "")? {
@@ -69,10 +69,14 @@ pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     Ok(turns)
 }
 
-/// `history`: a list of earlier questions with their answers.
-fn history(row: &Object) -> Result<Vec<Turn>> {
+/// Reads `history`: earlier questions with their answers, as a list of pairs or of messages. Its answers are supervised, as in the programs that
+/// support it (LLaMA-Factory, ms-swift).
+fn history(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns = Vec::new();
     if let Some((_, history)) = fields::first(row, &["history"]).filter(|(_, value)| value.as_str() != Some("")) {
+        if history.get(0).is_some_and(|first| first.is_object() && chat::looks_like_turn(first)) {
+            return chat::turns(history, &chat::MESSAGES, "history", reading);
+        }
         for (idx, pair) in list(history, "history")?.iter().enumerate() {
             let path = format!("history[{idx}]");
             match &*list(pair, &path)? {
@@ -83,7 +87,8 @@ fn history(row: &Object) -> Result<Vec<Turn>> {
                 [] => return Err(Error::new(format!("`{path}`: expected two strings, found an empty list"))),
                 other => {
                     let found: Vec<_> = other.iter().take(3).map(kind).collect();
-                    return Err(Error::new(format!("`{path}`: expected two strings, found {}", found.join(" and "))));
+                    return Err(Error::new(format!("`{path}`: expected two strings, found {}", found.join(" and ")))
+                        .cure("Write a list of [question, answer], or of messages with `role` and `content`."));
                 }
             }
         }
@@ -91,12 +96,12 @@ fn history(row: &Object) -> Result<Vec<Turn>> {
     Ok(turns)
 }
 
-/// The chosen answer after its history, which is not learnt. `before` is the history, where the format says it.
+/// Returns the chosen answer after its history, which is not supervised. `before` is the history, if the format defines it.
 pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut chosen = side(fields::required(row, &["chosen"], "")?.1, "chosen", Role::Assistant, reading)?;
     let mut turns;
     if is_whole(&chosen) {
-        // What is said of the unwanted answer is no word about what is learnt.
+        // Loss switches of the rejected answer do not affect what is supervised.
         let rejected = row.get("rejected").filter(|value| !is_nothing(value));
         let mut unheard = Reading { roles: reading.roles, unused: Vec::new() };
         let rejected = rejected.and_then(|value| side(value, "rejected", Role::Assistant, &mut unheard).ok()).unwrap_or_default();
@@ -116,14 +121,20 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
                 turns.append(&mut chosen);
                 turns
             }
-            None => behind_prompt(row, &ASKED, chosen, reading)?,
+            None => {
+                let n_learnt = chosen.len();
+                let mut turns = behind_prompt(row, &ASKED, chosen, reading)?;
+                let n_given = turns.len() - n_learnt;
+                unlearn_answers(&mut turns[..n_given]);
+                turns
+            }
         };
     }
     chat::add_system(row, &mut turns)?;
     Ok(turns)
 }
 
-/// Answers that stand before the one to learn are what the model is given.
+/// Excludes the answers from the loss, since they belong to the context of a later one.
 fn unlearn_answers(turns: &mut [Turn]) {
     turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(unlearn);
 }
@@ -132,7 +143,7 @@ fn is_whole(answer: &[Turn]) -> bool {
     matches!(answer.first(), Some(Turn { role: Role::System | Role::User, .. }))
 }
 
-/// `instruction` and `instances`, a list of `{"input", "output"}`: one conversation for each.
+/// Reads `instruction` and `instances`, a list of `{"input", "output"}`: one conversation for each.
 pub(super) fn self_instruct(row: &Object) -> Result<Vec<Vec<Turn>>> {
     let instruction = fields::required_text(row, &["instruction"], "")?;
     let (_, value) = fields::required(row, &["instances"], "")?;
@@ -159,7 +170,8 @@ fn join(instruction: &str, input: Option<&str>) -> String {
     }
 }
 
-/// Each side is a string or a list of messages. An answer that begins with another's turn is the whole conversation.
+/// Reads a question and its answer, each a string or a list of messages. An answer that begins with a system or user turn is the whole
+/// conversation.
 fn pair(row: &Object, asked: &[&str], answered: &[&str], reading: &mut Reading) -> Result<Vec<Turn>> {
     let (key, value) = fields::required(row, answered, "")?;
     let answer = side(value, key, Role::Assistant, reading)?;
@@ -168,12 +180,13 @@ fn pair(row: &Object, asked: &[&str], answered: &[&str], reading: &mut Reading) 
     Ok(turns)
 }
 
-/// The row's history and prompt, and the answer behind them.
+/// Returns the row's history and prompt, followed by the answer; answers in the prompt are not supervised.
 fn behind_prompt(row: &Object, asked: &[&str], mut answer: Vec<Turn>, reading: &mut Reading) -> Result<Vec<Turn>> {
     let (key, value) = fields::required(row, asked, "")?;
-    let mut turns = history(row)?;
-    turns.append(&mut side(value, key, Role::User, reading)?);
-    unlearn_answers(&mut turns);
+    let mut turns = history(row, reading)?;
+    let mut prompt = side(value, key, Role::User, reading)?;
+    unlearn_answers(&mut prompt);
+    turns.append(&mut prompt);
     if let Some(text) = value.as_str().filter(|text| transcript(text).is_some()) {
         let begun = turns.pop_if(|turn| turn.role == Role::Assistant).and_then(|_| Some(text.rsplit_once(ASSISTANT)?.1));
         if let Some(answer) = answer.first_mut() {
@@ -184,8 +197,7 @@ fn behind_prompt(row: &Object, asked: &[&str], mut answer: Vec<Turn>, reading: &
     Ok(turns)
 }
 
-/// Makes the answer the end of a transcript, whose turns are without the space around them; what the transcript has `begun` of it is
-/// given.
+/// Makes the answer the end of a transcript, whose turns are trimmed. What the transcript has `begun` of the answer is not supervised.
 fn continue_transcript(begun: Option<&str>, answer: &mut Turn) {
     let begun = begun.unwrap_or_default().trim_start();
     let content = answer.content.trim_end();
@@ -201,10 +213,10 @@ fn continue_transcript(begun: Option<&str>, answer: &mut Turn) {
 
 fn side(value: &Value, key: &str, role: Role, reading: &mut Reading) -> Result<Vec<Turn>> {
     match value {
-        // Answers of several people, or several right ones: texts that do not take turns.
+        // Texts that do not alternate: answers by several people, or several correct ones.
         Value::Array(texts) if texts.iter().any(Value::is_string) => {
             Err(Error::new(format!("`{key}`: expected a string or a list of messages, found a list of {} texts", texts.len()))
-                .cure("Keep the one that is to be learnt, as a text."))
+                .cure("Keep only the one to be learnt, as a text."))
         }
         Value::Array(_) => chat::turns(value, &chat::MESSAGES, key, reading),
         Value::Object(turn) if chat::looks_like_turn(value) => {
@@ -220,7 +232,7 @@ fn side(value: &Value, key: &str, role: Role, reading: &mut Reading) -> Result<V
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// The turns of a text such as `\n\nHuman: Hi\n\nAssistant: Hello`, as Anthropic's preference data have them.
+/// Parses the turns of a text such as `\n\nHuman: Hi\n\nAssistant: Hello`, the form of Anthropic's preference data.
 pub(super) fn transcript(text: &str) -> Option<Vec<Turn>> {
     const SPEAKERS: [(&str, Role); 2] = [(HUMAN, Role::User), (ASSISTANT, Role::Assistant)];
     if !text.starts_with(HUMAN) {

@@ -1,8 +1,8 @@
-//! Parquet -> one JSON object per row, row group by row group.
+//! Reads Parquet into one JSON object per row, row group by row group.
 //!
-//! Row groups that are larger than a quarter of a gigabyte are read in slices. polars has a type for each column in the file, and stops at
-//! those that this program does without (dates, times, bytes). Of a file with such columns the schema is therefore told anew: every
-//! leaf as the plain number or text that is stored, and what is no text or number is left out of the rows (see `frame`).
+//! Row groups of more than 256 MiB are read in slices. polars assigns a type to every column of the file, and fails at types that this program does
+//! not enable (dates, times, bytes). The schema of a file with such columns is therefore simplified: every leaf becomes the plain number or text
+//! that is stored, and values that are neither are left out of the rows (see `frame`).
 
 use std::fs::File;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::error::{Context, Error, Result};
 
 const MAX_SLICE_BYTES: usize = 256 << 20;
 
-/// A run of rows inside one row group.
+/// A range of rows within one row group: the first row and the number of rows.
 type Slice = (usize, usize);
 
-/// How a file is read.
+/// The plan for reading a file.
 struct Layout {
     columns: Columns,
     slices: Vec<Slice>,
-    /// The schema told anew, where that is needed.
+    /// The metadata with the simplified schema, where one is needed.
     metadata: Option<Arc<FileMetadata>>,
 }
 
@@ -54,12 +54,12 @@ pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + 
     }))
 }
 
-/// What is read of the file, and what is not.
+/// The columns that are read, and those that are not.
 pub(super) fn columns(file: &File) -> Result<Columns> {
     guarded(DAMAGED, || layout(file)).map(|layout| layout.columns)
 }
 
-/// The columns that can be read and the slices to read them in.
+/// Determines the columns that can be read, and the slices to read them in.
 fn layout(file: &File) -> Result<Layout> {
     let mut reader = ParquetReader::new(file.try_clone().context("cannot open the Parquet file")?);
     refuse_twice(reader.get_metadata().context(DAMAGED)?.schema_descr.fields().iter().map(|field| field.name()))?;
@@ -101,7 +101,7 @@ fn read(file: &File, layout: &Layout, slice: Slice) -> Result<DataFrame> {
         .context(DAMAGED)
 }
 
-/// The metadata without Arrow's own schema, which knows extension types and small numbers, and with plain leaves.
+/// Returns the metadata without the embedded Arrow schema, which has extension types and small integers, and with simplified leaves.
 fn told_anew(metadata: &FileMetadata) -> FileMetadata {
     let fields = metadata.schema_descr.fields().iter().map(plain).collect();
     FileMetadata {

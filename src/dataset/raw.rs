@@ -1,12 +1,12 @@
-//! What every container gives.
+//! Defines the common output of all containers.
 
 use serde_json::Value;
 
 use crate::error::Result;
 
-/// One record before its format is looked at.
+/// One record before format detection.
 pub(super) struct Raw {
-    /// Line of its first byte, from 1; in tables the number of the row, from 1.
+    /// The line of its first byte, from 1; in tables the row number, from 1.
     pub line: u64,
     /// The record as JSON, or why it could not be read.
     pub value: Result<Value>,

@@ -1,10 +1,10 @@
-//! Who speaks: the names that roles have in data sets, and the user's own (`--role NAME=ROLE`).
+//! Maps the names of roles in data sets, and the user's own (`--role NAME=ROLE`), to speakers.
 
 use super::example::Role;
 use crate::error::{Error, Result};
 use crate::format::beginning;
 
-/// Names and what they stand for. Compared in lower case, with `_` for `-` and space.
+/// Known names and their roles. They are compared in lower case, with `_` for `-` and space.
 pub(super) const NAMES: &[(&str, Role)] = &[
     ("system", Role::System),
     ("developer", Role::System),
@@ -38,14 +38,14 @@ pub(super) const NAMES: &[(&str, Role)] = &[
     ("environment", Role::Tool),
 ];
 
-/// Turns whose whole text is a tool call.
+/// Names of turns whose whole text is a tool call.
 pub(super) const CALLS: &[&str] = &["function_call", "tool_call", "tool_calls", "function_calls"];
 
 /// The user's own names, in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoleMap {
     names: Vec<(String, (Role, bool))>,
-    /// The values of `--role` as they were given.
+    /// The values of `--role` as given by the user.
     written: Vec<String>,
 }
 
@@ -62,36 +62,36 @@ impl RoleMap {
         Ok(RoleMap { names: rules.iter().map(parse).collect::<Result<_>>()?, written: rules.to_vec() })
     }
 
-    /// The values of `--role` that it was made of.
+    /// The values of `--role` that the names were parsed from.
     pub(crate) fn rules(&self) -> &[String] {
         &self.written
     }
 
-    /// Did the user name no roles?
+    /// Whether the user defined no roles.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// Does the user say himself what the name stands for?
+    /// Whether the user defined this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.names.iter().any(|(own, _)| own == name.trim() || own == name)
     }
 
-    /// The role that a name stands for, and whether such a turn's whole text is a tool call.
+    /// Returns the role of a name, and whether the whole text of such a turn is a tool call.
     pub fn find(&self, name: &str, path: &str) -> Result<(Role, bool)> {
         let own = self.names.iter().find(|(own, _)| own == name.trim() || own == name).map(|(_, role)| *role);
         own.or_else(|| usual(name)).ok_or_else(|| {
             let found = beginning(name, 40);
-            // A name that is cut would not be the row's.
+            // A shortened name would not match the row's.
             let name = if found == name { name } else { "NAME" };
             let known = "system, user, assistant, tool, human, gpt, function_call or observation";
             Error::new(format!("`{path}`: expected a role ({known}), found `{found}`"))
-                .cure(format!("Say what it stands for: --role '{name}=user' or --role '{name}=assistant'."))
+                .cure(format!("Map it to a role: --role '{name}=user' or --role '{name}=assistant'."))
         })
     }
 }
 
-/// The role that a name stands for without the user's word for it.
+/// Returns the role of a known name, ignoring the user's own.
 pub(super) fn usual(name: &str) -> Option<(Role, bool)> {
     let name = name.trim().to_lowercase().replace(['-', ' '], "_");
     if CALLS.contains(&name.as_str()) {

@@ -1,4 +1,4 @@
-//! The share of one machine of several in the records of a data set.
+//! Divides the records of a data set among several machines.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,18 +8,18 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::random::SplitMix;
 
-/// The records whose numbers a hash puts into part `index` of `of`: the same on every machine, about as many in each, and one record in one
-/// shard whatever is added behind it.
+/// The records whose indices a hash assigns to part `index` of `of`: the same on every machine, about equally many in each, and stable when records
+/// are appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
-    /// Counted from 0.
+    /// The index of the shard, from 0.
     pub index: u32,
     /// The number of shards.
     pub of: u32,
 }
 
 impl Shard {
-    /// Does the shard have the record of this number?
+    /// Whether the record with this index belongs to the shard.
     pub fn holds(self, row: u32) -> bool {
         SplitMix(u64::from(row)).below(self.of) == self.index
     }
@@ -39,7 +39,7 @@ impl FromStr for Shard {
         match numbers {
             Some((index, of)) if index < of => Ok(Shard { index, of }),
             Some((index, of)) if of > 0 && index == of => {
-                Err(Error::usage(format!("there is no shard {text}: they are counted from 0"))
+                Err(Error::usage(format!("there is no shard {text}: shards are counted from 0"))
                     .cure(format!("The last one is {}/{of}.", of - 1)))
             }
             _ => Err(Error::usage(format!("expected a shard such as 0/4, the first of four, found `{text}`"))),
@@ -60,7 +60,7 @@ mod tests {
                 assert_eq!(holding.len(), 1, "{row} of {of}");
                 sizes[holding[0] as usize] += 1;
             }
-            // Five standard deviations of a binomial.
+            // Five standard deviations of the binomial distribution.
             let mean = 20_000.0 / f64::from(of);
             assert!(sizes.iter().all(|&size| (f64::from(size) - mean).abs() <= 5.0 * mean.sqrt()), "{sizes:?}");
         }

@@ -1,18 +1,18 @@
-//! What a row says not to learn: switches on turns, on parts of a content, and on the row.
+//! Reads what a row excludes from the loss: switches on turns, on parts of a content, and on the row.
 //!
 //! ```text
-//! turn, part   weight, loss_weight, loss_scale     a number from 0, the weight in the loss; 0 is not learnt       OpenAI, ms-swift
+//! turn, part   weight, loss_weight, loss_scale     a weight of 0 or more in the loss; 0 is not supervised         OpenAI, ms-swift
 //!              train, training, loss               true or false, or such a number                               axolotl, ms-swift
-//!              mask, masked                        true: not learnt                                              torchtune
-//! turn         train_detail, training_detail       [{"begin_offset", "end_offset", "train"}], characters, both ends included; what
-//!                                                  no piece holds is not learnt                                  axolotl
+//!              mask, masked                        true: not supervised                                          torchtune
+//! turn         train_detail, training_detail       [{"begin_offset", "end_offset", "train"}], in characters, both ends included; text
+//!                                                  outside all ranges is not supervised                          axolotl
 //! row          loss_mask                           [0, 1, ..], one for each answer or for each turn              LLaMA-Factory
-//!              label, kto_tag                      false: an answer that is not wanted                           TRL, LLaMA-Factory
+//!              label, kto_tag                      false: a rejected answer                                      TRL, LLaMA-Factory
 //!              chat_template_kwargs                {"enable_thinking": false}, passed to the template            TRL
 //! ```
 //!
-//! Switches that contradict each other are refused. A key that looks like a switch and is none of these is kept in
-//! [`Example::unused`](super::Example::unused), for the audit to name: nobody should train on what he believes switched off.
+//! Contradictory switches are refused. A key that looks like a switch but is none of these is kept in [`Example::unused`](super::Example::unused)
+//! and reported by the audit, lest users train on what they believe is excluded.
 
 use serde_json::Value;
 
@@ -21,16 +21,16 @@ use super::fields::{Object, list, object, wrong_type};
 use super::literal::is_nothing;
 use crate::error::{Error, Result};
 
-/// Switches of a turn or a part that say that it does not count.
+/// Switches of a turn or a part for which true means exclusion from the loss.
 pub(super) const MASKS: [&str; 2] = ["mask", "masked"];
-/// All switches of a turn or a part; the others say how much it counts.
+/// All switches of a turn or a part; those that are not [`MASKS`] give a weight.
 pub(super) const NAMES: [&str; 8] = ["weight", "loss_weight", "loss_scale", "train", "training", "loss", "mask", "masked"];
 pub(super) const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
 pub(super) const LOSS_MASK: &str = "loss_mask";
 pub(super) const LABELS: [&str; 2] = ["label", "kto_tag"];
 pub(super) const TEMPLATE_SWITCHES: &str = "chat_template_kwargs";
 
-/// Does the name promise to change what is learnt, or to show the model more than text? `isTrainable` and `completion_mask` do.
+/// Whether the name suggests an effect on the loss or input other than text, such as `isTrainable`, `completion_mask` and `images`.
 pub(super) fn looks_like_switch(key: &str) -> bool {
     const WORDS: [&str; 7] = ["loss", "mask", "train", "weight", "supervis", "learn", "ignore"];
     const WHOLE: [&str; 13] = [
@@ -49,7 +49,7 @@ pub(super) fn looks_like_switch(key: &str) -> bool {
         "exclude",
     ];
     let lower = key.to_ascii_lowercase();
-    // A word begins behind what is no letter, and with a capital behind a small letter.
+    // A word begins after a non-alphanumeric character, and with a capital after a lower-case letter.
     let begins_word = |at: usize| {
         let (before, first) = (key[..at].chars().next_back(), key[at..].chars().next());
         before.is_none_or(|before| !before.is_alphanumeric() || (before.is_lowercase() && first.is_some_and(char::is_uppercase)))
@@ -58,7 +58,7 @@ pub(super) fn looks_like_switch(key: &str) -> bool {
     lower.ends_with("_kwargs") || WHOLE.contains(&lower.as_str()) || WORDS.iter().any(|word| has_word(word))
 }
 
-/// What it holds says nothing: null, nothing at all, or an empty list.
+/// Whether the value is null or empty.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -69,7 +69,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Names the keys of an object that look like switches and were not used, and those of the objects in it that hold what is said about it.
+/// Adds the keys of an object that look like switches and were not used, including those in its nested metadata, to `unused`.
 pub(super) fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut Vec<String>) {
     for (key, value) in at.iter().filter(|(key, value)| !used.contains(&key.as_str()) && !is_empty(value)) {
         if looks_like_switch(key) {
@@ -80,9 +80,9 @@ pub(super) fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut V
     }
 }
 
-/// The switches of one turn or part, agreed on one weight; `None` where there are none.
+/// Combines the switches of one turn or part into one weight, or `None` if there are none.
 ///
-/// `true` means any weight but 0: `"train": true, "weight": 0.5` is no contradiction.
+/// `true` is compatible with any weight but 0: `"train": true, "weight": 0.5` is no contradiction.
 pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
     let mut agreed: Option<(&str, f32, bool)> = None;
     for key in NAMES {
@@ -90,18 +90,18 @@ pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
         let is_mask = MASKS.contains(&key);
         let (weight, is_exact) = match value {
             Value::Bool(value) => (if *value != is_mask { 1.0 } else { 0.0 }, false),
-            // Does 1 mean masked, or does it mean learnt, as in `loss_mask`? Both are in use.
+            // Both meanings of 1 are in use: masked, and supervised as in `loss_mask`.
             Value::Number(number) if is_mask => {
-                return Err(Error::new(format!("`{path}{key}`: expected true or false, found {number}, which may mean either"))
-                    .cure("Write `weight` instead: 0 is not learnt, 1 is."));
+                return Err(Error::new(format!("`{path}{key}`: expected true or false, found {number}, which is ambiguous"))
+                    .cure("Use `weight` instead: 0 excludes from the loss, 1 includes."));
             }
             Value::Number(number) => (number.as_f64().unwrap_or(f64::NAN) as f32, true),
-            other => return Err(wrong_type(&format!("{path}{key}"), "a finite number from 0 or a boolean", other)),
+            other => return Err(wrong_type(&format!("{path}{key}"), "a finite number of 0 or more, or a boolean", other)),
         };
         if !weight.is_finite() || weight < 0.0 {
             return Err(Error::new(format!("`{path}{key}`: expected a finite number from 0, found {value}")));
         }
-        // A number that rounds to 0 would be taken for the switch.
+        // A number that rounds to 0 would be taken for exclusion.
         if weight == 0.0 && value.as_f64().is_some_and(|number| number != 0.0) {
             return Err(Error::new(format!("`{path}{key}`: expected 0 or a number from 1e-45, found {value}")));
         }
@@ -112,7 +112,7 @@ pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
                     "`{path}{other}` and `{path}{key}` contradict each other: {} and {value}",
                     at.get(other).unwrap_or(&Value::Null)
                 ))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
             }
             Some(known) if is_exact && !known.2 => Some((key, weight, true)),
             known => known,
@@ -121,7 +121,7 @@ pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
     Ok(agreed.map(|(_, weight, _)| weight))
 }
 
-/// The switches of a message, put on its turn.
+/// Applies the switches of a message to its turn.
 pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mut Vec<String>) -> Result<()> {
     let mut used: Vec<&str> = Vec::new();
     if let Some(weight) = weight(message, path)? {
@@ -133,9 +133,9 @@ pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mu
                 path.trim_end_matches('.'),
                 part.weight
             ))
-            .cure("Leave one of them."));
+            .cure("Keep only one of them."));
         }
-        // Only answers are learnt, so that on another turn a 0 is heeded and anything else is not.
+        // Only answers are supervised, so that in another turn a weight of 0 is followed and any other is not.
         if turn.role == Role::Assistant || weight == 0.0 {
             used.extend(NAMES);
         }
@@ -144,7 +144,7 @@ pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mu
         let is_said = |value: &&Value| !is_nothing(value) && value.as_str() != Some("");
         if let Some(value) = message.get(key).filter(is_said) {
             add_details(turn, value, &format!("{path}{key}"))?;
-            // Only answers are learnt.
+            // Only answers are supervised.
             if turn.role == Role::Assistant || turn.parts.iter().all(|part| part.weight == 0.0) {
                 used.push(key);
             }
@@ -154,16 +154,16 @@ pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mu
     Ok(())
 }
 
-/// Adds axolotl's `train_detail`, whose offsets count characters and include both ends. Of an answer that has some, nothing else is learnt
+/// Adds axolotl's `train_detail`, whose offsets count characters and include both ends. Text of an answer outside its ranges is not supervised
 /// (`get_offsets_for_train_detail` in its prompt_strategies/chat_template.py).
 fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
     let n_chars = turn.content.chars().count();
     let details = list(value, path)?;
     if details.is_empty() {
         return Err(Error::new(format!(
-            "`{path}`: expected at least one piece, found an empty list, of which axolotl learns nothing"
+            "`{path}`: expected at least one range, found an empty list, from which axolotl learns nothing"
         ))
-        .cure("Leave the key out to learn the whole turn, or write `weight`: 0."));
+        .cure("Remove the key to learn the whole turn, or set `weight` to 0."));
     }
     let mut pieces: Vec<(usize, usize, f32)> = Vec::new();
     for (idx, detail) in details.iter().enumerate() {
@@ -172,7 +172,7 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
         let offset = |key: &str| {
             let value = detail.get(key).unwrap_or(&Value::Null);
             let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-            number.ok_or_else(|| Error::new(format!("`{path}.{key}`: expected the number of a character from 0, found {value}")))
+            number.ok_or_else(|| Error::new(format!("`{path}.{key}`: expected a character index of 0 or more, found {value}")))
         };
         let (first, last) = (offset("begin_offset")?, offset("end_offset")?);
         if first > last || last >= n_chars {
@@ -187,13 +187,12 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
         let byte = |n: usize| turn.content.char_indices().nth(n).map_or(turn.content.len(), |(at, _)| at);
         if *is_trained && turn.weight == 0.0 {
             return Err(Error::new(format!("`{path}.train` contradicts the switch of its turn: true, and a weight of 0"))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
         }
         let weight = if *is_trained { turn.weight } else { 0.0 };
         let (begin, end) = (byte(first), byte(last + 1));
         if pieces.iter().any(|&(other, its_end, its)| begin < its_end && other < end && its != weight) {
-            return Err(Error::new(format!("`{path}` contradicts a piece before it, which holds some of its characters"))
-                .cure("Give each character to one piece."));
+            return Err(Error::new(format!("`{path}` overlaps an earlier range")).cure("Put each character into only one range."));
         }
         pieces.push((begin, end, weight));
     }
@@ -213,13 +212,13 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// The switches of the row, put on its turns. Returns those for the template.
+/// Applies the switches of the row to its turns. Returns the variables for the template.
 pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>) -> Result<Option<Value>> {
     let mut used: Vec<&str> = Vec::new();
     if let Some(value) = row.get(LOSS_MASK).filter(|value| !is_empty(value)) {
         if turns.iter().any(|turn| turn.role == Role::Text) {
-            return Err(Error::new(format!("`{LOSS_MASK}`: a text has no turns that it could switch off"))
-                .cure("Give the row as messages, with `weight` on each turn."));
+            return Err(Error::new(format!("`{LOSS_MASK}`: a plain text has no turns to exclude"))
+                .cure("Provide the row as messages, with `weight` on each turn."));
         }
         add_loss_mask(value, turns)?;
         used.push(LOSS_MASK);
@@ -233,12 +232,12 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
                     "`{key}` contradicts a turn's own switch: false, and a weight of {}",
                     turn.weight
                 ))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
             }
             unlearn(turn);
         }
     }
-    // NVIDIA's files name the speakers that are not learnt.
+    // NVIDIA's files list the speakers that are not supervised.
     if let Some(Value::String(names)) = row.get("mask") {
         let is_asker = |name: &str| matches!(super::roles::usual(name), Some((Role::User | Role::System | Role::Tool, _)));
         if names.split(',').all(|name| is_asker(name.trim())) {
@@ -261,7 +260,7 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
     Ok(switches)
 }
 
-/// A boolean, or its word in a table that has nothing but text.
+/// Parses a boolean, also as a word in a table that holds only text.
 fn truth(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(value) => Some(*value),
@@ -271,12 +270,12 @@ fn truth(value: &Value) -> Option<bool> {
     }
 }
 
-/// Does the turn say itself that it is to be learnt?
+/// Whether the turn's own switch asks for supervision.
 fn is_asked_for(turn: &Turn) -> bool {
     turn.role == Role::Assistant && turn.written.has_switch && turn.weight > 0.0
 }
 
-/// Makes nothing of the turn a target.
+/// Excludes the whole turn from the loss.
 pub(super) fn unlearn(turn: &mut Turn) {
     turn.weight = 0.0;
     turn.parts.clear();
@@ -294,7 +293,7 @@ fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
                 answers.len(),
                 turns.len()
             ))
-            .cure("Write `weight` on the turns instead."));
+            .cure("Set `weight` on the turns instead."));
         }
     };
     for (idx, (value, turn)) in mask.iter().zip(targets).enumerate() {
@@ -310,15 +309,15 @@ fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
                 "`{LOSS_MASK}[{idx}]` contradicts the turn's own switch: {value}, and a weight of {}",
                 turn.weight
             ))
-            .cure("Leave one of them."));
+            .cure("Keep only one of them."));
         } else if !is_learnt {
             unlearn(turn);
         } else if turn.role != Role::Assistant {
-            return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is no answer"))
-                .cure("Only assistant turns can be learnt one by one; --supervise all learns the whole text."));
+            return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is not an answer"))
+                .cure("Only assistant turns can be chosen individually; --supervise all learns the whole text."));
         } else if turn.weight == 0.0 {
             return Err(Error::new(format!("`{LOSS_MASK}[{idx}]` contradicts the turn's own switch: 1, and a weight of 0"))
-                .cure("Leave one of them."));
+                .cure("Keep only one of them."));
         }
     }
     Ok(())
@@ -351,7 +350,7 @@ mod tests {
             (json!({"weight": 1, "loss": false}), "`weight` and `loss` contradict each other: 1 and false"),
             (json!({"weight": 1, "loss_weight": 0.5}), "contradict"),
             (json!({"train": true, "mask": true}), "contradict"),
-            (json!({"mask": 1}), "found 1, which may mean either"),
+            (json!({"mask": 1}), "found 1, which is ambiguous"),
             (json!({"loss": -1}), "found -1"),
             (json!({"weight": 1e-50}), "found 1e-50"),
             (json!({"train": "no"}), "found a string"),
@@ -369,7 +368,7 @@ mod tests {
         add_details(&mut turn, &details, "d").unwrap();
         let parts: Vec<(&str, f32)> = turn.parts.iter().map(|part| (&turn.content[part.begin..part.end], part.weight)).collect();
         assert_eq!(parts, [("né, ", 0.0), ("five.", 1.0)]);
-        // What no piece holds is not learnt, of whatever kind the pieces are.
+        // Text outside all ranges is not supervised, whether the ranges are or not.
         let parts = |details: Value| {
             let mut turn = plain(Role::Assistant, "né, five.");
             add_details(&mut turn, &details, "d").unwrap();
@@ -388,7 +387,7 @@ mod tests {
         ] {
             assert!(add_details(&mut turn, &bad, "d").is_err(), "{bad}");
         }
-        // A switch of the turn, of its parts and of its pieces: one may not say what another denies.
+        // The switches of a turn, of its parts and of its ranges must not contradict each other.
         let of = |message: Value, parts: &[f32]| {
             let mut turn = plain(Role::Assistant, "né, five.");
             turn.parts = parts.iter().map(|&weight| WeightedPart { begin: 0, end: 4, weight }).collect();
@@ -409,7 +408,7 @@ mod tests {
         ] {
             assert_eq!(of(message.clone(), parts).unwrap(), [""; 0], "{message}");
         }
-        // Pieces of a question are not learnt, and that is said.
+        // Ranges of a question are not supervised, and are reported as unused.
         let mut question = plain(Role::User, "né, five.");
         let message = json!({"train_detail": [piece(0, 1, true)]});
         let mut unused = Vec::new();
@@ -433,7 +432,7 @@ mod tests {
         }
     }
 
-    /// The promise of the audit: no key that looks like a switch goes unnamed, unless it was used or holds nothing.
+    /// The audit relies on this: every key that looks like a switch is reported, unless it was used or is empty.
     #[test]
     fn no_unused_switch_goes_unnamed() {
         let keys = [
@@ -472,7 +471,7 @@ mod tests {
                 assert_eq!(unused, [format!("messages[0].metadata.extra.{key}")]);
             }
         }
-        // Words that only hold the letters of one.
+        // Words that merely contain the letters of a switch.
         for key in ["glossary", "unmasked", "constraint", "restrained", "flossed", "id", "counterweight"] {
             assert!(!looks_like_switch(key), "{key}");
         }

@@ -1,10 +1,10 @@
-//! Tool schemas and tool calls -> OpenAI's present form, whatever form the row has.
+//! Converts tool schemas and tool calls from any form to OpenAI's current one.
 //!
-//! Covered: `tool_calls`, the older `function_call` and `functions`, bare `{"name", "arguments"}`, all of it inside a string of JSON;
-//! Anthropic's `tool_use` and `input_schema`, Bedrock's `toolUse` and `toolSpec`, Gemini's `functionCall` and `functionDeclarations`.
+//! Supported: `tool_calls`, the older `function_call` and `functions`, bare `{"name", "arguments"}`, all of these inside a JSON string; Anthropic's
+//! `tool_use` and `input_schema`, Bedrock's `toolUse` and `toolSpec`, Gemini's `functionCall` and `functionDeclarations`.
 //!
-//! Arguments stay as the row has them: text stays text, letter by letter, and an object stays an object in the order of its keys.
-//! Arrow gives all rows the keys of all rows and writes null for those that a row lacks: such padding is taken out again (`without_padding`).
+//! Arguments stay as the row has them: text stays the same text, and an object keeps the order of its keys. Arrow gives every row the keys of all
+//! rows, with null for those that the row lacks; this padding is removed (`without_padding`).
 
 use serde_json::{Map, Value, json};
 
@@ -13,10 +13,10 @@ use super::fields::{self, Object, wrong_type};
 use super::literal::is_nothing;
 use crate::error::{Error, Result};
 
-/// The columns of tool schemas.
+/// The columns with tool schemas.
 pub(super) const SCHEMAS: [&str; 2] = ["tools", "functions"];
 
-/// The row's `tools` (or older `functions`) as a JSON array of `{"type": "function", "function": {..}}`; none if empty.
+/// Returns the row's `tools` (or older `functions`) as a JSON array of `{"type": "function", "function": {..}}`, or `None` if empty.
 pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
     let Some((key, value)) = fields::first(row, &SCHEMAS) else { return Ok(None) };
     let parsed;
@@ -24,13 +24,15 @@ pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
         Value::String(text) if text.trim().is_empty() => return Ok(None),
         Value::String(text) => {
             parsed = fields::embedded(text).map_err(|reason| {
-                Error::new(format!("`{key}`: expected a list of tool schemas, found a string that holds none: {reason}"))
+                Error::new(format!(
+                    "`{key}`: expected a list of tool schemas, found a string that does not contain one: {reason}"
+                ))
             })?;
             &parsed
         }
         other => other,
     };
-    // One schema stands for a list of one; the text `null` and an object without keys for none.
+    // A single schema counts as a list of one; the text `null` and an object without keys count as none.
     let single;
     let list = match value {
         nothing if is_nothing(nothing) => return Ok(None),
@@ -54,7 +56,7 @@ fn add_schema(schema: &Value, path: &str, schemas: &mut Vec<Value>) -> Result<()
     let schema = match schema {
         Value::String(text) => {
             parsed = fields::embedded(text).map_err(|reason| {
-                Error::new(format!("`{path}`: expected a tool schema, found a string that holds none: {reason}"))
+                Error::new(format!("`{path}`: expected a tool schema, found a string that does not contain one: {reason}"))
             })?;
             &parsed
         }
@@ -88,10 +90,10 @@ fn add_schema(schema: &Value, path: &str, schemas: &mut Vec<Value>) -> Result<()
     Ok(())
 }
 
-/// The calls of a turn's `tool_calls` or `function_call` field; empty if it has none.
+/// Returns the calls in a turn's `tool_calls` and `function_call` fields.
 pub(super) fn calls_of_turn(turn: &Object, path: &str) -> Result<Vec<Value>> {
     let mut calls = Vec::new();
-    // The text `null` stands for none in tables, and so does no text at all.
+    // In tables, the text `null` and an empty text stand for no calls.
     let is_none = |value: &Value| value.as_str().is_some_and(|text| ["", "null", "None"].contains(&text.trim()));
     if let Some((key, value)) = fields::first(turn, &["tool_calls"]).filter(|(_, value)| !is_none(value)) {
         let path = format!("{path}.{key}");
@@ -105,7 +107,7 @@ pub(super) fn calls_of_turn(turn: &Object, path: &str) -> Result<Vec<Value>> {
     Ok(calls)
 }
 
-/// One call or a list of calls, as JSON or as a string that holds it.
+/// Parses one call or a list of calls, as JSON or as a string that holds it.
 pub(super) fn calls_of_value(value: &Value, path: &str) -> Result<Vec<Value>> {
     let parsed;
     let value = match value {
@@ -138,7 +140,7 @@ fn call(value: &Value, path: &str) -> Result<Value> {
     if !is_openai {
         return made(&name, fields::label(object, "id"), arguments, &arguments_path);
     }
-    // Templates print whole calls, so that keys and their order stay as the row has them.
+    // Templates print whole calls, so keys and their order stay as the row has them.
     let mut call = object.clone();
     call.retain(|_, value| !is_nothing(value));
     let mut function = function.clone();
@@ -148,7 +150,7 @@ fn call(value: &Value, path: &str) -> Result<Value> {
     Ok(Value::Object(call))
 }
 
-/// Anthropic's, Bedrock's or Gemini's part of an answer that is a call.
+/// Converts a part of an answer that is a call, in Anthropic's, Bedrock's or Gemini's form.
 pub(super) fn call_of_part(part: &Object, path: &str) -> Result<Value> {
     let name = fields::required_text(part, &["name"], &format!("{path}."))?;
     let id = fields::label(part, "id").or_else(|| fields::label(part, "toolUseId"));
@@ -164,7 +166,7 @@ fn made(name: &str, id: Option<String>, arguments: Option<&Value>, path: &str) -
     Ok(Value::Object(call))
 }
 
-/// Arguments are an object or text. A function without parameters is called with `""`, `null`, `{}` or nothing at all.
+/// Checks that arguments are an object or text. A function without parameters is called with `""`, `null`, `{}` or no arguments.
 fn checked(arguments: Option<&Value>, path: &str) -> Result<Value> {
     match arguments {
         None => Ok(json!({})),
@@ -175,8 +177,8 @@ fn checked(arguments: Option<&Value>, path: &str) -> Result<Value> {
     }
 }
 
-/// Takes out what Arrow put into aligned rows: properties without a schema, and arguments that are null and that the schema of their
-/// tool does not know. An argument that may be null stays.
+/// Removes the padding that Arrow adds to align rows: properties without a schema, and null arguments that are not in the schema of their tool. An
+/// argument in the schema may be null.
 pub(super) fn without_padding(tools: &mut Value, turns: &mut [Turn]) {
     let mut known: Vec<(String, Vec<String>)> = Vec::new();
     for schema in tools.as_array_mut().into_iter().flatten() {

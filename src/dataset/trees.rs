@@ -1,7 +1,7 @@
-//! OASST: loose messages that name their parents -> one example per path from a root to a leaf.
+//! Flattens OASST's message trees into one example per path from a root to a leaf.
 //!
-//! A reply may stand anywhere in the file, so its messages are held in memory; the examples are built one at a time.
-//! Turns that several paths share are repeated in each of them, as they are when such trees are flattened for training.
+//! A reply may be anywhere in the file, so all messages are held in memory; the examples are built one at a time. Turns that several paths share
+//! are repeated in each of them, as is usual when such trees are flattened for training.
 
 use std::collections::HashMap;
 use std::iter::once_with;
@@ -29,7 +29,7 @@ pub(super) struct Message {
     parent: Option<String>,
     source: Option<String>,
     turn: Turn,
-    /// Keys that look like switches and were not used.
+    /// Keys that look like loss switches and were not used.
     unused: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn message(row: &Object, line: u64, roles: &RoleMap) -> Result<Messag
     Ok(Message { line, id, parent, source: label(row, "source"), turn, unused })
 }
 
-/// Every leaf's path to its root, or why it has none; and the messages on no path, which can only stand in a circle.
+/// Returns each leaf's path from its root, or why it has none, and the messages on no path, which can only be part of a cycle.
 fn paths(messages: &[Message], index: &HashMap<String, usize>) -> Vec<(u64, Outcome)> {
     let parents: Vec<Option<usize>> =
         messages.iter().map(|message| message.parent.as_ref().and_then(|parent| index.get(parent).copied())).collect();
@@ -137,7 +137,7 @@ fn paths(messages: &[Message], index: &HashMap<String, usize>) -> Vec<(u64, Outc
 }
 
 fn circle(message: &Message) -> Error {
-    Error::new(format!("expected a root above the message `{}`, found a circle of parents", message.id))
+    Error::new(format!("expected a root above the message `{}`, found a cycle of parents", message.id))
 }
 
 fn example(messages: &[Message], path: &[usize], source: &str) -> Example {

@@ -1,4 +1,4 @@
-//! Columns with text that no turn holds, what a question is about or the answers to choose from, and where they could go.
+//! Finds text columns that no turn holds, such as a question's context or its choices, and suggests a `--map` for them.
 
 use serde_json::Value;
 
@@ -8,10 +8,10 @@ use super::fields::{self, Object};
 use super::mapping::{FIELDS, FieldMap, Mapped};
 use super::pairs::transcript;
 
-/// Notes the columns that are not read beside the example of this row, and where they could go. `asked` are the names of the question in its
-/// format, `others` the columns that are read otherwise than word by word.
+/// Records the columns that this row's example does not use, and a `--map` for them. `asked` are the format's names of the question, `others` the
+/// columns that are read but may not appear verbatim in a turn.
 pub(super) fn note(example: &mut Example, mapped: &Mapped, mapping: &FieldMap, asked: &[&str], others: &[&[&str]]) {
-    // A transcript stands in several turns, and the unwanted answer in none.
+    // A transcript is split into several turns, and the rejected answer is in none.
     let read = others.iter().chain([&asked]).filter_map(|keys| Some(fields::first(&mapped.row, keys)?.0));
     let read: Vec<&str> = read.chain(["chosen", "history", "id", "source", "planted", "rollout", "tools", "functions"]).collect();
     example.unread = columns(mapped, mapping, &read, &example.turns);
@@ -21,12 +21,12 @@ pub(super) fn note(example: &mut Example, mapped: &Mapped, mapping: &FieldMap, a
     });
 }
 
-/// A name that `--map` does not take apart.
+/// Whether `--map` takes the name literally.
 pub(super) fn is_plain(column: &str) -> bool {
     !column.is_empty() && column.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-')
 }
 
-/// The value of a `--map` that puts the column before the question, where that is a text which is read.
+/// Returns a `--map` value that puts the column before the question, if the question is a text that is read.
 fn before_question(column: &str, row: &Object, mapping: &FieldMap, asked: &[&str], turns: &[Turn]) -> Option<String> {
     let (key, value) = fields::first(row, asked)?;
     let text = fields::text(value).filter(|text| transcript(text).is_none())?;
@@ -36,7 +36,7 @@ fn before_question(column: &str, row: &Object, mapping: &FieldMap, asked: &[&str
     is_read.then(|| format!("{field}={{{column}}}\\n\\n{own}"))
 }
 
-/// The value of a `--map` that puts the column into the system prompt, unless that stands among the turns.
+/// Returns a `--map` value that puts the column into the system prompt, unless that comes from the list of turns.
 fn in_system_prompt(column: &str, row: &Object, mapping: &FieldMap, turns: &[Turn]) -> Option<String> {
     if !turns.first().is_some_and(|turn| turn.role == Role::System) {
         let is_free = ["system", "system_prompt"].iter().all(|field| !mapping.has_target(field));
@@ -49,8 +49,8 @@ fn in_system_prompt(column: &str, row: &Object, mapping: &FieldMap, turns: &[Tur
     is_column.then(|| format!("{field}={own}\\n\\n{{{column}}}"))
 }
 
-/// The columns with text that no turn holds. Words alone, such as the name of a category, are left out, and so is what holds all the turns, such
-/// as the whole conversation as a template has rendered it.
+/// Returns the text columns that no turn holds. Single words, such as the name of a category, are left out, and so is a text that contains all
+/// turns, such as the rendered conversation.
 fn columns(mapped: &Mapped, mapping: &FieldMap, read: &[&str], turns: &[Turn]) -> Vec<String> {
     let is_held = |text: &str| {
         turns.iter().any(|turn| turn.content.contains(text.trim())) || turns.iter().all(|turn| text.contains(turn.content.trim()))

@@ -1,4 +1,4 @@
-//! Scores that came through a server: how narrow the bounds of what it does not tell are, and of how many tokens the quadrant is certain.
+//! Describes scores that came from a server: how tight the bounds are on what it does not report, and how many tokens have a certain quadrant.
 
 use std::path::PathBuf;
 
@@ -10,30 +10,30 @@ use crate::error::Result;
 use crate::format::{percent, thousands};
 use crate::table::{Quadrant, certainty, for_each_bounded, has_bounds};
 
-/// What is exact of such scores, and how exact the rest is.
+/// How much of such scores is exact, and how tight the bounds on the rest are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bounded {
-    /// The most probable tokens of each position that the server told.
+    /// How many of the most probable tokens the server reports per position.
     pub top_logprobs: usize,
     /// All supervised tokens.
     pub tokens: u64,
-    /// Tokens whose target is among those that the server told: their `tail` and `rank` are exact.
+    /// Tokens whose target is among those that the server reports: their `tail` and `rank` are exact.
     pub tail_exact: u64,
-    /// Tokens whose quadrant is the same whatever lies within the bounds, the thresholds taken as given.
+    /// Tokens whose quadrant is the same everywhere within the bounds, with the thresholds taken as given.
     pub certain: u64,
-    /// Confident conflicts at least and at most.
+    /// The least and the greatest possible number of confident conflicts.
     pub conflicts: [u64; 2],
-    /// How far the bounds of the entropy are apart, nats.
+    /// The width of the bounds on the entropy, nats.
     pub entropy: Width,
-    /// How far the bounds of the tail probability are apart.
+    /// The width of the bounds on the tail probability.
     pub tail: Width,
-    /// How far the bounds of the variance of -ln p are apart.
+    /// The width of the bounds on the variance of -ln p, nats squared.
     pub varentropy: Width,
-    /// How far the bounds of the norm of the gradient are apart.
+    /// The width of the bounds on the gradient norm.
     pub grad: Width,
 }
 
-/// How far two bounds are apart, in the unit of the column.
+/// The distance between a lower and an upper bound, in the unit of the column.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Width {
     /// The mean over all tokens.
@@ -51,7 +51,7 @@ impl Width {
 }
 
 impl Bounded {
-    /// `None` where this program has run the model.
+    /// Returns `None` where this program ran the model itself, so that nothing is bounded.
     pub fn of(tables: &[PathBuf], thresholds: &Resolved, top_logprobs: usize) -> Result<Option<Bounded>> {
         for table in tables {
             if !has_bounds(table)? {
@@ -95,24 +95,24 @@ impl Bounded {
         percent(n as f64 / self.tokens.max(1) as f64)
     }
 
-    /// One line for a terminal and a caption.
+    /// One line for the terminal and for captions.
     pub fn line(&self) -> String {
         format!(
-            "through a server, top {}: H within {:.3} nat on the mean, the quadrant certain for {} of the tokens",
+            "through a server, top {}: H within {:.3} nat on average, quadrant certain for {} of the tokens",
             self.top_logprobs,
             self.entropy.mean,
             self.share(self.certain)
         )
     }
 
-    /// The sentences of the report.
+    /// The paragraph of the report.
     pub fn sentences(&self) -> String {
         format!(
-            "A server told the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \
+            "A server reported the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \
              exact, and so are `tail` and `rank` for {} of the tokens, whose target is among them. Entropy, varentropy and gradient lie within \
-             bounds, {:.4} nat, {:.3} nat² and {:.5} apart on the mean, and what is said of them here, in the quadrants, the figures and the \
-             gates that weigh by the full entropy, is of the middle. The quadrant of {} of the tokens is certain; there are {} confident \
-             conflicts at least and {} at most. More of the most probable tokens (`--top-logprobs`) narrow the bounds.",
+             bounds that are {:.4} nat, {:.3} nat² and {:.5} apart on average; the quadrants, the figures and the \
+             gates that use the full entropy are computed from their midpoints. The quadrant of {} of the tokens is certain; there are at least {} \
+             and at most {} confident conflicts. Requesting more of the most probable tokens (`--top-logprobs`) narrows the bounds.",
             self.top_logprobs,
             self.share(self.tail_exact),
             self.entropy.mean,

@@ -12,9 +12,9 @@ pub struct Kinds {
     pub kinds: Vec<KindSums>,
     /// Conflicts of one kind with the same target and the same choice, most surplus first.
     pub groups: Vec<ConflictGroup>,
-    /// Rows that ask the same as an earlier one, or nearly.
+    /// Rows whose last question is that of an earlier one, or nearly.
     pub near_duplicates: u64,
-    /// Rows that ask the same as another one and are answered otherwise.
+    /// Rows one of whose questions is that of another one and answered otherwise, where both answers are learnt.
     pub contradictions: u64,
     /// What became of the conflicts with another row of their kind shown first, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,29 +1,29 @@
-//! How well the entropy of the K most probable tokens stands in for the entropy of the whole vocabulary (the paper's
-//! figure 6, which gives r = 0.999 at K = 20).
+//! Measures how well the entropy of the K most probable tokens approximates the entropy over the whole vocabulary (the paper's figure 6 reports
+//! r = 0.999 at K = 20).
 //!
-//! For every K the correlation, the ratio of the means and the mean absolute error are kept by running co-moments (Welford's
-//! update; Chan, Golub and LeVeque 1979 for the merge) in f64, so that no token has to be stored. A high correlation alone
-//! would hide a bias: the top-K entropy is renormalised and lies below the full one wherever the rest has mass.
+//! For every K, running co-moments in f64 (Welford's update; Chan, Golub and LeVeque 1979 for the merge) give the correlation, the ratio of the means
+//! and the mean absolute error without storing any token. A high correlation alone would hide a bias: the top-K entropy is renormalised and lies
+//! below the full entropy wherever the other tokens have probability mass.
 
 use serde::{Deserialize, Serialize};
 
-/// Statistics of the top-K entropy against the full entropy, for K = 1, 2, ..; one streaming pass, mergeable.
+/// Statistics of the top-K entropy against the full entropy, for K = 1, 2, ..; computed in one streaming pass, and mergeable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fidelity {
     /// `by_k[K - 1]`
     by_k: Vec<Comoments>,
-    /// Tokens with a NaN or an infinity, counted nowhere else.
+    /// Tokens with a NaN or an infinity; no other number includes them.
     n_ignored: u64,
 }
 
-/// What figure and report show of one K.
+/// What the figure and the report show for one K.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FidelityAtK {
     /// The `K`.
     pub k: usize,
     /// How many tokens were compared.
     pub n: u64,
-    /// Absent where either side does not vary: at K = 1 the top-K entropy is always 0.
+    /// Absent where either side is constant: at K = 1 the top-K entropy is always 0.
     pub pearson: Option<f64>,
     /// Mean of |H^topK - H|, nats.
     pub mean_abs_error: f64,
@@ -32,8 +32,8 @@ pub struct FidelityAtK {
 }
 
 impl Fidelity {
-    /// Takes the entropies of the softmax over the K largest logits, `topk[K - 1]`, and the full entropy: all in nats, none
-    /// divided by ln K. Give every token the same number of K.
+    /// Adds a token: the entropies of the softmax over the K largest logits, `topk[K - 1]`, and the full entropy, all in nats and not divided by ln
+    /// K. Every token must have the same number of K.
     pub fn add(&mut self, topk: &[f32], entropy: f32) {
         if !entropy.is_finite() || !topk.iter().all(|value| value.is_finite()) {
             self.n_ignored += 1;
@@ -47,7 +47,7 @@ impl Fidelity {
         }
     }
 
-    /// Adds the tokens of another part of the sample.
+    /// Adds the statistics of another part of the sample.
     pub fn merge(&mut self, other: &Fidelity) {
         if self.by_k.len() < other.by_k.len() {
             self.by_k.resize(other.by_k.len(), Comoments::default());
@@ -56,12 +56,12 @@ impl Fidelity {
         self.n_ignored += other.n_ignored;
     }
 
-    /// Tokens seen.
+    /// The number of tokens added.
     pub fn n(&self) -> u64 {
         self.by_k.first().map_or(0, |comoments| comoments.n)
     }
 
-    /// Tokens that were left out because an entropy is infinite or not a number.
+    /// The number of tokens skipped because an entropy is infinite or NaN.
     pub fn n_ignored(&self) -> u64 {
         self.n_ignored
     }
@@ -148,7 +148,7 @@ mod tests {
         assert!((two.mean_abs_error - 2.0).abs() < 1e-15);
     }
 
-    /// Streaming and merged against the two-pass formula; 1e-12 leaves three digits of f64 for the order of summation.
+    /// Compares streaming and merged statistics with the two-pass formula; 1e-12 leaves three digits of f64 for the order of summation.
     #[test]
     fn a_stream_and_its_merged_parts_equal_two_passes() {
         let pair = |idx: u32| {

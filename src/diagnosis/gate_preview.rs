@@ -1,8 +1,8 @@
-//! What each loss would do with the data: how much weight, loss and gradient it leaves in each quadrant, and where the rest went.
+//! Previews what each loss would do to the data: how much weight, loss and gradient it leaves in each quadrant, and where it removes the rest.
 //!
-//! Sums run over the supervised tokens. "Gradient" is the sum over tokens of the L2 norms of the cross-entropy gradient with
-//! respect to the logits, weighted like the loss: the most that a step can move, since norms of sums are at most sums of norms.
-//! All losses are taken as sums divided by the number of supervised tokens, weights of zero included.
+//! Sums run over the supervised tokens. "Gradient" is the sum over tokens of the L2 norms of the cross-entropy gradient with respect to the logits,
+//! weighted like the loss. It is an upper bound on a step, since the norm of a sum is at most the sum of the norms. Every loss is a sum divided by
+//! the number of supervised tokens, including those of weight zero.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,45 +11,45 @@ use super::gate::{Gate, Token, Weight};
 use crate::stats::{ClusterSums, Scale, Term, effective_number, share};
 use crate::table::{Quadrant, TokenChunk};
 
-/// One gate over the whole data set.
+/// One gate applied to the whole data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GatePreview {
     /// The name of the gate, as `--gate` takes it.
     pub gate: String,
-    /// The gate's function of one token, with its thresholds filled in.
+    /// The weight function of the gate, with its thresholds filled in.
     pub weight: Weight,
-    /// (sum w)^2 / sum w^2: as many equally weighted tokens would give a mean of the same variance (Kish, 1965).
+    /// (sum w)^2 / sum w^2: the number of equally weighted tokens whose mean would have the same variance (Kish, 1965).
     pub effective_tokens: f64,
     /// The mean of the weights over the tokens.
     pub mean_weight: f64,
-    /// Multiply SFT's learning rate by this for the same sum of gradient norms. Absent if the gate leaves nothing.
+    /// The factor on SFT's learning rate that keeps the sum of gradient norms the same. Absent if the gate leaves nothing.
     pub learning_rate_factor: Option<f64>,
-    /// Its 95 % interval over the rows, for the gate as it is with its thresholds filled in.
+    /// Its 95 % interval over the rows, with the gate's thresholds taken as given.
     #[serde(default)]
     pub learning_rate_factor_ci95: Option<[f64; 2]>,
-    /// The fraction of each quadrant's loss and of its gradient that remains: above 1 where weights are.
+    /// The fraction of each quadrant's loss and gradient that remains; it exceeds 1 where weights do.
     pub kept: ByQuadrant<LossAndGrad>,
-    /// Each quadrant's share of the loss and of the gradient that remain in all. Adds to 1 over the quadrants.
+    /// Each quadrant's share of all remaining loss and gradient. Adds to 1 over the quadrants.
     pub share: ByQuadrant<LossAndGrad>,
-    /// Where what is taken away comes from.
+    /// Where the gate removes weight, loss and gradient.
     pub taken: GateAttribution,
 }
 
-/// Where the things fall that a gate takes away: the sums of (1 - w), (1 - w) loss and (1 - w) gradient over tokens with w < 1.
+/// What a gate removes, by quadrant: the sums of (1 - w), (1 - w) loss and (1 - w) gradient over tokens with w < 1.
 ///
-/// A gate against forgetting should take from the conflicts. What it takes from `confident` are tokens the model already knows:
-/// little loss, but often most of the weight.
+/// A gate against forgetting should remove conflicts. What it removes from `confident` are tokens that the model already knows: little loss, but
+/// often most of the weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GateAttribution {
-    /// Fraction of all tokens' weight that is taken away.
+    /// Fraction of the weight of all tokens that is removed.
     pub weight: f64,
-    /// Fraction of all loss that is taken away.
+    /// Fraction of all loss that is removed.
     pub loss: f64,
-    /// Fraction of all gradient that is taken away.
+    /// Fraction of all gradient that is removed.
     pub grad: f64,
     /// Fraction of all gradient that is *added*, by weights above 1 (axolotl's normalisation).
     pub grad_added: f64,
-    /// Each quadrant's share of what is taken away. Adds to 1, or to 0 if nothing is taken.
+    /// Each quadrant's share of what is removed. Adds to 1, or to 0 if nothing is removed.
     pub share: ByQuadrant<WeightLossAndGrad>,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct GateSums {
     total: [WeightLossAndGrad; 4],
     remaining: [WeightLossAndGrad; 4],
     taken: [WeightLossAndGrad; 4],
-    /// The gradient in all over what remains of it, row by row; and those of the row that is being read.
+    /// The total gradient over the remaining gradient, row by row; `row` and `row_grad` belong to the row being read.
     factor: ClusterSums,
     row: Option<u32>,
     row_grad: Term,
@@ -120,7 +120,7 @@ impl GateSums {
         }
     }
 
-    /// The tokens of a row stand together, in one chunk or in several.
+    /// Ends the row being read. The tokens of a row are contiguous, in one chunk or in several.
     fn close_row(&mut self) {
         let row_grad = std::mem::take(&mut self.row_grad);
         if self.row.take().is_some() {

@@ -1,14 +1,13 @@
-//! Two scorings of the same data set, before and after training -> what training did: where the loss fell, where it stayed, where it rose,
-//! and what the model knew and has lost.
+//! Compares two scorings of the same data set, before and after training: where the loss fell, where it stayed, where it rose, and what the model
+//! knew and has lost.
 //!
-//! A group of tokens (all, a source, a turn, a kind of conflict before) is *helped* where the 95 % interval of the mean change of its loss lies below
-//! zero, *hurt* where it lies above, and *wasted* where it holds zero: what was trained on there has left no trace that could be told
-//! from chance. The intervals take the rows, whole, as drawn from many like them: a percentile bootstrap over rows, stretched where they are few,
-//! and of thousands of rows the linearised error. A row has no other rows to tell it from: its own interval takes its tokens as drawn
-//! one by one, which neighbours are not, so that it is a hint.
+//! A group of tokens (all, a source, a turn, a kind of conflict before training) is *helped* if the 95 % interval of its mean change of loss lies
+//! below zero, *hurt* if it lies above, and *wasted* if it contains zero: training there left no effect distinguishable from chance. The intervals
+//! treat whole rows as the sampling unit: a percentile bootstrap over rows, stretched for few rows, or the linearised error for thousands. The
+//! interval of a single row treats its tokens as independent draws. Neighbouring tokens are not independent, so that interval is only a hint.
 //!
-//! A token was *known* where the model gave it a probability of at least [`KNOWN`], and is *lost* where another one is its first choice now. What
-//! is lost is listed by target and new choice, by size times count: the sum of the nats that were lost there.
+//! A token was *known* if the model gave it a probability of at least [`KNOWN`], and is *lost* if another token is the first choice now. Lost tokens
+//! are listed by target and new first choice, ordered by size times count: the sum of the nats lost there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -26,10 +25,10 @@ use crate::table::{TOKENS_FILE, texts_of};
 /// The probability from which a token counts as known.
 pub const KNOWN: f32 = 0.5;
 
-/// Lost tokens, groups of them, and rows that are listed.
+/// The length of each list: lost tokens, pairs of them, and rows.
 const LISTED: usize = 40;
 
-/// What happened to a group of tokens.
+/// What training did to a group of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
     Helped,
@@ -40,7 +39,7 @@ pub enum Verdict {
 named! { pub Verdict, "a verdict": Helped = "helped", Wasted = "wasted", Hurt = "hurt" }
 
 impl Verdict {
-    /// `None` where nothing says how sure the change is.
+    /// Returns `None` where the change has no interval.
     fn of(change: &Estimate) -> Option<Verdict> {
         let [low, high] = change.ci95?;
         Some(match (high < 0.0, low > 0.0) {
@@ -51,44 +50,44 @@ impl Verdict {
     }
 }
 
-/// Part of diff.json of two score runs. Losses are -ln p, in nats; changes are after minus before, so that what is learnt is negative.
+/// The part of diff.json for two score runs. Losses are -ln p, in nats; changes are after minus before, so that a negative change is an improvement.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Learnt {
-    /// A single group, of all tokens on both sides.
+    /// One group, of all tokens that both runs have.
     pub overall: Vec<Group>,
-    /// The groups by source, by the sum of the change, what was hurt most first.
+    /// The groups by source, ordered by the sum of the change, the most hurt first.
     pub sources: Vec<Group>,
-    /// The groups by the number of the turn, in the same order.
+    /// The groups by turn number, in the same order.
     pub turns: Vec<Group>,
-    /// The groups by the kind of conflict that a token was before, in the same order; empty where that run has no kinds.
+    /// The groups by the kind of conflict that a token was before, in the same order; empty if the run before has no kinds.
     pub kinds: Vec<Group>,
     /// How many rows were helped, wasted and hurt.
     pub rows: RowCounts,
     /// The rows that lost most, by the sum of the change.
     pub worst_rows: Vec<RowChange>,
-    /// Tokens of a probability of at least [`KNOWN`] before.
+    /// Tokens with a probability of at least [`KNOWN`] before.
     pub known: u64,
-    /// Those of them that are not the first choice any more.
+    /// Known tokens that are not the first choice any more.
     pub lost: u64,
-    /// Tokens that have come to be known and were not the first choice before.
+    /// Tokens that are known after and were not the first choice before.
     pub gained: u64,
-    /// The lost tokens by target and by what the model would write now, what cost most first.
+    /// The lost tokens by target and new first choice, the largest sum of nats first.
     pub lost_pairs: Vec<LostPair>,
-    /// The lost tokens one by one, what cost most first.
+    /// The lost tokens one by one, the largest loss first.
     pub lost_tokens: Vec<LostToken>,
-    /// All rows, for a table of their own.
+    /// All rows; they go into a table of their own.
     #[serde(skip)]
     pub all_rows: Vec<RowChange>,
 }
 
-/// What happened to some of the tokens.
+/// What training did to a group of tokens, in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// What they have in common: the name of the source, the number of the turn, the name of the kind.
+    /// What the tokens have in common: the name of the source, the number of the turn or the name of the kind.
     pub name: String,
-    /// The rows that they stand in.
+    /// The rows that contain the tokens.
     pub rows: u64,
-    /// How many they are.
+    /// The number of tokens.
     pub tokens: u64,
     /// Mean -ln p per token before, nats.
     pub loss_before: f64,
@@ -98,11 +97,11 @@ pub struct Group {
     pub change: Estimate,
     /// The sum of the change over the tokens: size times count.
     pub nats: f64,
-    /// What the interval says; absent where there is none.
+    /// The verdict of the interval; absent where there is none.
     pub verdict: Option<Verdict>,
 }
 
-/// How many rows there are of each verdict.
+/// The number of rows with each verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowCounts {
     /// Rows whose loss fell.
@@ -111,11 +110,11 @@ pub struct RowCounts {
     pub wasted: u64,
     /// Rows whose loss rose.
     pub hurt: u64,
-    /// With a single token, or tokens all alike, of which nothing tells how sure it is.
+    /// Rows without an interval: those with a single token, or whose tokens all changed by the same amount.
     pub untold: u64,
 }
 
-/// What happened to one row.
+/// What training did to one row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RowChange {
     /// The row, numbered over the whole input.
@@ -126,14 +125,14 @@ pub struct RowChange {
     pub change: Estimate,
     /// The sum of the change, nats.
     pub nats: f64,
-    /// What the interval says; absent where there is none.
+    /// The verdict of the interval; absent where there is none.
     pub verdict: Option<Verdict>,
     /// File and line, where they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
 }
 
-/// A target that was known, and what the model would rather write now.
+/// A target that was known, and the first choice that replaced it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LostPair {
     /// The id of the target.
@@ -144,15 +143,15 @@ pub struct LostPair {
     pub top_id: u32,
     /// The text of the first choice now.
     pub top: String,
-    /// How many tokens they are.
+    /// The number of such tokens.
     pub count: u64,
-    /// The sum by which their loss rose, nats.
+    /// The sum of their rises in loss, nats.
     pub nats: f64,
-    /// The one that lost most.
+    /// The token that lost most.
     pub example: Spot,
 }
 
-/// A single token that was known and is not the first choice any more.
+/// A single lost token: it was known and is not the first choice any more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LostToken {
     /// Where it stands.
@@ -163,7 +162,7 @@ pub struct LostToken {
     pub token: String,
     /// The first choice now.
     pub top_id: u32,
-    /// Its text.
+    /// The text of the first choice now.
     pub top: String,
     /// ln p before.
     pub before: f32,
@@ -182,7 +181,7 @@ enum Key {
     Kind(Option<ConflictKind>),
 }
 
-/// Sums of the tokens of a group: in the row that is being read, and of each row before.
+/// Sums over the tokens of a group: of the row being read, and of each row before it.
 #[derive(Default)]
 struct GroupSums {
     row: Term,
@@ -205,7 +204,7 @@ pub(super) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    /// `kinds` are those of the conflicts before, by row and position.
+    /// `kinds` are the kinds of the conflicts before, by row and position.
     pub(super) fn new(kinds: Option<&'a HashMap<(u32, u32), ConflictKind>>) -> Changes<'a> {
         Changes {
             kinds,
@@ -264,7 +263,7 @@ impl<'a> Changes<'a> {
         });
         pair.count += 1;
         pair.nats += change;
-        // Only the tokens that lost most are kept, as many as are listed in the end.
+        // Keep only the tokens that lost most, as many as will be listed.
         let lost = &mut self.learnt.lost_tokens;
         let lost_before = |other: &LostToken| f64::from(other.before) - f64::from(other.after);
         let place = lost.partition_point(|other| lost_before(other) >= change);
@@ -358,14 +357,14 @@ impl GroupSums {
 }
 
 impl Learnt {
-    /// The rows of which a token or the row itself is listed.
+    /// The rows that are listed or contain a listed token.
     pub fn listed_rows(&self) -> BTreeSet<u32> {
         let pairs = self.lost_pairs.iter().map(|pair| pair.example.row);
         let tokens = self.lost_tokens.iter().map(|lost| lost.spot.row);
         pairs.chain(tokens).collect()
     }
 
-    /// Reads the sentences of what is listed of one row out of the texts of its turns.
+    /// Cuts the sentences around the listed tokens of a row from the texts of its turns.
     pub fn read_contexts(&mut self, row: u32, text_of: &dyn Fn(u16) -> Option<String>) {
         let pairs = self.lost_pairs.iter_mut().map(|pair| &mut pair.example);
         let tokens = self.lost_tokens.iter_mut().map(|lost| &mut lost.spot);
@@ -376,7 +375,7 @@ impl Learnt {
         }
     }
 
-    /// Says where the listed rows stand, by their numbers.
+    /// Fills in the file and line of each listed row, given its number.
     pub fn name_places(&mut self, place_of: &dyn Fn(u32) -> Option<String>) {
         for row in &mut self.worst_rows {
             row.place = place_of(row.row);
@@ -386,8 +385,8 @@ impl Learnt {
         }
     }
 
-    /// The groups of several that are worth mending, each with what it is a group by: those that were hurt by the nats that were lost (size times
-    /// count), then the others that were not helped, by their tokens.
+    /// The groups worth mending, each with the criterion that it is grouped by; criteria with a single group are left out. Groups that were hurt come
+    /// first, by the nats lost (size times count), then the other groups that were not helped, by their tokens.
     pub fn to_mend(&self) -> Vec<(&'static str, &Group)> {
         let lists = [("source", &self.sources), ("turn", &self.turns), ("kind", &self.kinds)];
         let groups = lists.into_iter().filter(|(_, groups)| groups.len() > 1);
@@ -422,7 +421,7 @@ mod tests {
         }
     }
 
-    /// Two runs of one token each, for the texts.
+    /// Two runs of one token each, which supply the texts.
     fn runs(folder: &Path) -> [std::path::PathBuf; 2] {
         ["before", "after"].map(|name| {
             let run = folder.join(name);
@@ -439,7 +438,7 @@ mod tests {
         let kinds = HashMap::from([((0, 1), ConflictKind::Number)]);
         let mut changes = Changes::new(Some(&kinds));
         for row in 0..12 {
-            // Rows of source 0 fall by about a nat a token, those of source 1 rise by about half of one.
+            // Rows of source 0 fall by about a nat per token, those of source 1 rise by about half a nat.
             let by = if row % 2 == 0 { 1.0 } else { -0.5 };
             for pos in 0..4 {
                 let wobble = 0.01 * ((row * 4 + pos) % 5) as f32;
@@ -448,13 +447,13 @@ mod tests {
         }
         // A known token is lost: its p goes from 0.8 to 0.1.
         changes.add(&at(12, 0, 0.8f32.ln(), 1), &at(12, 0, 0.1f32.ln(), 2));
-        // One that was not the first choice is known now, and a broken number counts for nothing.
+        // This token was not the first choice and is known now; the next one has an infinite number and counts for nothing.
         changes.add(&at(13, 0, 0.1f32.ln(), 2), &at(13, 0, 0.9f32.ln(), 1));
         changes.add(&at(13, 1, f32::NEG_INFINITY, 9), &at(13, 1, -1.0, 1));
         let learnt = changes.finish(&["even".to_owned(), "odd".to_owned()], [&before, &after]).unwrap();
         let of = |list: &[Group], name: &str| list.iter().find(|group| group.name == name).cloned().unwrap();
         let odd = of(&learnt.sources, "odd");
-        // Six rows of four tokens that were hurt, and the one that is known now.
+        // Six hurt rows of four tokens, and the token that is known now.
         assert_eq!((odd.rows, odd.tokens), (7, 25));
         assert_eq!(learnt.rows, RowCounts { helped: 6, wasted: 0, hurt: 6, untold: 2 });
         assert_eq!((learnt.known, learnt.lost, learnt.gained), (1, 1, 1));
@@ -470,7 +469,7 @@ mod tests {
         // Row 13 was helped most, row 12 hurt most.
         assert_eq!(learnt.worst_rows[0].row, 12);
         assert!(learnt.worst_rows.iter().all(|row| row.nats > 0.0));
-        // Hurt by about half a nat times its tokens, source and turn alike; what is known of too few rows to tell comes behind.
+        // The hurt groups lost about half a nat per token, source and turn alike; the kind with too few rows for a verdict comes last.
         let to_mend: Vec<(&str, &str)> = learnt.to_mend().into_iter().map(|(what, group)| (what, group.name.as_str())).collect();
         assert_eq!(to_mend, [("kind", "no conflict"), ("source", "odd"), ("kind", "number")], "{:?}", learnt.kinds);
         let even = of(&learnt.sources, "even");

@@ -1,20 +1,21 @@
-//! The token table -> what it says about the data: numbers, for `maps` and `report` to show.
+//! Computes the diagnosis from the token table: the numbers that `maps` draws and `report` writes.
 //!
 //! ```text
-//! quadrants.rs      thresholds, and the quadrant of a token; by_quadrant.rs holds a value for each
-//! gate/             the losses, and what each weighs a token by; population.rs what gates ask about the other tokens
-//! gate_preview.rs   what each gate would do with the data
-//! summary.rs        summary.json: frequent tokens, conflicts, and breakdown.rs shares of tokens, loss and gradient
-//! context.rs        a token in the sentence that it stands in
-//! kinds.rs          why a conflict may be one; by_kind.rs sums of each; near_duplicates.rs rows that ask nearly the same
-//! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
-//! paired.rs         the tokens of two scorings, paired; movement.rs how they moved between the quadrants
-//! learnt.rs         what was learnt between two scorings, what was wasted, what was known and is lost
-//! landscape.rs      how far two data sets lie apart in probability and entropy
-//! shown.rs          the rows that a person looks at, with all numbers of their tokens
-//! fidelity.rs       the top-K entropy as a stand-in for the full one
-//! bounded.rs        scores that came through a server: what of them is exact
-//! self_check.rs     what must hold on text that the model itself has drawn
+//! quadrants.rs      thresholds, and the quadrant of a token; by_quadrant.rs holds one value per quadrant
+//! gate/             the losses and their token weights; population.rs computes what a gate needs to know about the other tokens
+//! gate_preview.rs   what each gate would do to the data
+//! summary.rs        summary.json: frequent tokens and conflicts; breakdown.rs computes shares of tokens, loss and gradient
+//! context.rs        the sentence around a token
+//! kinds.rs          likely causes of a conflict; by_kind.rs sums per kind; near_duplicates.rs finds rows with nearly the same question,
+//!                   exchanges.rs hashes answers and their prompts
+//! ranking.rs        rankings of tokens by how likely they are conflicts; planted.rs measures the rankings on planted conflicts
+//! paired.rs         pairs the tokens of two runs; movement.rs counts how they moved between the quadrants
+//! learnt.rs         what training between two runs taught, what it wasted and what it made the model forget
+//! landscape.rs      the distance between two data sets in probability and entropy
+//! shown.rs          the rows shown to a person, with all numbers of their tokens
+//! fidelity.rs       how well the top-K entropy approximates the full entropy
+//! bounded.rs        scores from a server: which numbers are exact
+//! self_check.rs     statistical checks on text sampled from the model itself
 //! ```
 
 pub mod bounded;
@@ -22,6 +23,7 @@ pub mod breakdown;
 pub mod by_kind;
 pub mod by_quadrant;
 pub mod context;
+pub mod exchanges;
 pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;
@@ -43,21 +45,21 @@ use serde::{Deserialize, Serialize};
 
 use fidelity::FidelityAtK;
 
-/// Everything a run found out: summary.json.
+/// Everything that a run finds out: the content of summary.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// The numbers of summary.json.
     #[serde(flatten)]
     pub summary: summary::Summary,
-    /// The kinds of the conflicts; absent where the data were not at hand.
+    /// The kinds of the conflicts; absent where the data were not available.
     #[serde(default)]
     pub kinds: Option<by_kind::Kinds>,
-    /// How well the rankings find planted conflicts, where the data carry any.
+    /// How well the rankings find planted conflicts, where the data contain any.
     pub planted: Option<planted::RankingQuality>,
-    /// What is exact; absent where this program has run the model.
+    /// What is exact of scores from a server; absent where this program ran the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded: Option<bounded::Bounded>,
-    /// Where the data are answers that a model has drawn.
+    /// The self-check, where the data are answers sampled from a model.
     #[serde(default)]
     pub on_policy: Option<self_check::OnPolicy>,
     /// Top-K entropy against the full entropy on a sample, K = 1, 2, ..

@@ -1,28 +1,26 @@
-//! Rows that ask the same, found by a hash of their words, and rows that ask nearly the same, found by MinHash (Broder 1997) with bands
+//! Finds rows with the same question by a hash of their words, and rows with nearly the same question by MinHash (Broder 1997) with banding
 //! (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3).
 //!
-//! The shingles of a text are its runs of three words (of three characters where it has no spaces, as Chinese has none); for each of
-//! `HASHES` functions the least hash of the shingles is kept. Two texts agree in a place with the probability of their Jaccard
-//! similarity. Rows whose places agree in a whole band are compared; of `s` = 0.9, 1 - (1 - 0.9^4)^16 = 0.99999996 are found, of
-//! 0.5 two in three. Of a question and what stands before it the bands of both have to agree: 1 - (1 - 0.9^8)^16 = 0.9999 if both are so alike.
-//! A similarity is estimated with a standard error of 0.06 at most.
+//! The shingles of a text are its runs of three words (three characters in Chinese and Japanese, which have no spaces). For each of `HASHES` hash
+//! functions, the signature keeps the smallest hash of any shingle. Two signatures agree in a place with a probability equal to the Jaccard
+//! similarity of their texts. Rows are compared if they agree in all places of a band: of pairs with similarity 0.9, this finds
+//! 1 - (1 - 0.9^4)^16 = 0.99999996, and of those with 0.5 two in three. For a question with a context, the bands of both must agree:
+//! 1 - (1 - 0.9^8)^16 = 0.9999 if both have similarity 0.9. The standard error of an estimated similarity is at most 0.06.
 
 use std::collections::HashMap;
-
-use sha2::{Digest, Sha256};
 
 const HASHES: usize = 64;
 const PER_BAND: usize = 4;
 
-/// The similarity from which two prompts are nearly the same.
+/// The similarity from which two prompts count as nearly the same.
 pub const NEAR: f32 = 0.85;
 
-/// What is kept of a text.
+/// The MinHash signature of a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signature([u32; HASHES]);
 
 impl Signature {
-    /// `None` where the text holds no word.
+    /// Returns `None` for a text without words.
     pub fn of(text: &str) -> Option<Signature> {
         let words = words(text);
         if words.is_empty() {
@@ -39,14 +37,14 @@ impl Signature {
         Some(Signature(least))
     }
 
-    /// An estimate of the share of shingles that two texts have in common.
+    /// An estimate of the Jaccard similarity of the shingles of two texts.
     pub fn similarity(&self, other: &Signature) -> f32 {
         let n_equal = self.0.iter().zip(&other.0).filter(|(a, b)| a == b).count();
         n_equal as f32 / HASHES as f32
     }
 }
 
-/// The words of a text in lower case, without signs; Chinese and Japanese by characters.
+/// The words of a text in lower case, without punctuation; in Chinese and Japanese, each character is a word.
 pub fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut is_open = false;
@@ -64,8 +62,8 @@ pub fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// What is kept of a prompt: of what is asked last, and of what stands before that, each by itself. A system prompt of hundreds of words that
-/// all rows share would make all of them alike, and so would a last question such as "Go on."
+/// Separate signatures of the last question of a prompt and of what precedes it. One signature for both would make all rows that share a long system
+/// prompt look alike, and so would a last question such as "Go on."
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     question: Signature,
@@ -73,12 +71,12 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// `None` where the question holds no word.
+    /// Returns `None` if the question has no words.
     pub fn of(context: &str, question: &str) -> Option<Prompt> {
         Some(Prompt { question: Signature::of(question)?, context: Signature::of(context).map(Box::new) })
     }
 
-    /// That of the parts that are least alike.
+    /// The smaller one of the similarities of the two parts.
     pub fn similarity(&self, other: &Prompt) -> f32 {
         let contexts = match (&self.context, &other.context) {
             (Some(own), Some(other)) => own.similarity(other),
@@ -89,18 +87,18 @@ impl Prompt {
     }
 }
 
-/// Two prompts that are nearly the same, by their numbers.
+/// Two prompts that are nearly the same, given by their numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Near {
-    /// The number of the first.
+    /// The number of the first prompt.
     pub earlier: u32,
-    /// The number of the second.
+    /// The number of the second prompt.
     pub later: u32,
     /// The estimate of [`Prompt::similarity`], at least [`NEAR`].
     pub similarity: f32,
 }
 
-/// The prompts that are [`NEAR`] an earlier one, each with the first of these that is found. `prompts` come with their numbers.
+/// Finds the prompts that are [`NEAR`] an earlier one, each with the first such prompt found. `prompts` come with their numbers.
 pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
     let mut pairs: HashMap<(usize, usize), f32> = HashMap::new();
     for band in 0..HASHES / PER_BAND {
@@ -110,7 +108,7 @@ pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
                 |signature: &Signature| -> [u32; PER_BAND] { std::array::from_fn(|place| signature.0[band * PER_BAND + place]) };
             let bands = (of_band(&prompt.question), prompt.context.as_deref().map(of_band));
             let firsts = firsts.entry(bands).or_default();
-            // A band that many prompts share, such as the form in which all are put, has several that are not alike; a few stand for them.
+            // Many prompts that are not alike may share a band, such as that of a common template; the first few of them stand for all.
             let near = firsts.iter().find_map(|&first| {
                 let similarity = prompts[first].1.similarity(prompt);
                 (similarity >= NEAR).then_some((first, similarity))
@@ -126,43 +124,47 @@ pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
     }
     let mut pairs: Vec<(usize, usize, f32)> = pairs.into_iter().map(|((a, b), similarity)| (a, b, similarity)).collect();
     pairs.sort_unstable_by_key(|(a, b, _)| (*b, *a));
-    // Where bands have found several earlier rows for one row, the first of them stays.
+    // If several bands found earlier prompts for one prompt, keep the first of them.
     pairs.dedup_by_key(|(_, later, _)| *later);
     let near = |(a, b, similarity): (usize, usize, f32)| Near { earlier: prompts[a].0, later: prompts[b].0, similarity };
     pairs.into_iter().map(near).collect()
 }
 
-/// A row by the hashes of what it asks and of what it answers ([`question`], [`answer`]).
+/// An answer of a row, with hashes of its prompt and of its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
-    /// Equal for rows that ask the same.
+    /// Equal for the same prompt.
     pub question: u64,
     /// The number of the row.
     pub row: u32,
-    /// Equal for rows that answer the same.
+    /// The index of the answer's turn.
+    pub turn: u16,
+    /// Whether it is the last answer of the row.
+    pub is_last: bool,
+    /// Equal for answers with the same content.
     pub answer: u64,
 }
 
-/// Of the answers to one question, as many are told apart.
+/// The largest number of different answers kept per question.
 const ANSWERS: usize = 8;
 
-/// Rows that ask the same.
+/// The answers to one question.
 #[derive(Debug)]
 pub struct SameQuestion<'a> {
-    /// In their order.
+    /// All answers, ordered by row.
     pub rows: &'a [Asked],
-    /// The first row of each answer.
+    /// The first answer of each content.
     answers: Vec<Asked>,
 }
 
 impl SameQuestion<'_> {
-    /// Rows that answer otherwise, one for each answer, the first of them first.
-    pub fn otherwise(&self, answer: u64) -> impl Iterator<Item = u32> {
-        self.answers.iter().filter(move |other| other.answer != answer).map(|other| other.row)
+    /// Returns the row and turn of the first of each group of answers that differ from `answer`.
+    pub fn otherwise(&self, answer: u64) -> impl Iterator<Item = (u32, u16)> {
+        self.answers.iter().filter(move |other| other.answer != answer).map(|other| (other.row, other.turn))
     }
 }
 
-/// The rows by what they ask.
+/// Groups answers by their prompt.
 pub fn by_question(rows: &mut [Asked]) -> impl Iterator<Item = SameQuestion<'_>> {
     rows.sort_unstable();
     rows.chunk_by(|a, b| a.question == b.question).map(|rows| {
@@ -176,29 +178,8 @@ pub fn by_question(rows: &mut [Asked]) -> impl Iterator<Item = SameQuestion<'_>>
     })
 }
 
-/// Equal for rows that ask the same: that differ in no word and no sign but those of a sentence. A question behind a long preamble may be another one
-/// by a single word.
-pub fn question(context: &str, question: &str) -> u64 {
-    let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
-    let signs = |text: &str| text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c)).collect::<String>();
-    let parts = [context, question].map(|text| format!("{}\n{}", words(text).join(" "), signs(text)));
-    first_bytes(&parts.join("\n"))
-}
-
-/// Equal for answers of the same words, or, where there are none, of the same text.
-pub fn answer(text: &str) -> u64 {
-    let words = words(text);
-    first_bytes(&if words.is_empty() { text.trim().to_owned() } else { words.join(" ") })
-}
-
-/// The first eight bytes of SHA-256.
-fn first_bytes(text: &str) -> u64 {
-    let digest = Sha256::digest(text);
-    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
-}
-
 fn hash(words: &[String]) -> u64 {
-    // FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/): the same on every machine.
+    // FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/), which gives the same hash on every machine.
     let mut hash = 0xCBF2_9CE4_8422_2325_u64;
     for byte in words.iter().flat_map(|word| word.bytes().chain([b' '])) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
@@ -238,7 +219,7 @@ mod tests {
             let other: Vec<String> = (0..120).map(|n| if n < n_same { format!("w{n}") } else { format!("v{n}") }).collect();
             let (a, b) = (long.join(" "), other.join(" "));
             let estimate = Signature::of(&a).unwrap().similarity(&Signature::of(&b).unwrap());
-            // Three standard errors of a share of 64.
+            // Three standard errors of a share of 64 places.
             assert!((estimate - jaccard(&a, &b)).abs() < 3.0 * 0.0625, "{n_same}: {estimate}, {}", jaccard(&a, &b));
         }
     }
@@ -259,7 +240,7 @@ mod tests {
             near_pairs(&prompts).into_iter().map(|near| (near.earlier, near.later)).collect()
         };
         assert_eq!(pairs(&|text| Prompt::of("", text).unwrap()), [(10, 12), (10, 14)]);
-        // The same before all of them, or the same question behind each.
+        // All have the same context, or all the same question.
         let preamble = (0..500).map(|n| format!("rule {n} ")).collect::<String>();
         assert_eq!(pairs(&|text| Prompt::of(&preamble, text).unwrap()), [(10, 12), (10, 14)]);
         assert_eq!(pairs(&|text| Prompt::of(text, "Go on, please.").unwrap()), [(10, 12), (10, 14)]);
@@ -267,36 +248,26 @@ mod tests {
         assert_eq!(alone.similarity(&Prompt::of(&preamble, &texts[0]).unwrap()), 0.0);
     }
 
-    #[test]
-    fn a_word_or_a_sign_makes_another_question() {
-        let asks_the_same = |a: &str, b: &str| question("", a) == question("", b);
-        assert!(asks_the_same("what is the capital of France", "What is the capital of France?"));
-        assert!(!asks_the_same("What is 3 times 4?", "What is 3 times 5?"));
-        assert!(!asks_the_same("The capital of France", "The capital of Spain"));
-        assert!(!asks_the_same("What is 3 + 4?", "What is 3 - 4?"));
-        // Each word of the one stands in the other, too.
-        let rules = "Talk of the sea and of the sky.";
-        assert!(!asks_the_same(&format!("{rules} Is the sea blue?"), &format!("{rules} Is the sky blue?")));
-        assert_ne!(question("a b", "c"), question("a", "b c"));
-        assert_eq!([answer("It is Oslo."), answer(" :-)")], [answer("it is Oslo"), answer(":-) ")]);
-        assert_ne!(answer(":-)"), answer(":-("));
-    }
-
-    /// Every row of a question is set against those that answer it otherwise, wherever these stand.
+    /// Every row of a question is paired with the rows that answer it differently, wherever they stand.
     #[test]
     fn of_a_question_every_row_is_known_that_is_answered_otherwise() {
         let otherwise = |answers: &[u64]| -> Vec<Vec<u32>> {
-            // Rows of another question stand between them.
-            let rows = (0..).zip(answers).flat_map(|(row, &answer)| {
-                [Asked { question: 7, row, answer }, Asked { question: 1 + u64::from(row) * 10, row: 100 + row, answer: 0 }]
-            });
+            // Rows with other questions stand between them.
+            let asked = |question, row, answer| Asked { question, row, turn: row as u16 * 2, is_last: true, answer };
+            let rows = (0..)
+                .zip(answers)
+                .flat_map(|(row, &answer)| [asked(7, row, answer), asked(1 + u64::from(row) * 10, 100 + row, 0)]);
             let mut rows: Vec<Asked> = rows.collect();
             rows.reverse();
             let mut found = vec![vec![]; answers.len()];
             for same in by_question(&mut rows) {
                 for row in same.rows {
                     match found.get_mut(row.row as usize) {
-                        Some(found) => *found = same.otherwise(row.answer).collect(),
+                        Some(found) => {
+                            let others = same.otherwise(row.answer);
+                            *found =
+                                others.inspect(|(row, turn)| assert_eq!(u32::from(*turn), row * 2)).map(|(row, _)| row).collect();
+                        }
                         None => assert_eq!((same.rows.len(), same.otherwise(0).count()), (1, 0)),
                     }
                 }

@@ -143,7 +143,7 @@ pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visi
                     &format!("rows have the same {key} and other texts"),
                 )
             }
-            _ => "nothing stands at the same place of the same row".to_owned(),
+            _ => "no tokens are at the same position of the same row".to_owned(),
         };
         return Err(Error::new(format!("the two runs have no token in common: {why}")).cure("Compare runs over the same rows."));
     }
@@ -308,7 +308,7 @@ impl Stream {
         if token.key() < self.last {
             return Err(Error::new(format!("the table is not sorted by row and position: row {} comes too late", token.row))
                 .at(&self.path)
-                .cure("Compare tables as the program wrote them."));
+                .cure("Compare tables as written by the program."));
         }
         self.last = token.key();
         self.at += 1;

@@ -1,14 +1,14 @@
-//! How well each ranking finds conflicts that were planted on purpose: AUROC, and precision and recall at 1 % of the tokens.
+//! Measures how well each ranking finds conflicts that were planted on purpose: AUROC, and precision and recall at 1 % of the tokens.
 //!
-//! A demo row carries the byte spans of a changed fact, digit or argument. Two questions are asked of every ranking:
+//! A demo row carries the byte spans of a changed fact, digit or argument. Every ranking is measured in two ways:
 //!
-//! - `any_token`: a token is a hit when its bytes overlap a span. Simple, but harsh: once the first wrong token is read, the model
+//! - `any_token`: a token is a hit if its bytes overlap a span. This is simple but harsh: after the first wrong token, the model
 //!   often expects the rest of the wrong word, and no ranking should call that rest surprising.
-//! - `first_token`: the first token of a span is a hit, its other tokens count neither way. The first overlapping token is where
-//!   the text first differs from what the model would have said, so this is the fairer question and the one to choose by.
+//! - `first_token`: the first token of a span is a hit, and its other tokens are ignored. The text first departs from what the model
+//!   would have said at the first overlapping token, so this is the fairer measure and the one to choose a ranking by.
 //!
-//! Left out: precision over rows, and spans in text that is not supervised (they are counted, `spans_without_tokens`).
-//! Keeps one score per token in memory and sorts it, for data sets of the size that people plant conflicts in.
+//! Precision over rows is left out. Spans in unsupervised text are not measured, but counted in `spans_without_tokens`. The scores of all tokens are
+//! kept in memory and sorted, since planted data sets are small.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,22 +22,22 @@ use crate::error::Result;
 use crate::stats::{Scale, cluster_interval};
 use crate::table::{Column, read_chunks};
 
-/// The share of all tokens that a person would look at.
+/// The share of all tokens that a person would read.
 const LOOKED_AT: f64 = 0.01;
 
-/// Quality of every ranking against the planted spans.
+/// How well every ranking finds the planted spans.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankingQuality {
-    /// How many spans were planted.
+    /// The number of planted spans.
     pub spans: usize,
-    /// Spans that no supervised token overlaps: cut off, or in a turn that is not supervised.
+    /// Spans that no supervised token overlaps: they were cut off, or stand in an unsupervised turn.
     pub spans_without_tokens: usize,
-    /// Supervised tokens in all.
+    /// The number of supervised tokens.
     pub tokens: usize,
-    /// Rows that these tokens stand in.
+    /// The number of rows with supervised tokens.
     #[serde(default)]
     pub rows: usize,
-    /// How well each ranking finds the spans.
+    /// The scores of each ranking.
     pub rankings: Vec<RankingScores>,
 }
 
@@ -46,30 +46,30 @@ pub struct RankingQuality {
 pub struct RankingScores {
     /// The ranking.
     pub ranking: Ranking,
-    /// Its scores if every token of a span is a hit.
+    /// The scores if every token of a span is a hit.
     pub any_token: Scores,
-    /// Its scores if the first token of each span alone is a hit.
+    /// The scores if only the first token of each span is a hit.
     pub first_token: Scores,
 }
 
-/// Numbers are absent where there are no hits, or nothing but hits.
+/// The scores of one ranking. Numbers are absent if there are no hits, or nothing but hits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// How many tokens are hits.
+    /// The number of tokens that are hits.
     pub hits: usize,
-    /// Probability that a hit scores above a token that is none, ties counting half (Mann and Whitney, 1947).
+    /// The probability that a hit scores above a token that is no hit, with ties counted half (Mann and Whitney, 1947).
     pub auroc: Option<f64>,
-    /// Its 95 % interval, for rows drawn whole at random from many like these.
+    /// Its 95 % interval, with whole rows as the sampling unit.
     #[serde(default)]
     pub auroc_ci95: Option<[f64; 2]>,
-    /// The share of hits among the top 1 % of the tokens (rounded up). Tokens tied at the cut count by their average.
+    /// The share of hits among the top 1 % of the tokens (rounded up). Tokens tied at the cut count with their average.
     pub precision_at_1_percent: Option<f64>,
     /// The share of the hits that are in the top 1 %.
     pub recall_at_1_percent: Option<f64>,
 }
 
 impl RankingQuality {
-    /// The ranking with the best AUROC on first tokens; of equals the earlier.
+    /// The ranking with the best AUROC on first tokens; the earlier one of equals.
     pub fn best(&self) -> Option<Ranking> {
         let auroc = |scores: &RankingScores| scores.first_token.auroc.unwrap_or(f64::NEG_INFINITY);
         self.rankings
@@ -80,7 +80,7 @@ impl RankingQuality {
     }
 }
 
-/// Measures the rankings. `planted` gives the row of each span.
+/// Measures the rankings. `planted` holds each span with its row.
 pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thresholds: &Resolved) -> Result<RankingQuality> {
     let mut spans_of_turn: HashMap<(u32, u16), Vec<usize>> = HashMap::new();
     for (i, (row, span)) in planted.iter().enumerate() {
@@ -88,7 +88,7 @@ pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thres
     }
     let mut scores: [Vec<f32>; 6] = Default::default();
     let mut marks = Vec::new();
-    // The row of each token, counted without gaps.
+    // Row numbers without gaps, one per token.
     let (mut rows, mut last_row, mut n_rows) = (Vec::new(), None, 0u32);
     let mut is_found = vec![false; planted.len()];
     for chunk in read_chunks(tables, &COLUMNS) {
@@ -102,7 +102,7 @@ pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thres
             for span_idx in spans_of_turn.get(&(chunk.row[i], chunk.turn[i])).into_iter().flatten() {
                 let span = planted[*span_idx].1;
                 if chunk.begin[i] < span.end && span.begin < chunk.end[i] {
-                    // The tokens of a row come in the order of the text, so the first one seen is the first of the span.
+                    // The tokens of a row come in text order, so the first one seen is the first of the span.
                     if !std::mem::replace(&mut is_found[*span_idx], true) {
                         mark = Mark::First;
                     } else if mark == Mark::Other {
@@ -134,7 +134,7 @@ pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thres
 const COLUMNS: [Column; 8] =
     [Column::Row, Column::Turn, Column::Begin, Column::End, Column::Logprob, Column::Entropy, Column::Tail, Column::Varentropy];
 
-/// What a token is to the planted spans.
+/// How a token relates to the planted spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     First,
@@ -150,7 +150,7 @@ struct Token {
     is_hit: bool,
 }
 
-/// AUROC from the ranks, and the head of the ranking.
+/// Computes AUROC from the ranks, and precision and recall at the head of the ranking.
 fn score_ranking(mut tokens: Vec<Token>) -> Scores {
     tokens.sort_unstable_by(|a, b| b.score.total_cmp(&a.score));
     let n = tokens.len();
@@ -196,20 +196,20 @@ fn score_ranking(mut tokens: Vec<Token>) -> Scores {
     }
 }
 
-/// What a row adds to the pairs of a hit and another token.
+/// What a row contributes to the pairs of a hit and another token.
 #[derive(Clone, Copy, Default)]
 struct RowOfPairs {
     hits: f64,
     others: f64,
-    /// Summed over the row's hits: the share of all others that score below.
+    /// Summed over the hits of the row: the share of all other tokens with a lower score, ties counted half.
     others_beaten: f64,
-    /// Summed over the row's others: the share of all hits that score above.
+    /// Summed over the other tokens of the row: the share of all hits with a higher score, ties counted half.
     hits_above: f64,
 }
 
-/// The structural components of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988), summed over rows as Obuchowski does for
-/// clustered data (Biometrics 53, 1997): a row moves the AUROC by how much its hits win more than the average hit, and its others lose
-/// more. Rows without a hit say little, so that the rows with one are what Student's t counts.
+/// The structural components of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988), summed over rows as Obuchowski does for clustered data
+/// (Biometrics 53, 1997): a row moves the AUROC by how much its hits win more than the average hit, and its other tokens lose more. Rows without a
+/// hit carry little information, so Student's t counts the rows with one.
 fn interval_of_auroc(auroc: f64, hits: f64, others: f64, rows: &[RowOfPairs]) -> Option<[f64; 2]> {
     let seen: Vec<&RowOfPairs> = rows.iter().filter(|row| row.hits + row.others > 0.0).collect();
     let moved =
@@ -227,7 +227,7 @@ mod tests {
     use crate::table::finished_parts;
     use crate::table::testing::{Example, random, token, write_parts};
 
-    /// Each token in a row of its own.
+    /// Puts each token in a row of its own.
     fn tokens(of: &[(f32, bool)]) -> Vec<Token> {
         (0..).zip(of).map(|(row, &(score, is_hit))| Token { score, row, is_hit }).collect()
     }
@@ -235,11 +235,11 @@ mod tests {
     #[test]
     fn small_rankings_by_hand() {
         let score_ranking = |of: Vec<(f32, bool)>| score_ranking(tokens(&of));
-        // Hits at ranks 1 and 3 of 4: of the four pairs three are won.
+        // Hits at ranks 1 and 3 of 4 win three of the four pairs.
         let scores = score_ranking(vec![(4.0, true), (3.0, false), (2.0, true), (1.0, false)]);
         assert_eq!(scores.auroc, Some(0.75));
         assert_eq!((scores.precision_at_1_percent, scores.recall_at_1_percent), (Some(1.0), Some(0.5)));
-        // All tied: a coin.
+        // All tied: AUROC is that of a coin toss.
         let tied = score_ranking(vec![(0.0, true), (0.0, false), (0.0, false), (0.0, false)]);
         assert_eq!((tied.auroc, tied.precision_at_1_percent), (Some(0.5), Some(0.25)));
         assert_eq!(score_ranking(vec![(1.0, true)]).auroc, None);
@@ -251,7 +251,7 @@ mod tests {
     fn equals_counting_every_pair() {
         let mut random = random(5);
         for n in [2, 10, 333] {
-            // Rounding makes ties.
+            // Rounding creates ties.
             let mut tokens: Vec<(f32, bool)> = (0..n).map(|_| ((random() * 12.0).round(), random() < 0.2)).collect();
             tokens[0].1 = true;
             tokens[1].1 = false;
@@ -276,15 +276,15 @@ mod tests {
 
     #[test]
     fn an_interval_by_hand() {
-        // Hits 4 and 2, others 3 and 1, each in a row of its own: the hits beat 1 and 1/2 of the others, the others have 1/2 and 1 of the
-        // hits above them, and 3/4 of the pairs are won. Each row moves the AUROC by 1/8, and so the error is sqrt(4/3 4/64).
+        // Hits 4 and 2, others 3 and 1, each in a row of its own: the hits beat 1 and 1/2 of the others, the others have 1/2 and 1 of the hits above
+        // them, and 3/4 of the pairs are won. Each row moves the AUROC by 1/8, so the error is sqrt(4/3 4/64).
         let found = score_ranking(tokens(&[(4.0, true), (3.0, false), (2.0, true), (1.0, false)])).auroc_ci95.unwrap();
         let expected = cluster_interval(0.75, (4.0f64 / 3.0 / 16.0).sqrt(), 2, Scale::LogOdds).unwrap();
         assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-12), "{found:?} {expected:?}");
     }
 
-    /// Rows that differ: some are surprising throughout, some hold a plant, which stands out by 1.5 standard deviations. Nominal 95 %;
-    /// 500 experiments leave a standard deviation of 1 point.
+    /// The rows differ: some are surprising throughout, some contain a plant, which stands out by 1.5 standard deviations. The nominal coverage is 95
+    /// %; over 500 experiments, it has a standard deviation of 1 point.
     #[test]
     fn the_interval_covers_the_truth_as_often_as_it_says() {
         let mut random = random(31);
@@ -313,7 +313,7 @@ mod tests {
         assert!((0.92..=0.975).contains(&share), "{share}");
     }
 
-    /// 199 plain tokens and a span over the bytes of two: a sharp conflict and the rest of its word.
+    /// Creates 199 plain tokens and a span over the bytes of two more: a sharp conflict and the rest of its word.
     fn planted_run(run: &std::path::Path) -> (Vec<PathBuf>, Vec<(u32, PlantedSpan)>) {
         let mut random = random(9);
         let mut tokens: Vec<_> = (0..201).map(|i| token(i, 0.3 + 0.6 * random(), 1.0 + random())).collect();
@@ -340,10 +340,10 @@ mod tests {
         let surplus = of(Ranking::Surplus);
         assert_eq!((surplus.first_token.hits, surplus.any_token.hits), (1, 2));
         assert_eq!(surplus.first_token.auroc, Some(1.0));
-        // Top 1 % of 200 tokens are 2, one of which can be the hit.
+        // The top 1 % of 200 tokens are 2 tokens, one of which can be the hit.
         assert_eq!(surplus.first_token.precision_at_1_percent, Some(0.5));
         assert_eq!(surplus.first_token.recall_at_1_percent, Some(1.0));
-        // The known rest of the word has more surplus than most open tokens, and less loss than all.
+        // The rest of the word, which the model expects, has more surplus than most open tokens, and less loss than any.
         assert_eq!(of(Ranking::Loss).any_token.auroc, Some(0.5));
         assert_eq!(of(Ranking::Tail).any_token.auroc, Some(0.5));
         assert_eq!(of(Ranking::LowEntropy).any_token.auroc, Some(1.0));

@@ -40,7 +40,7 @@ pub struct Population {
 }
 
 /// A data set that the model predicts perfectly has tau 0, and 0 / 0 is no weight; any tau this small gives p = 1 the weight 1.
-const SMALLEST_TAU: f32 = 1e-6;
+const SMALLEST_TAU: f64 = 1e-6;
 
 impl Needs {
     /// What two gates need together.
@@ -87,8 +87,11 @@ impl Population {
         let wanted: Vec<((Quantity, f64), Column)> =
             needs.quantiles.iter().filter_map(|&wanted| Some((wanted, wanted.0.column()?))).collect();
         let values = quantiles(tables, &wanted.iter().map(|&((_, share), column)| (column, share)).collect::<Vec<_>>())?;
-        let tau = if needs.tau { talr_tau(&mut sequence_losses(tables)?) } else { None };
-        Ok(Population { quantiles: wanted.into_iter().map(|(wanted, _)| wanted).zip(values).collect(), tau })
+        let tau = if needs.tau { temperature(&mut sequence_losses(tables)?) } else { None };
+        Ok(Population {
+            quantiles: wanted.into_iter().map(|(wanted, _)| wanted).zip(values).collect(),
+            tau: tau.map(|tau| tau as f32),
+        })
     }
 
     /// The paper's 15 % quantiles, known from elsewhere; the top-K entropy's is that of K = 20.
@@ -110,7 +113,7 @@ impl Population {
     /// Takes tau from one training batch, given the mean -ln p of each of its sequences: the original TALR takes it per batch, the
     /// preview over the whole data set.
     pub fn with_batch_tau(mut self, mean_losses: &mut [f64]) -> Population {
-        self.tau = talr_tau(mean_losses);
+        self.tau = temperature(mean_losses).map(|tau| tau as f32);
         self
     }
 
@@ -126,16 +129,16 @@ impl Population {
     }
 
     pub(super) fn tau(&self) -> Result<f32> {
-        self.tau.ok_or_else(|| Error::new("this gate needs the mean loss of the sequences, and there are none"))
+        self.tau.ok_or_else(|| Error::new("this gate needs the mean loss of the sequences, but there are none"))
     }
 }
 
-/// TALR's temperature: the median of the sequences' mean -ln p (the mean of the two middle ones if they are even in number).
-fn talr_tau(mean_losses: &mut [f64]) -> Option<f32> {
+/// TALR's and FLOW's temperature: the median of the sequences' mean -ln p (the mean of the two middle ones if they are even in number).
+pub(crate) fn temperature(mean_losses: &mut [f64]) -> Option<f64> {
     mean_losses.sort_unstable_by(f64::total_cmp);
     let upper = *mean_losses.get(mean_losses.len() / 2)?;
     let lower = mean_losses[(mean_losses.len() - 1) / 2];
-    Some(((lower + upper) / 2.0).max(f64::from(SMALLEST_TAU)) as f32)
+    Some(((lower + upper) / 2.0).max(SMALLEST_TAU))
 }
 
 /// Mean -ln p of each sequence, in the order of the table. The tokens of a sequence stand together.
@@ -170,10 +173,10 @@ mod tests {
 
     #[test]
     fn tau_is_a_median_of_sequence_means() {
-        assert_eq!(talr_tau(&mut [3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(talr_tau(&mut [4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(talr_tau(&mut [0.0]), Some(SMALLEST_TAU));
-        assert_eq!(talr_tau(&mut []), None);
+        assert_eq!(temperature(&mut [3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(temperature(&mut [4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(temperature(&mut [0.0]), Some(1e-6));
+        assert_eq!(temperature(&mut []), None);
         let run = tempfile::tempdir().unwrap();
         let row = |row, ps: &[f32]| Example { row, source: "a", tokens: ps.iter().map(|p| token(1, *p, 1.0)).collect() };
         // Mean losses ln 4 and ln 2 and ln 16; one sequence after the other in two parts.

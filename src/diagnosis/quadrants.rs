@@ -205,7 +205,7 @@ impl FromStr for Thresholds {
         if let Some(fdr) = text.strip_prefix("tail:") {
             let fdr = number(fdr)?;
             if !(fdr > 0.0 && fdr < 1.0) {
-                return Err(wrong("a false-discovery rate lies between 0 and 1"));
+                return Err(wrong("a false-discovery rate must lie between 0 and 1"));
             }
             return Ok(Thresholds::Tail { fdr });
         }

@@ -131,18 +131,18 @@ impl Position {
         }
         if let Some(choice) = [&target].into_iter().chain(&top).find(|choice| choice.id as usize >= vocab) {
             return Err(Error::new(format!(
-                "the server's model has a token {}, the tokenizer ends before {vocab}: they do not belong together",
+                "the server's model has a token {}, the tokenizer ends before {vocab}: they do not match",
                 choice.id
             ))
-            .cure("Name the folder of the very model that is served with --model."));
+            .cure("Pass the folder of exactly the served model with --model."));
         }
         top.sort_by_key(|choice| choice.id);
         if let Some(pair) = top.windows(2).find(|pair| pair[0].id == pair[1].id) {
-            return Err(Error::new(format!("id {} stands twice among the most probable tokens at token {at}", pair[0].id)));
+            return Err(Error::new(format!("id {} appears twice among the most probable tokens at token {at}", pair[0].id)));
         }
         if let Some(listed) = top.iter().find(|choice| choice.id == target.id && choice.logprob != target.logprob) {
             return Err(Error::new(format!(
-                "token {at} (id {}) has ln p {}, and {} among the most probable ones: the two lists are shifted against each other",
+                "token {at} (id {}) has ln p {}, and {} among the most probable ones: the two lists are misaligned",
                 target.id, target.logprob, listed.logprob
             )));
         }
@@ -152,7 +152,7 @@ impl Position {
                 "expected the {top_k} most probable tokens at token {at}, found {}: entries are missing",
                 top.len()
             ))
-            .cure("Start the server with a --max-logprobs of that number or more."));
+            .cure("Start the server with --max-logprobs set to that number or more."));
         }
         let position = Position { target, rank, top };
         let Some(last) = position.top.last().filter(|_| !position.has_target()) else { return Ok(position) };
@@ -245,7 +245,7 @@ impl Position {
     /// because the input is then not the largest probabilities of one distribution over the vocabulary.
     fn excess(&self, first: &Choice, listed: f64, all: f64, rest: f64) -> Result<f64> {
         let raw =
-            "The server gives raw or altered logits: start it without --logprobs-mode, or with --logprobs-mode raw_logprobs.";
+            "The server returns raw or altered logits: start it without --logprobs-mode, or with --logprobs-mode raw_logprobs.";
         if first.logprob > SLACK as f32 {
             return Err(Error::new(format!("expected log-probabilities, found {} (above 0)", first.logprob)).cure(raw));
         }
@@ -257,27 +257,26 @@ impl Position {
         // Rounding logarithms of a few nats to sixteen bits causes such an error.
         if excess < 0.02 {
             return Err(Error::new(format!(
-                "the probabilities of a position make {:.6} where they should make 1: they were rounded more coarsely than to f32, and what \
-                 is not told cannot be bounded by them",
+                "the probabilities of a position add up to {:.6} instead of 1: they were rounded more coarsely than f32, so values that the server does not report cannot be bounded",
                 if all > 1.0 { all } else { most }
             ))
             .cure("Have the server compute its logits and log-probabilities in f32 (SGLang: --enable-fp32-lm-head)."));
         }
         if listed > 1.0 {
             return Err(Error::new(format!(
-                "the {n} largest probabilities of a position add up to {listed:.4}; expected 1 at most"
+                "the {n} largest probabilities of a position add up to {listed:.4}; expected at most 1"
             ))
             .cure(raw));
         }
         if all > 1.0 {
             return Err(Error::new(format!(
-                "the {n} largest probabilities of a position and the target's add up to {all:.4}; expected 1 at most"
+                "the {n} largest probabilities of a position and the target's add up to {all:.4}; expected at most 1"
             ))
             .cure(raw));
         }
         Err(Error::new(format!(
             "the {n} largest probabilities of a position add up to {listed:.2e}, and the other tokens, none more probable than the last of \
-             them, cannot make that 1"
+             them, cannot complete that to 1"
         ))
         .cure(raw))
     }
@@ -302,8 +301,7 @@ impl Position {
         if least > most + rest.slack {
             let rank = self.rank.map_or_else(|| "any rank".to_owned(), |rank| format!("rank {rank}"));
             return Err(Error::new(format!(
-                "a token of ln p {} has {rank}, and those after it a mass of {least:.2e}, which is more than they can have: the answer is not \
-                 that of one distribution",
+                "a token of ln p {} has {rank}, and those after it a mass of {least:.2e}, which is more than possible: the reply does not describe one distribution",
                 self.target.logprob
             )));
         }
@@ -450,7 +448,7 @@ mod tests {
         };
         assert!(listed(3.5).contains("found 3.5 (above 0)"), "{}", listed(3.5));
         assert!(listed(-1.0).contains("add up to 7.3576"), "{}", listed(-1.0));
-        assert!(listed(-12.0).contains("cannot make that 1"), "{}", listed(-12.0));
+        assert!(listed(-12.0).contains("cannot complete that to 1"), "{}", listed(-12.0));
         assert!(listed(-12.0).contains("--logprobs-mode"));
         // Rounded to bf16: too coarse for bounds, which the error says.
         assert!(listed((0.05f32 * 1.001).ln()).contains("rounded more coarsely"), "{}", listed((0.05f32 * 1.001).ln()));
@@ -473,7 +471,7 @@ mod tests {
         let mut twice = listed();
         twice[17].id = 2;
         refused(new(3, -2.3125, Some(4), twice), "id 2 stands twice");
-        refused(new(3, -2.5, Some(4), listed()), "shifted against each other");
+        refused(new(3, -2.5, Some(4), listed()), "misaligned");
         refused(new(64, -7.0, Some(30), listed()), "has a token 64");
         let mut beyond = listed();
         beyond[5].id = 70;
@@ -492,6 +490,6 @@ mod tests {
         let target = Choice { id: 40, logprob: -20.0 };
         let impossible =
             Position::new(7, target, Some(21), top, TopTokens { top_k: 20, vocab: 1000 }).unwrap().statistics(1000).unwrap_err();
-        assert!(impossible.to_string().contains("more than they can have"), "{impossible}");
+        assert!(impossible.to_string().contains("more than possible"), "{impossible}");
     }
 }

@@ -1,16 +1,17 @@
-//! answers.parquet: one row per item and written answer, with which every score of the folder that needs one can be made again.
+//! Reads and writes answers.parquet: one row per item and written answer, from which every score of the folder that depends on
+//! written answers can be recomputed.
 //!
 //! | column | meaning |
 //! |---|---|
 //! | task, id str | |
-//! | subject, group str | the part of the task, and what the item shares with others; null where there is none |
+//! | subject, group str | the part of the task, and the group of items that were drawn together; null if there is none |
 //! | draw u32 | the number of the answer to its item, from 0 |
-//! | text str | what was judged: without control tokens, up to the first stop string |
-//! | tokens u32 | all that were drawn, the end token included |
+//! | text str | the text that was judged: without control tokens, up to the first stop string |
+//! | tokens u32 | the number of generated tokens, including the end token |
 //! | ended str | `end_token`, `stop` or `length` |
 //! | prompt_sha256 str | of the text before the answer, as lm-evaluation-harness hashes it (`prompt_hash`) |
-//! | METRIC u32 | how much of the answer was right, for each metric of any task; null in the rows of others |
-//! | METRIC of u32 | .. of how much: 1 where an answer is right or wrong |
+//! | METRIC u32 | how many things in the answer are right, for each metric of any task; null in the rows of other tasks |
+//! | METRIC of u32 | .. out of how many: 1 for an answer that is right or wrong as a whole |
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,13 +25,13 @@ use crate::engine::generate::Ended;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 
-/// The name of the file in an evaluation's folder.
+/// The name of the file in the folder of an evaluation.
 pub const ANSWERS_FILE: &str = "answers.parquet";
 
-/// Columns before those of the metrics.
+/// The columns before those of the metrics.
 const FIXED: [&str; 9] = ["task", "id", "subject", "group", "draw", "text", "tokens", "ended", "prompt_sha256"];
 
-/// `tasks` are names with their samples, in the order in which they are written.
+/// Writes the samples of `tasks`, which are pairs of a task's name and its samples, in this order.
 pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     struct Row<'a> {
         task: &'a str,
@@ -82,7 +83,7 @@ pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     })
 }
 
-/// The samples of each task by its name.
+/// Reads the samples of each task by its name.
 pub fn read(path: &Path) -> Result<HashMap<String, Vec<Sample>>> {
     let file = std::fs::File::open(path).context_at(path, "cannot open the table of answers")?;
     let frame = pl::ParquetReader::new(file).finish().context_at(path, "cannot read the table of answers")?;
@@ -93,10 +94,10 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
     let column = |name: &str| {
         frame.column(name).map_err(|_| {
             Error::new(format!("the table of answers has no column `{name}`"))
-                .cure("Make it again with this version of the program.")
+                .cure("Evaluate again with this version of the program.")
         })
     };
-    // Without any value a column has no type.
+    // A column without any value has no type.
     let texts = |name: &str| Ok::<_, Error>(column(name)?.cast(&pl::DataType::String)?);
     let counts = |name: &str| Ok::<_, Error>(column(name)?.cast(&pl::DataType::UInt32)?);
     let [task, id, subject, group] = [texts("task")?, texts("id")?, texts("subject")?, texts("group")?];
@@ -129,7 +130,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         };
         let ended = Ended::ALL.into_iter().find(|known| Some(known.name()) == ended.get(row));
         let ended =
-            ended.ok_or_else(|| damaged(format!("row {row} of the table of answers does not say how its answer ended")))?;
+            ended.ok_or_else(|| damaged(format!("row {row} of the table of answers does not record how its answer ended")))?;
         let draw = Draw {
             text: text.get(row).unwrap_or_default().to_owned(),
             tokens: tokens.get(row).unwrap_or_default(),
@@ -175,7 +176,7 @@ mod tests {
         let mut found = read(&path).unwrap();
         let (mut found_a, found_b) = (found.remove("a").unwrap(), found.remove("b").unwrap());
         assert_eq!((found_b, found.len()), (b, 0));
-        // Verdicts come in one order.
+        // Verdicts come in a fixed order, which may differ from the original.
         found_a[1].draws.iter_mut().for_each(|draw| draw.verdicts.reverse());
         assert_eq!(found_a, a);
     }

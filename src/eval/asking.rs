@@ -1,15 +1,17 @@
-//! A question with its description and examples -> the text that the model is given.
+//! Builds the text that the model is given from a question, its description and its examples.
 //!
-//! As lm-evaluation-harness puts it together (`lm_eval/api/task.py`, `fewshot_context` and `build_qa_turn`; `lm_eval/api/utils.py`):
+//! The text is the same as in lm-evaluation-harness (`lm_eval/api/task.py`, `fewshot_context` and `build_qa_turn`;
+//! `lm_eval/api/utils.py`):
 //!
 //! ```text
-//! without a chat template   system, description, each example with a space before its answer and a blank line behind it, question
-//! with one                  system and description are a system message, an example a user's message and its answer, the question a
-//!                           user's message behind which the template opens an answer; nothing stands between that and a choice
-//! .. in a single turn       one user's message with what goes without a template behind the description
+//! without a chat template   system message, description, each example with a space before its answer and a blank line after it, question
+//! with a chat template      system message and description form the system message; each example is a user message and an assistant message,
+//!                           the question a user message, after which the template opens an answer; nothing separates that from a choice
+//! .. in a single turn       one user message with all that follows the description without a template
 //! ```
 //!
-//! A template that refuses a system message is asked without one, as there, which is counted. A last word keeps its space, and a text is read as it is.
+//! If a template rejects a system message, the question is asked without one, as in the harness, and this is counted. The last
+//! word of a passage keeps its space, and a text is used as it is.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,15 +22,14 @@ use crate::dataset::{Role, Turn};
 use crate::error::{Error, Result};
 use crate::tokens::Renderer;
 
-/// How the questions of an evaluation are put.
+/// How the questions of an evaluation are presented to the model.
 #[derive(Default)]
 pub struct Asking {
-    /// The system message, which stands before everything else.
+    /// The system message, which comes before everything else.
     pub system: Option<String>,
-    /// The chat template that questions go through; `None`: they are asked as plain text.
+    /// The chat template for the questions; `None` to ask them as plain text.
     pub chat: Option<Chat>,
-    /// What renders rows to learn from, where a task has some: they go through a template in any case, and have the system message from
-    /// it.
+    /// The renderer of training rows, if a task has any: they always go through a template and get the system message from it.
     pub rows: Option<Renderer>,
 }
 
@@ -36,31 +37,31 @@ pub struct Asking {
 pub struct Chat {
     /// Renders the conversations.
     pub renderer: Renderer,
-    /// Examples are turns of their own.
+    /// Are examples separate turns?
     pub multiturn: bool,
-    /// JSON object of variables that the renderer gives to the template.
+    /// A JSON object of variables that the renderer passes to the template.
     pub switches: Option<Value>,
 }
 
-/// The part of the way of asking that a task's scores depend on.
+/// The part of [`Asking`] on which a task's scores depend.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Asked {
-    /// The system message, where there is one.
+    /// The system message, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
-    /// The chat template, where there is one.
+    /// The chat template, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<AskedByChat>,
 }
 
-/// The part of [`Chat`] that a task's scores depend on.
+/// The part of [`Chat`] on which a task's scores depend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AskedByChat {
     /// SHA-256 of the template's source, in hexadecimal.
     pub template_sha256: String,
-    /// Examples are turns of their own, where there are any.
+    /// Are examples, if there are any, separate turns?
     pub multiturn: bool,
-    /// JSON object of variables that the template was given.
+    /// The JSON object of variables that was passed to the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switches: Option<Value>,
 }
@@ -68,9 +69,9 @@ pub struct AskedByChat {
 /// The text before an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Context {
-    /// The text, as the model is given it.
+    /// The text as the model is given it.
     pub text: String,
-    /// The template refused the system message.
+    /// Did the template reject the system message?
     pub without_system: bool,
 }
 
@@ -87,7 +88,7 @@ impl Asking {
         }
     }
 
-    /// What is scored behind the context.
+    /// The text that is scored after the context.
     pub fn continuation<'a>(&self, kind: TaskKind, request: &'a Request) -> &'a str {
         match (&self.chat, kind) {
             (Some(_), TaskKind::Choice | TaskKind::Partial) => request.choice(),
@@ -95,7 +96,7 @@ impl Asking {
         }
     }
 
-    /// What the scores of a task depend on.
+    /// The part of the way of asking on which the scores of a task depend.
     pub fn asked(&self, kind: TaskKind, has_examples: bool) -> Asked {
         if kind == TaskKind::Text {
             return Asked::default();
@@ -106,7 +107,7 @@ impl Asking {
         };
         let chat = match kind {
             TaskKind::Rows => self.rows.as_ref().and_then(|renderer| by_chat(renderer, true)),
-            // Without examples both are the same.
+            // Without examples, both settings are equivalent.
             _ => self.chat.as_ref().and_then(|chat| by_chat(&chat.renderer, chat.multiturn || !has_examples)),
         };
         Asked { system: self.system.clone(), chat }
@@ -114,7 +115,7 @@ impl Asking {
 }
 
 impl Asked {
-    /// The option by which two ways of asking differ. Templates do not count: that of a model that was tuned may be its own.
+    /// The option by which two ways of asking differ. Templates do not count, since a fine-tuned model may have its own.
     pub fn differs(&self, other: &Asked) -> Option<&'static str> {
         if self.system != other.system {
             return Some("--system");
@@ -127,7 +128,7 @@ impl Asked {
         }
     }
 
-    /// The options that ask so, for people.
+    /// The options that ask in this way, for messages.
     pub fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         words.extend(self.system.as_ref().map(|system| format!("--system {system:?}")));
@@ -157,7 +158,7 @@ impl Chat {
             turns.push(Turn::plain(Role::User, plain(item, question)));
         }
         let tools = written.and_then(|written| written.tools.clone());
-        // A conversation's own system message stays.
+        // The conversation's own system message takes precedence.
         if system.is_empty() || turns.iter().any(|turn| turn.role == Role::System) {
             return Ok(Context { text: self.renderer.prompt_text(turns, tools)?, without_system: false });
         }
@@ -179,7 +180,7 @@ fn plain(item: &Item, question: &str) -> String {
     format!("{}{question}", examples.collect::<String>())
 }
 
-/// The two with what stands between them, unless one of them is empty or has white space there (`maybe_delimit`).
+/// Joins the two texts with `between`, unless one of them is empty or already has white space at the boundary (`maybe_delimit`).
 fn delimited(before: &str, after: &str, between: &str) -> String {
     let touch = before.ends_with(is_python_space) || after.starts_with(is_python_space);
     let between = if before.is_empty() || after.is_empty() || touch { "" } else { between };
@@ -213,7 +214,7 @@ mod tests {
         Chat { renderer, multiturn, switches: None }
     }
 
-    /// The rows of the fixture in our form.
+    /// Converts the rows of the fixture to our form.
     fn task(kind: &str, rows: &[Value], description: &str) -> Task {
         let uniform = rows.iter().map(|row| {
             let question = format!("Question: {}\nAnswer:", row["question"].as_str().unwrap_or_default());
@@ -230,7 +231,7 @@ mod tests {
         parse("t", "t.jsonl", uniform.collect::<Vec<_>>().join("\n").as_bytes()).unwrap()
     }
 
-    /// `target_delimiter` of the harness stands in examples as it does in the question.
+    /// The harness uses `target_delimiter` in examples as in the question.
     #[test]
     fn examples_have_the_delimiter_of_their_item() {
         let row =
@@ -241,7 +242,7 @@ mod tests {
         assert_eq!(context.text, "Q1?\nYes\n\nQ0?");
     }
 
-    /// Made by `tests/fixtures/eval/asking.py`: the requests of the harness's own code.
+    /// The requests that the harness's own code produced, by `tests/fixtures/eval/asking.py`.
     #[test]
     fn questions_are_put_as_the_harness_puts_them() {
         let fixture: Value = serde_json::from_str(include_str!("../../tests/fixtures/eval/asking.json")).unwrap();
@@ -281,11 +282,11 @@ mod tests {
         let found = asking(Some("Be brief.")).context(&plain, "Hi").unwrap();
         assert_eq!(found, Context { text: "[user]Hi".into(), without_system: true });
         assert_eq!(asking(None).context(&plain, "Hi").unwrap(), Context { text: "[user]Hi".into(), without_system: false });
-        // A system message of the item's own is not given up.
+        // A system message that belongs to the item is never dropped.
         let own =
             item(json!({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}], "answer": "a"}));
         assert!(asking(None).context(&own, "").unwrap_err().to_string().contains("no system"));
-        // And a conversation needs a template.
+        // A conversation requires a template.
         assert!(Asking::default().context(&own, "").unwrap_err().to_string().contains("--apply-chat-template"));
     }
 

@@ -1,13 +1,13 @@
-//! Two evaluations of the same items -> what changed, with its uncertainty.
+//! Compares two evaluations of the same items: what changed, and how certain that is.
 //!
-//! Items are paired by task and id, so that what makes an item easy or hard for both models drops out: with the same items the
-//! difference of two accuracies is far better known than by an unpaired test. Accuracies get Tango's interval and McNemar's exact test
-//! on their flips, corrected for the number of tasks after Holm; everything else gets a bootstrap interval. Items in groups count by
-//! their groups (`stats/design.rs`): a bootstrap over these, and the exact test over their nets.
+//! Items are paired by task and id, so that the difficulty of an item cancels out: on the same items, the difference of two
+//! accuracies is known far more precisely than from an unpaired test. Accuracies get Tango's interval and McNemar's exact test on
+//! their flips, with Holm's correction for the number of tasks; everything else gets a bootstrap interval. Items in groups count
+//! by group (`stats/design.rs`): the bootstrap resamples groups, and the exact test uses their net changes.
 //!
-//! The subjects of a task, and the tasks of one of the harness's groups, are summed up in two ways: every item with the same weight, as
-//! the harness does for MMLU (`weight_by_size`), and every subject or task with the same weight. A group counts as one task in the macro
-//! average.
+//! The subjects of a task, and the tasks in one of the harness's groups, are averaged in two ways: with equal weights for all
+//! items, as the harness does for MMLU (`weight_by_size`), and with equal weights for all subjects or tasks. A group counts as
+//! one task in the macro average.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -25,61 +25,61 @@ use crate::stats::{
 
 /// One side of a comparison.
 pub struct Side {
-    /// The name of the side, for people.
+    /// The name of the side, for messages.
     pub name: String,
-    /// What the user wrote for the model, where it is known.
+    /// The model as the user gave it, if known.
     pub model_reference: Option<String>,
-    /// What ran the model, where it is known.
+    /// The engine that ran the model, if known.
     pub engine: Option<String>,
-    /// The tasks by their names.
+    /// The tasks by name.
     pub tasks: BTreeMap<String, TaskSamples>,
-    /// Tasks that are summed up together, by the group's name.
+    /// Groups of tasks that are averaged together, by the group's name.
     pub groups: BTreeMap<String, Vec<String>>,
     /// Files that cannot be compared, with the reason.
     pub skipped: Vec<String>,
 }
 
-/// What one side says of a task.
+/// The results of one side on a task.
 pub struct TaskSamples {
-    /// The kind of task; known of our own evaluations alone.
+    /// The kind of task; only known for our own evaluations.
     pub kind: Option<TaskKind>,
     /// The items' ids.
     pub ids: Vec<String>,
-    /// The samples of our own evaluations, in the order of `ids`; else empty.
+    /// The samples of our own evaluations, in the order of `ids`; otherwise empty.
     pub samples: Vec<Sample>,
-    /// What came out, item by item.
+    /// The metrics with their values per item.
     pub own: Vec<Metric>,
-    /// What each item asks, in the order of `ids`; empty where it is not known.
+    /// What each item asks, in the order of `ids`; empty if unknown.
     pub asked: Vec<Asked>,
-    /// Where each item belongs, in the order of `ids`.
+    /// The part and the group of each item, in the order of `ids`.
     pub origins: Vec<Origin>,
-    /// SHA-256 of the data file, where it is known.
+    /// SHA-256 of the data file, if known.
     pub data_sha256: Option<String>,
-    /// How it was asked and how answers were written, where it is known.
+    /// How the questions were asked and the answers written, if known.
     pub settings: Option<Settings>,
-    /// The metric that is usually quoted, where it is known.
+    /// The primary metric, if known.
     pub primary: Option<String>,
 }
 
-/// The part of its task that an item belongs to, and what it shares with others.
+/// The part of its task that an item belongs to, and the group with which it was drawn.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
     /// The part of its task.
     pub subject: Option<String>,
-    /// What the item was drawn together with.
+    /// The group of items that were drawn together.
     pub group: Option<String>,
 }
 
 /// Hashes of what an item asks.
 pub struct Asked {
-    /// The hash of the item's row, where it is known.
+    /// The hash of the item's row, if known.
     pub document: Option<String>,
-    /// The hash of the text before the answer, where it is known.
+    /// The hash of the text before the answer, if known.
     pub prompt: Option<String>,
 }
 
 impl TaskSamples {
-    /// What a task of our own evaluations says.
+    /// The results of a task in our own evaluation.
     pub fn of(kind: TaskKind, samples: Vec<Sample>) -> TaskSamples {
         TaskSamples {
             kind: Some(kind),
@@ -97,7 +97,7 @@ impl TaskSamples {
         }
     }
 
-    /// The same of texts that are not cut into windows.
+    /// The same results with the windows of each text joined.
     fn whole_texts(&self) -> TaskSamples {
         let mut texts: Vec<Sample> = Vec::new();
         for window in &self.samples {
@@ -119,19 +119,20 @@ pub struct Comparison {
     pub before: String,
     /// The name of the side after.
     pub after: String,
-    /// What ran the models, before and after, where the two differ.
+    /// The engines that ran the models, before and after, if they differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<[String; 2]>,
-    /// The tasks of both sides, by their names.
+    /// The tasks of both sides by name.
     pub tasks: BTreeMap<String, TaskChange>,
-    /// Tasks that the harness sums up, by the group's name.
+    /// The harness's groups of tasks by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub groups: BTreeMap<String, GroupChange>,
-    /// Mean over the tasks that have an accuracy, each by its primary metric and a group as one; `None` where there is no such task.
+    /// The mean over the tasks that have an accuracy, each by its primary metric, with a group as one task; `None` if there is no
+    /// such task.
     pub macro_average: Option<MacroChange>,
-    /// Tasks that the side after does not have.
+    /// Tasks that only the side before has.
     pub tasks_only_before: Vec<String>,
-    /// Tasks that the side before does not have.
+    /// Tasks that only the side after has.
     pub tasks_only_after: Vec<String>,
     /// What could not be compared, with the reason.
     #[serde(default)]
@@ -141,55 +142,55 @@ pub struct Comparison {
 /// What changed in one task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskChange {
-    /// Items on both sides.
+    /// The number of items on both sides.
     pub n: usize,
-    /// Groups of items that were drawn together, where there are some.
+    /// The number of groups of items that were drawn together, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_groups: Option<usize>,
-    /// The name of the metric that is usually quoted.
+    /// The name of the primary metric.
     pub primary: String,
-    /// The metrics of both sides, by their names.
+    /// The metrics of both sides by name.
     pub metrics: BTreeMap<String, MetricChange>,
-    /// The mean of the primary metric with the same weight for every subject, where that is an accuracy and the items are of several
-    /// subjects.
+    /// The mean of the primary metric with equal weights for all subjects, if it is an accuracy and there are several subjects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_over_subjects: Option<MeanChange>,
-    /// Which items flipped by the primary metric, where that is an accuracy.
+    /// The items that flipped by the primary metric, if it is an accuracy.
     pub flips: Option<Flips>,
-    /// The smallest drop of the primary metric that a paired test on these items finds with power 0.8, given how many flipped.
+    /// The smallest drop of the primary metric that a paired test on these items detects with power 0.8, given the share of
+    /// flips.
     pub detectable_drop: Option<f64>,
-    /// Items that the side after does not have.
+    /// Items that only the side before has.
     pub items_only_before: Vec<String>,
-    /// Items that the side before does not have.
+    /// Items that only the side after has.
     pub items_only_after: Vec<String>,
-    /// The ids agree, but not the data they come from.
+    /// Do the ids agree but the data files differ?
     pub data_differs: bool,
-    /// Examples before every question, before and after, where the two differ.
+    /// The numbers of few-shot examples before and after, if they differ.
     #[serde(default)]
     pub few_shot: Option<[u32; 2]>,
-    /// As many examples on both sides, but others: of two files, or drawn by two seeds. In words, before and after.
+    /// The options before and after, if both have the same number of examples but from different files or seeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub examples_differ: Option<[String; 2]>,
-    /// Items that were asked with another prompt, such as with another number of examples.
+    /// The number of items with different prompts, for example because of a different number of examples.
     #[serde(default)]
     pub prompts_differ: usize,
-    /// Texts were cut into other windows before than after: whole texts are the items.
+    /// Were texts cut into different windows before and after, so that whole texts are compared?
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub whole_texts: bool,
 }
 
-/// Tasks of one group, by their primary metric.
+/// The change of a group of tasks, by their primary metric.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GroupChange {
     /// The names of the tasks.
     pub tasks: Vec<String>,
     /// The name of their primary metric.
     pub primary: String,
-    /// Items on both sides.
+    /// The number of items on both sides.
     pub n: usize,
-    /// Every item with the same weight.
+    /// The mean with equal weights for all items.
     pub by_items: MeanChange,
-    /// Every task with the same weight.
+    /// The mean with equal weights for all tasks.
     pub mean_over_tasks: MeanChange,
 }
 
@@ -204,7 +205,7 @@ pub struct MeanChange {
     pub difference: Estimate,
 }
 
-/// What changed in one metric.
+/// The change of one metric.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MetricChange {
     /// The metric before.
@@ -213,18 +214,18 @@ pub struct MetricChange {
     pub after: f64,
     /// After minus before.
     pub difference: Estimate,
-    /// Is less better, as of a perplexity?
+    /// Is a lower value better, as for a perplexity?
     pub lower_is_better: bool,
-    /// Is it an accuracy, which people read in per cent?
+    /// Is it an accuracy, which is shown in per cent?
     pub is_share: bool,
-    /// The probability of a change as large if there were none, two-sided: McNemar's exact test or, where items stand in groups, random signs of
-    /// the groups' net changes. For accuracies only.
+    /// The two-sided p-value of the change: McNemar's exact test or, for items in groups, random signs of the groups' net
+    /// changes. Only for accuracies.
     pub p: Option<f64>,
-    /// `p` after Holm's correction for all tasks; for primary metrics.
+    /// `p` after Holm's correction for all tasks; only for primary metrics.
     pub p_holm: Option<f64>,
 }
 
-/// Items that were answered rightly on one side only.
+/// Items that were answered correctly on one side only.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Flips {
     /// Right before, wrong after.
@@ -233,10 +234,10 @@ pub struct Flips {
     pub gained: Vec<String>,
 }
 
-/// What changed in the mean over several tasks, each by its primary metric.
+/// The change of the mean over several tasks, each by its primary metric.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MacroChange {
-    /// Tasks and groups of tasks.
+    /// The tasks, and groups of tasks.
     pub tasks: Vec<String>,
     /// The mean before.
     pub before: f64,
@@ -246,7 +247,7 @@ pub struct MacroChange {
     pub difference: Estimate,
 }
 
-/// Reads an evaluation folder.
+/// Reads the folder of an evaluation.
 pub fn read_side(folder: &Path) -> Result<Side> {
     let scores = read_scores(folder)?;
     let engine = Some(scores.engine());
@@ -254,7 +255,7 @@ pub fn read_side(folder: &Path) -> Result<Side> {
     let mut tasks = BTreeMap::new();
     for (name, task) in scores.tasks {
         let own = samples.remove(&name).filter(|own| own.len() == task.n).ok_or_else(|| {
-            Error::new(format!("the table does not hold the {} items of `{name}` that scores.json speaks of", task.n))
+            Error::new(format!("the table lacks the {} items of `{name}` that scores.json lists", task.n))
                 .at(folder)
                 .cure("Evaluate the task again.")
         })?;
@@ -266,7 +267,7 @@ pub fn read_side(folder: &Path) -> Result<Side> {
     Ok(Side { name, model_reference, engine, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
 }
 
-/// Compares the tasks that both sides have. An error where a task is of another kind on the other side.
+/// Compares the tasks that both sides have. Returns an error if a task has a different kind on the other side.
 pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     let mut tasks = BTreeMap::new();
     let mut accuracies: BTreeMap<String, Accuracy> = BTreeMap::new();
@@ -284,11 +285,11 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     }
     if tasks.is_empty() {
         if !skipped.is_empty() {
-            return Err(Error::new(format!("nothing of the two can be compared: {}", skipped.join("; ")))
+            return Err(Error::new(format!("nothing in the two can be compared: {}", skipped.join("; ")))
                 .cure("Evaluate both models in the same way on the same task files."));
         }
         let names = |side: &Side| side.tasks.keys().cloned().collect::<Vec<_>>().join(", ");
-        return Err(Error::new(format!("the two have no item in common: {} here, {} there", names(before), names(after)))
+        return Err(Error::new(format!("the two have no items in common: {} here, {} there", names(before), names(after)))
             .cure("Evaluate both models on the same task files."));
     }
     correct(&mut tasks);
@@ -312,12 +313,12 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     })
 }
 
-/// The primary metric of a task, where it is an accuracy.
+/// The primary metric of a task, if it is an accuracy.
 struct Accuracy {
     metric: String,
     before: Vec<Term>,
     after: Vec<Term>,
-    /// The group of each item: what it was drawn together with.
+    /// The group with which each item was drawn.
     groups: Vec<Option<String>>,
     difference: Estimate,
 }
@@ -325,7 +326,7 @@ struct Accuracy {
 enum Compared {
     Changed(Box<TaskChange>, Option<Accuracy>),
     NothingInCommon,
-    /// The reason why the two are not to be compared.
+    /// The reason why the two cannot be compared.
     Unlike(String),
 }
 
@@ -334,7 +335,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         return Err(Error::new(format!("`{name}` is one kind of task before and another one after"))
             .cure("Evaluate both on the same file."));
     }
-    // Windows go by tokens, and so cover other parts of a text with another --max-len or another tokenizer.
+    // Windows are cut by tokens, so that a different --max-len or tokenizer makes them cover different parts of a text.
     let whole = match old.kind.zip(new.kind) {
         Some((TaskKind::Text, TaskKind::Text)) if !has_equal_windows(old, new) => Some([old.whole_texts(), new.whole_texts()]),
         _ => None,
@@ -352,7 +353,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         && let Some(option) = differs(old, new)
     {
         return Ok(Compared::Unlike(format!(
-            "`{name}` was asked in two ways, which differ by {option}: {old}; and {new}. What changed by the model cannot be told from that"
+            "`{name}` was asked in two ways, which differ in {option}: {old}; and {new}. This hides what the model changed"
         )));
     }
     check_choices(name, old, new, &pairs)?;
@@ -365,7 +366,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     let n_documents = n_other(old, new, &pairs, |asked| asked.document.as_deref());
     if n_documents > 0 {
         return Ok(Compared::Unlike(format!(
-            "`{name}`: {n_documents} of {} items of the same number are other documents (doc_hash differs): these are two data sets",
+            "`{name}`: {n_documents} of {} items of the same number are different documents (doc_hash differs): these are two data sets",
             pairs.len()
         )));
     }
@@ -412,7 +413,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         metric.is_share &= y.is_share;
         let difference = metric.difference;
         change.metrics.insert(x.name.clone(), metric);
-        // The share of several answers that are right is an accuracy, too.
+        // The share of several answers that are right is also an accuracy.
         let is_accuracy = flips.is_some() || old.kind.or(new.kind) == Some(TaskKind::Written);
         if x.name == change.primary && is_accuracy {
             if let Some(flips) = flips {
@@ -429,7 +430,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     Ok(Compared::Changed(Box::new(change), accuracy))
 }
 
-/// Is every text that both sides have cut into the same windows, by their number and their bytes?
+/// Is every text that both sides have cut into the same windows, by their number and lengths in bytes?
 fn has_equal_windows(old: &TaskSamples, new: &TaskSamples) -> bool {
     let of_texts = |task: &TaskSamples| {
         let mut texts: HashMap<String, Vec<u32>> = HashMap::new();
@@ -442,12 +443,13 @@ fn has_equal_windows(old: &TaskSamples, new: &TaskSamples) -> bool {
     old.iter().all(|(text, windows)| new.get(text).is_none_or(|others| others == windows))
 }
 
-/// The text of a window, whose id is `TEXT:NUMBER`.
+/// The id of the text of a window, whose id is `TEXT:NUMBER`.
 fn text_of_window(id: &str) -> &str {
     id.rsplit_once(':').map_or(id, |(text, _)| text)
 }
 
-/// Why the log-likelihoods of a pair of items cannot be set beside each other, where they are of other texts or, per token, of other tokens.
+/// The reason why the log-likelihoods of a pair of items cannot be compared: different texts or, for losses per token, different
+/// tokens.
 fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)]) -> Option<String> {
     let first = |task: &TaskSamples, idx: usize| task.samples.get(idx).and_then(|sample| sample.choices.first().copied());
     let prompt = |task: &TaskSamples, idx: usize| task.asked.get(idx).and_then(|asked| asked.prompt.clone());
@@ -458,9 +460,9 @@ fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(us
                 "`{name}`: text {} has {} bytes before and {} after: these are two texts",
                 old.ids[x], before.bytes, after.bytes
             )),
-            // Rows of another text are counted as such.
+            // Rows with different text are counted in `prompts_differ` instead.
             TaskKind::Rows if before.tokens != after.tokens && prompt(old, x) == prompt(new, y) => Some(format!(
-                "`{name}` counts by tokens, of which row {} has {} before and {} after, by another tokenizer, chat template or --max-len: a loss per token cannot be compared",
+                "`{name}` is measured per token, but row {} has {} tokens before and {} after (another tokenizer, chat template or --max-len): a loss per token cannot be compared",
                 old.ids[x], before.tokens, after.tokens
             )),
             _ => None,
@@ -468,20 +470,20 @@ fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(us
     })
 }
 
-/// An error where an item has other choices, or another right one, after than before.
+/// Returns an error if an item has different choices, or a different right one, after than before.
 fn check_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)]) -> Result<()> {
     for &(x, y) in pairs {
         if let (Some(x), Some(y)) = (old.samples.get(x), new.samples.get(y))
             && (x.answer, x.choices.len()) != (y.answer, y.choices.len())
         {
-            return Err(Error::new(format!("item `{}` of `{name}` has other choices after than before", x.id))
+            return Err(Error::new(format!("item `{}` of `{name}` has different choices before and after", x.id))
                 .cure("Evaluate both models on the same task file."));
         }
     }
     Ok(())
 }
 
-/// The pairs of items whose hashes are known on both sides and differ.
+/// The number of pairs of items whose hashes are known on both sides and differ.
 fn n_other(old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)], hash: impl Fn(&Asked) -> Option<&str>) -> usize {
     let differ = |&&(x, y): &&(usize, usize)| {
         let hashes = old.asked.get(x).and_then(&hash).zip(new.asked.get(y).and_then(&hash));
@@ -490,7 +492,8 @@ fn n_other(old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)], hash:
     pairs.iter().filter(differ).count()
 }
 
-/// How one metric changed over the items of both sides; `flips` are those that were right on one side only, where they are right or wrong.
+/// The change of one metric over the items of both sides; `flips` are the items that were right on one side only, if items are
+/// right or wrong.
 fn metric_change(metric: &Metric, before: &[Term], after: &[Term], design: &Design, flips: Option<&Flips>) -> MetricChange {
     let p = flips.map(|flips| match design.has_groups() {
         true => sign_flip(&design.nets(before, after)),
@@ -507,16 +510,17 @@ fn metric_change(metric: &Metric, before: &[Term], after: &[Term], design: &Desi
     }
 }
 
-/// The option by which the two were asked in different ways. Examples do not count: what differs about them is said beside the numbers.
+/// The option by which the two were asked differently. Few-shot examples do not count: their differences are reported beside the
+/// numbers.
 fn differs(old: &Settings, new: &Settings) -> Option<&'static str> {
     let of_writing = || old.writing.as_ref().zip(new.writing.as_ref()).and_then(|(old, new)| old.differs(new));
     old.asked.differs(&new.asked).or_else(of_writing)
 }
 
-/// The metric that is usually quoted, among those that both sides have.
+/// The primary metric, among those that both sides have.
 fn primary_of(task: &str, old: &TaskSamples, new: &TaskSamples, shared: &[(&Metric, &Metric)]) -> String {
     let names: Vec<&str> = shared.iter().map(|(metric, _)| metric.name.as_str()).collect();
-    // The samples of the harness do not tell their kind; several choices have `acc_norm`.
+    // The samples of the harness do not tell the kind of task; those with several choices have `acc_norm`.
     let guess = if names.contains(&"bits_per_byte") { TaskKind::Text } else { TaskKind::Choice };
     let of_kind = primary(old.kind.or(new.kind).unwrap_or(guess), task);
     let known = old.primary.as_deref().or(new.primary.as_deref()).or(of_kind);
@@ -541,7 +545,7 @@ fn flips(ids: &[&str], before: &[Term], after: &[Term]) -> Flips {
     flips
 }
 
-/// Fills in `p_holm` of the primary metrics.
+/// Sets `p_holm` of the primary metrics.
 fn correct(tasks: &mut BTreeMap<String, TaskChange>) {
     let mut primaries: Vec<&mut MetricChange> =
         tasks.values_mut().filter_map(|task| task.metrics.get_mut(&task.primary)).filter(|metric| metric.p.is_some()).collect();
@@ -551,7 +555,8 @@ fn correct(tasks: &mut BTreeMap<String, TaskChange>) {
     }
 }
 
-/// The tasks of a group that were compared by one metric; `None` where there are fewer than two.
+/// The change of a group, over those of its tasks that were compared; `None` if there are fewer than two, or if their primary
+/// metrics differ.
 fn group_change(members: BTreeSet<&String>, accuracies: &BTreeMap<String, Accuracy>) -> Option<GroupChange> {
     let members: Vec<(&String, &Accuracy)> = members.into_iter().filter_map(|name| accuracies.get_key_value(name)).collect();
     let primary = &members.first()?.1.metric;
@@ -585,7 +590,7 @@ fn mean_change_over_parts(before: &[Term], after: &[Term], design: &Design) -> O
 }
 
 fn macro_average(accuracies: &BTreeMap<String, Accuracy>, groups: &BTreeMap<String, GroupChange>) -> Option<MacroChange> {
-    // Groups within groups count by the outermost.
+    // Of nested groups, the outermost counts.
     let is_within = |(name, group): (&String, &GroupChange), (other, outer): (&String, &GroupChange)| {
         let (n, n_outer) = (group.tasks.len(), outer.tasks.len());
         (n_outer > n || (n_outer == n && other < name)) && group.tasks.iter().all(|task| outer.tasks.contains(task))
@@ -619,22 +624,22 @@ impl Comparison {
         match &self.macro_average {
             Some(average) => average.check_drop("the macro average", points),
             None => Err(Error::usage("--fail-on-drop needs a task with an accuracy; these have perplexities only")
-                .cure("Leave it out, or evaluate a task with choices or written answers, too.")),
+                .cure("Leave it out, or also evaluate a task with choices or written answers.")),
         }
     }
 }
 
 impl MacroChange {
-    /// Falls short where the average, which `what` names, dropped by more than `points` (of 100) with confidence: where even the
-    /// upper end of its 95 % interval lies below. An alarm on an unchanged model is thus as rare as 2.5 %.
+    /// Returns an error if the average, which `what` names, dropped with confidence by more than `points` (of 100): if even the
+    /// upper end of its 95 % interval lies below. An unchanged model thus fails in only 2.5 % of cases.
     pub fn check_drop(&self, what: &str, points: f64) -> Result<()> {
         let Some([low, high]) = self.difference.ci95 else {
-            return Err(Error::usage("--fail-on-drop needs two items or more in every task")
+            return Err(Error::usage("--fail-on-drop needs at least two items in every task")
                 .cure("Leave it out, or evaluate more items (--limit, --sample)."));
         };
         if 100.0 * high < -points {
             return Err(Error::check(format!(
-                "{what} dropped by {:.2} points (95 % interval {:.2} to {:.2}), with confidence by more than {points}",
+                "{what} dropped by {:.2} points (95 % interval {:.2} to {:.2}), significantly more than {points}",
                 -100.0 * self.difference.value,
                 -100.0 * high,
                 -100.0 * low
@@ -669,7 +674,7 @@ mod tests {
 
     #[test]
     fn flips_are_counted_and_listed() {
-        // 6 of 10 right before; after, 0 to 2 are lost and 9 is gained.
+        // Before, 6 of 10 are right; after, 0 to 2 are lost and 9 is gained.
         let found = compare(&side(10, |i| i < 6), &side(11, |i| (3..6).contains(&i) || i == 9)).unwrap();
         let task = &found.tasks["t"];
         let flips = task.flips.as_ref().unwrap();
@@ -690,7 +695,7 @@ mod tests {
         assert_eq!(error.exit_code(), 3, "{error}");
         assert!(compare(&after, &before).unwrap().check_drop(2.0).is_ok());
         let same = compare(&before, &before).unwrap();
-        // No flip among 500 is no proof: Tango's interval, z^2 / (n + z^2).
+        // No flip among 500 items does not prove equality: Tango's interval is then z^2 / (n + z^2).
         let [low, high] = same.macro_average.as_ref().unwrap().difference.ci95.unwrap();
         let expected = 1.959_963_984_540_054f64.powi(2) / (500.0 + 1.959_963_984_540_054f64.powi(2));
         assert!((high - expected).abs() < 1e-9 && (low + expected).abs() < 1e-9, "{low} {high}");
@@ -716,7 +721,7 @@ mod tests {
         let bits = &task.metrics["bits_per_byte"];
         assert!((bits.before - 15.0 / 30.0 / 2f64.ln()).abs() < 1e-12 && (bits.after - 13.0 / 30.0 / 2f64.ln()).abs() < 1e-12);
         assert_eq!((task.n, task.whole_texts, task.items_only_after.len()), (2, true, 0));
-        // Windows that are the same are items, also where one side has more texts.
+        // Equal windows are compared as items, even if one side has more texts.
         let fewer = told(TaskKind::Text, &[("0:0", 5.0, 4, 10), ("0:1", 8.0, 4, 10)]);
         let found = compare(&before, &fewer).unwrap();
         assert_eq!((found.tasks["t"].n, found.tasks["t"].whole_texts), (2, false));
@@ -729,7 +734,7 @@ mod tests {
         let of = |tokens: u32| told(TaskKind::Rows, &[("0", 4.0, 4, 0), ("1", 4.0, tokens, 0)]);
         assert!(compare(&of(3), &of(3)).is_ok());
         let error = compare(&of(3), &of(4)).unwrap_err().to_string();
-        assert!(error.contains("row 1 has 3 before and 4 after, by another tokenizer"), "{error}");
+        assert!(error.contains("row 1 has 3 tokens before and 4 after (another tokenizer"), "{error}");
     }
 
     #[test]
@@ -738,6 +743,6 @@ mod tests {
         b.tasks.get_mut("t").unwrap().samples[1].answer = 1;
         assert!(compare(&a, &b).unwrap_err().to_string().contains("item `1` of `t`"));
         let other = Side { tasks: BTreeMap::new(), ..side(0, |_| true) };
-        assert!(compare(&a, &other).unwrap_err().to_string().contains("no item in common"));
+        assert!(compare(&a, &other).unwrap_err().to_string().contains("no items in common"));
     }
 }

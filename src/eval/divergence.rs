@@ -1,11 +1,12 @@
-//! How far apart two models are on general text: the mean divergence per token. It moves long before an accuracy does.
+//! Measures how far apart two models are on general text by the mean divergence per token, which changes long before an accuracy
+//! does.
 //!
-//! There is one definition, for `diagnose diff` and for the drift that training watches. The texts are the questions that ship with the
-//! program, each followed by its right answer; each is read behind the token that stands for an empty context, in windows of
-//! `--max-len`, and every one of its tokens counts; with a tokenizer that has no such token (neither a beginning nor an end token), every one
-//! but the first. They stand in a random order that is always the same, so that the first of them are a
-//! sample of all. `diff` reads all; training, which has to keep the base model's logits, as many whole texts as make [`FEW_TOKENS`]. Both
-//! say how many, and the interval is over whole texts.
+//! `diagnose diff` and the drift that training monitors share this definition. The texts are the questions that ship with the
+//! program, each followed by its right answer; each is read after the token that represents an empty context, in windows of
+//! `--max-len`, and all of its tokens count (with a tokenizer that has neither a beginning nor an end token: all but the first).
+//! The order of the texts is random but fixed, so that the first texts are a sample of all. `diff` reads all texts; training,
+//! which must keep the base model's logits, reads as many whole texts as make [`FEW_TOKENS`]. Both report the number, and the
+//! interval is over whole texts.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,37 +20,35 @@ use crate::random;
 use crate::stats::{ClusterSums, Estimate, Scale, Term};
 use crate::tokens::{Sequence, Tokenizer};
 
-/// What training keeps logits of: a hundred megabytes with a vocabulary of 49,152.
+/// The number of tokens whose logits training keeps: a hundred megabytes with a vocabulary of 49,152.
 pub const FEW_TOKENS: u64 = 512;
 
-/// How far a model is from another one on general text.
+/// How far a model is from another on general text.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Divergence {
-    /// How many texts were read.
+    /// The number of texts.
     pub texts: usize,
-    /// Their tokens.
+    /// The number of their tokens.
     pub tokens: u64,
-    /// Nats per token, KL(before || after); the interval draws whole texts.
+    /// The mean KL(before || after) in nats per token, with an interval over whole texts.
     pub mean: Estimate,
-    /// Nats per token of the model after.
+    /// The cross-entropy of the model after, in nats per token.
     pub cross_entropy: f64,
 }
 
-/// Fails where the two do not read text alike.
+/// Measures the divergence on all texts. Returns an error if the two models tokenise text differently.
 pub fn measure(before: &Model, after: &Model, max_len: usize, progress: Progress) -> Result<Divergence> {
     let sequences = general_text(&before.tokenizer, max_len, u64::MAX)?;
     if sequences != general_text(&after.tokenizer, max_len, u64::MAX)? {
-        return Err(Error::new(
-            "the two models cut text into different tokens, so that their probabilities are of different things",
-        )
-        .cure("Compare them without --kl, or with a model of the same tokenizer."));
+        return Err(Error::new("the two models tokenise text differently, so their probabilities are not comparable")
+            .cure("Compare them without --kl, or with a model that has the same tokenizer."));
     }
     let total = sequences.len() as u64;
     let found = engine::divergence(before, after, &sequences, &mut |done| progress("Measuring the divergence", done, total))?;
     Ok(Divergence::new(&sequences, &found))
 }
 
-/// The texts as sequences, whose `row` is the number of the text: as many as make `tokens` tokens, or all.
+/// The texts as sequences, whose `row` is the number of the text: enough texts for `tokens` tokens, or all.
 pub fn general_text(tokenizer: &Tokenizer, max_len: usize, tokens: u64) -> Result<Vec<Sequence>> {
     const SEED: u64 = 20_260_102;
     let items = tasks::probe()?.items;
@@ -71,7 +70,7 @@ pub fn general_text(tokenizer: &Tokenizer, max_len: usize, tokens: u64) -> Resul
 }
 
 impl Divergence {
-    /// The mean of what was found at the tokens of `sequences`, which [`general_text`] gave; the windows of one text count as one draw.
+    /// The mean over the tokens of `sequences`, which [`general_text`] returned; the windows of one text count as one draw.
     pub fn new(sequences: &[Sequence], found: &[Vec<TokenDivergence>]) -> Divergence {
         let mut sums = ClusterSums::default();
         let (mut texts, mut tokens, mut cross_entropy) = (0, 0, 0.0);
@@ -115,8 +114,8 @@ mod tests {
         assert_eq!(together.mean, Divergence::new(&[sequence(0), sequence(1)], &merged).mean);
     }
 
-    /// Divergences are heavy-tailed and differ from text to text; training looks at some twenty of them. Nominal 95 %; 1000 experiments
-    /// leave a standard deviation of 0.7 points, and so few texts some points less than they say.
+    /// Divergences are heavy-tailed and vary between texts; training measures some twenty texts. Nominally 95 %; 1000 experiments
+    /// leave a standard deviation of 0.7 points, and intervals over so few texts cover some points less.
     #[test]
     fn the_interval_covers_the_truth_as_often_as_it_says() {
         let mut random = SplitMix(37);
@@ -126,7 +125,8 @@ mod tests {
             for _ in 0..1000 {
                 let found: Vec<Vec<TokenDivergence>> = (0..texts)
                     .map(|_| {
-                        // A level of mean 1 for the text, and a square of an exponential number, of mean 2, for the token.
+                        // A level with mean 1 for the text times the square of an exponential variable, with mean 2, for the
+                        // token.
                         let (n, level) = (10 + (uniform() * 30.0) as usize, -(1.0 - uniform()).ln());
                         let mut kl = || level * (1.0 - uniform()).ln().powi(2);
                         (0..n).map(|_| TokenDivergence { kl: kl(), logprob: 0.0 }).collect()

@@ -1,8 +1,9 @@
-//! Answered examples before every question.
+//! Puts few-shot examples before every question.
 //!
-//! As in lm-evaluation-harness (`lm_eval/api/task.py`, `fewshot_context`) a question is never its own example. One seeded draw serves all questions of a
-//! subject, where the harness draws anew for each: the examples are then a prefix that the engine computes once, and the luck of the
-//! draw falls on both sides of a comparison alike. Python's generator is not imitated.
+//! As in lm-evaluation-harness (`lm_eval/api/task.py`, `fewshot_context`), a question is never its own example. Unlike the
+//! harness, which draws anew for each question, all questions of a subject share one seeded draw: the examples then form a prefix
+//! that the engine computes once, and both sides of a comparison get the same examples. Python's random generator is not
+//! reproduced.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use super::tasks::{Examples, FewShot, Item, Shot, Task, TaskKind};
 use crate::error::{Error, Result};
 use crate::random::{SplitMix, own_seed};
 
-/// Between a question and its answer, where the item says nothing else.
+/// Separates a question from its answer, unless the item specifies otherwise.
 const BEFORE_ANSWER: &str = " ";
 
 /// Puts `n` examples before every item of the task.
@@ -20,7 +21,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     }
     if matches!(task.kind, TaskKind::Text | TaskKind::Rows) {
         return Err(Error::usage(format!("--fewshot is for questions, and `{}` has none", task.name))
-            .cure("Evaluate texts and rows by a command of their own."));
+            .cure("Evaluate texts and training rows in a separate command."));
     }
     check_written(task)?;
     let own;
@@ -61,7 +62,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// An error where something that is to be written cannot stand in an example, or behind one.
+/// Returns an error if a question whose answer is written cannot serve as an example or have examples before it.
 fn check_written(task: &Task) -> Result<()> {
     if task.kind != TaskKind::Written {
         return Ok(());
@@ -86,7 +87,7 @@ fn check_written(task: &Task) -> Result<()> {
 
 fn answered(kind: TaskKind, example: &Item) -> Shot {
     let request = &example.requests[example.answer];
-    // A last word has a space of its own in the harness.
+    // In the harness, the last word of a passage has its own space.
     let answer = if kind == TaskKind::LastWord { &request.continuation } else { request.choice() };
     let between = match kind {
         TaskKind::Choice | TaskKind::Partial => request.continuation.strip_suffix(answer).unwrap_or_default(),
@@ -95,7 +96,7 @@ fn answered(kind: TaskKind, example: &Item) -> Shot {
     Shot { question: request.context.clone(), between: between.to_owned(), answer: answer.to_owned() }
 }
 
-/// Fisher and Yates; each subject has an order of its own.
+/// A Fisher-Yates shuffle; each subject has its own order.
 fn shuffle(examples: &mut [&Item], seed: u64, subject: &str) {
     let mut random = SplitMix(seed ^ own_seed(subject));
     for idx in (1..examples.len()).rev() {
@@ -122,7 +123,7 @@ mod tests {
         for (i, item) in with.items.iter().enumerate() {
             let examples: Vec<String> = item.examples.iter().map(|shot| format!("{} {}", shot.question, shot.answer)).collect();
             assert_eq!(examples.len(), 5);
-            // Six items a subject, so that five examples are all the others.
+            // Six items per subject, so that five examples are all the others.
             let mut expected: Vec<String> = (0..12)
                 .filter(|&other| other != i && other % 2 == i % 2)
                 .map(|other| format!("Q{other} {}{other}", ["a", "b"][other % 2]))
@@ -151,7 +152,7 @@ mod tests {
         let mut distinct = first.clone();
         distinct.sort_unstable();
         distinct.dedup();
-        // Two subjects, and each of their three examples has a stand-in of its own.
+        // Two subjects, each with a common set of three examples and three sets in which one of these is replaced.
         assert_eq!(distinct.len(), 8);
     }
 
@@ -160,7 +161,7 @@ mod tests {
         let mut task = task(4);
         task.examples = Examples::First(super::tests::task(8).items);
         apply(&mut task, 2, 9).unwrap();
-        // Q0 is no example of itself.
+        // Q0 is not an example for itself.
         let shot = |question: &str, answer: &str| Shot { question: question.into(), between: " ".into(), answer: answer.into() };
         assert_eq!(task.items[0].examples, [shot("Q2", "a2"), shot("Q4", "a4")]);
         assert_eq!(task.items[1].examples, [shot("Q3", "b3"), shot("Q5", "b5")]);

@@ -1,19 +1,21 @@
-//! The sample files of lm-evaluation-harness (`--log_samples`) as one side of a comparison, so that nobody has to evaluate again.
+//! Reads the sample files of lm-evaluation-harness (`--log_samples`) as one side of a comparison, so that nothing must be
+//! evaluated again.
 //!
-//! Written by `lm_eval/loggers/evaluation_tracker.py` (`save_results_samples`): `samples_TASK_TIME.jsonl`, one object per item and
-//! filter. A row says itself what came out of it, and nothing is derived again:
+//! `lm_eval/loggers/evaluation_tracker.py` (`save_results_samples`) writes `samples_TASK_TIME.jsonl`, with one object per item
+//! and filter. Each row contains its own metrics, and nothing is recomputed:
 //!
 //! ```text
 //! "filter": "strict-match", "metrics": ["exact_match"], "exact_match": 1.0     -> `exact_match,strict-match`, here 1
 //! "acc": 1.0 | true                                                            a share or a mean
 //! "perplexity": -3.5                                                           a log-likelihood: exp of minus the mean
-//! "word_perplexity": [-120.5, 17], "bits_per_byte": [-120.5, 90]               its sum over that of the second number
+//! "word_perplexity": [-120.5, 17], "bits_per_byte": [-120.5, 90]               the sum of the first over the sum of the second number
 //! "inst_level_strict_acc": [true, false]                                       IFEval: the share over all of them
 //! "doc_hash", "prompt_hash"                                                    whether both sides were asked the same
 //! ```
 //!
-//! A file that has none of this is named and left out; the others are compared. Which tasks form a group, such as `mmlu`, is said by the
-//! `results_TIME.json` beside them (`group_subtasks`), or by documents that name their subject as the task's name ends.
+//! A file without any of these is reported and skipped; the others are compared. The tasks of a group, such as `mmlu`, are listed
+//! in the `results_TIME.json` beside the samples (`group_subtasks`), or follow from documents whose subject matches the end of
+//! the task's name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -27,12 +29,12 @@ use crate::error::{Error, Result};
 use crate::files::file_name;
 use crate::stats::{Link, Term};
 
-/// Is this a sample file, or a folder that holds some?
+/// Is this a sample file, or a folder with sample files?
 pub fn is_harness(path: &Path) -> bool {
     !sample_files(path).is_empty()
 }
 
-/// Reads the sample files at `path`. Of several files of one task, the one with the latest time counts.
+/// Reads the sample files at `path`. If a task has several files, the one with the latest time counts.
 pub fn read_side(path: &Path) -> Result<Side> {
     let (mut tasks, mut skipped) = (BTreeMap::new(), Vec::new());
     let mut latest = BTreeMap::new();
@@ -45,7 +47,8 @@ pub fn read_side(path: &Path) -> Result<Side> {
             Ok(Read { task, group, left_out }) => {
                 if !left_out.is_empty() {
                     let names = left_out.into_iter().collect::<Vec<_>>().join(", ");
-                    skipped.push(format!("{}: {names} (no number of each row); its other metrics are compared", file.display()));
+                    skipped
+                        .push(format!("{}: {names} (not a number for each row); its other metrics are compared", file.display()));
                 }
                 groups.entry(group.unwrap_or_default()).or_default().push(name.clone());
                 tasks.insert(name, task);
@@ -65,7 +68,7 @@ pub fn read_side(path: &Path) -> Result<Side> {
     Ok(Side { name: path.display().to_string(), model_reference: None, engine: None, tasks, groups, skipped })
 }
 
-/// `group_subtasks` of the newest results beside the samples: of each group all its tasks, those of groups within it, too.
+/// `group_subtasks` of the newest results beside the samples: all tasks of each group, including those of nested groups.
 fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
     let folder = sample_files(path).first().and_then(|file| file.parent()).map(Path::to_owned).unwrap_or_default();
     let entries = std::fs::read_dir(folder).into_iter().flatten();
@@ -74,7 +77,7 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
         name.starts_with("results") && name.ends_with(".json")
     };
     let newest = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_results).max();
-    // Python writes NaN where there is no standard error.
+    // Python writes NaN if there is no standard error.
     let read = |path: PathBuf| -> Option<Value> { dataset::embedded_json(&std::fs::read_to_string(path).ok()?) };
     let Some(results) = newest.and_then(read) else { return BTreeMap::new() };
     let Some(subtasks) = results.get("group_subtasks").and_then(Value::as_object) else { return BTreeMap::new() };
@@ -90,7 +93,8 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
     subtasks.keys().map(all).collect()
 }
 
-/// The sample files in the order of their times. `--output_path` names a folder in which the harness makes one for each model.
+/// The sample files in the order of their times. `--output_path` names a folder in which the harness creates one folder per
+/// model.
 fn sample_files(path: &Path) -> Vec<PathBuf> {
     let is_samples = |path: &Path| {
         let name = file_name(path);
@@ -105,7 +109,7 @@ fn sample_files(path: &Path) -> Vec<PathBuf> {
     };
     let mut files: Vec<PathBuf> = entries(path).into_iter().filter(|path| is_samples(path)).collect();
     if files.is_empty() {
-        // One level down, if that is one model's folder: two models' files would be taken for one's.
+        // One level down, but only if there is a single model's folder: the files of two models would otherwise be mixed.
         let mut folders: Vec<Vec<PathBuf>> = entries(path)
             .into_iter()
             .filter(|path| path.is_dir())
@@ -120,7 +124,7 @@ fn sample_files(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// `arc_easy` of `samples_arc_easy_2026-01-02T03-04-05.678901.jsonl`.
+/// `arc_easy` for `samples_arc_easy_2026-01-02T03-04-05.678901.jsonl`.
 fn task_name(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = stem.strip_prefix("samples_").unwrap_or(&stem);
@@ -132,12 +136,12 @@ fn task_name(path: &Path) -> String {
     }
 }
 
-/// What a file holds.
+/// The contents of a file.
 struct Read {
     task: TaskSamples,
-    /// The group to which its documents say that it belongs.
+    /// The group that its documents name.
     group: Option<String>,
-    /// Metrics that the rows name and that are not a number of each of them, such as the pairs of which F1 is made.
+    /// Metrics in the rows that do not have a number for each item, such as the pairs from which F1 is computed.
     left_out: BTreeSet<String>,
 }
 
@@ -170,13 +174,13 @@ fn read_task(path: &Path) -> Result<Read> {
             let name = filter.map_or(name.clone(), |filter| format!("{name},{filter}"));
             let (known, terms) = found.entry(name.clone()).or_insert_with(|| (meaning, HashMap::new()));
             if *known != meaning || terms.insert(item, term).is_some() {
-                return Err(wrong(format!("item {id} has `{name}` twice, or in another form than the items above")));
+                return Err(wrong(format!("item {id} has `{name}` twice, or in a different form than the items above")));
             }
         }
     }
     let own: Vec<Metric> = found
         .into_iter()
-        // A metric that some items lack would be a mean over other items than the rest.
+        // A metric that some items lack would be a mean over different items from the others.
         .filter(|(_, (_, terms))| terms.len() == ids.len())
         .map(|(name, (meaning, mut terms))| {
             let terms: Vec<Term> = (0..ids.len()).filter_map(|item| terms.remove(&item)).collect();
@@ -192,9 +196,9 @@ fn read_task(path: &Path) -> Result<Read> {
         } else {
             format!("; found {}", named.into_iter().collect::<Vec<_>>().join(", "))
         };
-        return Err(Error::new(format!("no metric is a number of each row (expected `metrics` and their values){names}")));
+        return Err(Error::new(format!("no metric is a number for each row (expected `metrics` and their values){names}")));
     }
-    // The items' own ids pair with our evaluations of the same file, where every item has one of its own.
+    // The items' own ids match those of our evaluations of the same file, provided that every item has a unique one.
     if own_ids.iter().collect::<BTreeSet<_>>().len() == ids.len() {
         ids = own_ids;
     }
@@ -217,17 +221,17 @@ fn text(row: &Map<String, Value>, key: &str) -> Option<String> {
     row.get(key).and_then(Value::as_str).map(str::to_owned)
 }
 
-/// How the values of a metric become one number.
+/// How the values of a metric are combined.
 #[derive(Clone, Copy, PartialEq)]
 enum Meaning {
     Mean,
-    /// exp of minus the mean of log-likelihoods.
+    /// exp of minus the mean log-likelihood.
     Perplexity,
-    /// exp of minus log-likelihoods over words or bytes.
+    /// exp of minus the sum of log-likelihoods per word or byte.
     Weighted,
-    /// Minus log-likelihoods in bits over bytes.
+    /// Minus the sum of log-likelihoods in bits per byte.
     Bits,
-    /// The share over the elements of lists.
+    /// The share over all elements of the lists.
     Elements,
 }
 
@@ -240,12 +244,12 @@ impl Meaning {
     }
 }
 
-/// The names of the row's metrics, where it tells.
+/// The names of the row's metrics, if it lists them.
 fn names_of(row: &Map<String, Value>) -> impl Iterator<Item = &str> {
     row.get("metrics").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The metrics that the row names, or where it names none (before version 0.4.4), the numbers that are no part of every row.
+/// The metrics that the row names; if it names none (before version 0.4.4), all numbers that are not standard fields.
 fn metrics_of(row: &Map<String, Value>) -> Vec<(String, Meaning, Term)> {
     const PARTS: [&str; 13] = [
         "doc_id",
@@ -286,7 +290,7 @@ fn metrics_of(row: &Map<String, Value>) -> Vec<(String, Meaning, Term)> {
     names.into_iter().filter_map(value).collect()
 }
 
-/// As the harness says of its own metrics (`higher_is_better=False`).
+/// The harness declares these metrics with `higher_is_better=False`.
 fn is_lower_better(name: &str) -> bool {
     let name = name.split(',').next().unwrap_or(name);
     [
@@ -357,7 +361,7 @@ mod tests {
         // numpy.std([0, -1, 0, -1], ddof=1) / 2
         assert!((strict.difference.stderr.unwrap() - 1f64 / 12f64.sqrt()).abs() < 1e-12);
         assert_eq!(found.tasks["gen"].metrics["exact_match,flexible"].difference.value, -1.0);
-        // An accuracy is read in per cent, BLEU on its own scale of 100 is not.
+        // An accuracy is shown in per cent, BLEU, with its own scale up to 100, is not.
         let bleu = [row(0, "none", "bleu_max", 12.5.into()), row(1, "none", "bleu_max", 0.5.into())];
         let bleu = folder(&[("samples_b.jsonl", &bleu)]);
         let bleu = compare(&read_side(bleu.path()).unwrap(), &read_side(bleu.path()).unwrap()).unwrap();
@@ -402,11 +406,11 @@ mod tests {
         close(mmlu.by_items.difference.value, 2.0 / 12.0);
         close(mmlu.mean_over_tasks.before, 2.0 / 3.0);
         close(mmlu.mean_over_tasks.difference.value, 0.0);
-        // The group counts as one task beside the other.
+        // The group counts as one task, like the other task.
         let average = found.macro_average.unwrap();
         assert_eq!(average.tasks, ["mmlu", "other"]);
         close(average.difference.value, 1.0 / 12.0);
-        // The results name the groups, too, and groups within them.
+        // The results file also names groups, including nested ones.
         let results = r#"{"results": {"mmlu": {"acc_stderr,none": NaN}}, "group_subtasks": {"mmlu": ["mmlu_law", "mmlu_stem"], "mmlu_stem": ["mmlu_virology", "mmlu_logic"], "other": []}}"#;
         let found = compare(&side([2, 2, 3], Some(results)), &side([1, 2, 6], Some(results))).unwrap();
         assert_eq!(found.groups.keys().collect::<Vec<_>>(), ["mmlu", "mmlu_stem"]);

@@ -1,32 +1,34 @@
-//! Log-likelihoods -> metrics, as sums over items.
+//! Computes metrics from log-likelihoods and verdicts, as sums over items.
 //!
-//! The metrics are lm-evaluation-harness's (`lm_eval/api/task.py`, `ConfigurableTask.process_results`): `acc` takes the choice with the
-//! highest log-likelihood, `acc_norm` the highest per character of the choice, `acc_bytes` per UTF-8 byte; ties go to the first.
-//! Written answers bring their verdicts along (`written/`); of several to one question the share that is right counts, and beside it
-//! `pass@k`, the chance that one of k is right: 1 - C(n-c, k) / C(n, k) with c of n right, which is unbiased (arXiv 2107.03374, section 2.1).
-//! Perplexities are per item (LAMBADA), per word (`re.split(r"\s+", text)`) or per byte of the text.
+//! The metrics are those of lm-evaluation-harness (`lm_eval/api/task.py`, `ConfigurableTask.process_results`): `acc` takes the
+//! choice with the highest log-likelihood, `acc_norm` the highest per character of the choice, `acc_bytes` per UTF-8 byte; ties
+//! go to the first. Written answers come with their verdicts (`written/`); if a question has several, the share of right ones
+//! counts, and in addition `pass@k`, the probability that at least one of k is right: 1 - C(n-c, k) / C(n, k) with c of n right,
+//! which is unbiased (arXiv 2107.03374, section 2.1). Perplexities are per item (LAMBADA), per word (`re.split(r"\s+", text)`) or
+//! per byte of the text.
 
 use super::tasks::TaskKind;
 use super::written::Verdict;
 use crate::engine::generate::Ended;
 use crate::stats::{Link, Term};
 
-/// What the model said about one item, or about one window of a text.
+/// The model's results on one item, or on one window of a text.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     /// The item's id, unique in its task.
     pub id: String,
     /// The part of the task that the item belongs to.
     pub subject: Option<String>,
-    /// What the item was drawn together with.
+    /// The group of items that were drawn together.
     pub group: Option<String>,
     /// The index of the right choice.
     pub answer: u32,
-    /// Empty where the model writes.
+    /// The results for each choice; empty if the model writes its answers.
     pub choices: Vec<ChoiceScore>,
-    /// SHA-256 of the text before the answer, of the first one where the choices are contexts: the harness's `prompt_hash`. `None` for a text.
+    /// SHA-256 of the text before the answer, or of the first one if the choices are contexts: the harness's `prompt_hash`.
+    /// `None` for a text.
     pub prompt_sha256: Option<String>,
-    /// The answers that the model wrote, one after the other.
+    /// The answers that the model wrote, in order.
     pub draws: Vec<Draw>,
 }
 
@@ -35,33 +37,33 @@ pub struct Sample {
 pub struct Draw {
     /// The text that was judged.
     pub text: String,
-    /// All that were drawn, the end token included.
+    /// The number of generated tokens, including the end token.
     pub tokens: u32,
-    /// Why the answer ends.
+    /// Why the answer ended.
     pub ended: Ended,
-    /// What the answer came to, by each metric of the task.
+    /// The verdicts on the answer, one for each metric of the task.
     pub verdicts: Vec<Verdict>,
 }
 
-/// What the model said about one choice of an item.
+/// The model's results for one choice of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ChoiceScore {
     /// ln P(continuation | context)
     pub logprob: f64,
-    /// Is every token of the continuation the model's first choice?
+    /// Is every token of the continuation the model's most probable one?
     pub greedy: bool,
-    /// Its tokens.
+    /// The number of tokens of the continuation.
     pub tokens: u32,
-    /// Characters of the choice, without the space before it.
+    /// The number of characters of the choice, without the space before it.
     pub chars: u32,
-    /// Bytes of the choice in UTF-8.
+    /// The number of bytes of the choice in UTF-8.
     pub bytes: u32,
-    /// Words of the choice, cut at white space.
+    /// The number of words of the choice, separated by white space.
     pub words: u32,
 }
 
 impl ChoiceScore {
-    /// Goes on with what follows.
+    /// Adds the results of the continuation that follows.
     pub(super) fn join(&mut self, next: &ChoiceScore) {
         let ChoiceScore { logprob, greedy, tokens, chars, bytes, words } = *next;
         self.logprob += logprob;
@@ -73,22 +75,22 @@ impl ChoiceScore {
     }
 }
 
-/// A metric of a task, item by item.
+/// A metric of a task with its value for each item.
 #[derive(Clone)]
 pub struct Metric {
-    /// Its name in files.
+    /// The name in files.
     pub name: String,
-    /// How the ratio of sums becomes the metric.
+    /// The function that turns the ratio of sums into the metric.
     pub link: Link,
-    /// Is less better, as of a perplexity?
+    /// Is a lower value better, as for a perplexity?
     pub lower_is_better: bool,
-    /// Is it an accuracy, between 0 and 1, which people read in per cent? A mean on another scale, such as BLEU, is not.
+    /// Is it an accuracy between 0 and 1, which is shown in per cent? A mean on another scale, such as BLEU, is not.
     pub is_share: bool,
-    /// What each item adds, in the order of the items.
+    /// The contribution of each item, in the order of the items.
     pub terms: Vec<Term>,
 }
 
-/// All metrics of a kind of task; the first is the most telling one, unless [`primary`] says otherwise.
+/// All metrics for a kind of task; the first is the primary one, unless [`primary`] says otherwise.
 pub fn metrics(kind: TaskKind, samples: &[Sample]) -> Vec<Metric> {
     let share = |name: &str, right: &dyn Fn(&Sample) -> bool| Metric {
         name: name.to_owned(),
@@ -97,7 +99,7 @@ pub fn metrics(kind: TaskKind, samples: &[Sample]) -> Vec<Metric> {
         is_share: true,
         terms: samples.iter().map(|sample| Term { numerator: f64::from(u8::from(right(sample))), denominator: 1.0 }).collect(),
     };
-    // Nats, or bits where `unit` is ln 2, over what `denominator` counts.
+    // The loss in nats, or in bits if `unit` is ln 2, divided by `denominator`.
     let loss = |name: &str, link, unit: f64, denominator: &dyn Fn(&ChoiceScore) -> f64| Metric {
         name: name.to_owned(),
         link,
@@ -153,7 +155,7 @@ fn written(samples: &[Sample]) -> Vec<Metric> {
             let ([right, of], n) = (counts(sample), sample.draws.len() as f64);
             Term { numerator: f64::from(right) / n, denominator: f64::from(of) / n }
         }));
-        // What counts several things in an answer is not right or wrong as a whole.
+        // Where a metric counts several things per answer, the answer as a whole is neither right nor wrong.
         let is_of_answers = samples.iter().all(|sample| counts(sample)[1] as usize == sample.draws.len());
         for k in powers_of_two_to(if is_of_answers { n } else { 0 }) {
             let name = format!("pass@{k}({metric})");
@@ -166,21 +168,20 @@ fn written(samples: &[Sample]) -> Vec<Metric> {
     metrics
 }
 
-/// 2, 4, 8, .. and the number itself.
+/// 2, 4, 8, .. below `n`, and `n` itself.
 fn powers_of_two_to(n: u32) -> impl Iterator<Item = u32> {
     let powers = (1..32).map(|exponent| 1u32 << exponent).take_while(move |k| *k < n);
     powers.chain((n > 1).then_some(n))
 }
 
-/// The chance that one of `k` answers is right, with `c` of `n` right: see the top of the file.
+/// The probability that at least one of `k` answers is right if `c` of `n` are: see the head of this module.
 fn pass_at(k: u32, c: u32, n: u32) -> f64 {
     // C(n-c, k) / C(n, k) is the product of (1 - k / i) over i in n-c+1 ..= n.
     if n - c < k { 1.0 } else { 1.0 - ((n - c + 1)..=n).map(|i| 1.0 - f64::from(k) / f64::from(i)).product::<f64>() }
 }
 
-/// The metric that is usually quoted, and that the macro average takes: where the answers of a benchmark differ much in length,
-/// the one per character.
-/// `None` where the task says it itself ([`Spec::primary`](super::written::Spec)).
+/// The primary metric, which is usually quoted and enters the macro average: the one per character for benchmarks whose answers
+/// differ much in length. `None` if the task itself names it ([`Spec::primary`](super::written::Spec)).
 pub fn primary(kind: TaskKind, task: &str) -> Option<&'static str> {
     Some(match kind {
         TaskKind::Written => return None,
@@ -198,7 +199,7 @@ impl Sample {
         self.picked(length) == self.answer as usize
     }
 
-    /// The choice with the highest log-likelihood per `length`, the first among equals.
+    /// The choice with the highest log-likelihood per `length`; ties go to the first.
     pub fn picked(&self, length: impl Fn(&ChoiceScore) -> f64) -> usize {
         let mut best = (0, f64::NEG_INFINITY);
         for (idx, score) in self.choices.iter().enumerate() {
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn choices_by_sum_by_character_and_by_byte() {
-        // Sums prefer choice 0; per character -2 against -1; per byte -2 against -3.
+        // Choice 0 wins by sum; -2 against -1 per character; -2 against -3 per byte.
         let by_all = sample(0, &[(-4.0, 2, 2), (-9.0, 9, 3)]);
         // A tie goes to the first.
         let tie = sample(1, &[(-3.0, 1, 1), (-3.0, 1, 1)]);
@@ -270,7 +271,7 @@ mod tests {
     fn one_answer_is_right_or_wrong_and_of_several_one_in_k_is() {
         let single = [answered(&[true], [1, 2]), answered(&[false], [0, 3])];
         check(values(TaskKind::Written, &single), &[("m", 0.5), ("parts", 0.2)]);
-        // 1 of 3 right: of the three pairs two hold it. 0 of 3: none.
+        // 1 of 3 right: two of the three pairs contain it. 0 of 3 right: none do.
         let several = [answered(&[false, true, false], [1, 1]), answered(&[false; 3], [1, 1])];
         check(
             values(TaskKind::Written, &several),
@@ -285,13 +286,14 @@ mod tests {
         );
     }
 
-    /// The interval counts both: 40 questions of very different difficulty, 4 answers to each.
+    /// The interval covers both sources of variance: 40 questions of very different difficulty, with 4 answers each.
     #[test]
     fn intervals_of_several_answers_cover_the_truth() {
         use crate::random::unit;
         use crate::stats::{Design, estimate};
         let (n_experiments, n_items, n_draws) = (400u64, 40u64, 4u64);
-        // Questions are right with a chance of u^3: most are hard. Over u in 0..1 the mean is 1/4, and that of one in two right 2/4 - 1/7.
+        // A question is answered correctly with probability u^3: most are hard. Over u in 0..1 its mean is 1/4, and that of at
+        // least one right in two 2/4 - 1/7.
         let truths = [("m", 0.25), ("pass@2(m)", 0.5 - 1.0 / 7.0), ("pass@4(m)", 1.0 - four_wrong())];
         let (mut covered, mut covered_by_answers) = ([0.0; 3], 0.0);
         for experiment in 0..n_experiments {
@@ -309,7 +311,7 @@ mod tests {
                 let [low, high] = estimate(&metric.terms, &Design::ALONE, metric.link).ci95.unwrap();
                 covered[idx] += f64::from(u8::from((low..=high).contains(&truths[idx].1))) / n_experiments as f64;
             }
-            // Every answer on its own, as if 160 questions had been asked.
+            // Each answer as an independent item, as if 160 questions had been asked.
             let answers: Vec<Term> = samples
                 .iter()
                 .flat_map(|sample| &sample.draws)
@@ -319,7 +321,7 @@ mod tests {
             covered_by_answers += f64::from(u8::from((low..=high).contains(&truths[0].1))) / n_experiments as f64;
         }
         println!("covered {covered:?}; by answers alone {covered_by_answers}");
-        // A percentile bootstrap of 40 falls short of 95 % by a little.
+        // A percentile bootstrap over 40 items covers slightly less than 95 %.
         assert!(covered.iter().all(|covered| (0.90..=0.98).contains(covered)), "{covered:?}");
         assert!(covered_by_answers < 0.85, "{covered_by_answers}");
     }
@@ -334,7 +336,7 @@ mod tests {
         let n = 7u32;
         for c in 0..=n {
             for k in 1..=n {
-                // All subsets of k answers, and those with one of the first c.
+                // All subsets of k answers, and those that contain one of the first c.
                 let subsets: Vec<u32> = (0u32..1 << n).filter(|set| set.count_ones() == k).collect();
                 let right = subsets.iter().filter(|&set| set & ((1 << c) - 1) != 0).count();
                 let expected = right as f64 / subsets.len() as f64;

@@ -1,4 +1,4 @@
-//! What the user writes after `--tasks` -> tasks.
+//! Loads the tasks that the user names after `--tasks`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::{benchmarks, rows};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
-/// The tasks that the user named: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
+/// Loads the named tasks: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
 pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
     let mut tasks: Vec<Task> = Vec::new();
     for name in names {
@@ -33,36 +33,35 @@ pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
     Ok(tasks)
 }
 
-/// Examples for the one task: the first rows of a file in the form of the task's own, published or uniform.
+/// Gives the only task its examples: the first rows of a file in the task's own format, published or uniform.
 pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
     let [task] = tasks else {
-        return Err(Error::usage(format!("--fewshot-from has the examples of one task, but there are {}", tasks.len()))
-            .cure("Evaluate that task by a command of its own."));
+        return Err(Error::usage(format!("--fewshot-from provides examples for one task, but there are {}", tasks.len()))
+            .cure("Evaluate that task in a separate command."));
     };
     let from = match benchmarks::find(&task.name) {
         Some(benchmark) => benchmarks::load(benchmark, Some(path), &|_, _, _| ())?,
         None => read(path)?,
     };
     if from.kind != task.kind {
-        return Err(Error::usage(format!("the examples of --fewshot-from are of another kind than `{}`", task.name))
+        return Err(Error::usage(format!("the examples of --fewshot-from are of a different kind than `{}`", task.name))
             .at(path)
-            .cure("Name a file whose rows have the keys that those of the task have."));
+            .cure("Name a file whose rows have the same keys as those of the task."));
     }
     task.examples = Examples::File(from.items, from.sha256);
     Ok(())
 }
 
-/// Questions, a text, or rows to learn from.
+/// Reads questions, a text, or training rows.
 fn read_file(path: &Path) -> Result<Task> {
     if rows::holds_rows(path) { rows::read(path) } else { read(path) }
 }
 
 fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
     let unknown = || {
-        Error::usage(format!("there is no task and no file called `{pattern}`")).cure(format!(
+        Error::usage(format!("there is no task or file called `{pattern}`")).cure(format!(
             "--tasks takes `{PROBE}` (questions that ship with the program), benchmarks by name (`--tasks list` shows them), and files: \
-             .uniform.jsonl, .jsonl with `context` and `continuation`, with `prompt` and `answer`, or with `text`, .txt, rows to \
-             learn from."
+             .uniform.jsonl, .jsonl with `context` and `continuation`, with `prompt` and `answer`, or with `text`, .txt, training rows."
         ))
     };
     let paths = glob::glob(pattern).map_err(|cause| unknown().caused_by(cause))?;

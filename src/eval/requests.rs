@@ -1,9 +1,9 @@
-//! Requests -> token sequences, cut where lm-evaluation-harness cuts.
+//! Converts requests to token sequences, split as in lm-evaluation-harness.
 //!
-//! `lm_eval/api/model.py` (`TemplateLM._encode_pair`): spaces at the end of the context go over to the continuation; the two are
-//! tokenised together and cut at the length of the context's own encoding. `lm_eval/utils.py` (`get_rolling_token_windows`,
-//! `make_disjoint_window`): a text is scored in windows that predict every token once. `lm_eval/models/huggingface.py` (`tok_encode`,
-//! `tok_batch_encode`): a prompt to be answered loses its beginning where it leaves no room for the answer.
+//! `lm_eval/api/model.py` (`TemplateLM._encode_pair`): spaces at the end of the context move to the continuation; both are
+//! tokenised together and split at the length of the context's own encoding. `lm_eval/utils.py` (`get_rolling_token_windows`,
+//! `make_disjoint_window`): a text is scored in windows that predict every token once. `lm_eval/models/huggingface.py`
+//! (`tok_encode`, `tok_batch_encode`): a prompt is truncated at its beginning if it leaves no room for the answer.
 
 use std::ops::Range;
 
@@ -15,13 +15,13 @@ use crate::tokens::{Sequence, Span, Token, Tokenizer};
 pub struct Encoded {
     /// The token ids, context first.
     pub ids: Vec<u32>,
-    /// How many of the last tokens are the continuation's.
+    /// How many of the last tokens belong to the continuation.
     pub n_targets: usize,
-    /// The beginning of the context was cut off.
+    /// Was the beginning of the context cut off?
     pub truncated: bool,
 }
 
-/// `context` and `continuation` as the model sees them; at most `max_len` tokens go into it, the last ones.
+/// Encodes `context` and `continuation` as the model sees them, keeping at most the last `max_len` input tokens.
 pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len: usize) -> Result<Encoded> {
     let kept = context.trim_end_matches(is_python_space);
     let continuation = format!("{}{continuation}", &context[kept.len()..]);
@@ -43,21 +43,21 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
     }
     if n_targets == 0 {
         return Err(Error::new(format!(
-            "the continuation {continuation:?} has no token of its own: it melts into the last token of the context"
+            "the tokenizer merges the continuation {continuation:?} into the last token of the context, so it cannot be scored on its own"
         ))
-        .cure("Begin it where a word begins, with the space before it."));
+        .cure("Begin it at the start of a word, including the space before it."));
     }
     if n_targets > max_len {
         return Err(Error::new(format!("the continuation has {n_targets} tokens, more than --max-len {max_len}"))
-            .cure("Give a larger --max-len."));
+            .cure("Use a larger --max-len."));
     }
-    // The last token is predicted only, and never goes into the model.
+    // The last token is only predicted and never enters the model.
     let surplus = ids.len().saturating_sub(max_len + 1);
     ids.drain(..surplus);
     Ok(Encoded { ids, n_targets, truncated: surplus > 0 })
 }
 
-/// A prompt that is to be answered, of at most `most` tokens, the last ones; `true` where its beginning was cut off.
+/// Encodes a prompt, keeping at most its last `most` tokens; `true` if its beginning was cut off.
 pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Result<(Vec<u32>, bool)> {
     let mut ids: Vec<u32> = leading(tokenizer, context, tokenizer.bos()).to_vec();
     ids.extend(ids_of(&tokenizer.encode(context)?));
@@ -65,30 +65,30 @@ pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Resul
     ids.drain(..surplus);
     match ids.is_empty() {
         true => {
-            Err(Error::new("the prompt has no token").cure("Give it a text; this model's tokenizer puts no token before one."))
+            Err(Error::new("the prompt has no token").cure("Give it some text; this model's tokenizer adds no beginning token."))
         }
         false => Ok((ids, surplus > 0)),
     }
 }
 
-/// The tokens that the tokenizer puts before a text. Not where the text begins with the string of `prefix` (`has_bos_prefix` in the harness), as
-/// many chat templates let it: it would be there twice.
+/// The tokens that the tokenizer puts before a text. Empty if the text already begins with the string of `prefix`, as it does
+/// with many chat templates (`has_bos_prefix` in the harness), since the token would otherwise appear twice.
 fn leading<'a>(tokenizer: &'a Tokenizer, text: &str, prefix: Option<u32>) -> &'a [u32] {
     let prefix = prefix.map(|prefix| tokenizer.text(prefix)).filter(|prefix| !prefix.is_empty());
     let has_one = prefix.is_some_and(|prefix| text.starts_with(&prefix));
     if has_one { &[] } else { tokenizer.leading() }
 }
 
-/// A text cut into windows that predict each of its tokens once: the first after the prefix token, every other one with as many
-/// tokens before it as fit into `max_len` with those it predicts. The ranges are bytes of the text.
+/// Cuts a text into windows that predict each of its tokens once: the first window starts with the prefix token, every other one
+/// with as many preceding tokens as fit into `max_len` together with those it predicts. The ranges are bytes of the text.
 ///
-/// Where a tokenizer puts a beginning token before every text, the harness (0.4.13) has it behind the prefix token, too, and counts it as predicted;
-/// here it stands once, as the prefix token.
+/// If a tokenizer puts a beginning token before every text, the harness (0.4.13) has it after the prefix token, too, and counts
+/// it as predicted; here it appears once, as the prefix token.
 pub fn windows(tokenizer: &Tokenizer, text: &str, max_len: usize) -> Result<Vec<(Encoded, Range<usize>)>> {
     Ok(windows_behind(prefix_token(tokenizer)?, &tokenizer.encode(text)?, max_len))
 }
 
-/// As [`windows`], where a tokenizer that has no prefix token has the first token of the text in its place, which nothing predicts.
+/// Like [`windows`], but if the tokenizer has no prefix token, the first token of the text takes its place, and is not predicted.
 pub(super) fn windows_of_any(tokenizer: &Tokenizer, text: &str, max_len: usize) -> Result<Vec<(Encoded, Range<usize>)>> {
     let tokens = tokenizer.encode(text)?;
     Ok(match (tokenizer.bos().or(tokenizer.eos()), tokens.split_first()) {
@@ -104,7 +104,7 @@ fn windows_behind(prefix: u32, tokens: &[Token], max_len: usize) -> Vec<(Encoded
     let starts = (0..tokens.len()).step_by(max_len);
     let window = |start: usize| {
         let end = (start + max_len).min(tokens.len());
-        // `all` is one ahead of `tokens`: the token before the window is `all[start]`.
+        // `all` has the prefix token in front, so that the token before the window is `all[start]`.
         let ids = all[(end + 1).saturating_sub(max_len + 1)..=end].to_vec();
         let encoded = Encoded { ids, n_targets: end - start, truncated: false };
         (encoded, tokens[start].begin..tokens[end - 1].end)
@@ -112,11 +112,11 @@ fn windows_behind(prefix: u32, tokens: &[Token], max_len: usize) -> Vec<(Encoded
     starts.map(window).collect()
 }
 
-/// Stands for the empty context, as in the harness: the beginning token, or else the end token.
+/// The token that represents the empty context, as in the harness: the beginning token, or else the end token.
 fn prefix_token(tokenizer: &Tokenizer) -> Result<u32> {
     let prefix = tokenizer.bos().or(tokenizer.eos());
     prefix.ok_or_else(|| {
-        Error::new("an empty context stands for the beginning or end token, but the tokenizer names neither")
+        Error::new("an empty context means the beginning or end token, but the tokenizer names neither")
             .cure("Set bos_token or eos_token in tokenizer_config.json.")
     })
 }
@@ -125,13 +125,13 @@ fn ids_of(tokens: &[Token]) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
-/// What `str.rstrip` of Python takes away: Unicode's white space, and four separators that Rust does not count.
+/// White space as Python's `str.rstrip` defines it: Unicode's white space, and four separators that Rust does not include.
 pub(super) fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 impl Encoded {
-    /// As a sequence that the engine scores: the continuation's tokens are the targets, and `row` its number.
+    /// A sequence for the engine: the continuation's tokens are the targets, and `row` is its number.
     pub fn sequence(self, row: u32) -> Sequence {
         let n = self.ids.len();
         let supervised = (0..n).map(|t| t >= n - self.n_targets).collect();
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::tokens::GgufVocabulary;
 
-    /// Six letters, `" t"`, `"th"` and a beginning token with id 0.
+    /// A tokenizer with six letters, `" t"`, `"th"` and a beginning token with id 0.
     fn tokenizer() -> Tokenizer {
         let tokens = ["<s>", "a", "b", "t", "h", "Ġ", "Ċ", "Ġt", "th"].map(str::to_owned).to_vec();
         let mut token_types = vec![1; tokens.len()];
@@ -169,15 +169,15 @@ mod tests {
             assert_eq!(encoded, Encoded { ids: ids.to_vec(), n_targets, truncated });
         };
         check("ab", " t", 9, &[1, 2, 7], 1, false);
-        // Spaces at the end of the context belong to the continuation: " " + " t".
+        // Spaces at the end of the context move to the continuation: " " + " t".
         check("ab ", " t", 9, &[1, 2, 5, 7], 2, false);
-        // A merge over the boundary: "t" + "h" is one token, so that nothing is left for the continuation.
+        // A merge across the boundary: "t" + "h" is one token, so that nothing remains for the continuation.
         assert!(encode(&tokenizer, "t", "h", 9).unwrap_err().to_string().contains("melts"));
-        // .. and with more behind it, the context keeps its own encoding and the continuation starts after as many tokens.
+        // With more text after it, the context keeps its own encoding, and the continuation starts after as many tokens.
         check("t", "ha", 9, &[3, 1], 1, false);
         check("", " a", 9, &[0, 5, 1], 2, false);
         check(" \n", " a", 9, &[0, 5, 6, 5, 1], 4, false);
-        // One more token than the model takes is the last target.
+        // One token beyond the model's limit is the last target.
         check("abab", " a", 3, &[1, 2, 5, 1], 2, true);
         assert!(encode(&tokenizer, "a", "bbbb", 3).unwrap_err().to_string().contains("--max-len 3"));
     }
@@ -196,7 +196,7 @@ mod tests {
         let tokenizer = Tokenizer::from_gguf(vocabulary(true)).unwrap();
         let prompt = |text: &str, most| encode_prompt(&tokenizer, text, most).unwrap();
         assert_eq!([prompt("ab", 9), prompt("<s>ab", 9)], [(vec![0, 1, 2], false), (vec![0, 1, 2], false)]);
-        // What is cut is the beginning.
+        // The beginning is cut off.
         assert_eq!(prompt("abab", 2), (vec![1, 2], true));
         assert_eq!(encode(&tokenizer, "<s>a", "b", 9).unwrap().ids, [0, 1, 2]);
         assert_eq!(encode(&tokenizer, "a", "b", 9).unwrap().ids, [0, 1, 2]);
@@ -210,7 +210,7 @@ mod tests {
         let tokenizer = tokenizer();
         let found: Vec<_> =
             windows(&tokenizer, "abaabba", 3).unwrap().into_iter().map(|(e, bytes)| (e.ids, e.n_targets, bytes)).collect();
-        // Found by hand from get_rolling_token_windows with max_seq_len 3, context_len 1; then make_disjoint_window.
+        // Derived by hand from get_rolling_token_windows with max_seq_len 3 and context_len 1, followed by make_disjoint_window.
         let expected = [(vec![0, 1, 2, 1], 3, 0..3), (vec![1, 1, 2, 2], 3, 3..6), (vec![1, 2, 2, 1], 1, 6..7)];
         assert_eq!(found, expected);
     }

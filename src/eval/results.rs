@@ -1,4 +1,4 @@
-//! scores.json: what an evaluation found.
+//! scores.json: the results of an evaluation, with everything that determines them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -18,32 +18,32 @@ use crate::json::{finite_ends, null_is_nan};
 use crate::provenance::Provenance;
 use crate::stats::{Design, Estimate, Term, estimate, mean_over_parts, ratio};
 
-/// The name of the file in an evaluation's folder.
+/// The name of the file in the folder of an evaluation.
 pub const SCORES_FILE: &str = "scores.json";
 
-/// scores.json.
+/// The contents of scores.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Scores {
-    /// What made the scores: the process of the command that wrote the file last.
+    /// What produced the scores: the process of the command that last wrote the file.
     #[serde(flatten)]
     pub provenance: Provenance,
-    /// The command that wrote the file last.
+    /// The command that last wrote the file.
     pub command: String,
     /// Which model was evaluated, and how.
     #[serde(flatten)]
     pub identity: Identity,
-    /// The servers that ran the model, if this program did not, and what was found about them.
+    /// The servers that ran the model, if this program did not, and the results of checking them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Checked>,
     /// The scores of each task.
     pub tasks: Tasks,
 }
 
-/// Scores by the names of the tasks.
+/// The scores of the tasks by name.
 pub type Tasks = BTreeMap<String, TaskScores>;
 
 impl Scores {
-    /// What ran the model, for people: two evaluations of one model by two engines may differ by these.
+    /// The engine that ran the model, for messages: evaluations of one model may differ between engines.
     pub fn engine(&self) -> String {
         match &self.server {
             Some(server) => format!("{} (a server)", server.program()),
@@ -51,16 +51,18 @@ impl Scores {
         }
     }
 
-    /// SHA-256 over what decides the numbers besides the task: equal ones give equal scores. Neither a model's name nor its path does.
+    /// SHA-256 over what determines the numbers besides the task: scores with equal identities are equal. The name and the path
+    /// of the model do not count.
     pub fn identity(&self) -> String {
         let Identity { model: _, model_reference: _, model_base: _, model_sha256, dtype, kernels, max_len } = &self.identity;
         let Provenance { device, kernel_level, .. } = &self.provenance;
-        // Other instructions round other sums.
+        // Other instruction sets round sums differently.
         let level = kernel_level.as_deref().unwrap_or_default();
         sha256(format!("{} {device} {level} {model_sha256} {dtype} {kernels} {max_len}", self.provenance.build()))
     }
 
-    /// Where an evaluation goes whose folder nobody named; `settings` say which items and examples, where that is not all and none.
+    /// The default folder of an evaluation; `settings` describe the items and examples if they are not the default (all items, no
+    /// examples).
     pub fn folder(&self, settings: &str) -> PathBuf {
         let of_name = |c: char| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' };
         let name: String = self.identity.model.chars().map(of_name).collect();
@@ -74,103 +76,103 @@ impl Scores {
 pub struct Identity {
     /// The model's short name.
     pub model: String,
-    /// What the user wrote after --model.
+    /// The value of --model.
     pub model_reference: String,
-    /// What the user wrote after --base.
+    /// The value of --base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_base: Option<String>,
     pub model_sha256: String,
-    /// What the model's products were computed in.
+    /// The precision of the matrix products.
     pub dtype: String,
-    /// Which implementation of the operations ran.
+    /// The implementation of the operations.
     pub kernels: String,
-    /// The most tokens that went into the model at once.
+    /// The maximum number of input tokens.
     pub max_len: usize,
 }
 
-/// What a task came to, and how it was asked.
+/// The scores of a task, and how it was asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskScores {
-    /// Items; windows, where it is a text.
+    /// The number of items, or of windows for a text.
     pub n: usize,
-    /// The metrics by their names.
+    /// The metrics by name.
     pub metrics: BTreeMap<String, Estimate>,
-    /// The metric that is usually quoted.
+    /// The name of the primary metric.
     pub primary: String,
     /// The primary metric of each subject.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub groups: BTreeMap<String, SubjectScore>,
-    /// The primary metric with the same weight for every subject, where `metrics` has the same weight for every item; for accuracies.
+    /// The primary metric with equal weights for all subjects, whereas `metrics` weights all items equally; only for accuracies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_over_subjects: Option<Estimate>,
-    /// Groups of items that were drawn together, where there are some: `metrics` respects them.
+    /// The number of groups of items that were drawn together, if there are any: `metrics` takes them into account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_groups: Option<usize>,
     /// The kind of the task.
     pub kind: TaskKind,
-    /// The version of the task: it rises when the scores of the same file change.
+    /// The version of the task, which is increased when the scores of the same file change.
     pub version: u32,
-    /// Where the items come from, for people.
+    /// The origin of the items, for messages.
     pub data: String,
     /// SHA-256 of the data, in hexadecimal.
     pub data_sha256: String,
-    /// Examples that `--fewshot` put before every question.
+    /// The number of examples before every question (`--fewshot`).
     pub few_shot: u32,
-    /// The seed by which the examples were drawn; `None` where nothing was drawn.
+    /// The seed for drawing the examples; `None` if none were drawn.
     #[serde(default)]
     pub seed: Option<u64>,
-    /// SHA-256 of the file of `--fewshot-from`, in hexadecimal; `None` where the examples are the task's own.
+    /// SHA-256 of the file given by `--fewshot-from`, in hexadecimal; `None` if the examples are the task's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few_shot_sha256: Option<String>,
     /// Which items were evaluated.
     #[serde(flatten)]
     pub chosen: Chosen,
-    /// How they were asked.
+    /// How the questions were asked.
     #[serde(flatten)]
     pub asked: Asked,
-    /// How answers were written, and how they ended; where the model writes.
+    /// How answers were generated, if the model writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writing: Option<Writing>,
-    /// How answers ended.
+    /// How answers ended, if the model writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endings: Option<Endings>,
-    /// What it took.
+    /// The amount of work, and what went wrong.
     #[serde(flatten)]
     pub work: Work,
-    /// Wall time.
+    /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// What was odd about the model, in sentences.
+    /// Peculiarities of the model, as sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// What it took.
+/// The amount of work for a task, and what went wrong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
-    /// Requests whose context lost its beginning.
+    /// Requests whose context was truncated at its beginning.
     pub truncated: u64,
-    /// Items whose system message the chat template refused.
+    /// Items whose system message the chat template rejected.
     #[serde(default)]
     pub without_system: u64,
-    /// Answers that could not be judged, and count as wrong.
+    /// Answers that could not be judged and count as wrong.
     #[serde(default)]
     pub unjudged: u64,
-    /// The tokens of all requests; where the model writes, those of prompts and answers.
+    /// The tokens of all requests, or of prompts and answers if the model writes.
     pub tokens: u64,
-    /// Less than `tokens` where requests share a prefix.
+    /// The tokens actually computed: fewer than `tokens` if requests share a prefix.
     pub computed_tokens: u64,
 }
 
-/// All that decides a task's scores beside the model and the data.
+/// Everything that determines a task's scores besides the model and the data.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
     /// Which items are evaluated.
     pub chosen: Chosen,
     /// The examples before every question.
     pub few_shot: Option<FewShot>,
-    /// How they are asked.
+    /// How the questions are asked.
     pub asked: Asked,
-    /// How answers are written; `None` where the model writes none.
+    /// How answers are generated; `None` if the model writes none.
     pub writing: Option<Writing>,
 }
 
@@ -181,7 +183,7 @@ impl Settings {
     }
 }
 
-/// The options that give these settings, for people.
+/// Formats the options that give these settings.
 impl std::fmt::Display for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let items = match self.chosen {
@@ -196,12 +198,12 @@ impl std::fmt::Display for Settings {
     }
 }
 
-/// Which items of a task were evaluated: of each subject, where there are some.
+/// Which items of a task were evaluated; applies to each subject, if there are any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
-    /// The first items, this many.
+    /// Only the first items, this many.
     pub limit: Option<usize>,
-    /// Items drawn at random by `sample_seed`, this many.
+    /// This many items, drawn at random by `sample_seed`.
     #[serde(default)]
     pub sample: Option<usize>,
     /// The seed of the draw.
@@ -212,18 +214,18 @@ pub struct Chosen {
 /// The primary metric on the items of one subject.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SubjectScore {
-    /// Items.
+    /// The number of items.
     pub n: usize,
-    /// The metric; null in the file where it is infinite or not a number.
+    /// The metric; null in the file if it is infinite or NaN.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
-    /// Its 95 % interval over its items; absent in scores of earlier programs.
+    /// The 95 % interval over the subject's items; absent in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "finite_ends")]
     pub ci95: Option<[f64; 2]>,
 }
 
 impl TaskScores {
-    /// Sums up the samples of a task; `seconds` is the wall time.
+    /// Summarises the samples of a task; `seconds` is the wall-clock time.
     pub fn new(task: &Task, samples: &[Sample], settings: Settings, work: Work, seconds: f64) -> TaskScores {
         let all = metrics(task.kind, samples);
         let primary = task.written.map(|spec| spec.primary).or(primary(task.kind, &task.name)).unwrap_or_default();
@@ -254,7 +256,7 @@ impl TaskScores {
         }
     }
 
-    /// The settings, read back from the record.
+    /// The settings, reconstructed from the scores.
     pub fn settings(&self) -> Settings {
         let few_shot =
             (self.few_shot > 0).then(|| FewShot { n: self.few_shot, seed: self.seed, file_sha256: self.few_shot_sha256.clone() });
@@ -279,12 +281,12 @@ fn subjects(metric: &Metric, samples: &[Sample]) -> BTreeMap<String, SubjectScor
     members.iter().map(|(subject, members)| ((*subject).to_owned(), score(members))).collect()
 }
 
-/// Reads scores.json of an evaluation's folder.
+/// Reads scores.json from the folder of an evaluation.
 pub fn read_scores(folder: &Path) -> Result<Scores> {
     read_existing_json(&folder.join(SCORES_FILE))
 }
 
-/// The samples of each task of an evaluation's folder.
+/// Reads the samples of each task from the folder of an evaluation.
 pub fn read_samples(folder: &Path) -> Result<HashMap<String, Vec<Sample>>> {
     let mut tasks = samples::read(&folder.join(SAMPLES_FILE))?;
     let path = folder.join(ANSWERS_FILE);
@@ -294,7 +296,7 @@ pub fn read_samples(folder: &Path) -> Result<HashMap<String, Vec<Sample>>> {
     Ok(tasks)
 }
 
-/// Writes them; a task is in one of the two tables.
+/// Writes the samples; each task goes into one of the two tables.
 pub fn write_samples(folder: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     if tasks.iter().any(|(_, samples)| samples.iter().any(|sample| !sample.draws.is_empty())) {
         answers::write(&folder.join(ANSWERS_FILE), tasks)?;

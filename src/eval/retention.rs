@@ -1,4 +1,4 @@
-//! What fine-tunings gained on their target against what they lost in general.
+//! Compares what fine-tuning runs gained on their target with what they lost in general.
 
 use std::collections::BTreeMap;
 
@@ -7,37 +7,39 @@ use serde::{Deserialize, Serialize};
 use super::compare::{Comparison, GroupChange, MacroChange, Side, compare};
 use crate::error::{Error, Result};
 
-/// diff.json of a model before and any number of runs from it.
+/// diff.json of a base model and any number of fine-tuning runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Retention {
-    /// The name of the model before.
+    /// The name of the base model.
     pub before: String,
-    /// What each fine-tuning came to.
+    /// The changes of each run.
     pub runs: Vec<Run>,
-    /// Tasks that some of the runs lack, or were asked in another way: they count in no average, as the runs are set beside one another.
+    /// Tasks that some of the runs lack, or were asked differently. They enter no average, so that the runs' averages are over
+    /// the same tasks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
 }
 
-/// What one fine-tuning gained and lost.
+/// The gains and losses of one run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
-    /// The name of the model after it.
+    /// The name of the fine-tuned model.
     pub name: String,
-    /// Macro average of the tasks that the fine-tuning was for, as far as all runs have them.
+    /// The macro average over the target tasks that all runs have.
     pub target: MacroChange,
-    /// Macro average of all other tasks, as far as all runs have them.
+    /// The macro average over all other tasks that all runs have.
     pub general: MacroChange,
-    /// The groups of tasks among the target, each by both of its weights.
+    /// The groups among the target tasks, with both ways of weighting.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub target_groups: BTreeMap<String, GroupChange>,
-    /// The tasks of the target, one by one.
+    /// The target tasks one by one.
     pub target_tasks: Comparison,
-    /// The other tasks, one by one.
+    /// The other tasks one by one.
     pub general_tasks: Comparison,
 }
 
-/// `target` names tasks and groups of tasks; every other task that all runs share with `before` counts as general.
+/// Compares the runs with `before`. `target` names tasks and groups of tasks; all other tasks that every run shares with `before`
+/// count as general.
 pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result<Retention> {
     let mut tasks = Vec::new();
     for name in target {
@@ -53,7 +55,7 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
         Ok(([run_target, run_general], comparisons))
     });
     let sides = sides.collect::<Result<Vec<_>>>()?;
-    // What one run lacks, or was asked otherwise, would set the runs' averages on different tasks.
+    // A task that one run lacks, or was asked differently, would make the runs' averages cover different tasks.
     let has = |(_, comparisons): &([Side; 2], [Comparison; 2]), task: &String| {
         comparisons.iter().any(|one| one.tasks.contains_key(task))
     };
@@ -63,11 +65,11 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
         let name = run_target.name.clone();
         let average = |comparison: &Comparison, what: &str| {
             comparison.macro_average.clone().ok_or_else(|| {
-                Error::usage(format!("`{name}` has no {what} task with an accuracy, which retention needs"))
-                    .cure("Evaluate both on target tasks and on general ones.")
+                Error::usage(format!("`{name}` has no {what} task with an accuracy, which --target needs"))
+                    .cure("Evaluate both on target tasks and on general tasks.")
             })
         };
-        // Mostly nothing is left out, and the comparison that is there is the one.
+        // Usually nothing is left out, and the existing comparison can be used.
         let shared = |before: &Side, run: Side, all: &Comparison| match left_out.iter().any(|task| all.tasks.contains_key(task)) {
             true => compare(before, &without(run, &left_out)),
             false => Ok(all.clone()),
@@ -86,7 +88,8 @@ fn without(mut side: Side, tasks: &[String]) -> Side {
     side
 }
 
-/// The tasks that a name stands for that `option` was given: a task, a group, or all tasks whose names go on behind it, which become a group.
+/// The tasks that `name`, a value of `option`, stands for: a task, a group, or all tasks whose names begin with it, which then
+/// become a group.
 pub(crate) fn named(side: &mut Side, option: &str, name: &str) -> Result<Vec<String>> {
     if side.tasks.contains_key(name) {
         return Ok(vec![name.to_owned()]);
@@ -104,7 +107,7 @@ pub(crate) fn named(side: &mut Side, option: &str, name: &str) -> Result<Vec<Str
     Ok(tasks)
 }
 
-/// The named tasks, and the others.
+/// Splits a side into the named tasks and the others.
 fn split(side: Side, target: &[String]) -> (Side, Side) {
     let (named, others): (BTreeMap<_, _>, _) = side.tasks.into_iter().partition(|(name, _)| target.contains(name));
     let side_of = |tasks, skipped| Side {
@@ -156,14 +159,14 @@ mod tests {
         let [sft, eaft] = &found.runs[..] else { panic!() };
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
         close(sft.target.difference.value, 0.3);
-        // The target is `a` alone, which both have.
+        // The target is only `a`, which both runs have.
         close(sft.general.difference.value, -0.3);
         assert_eq!((&found.left_out[..], sft.general.tasks.join(" ")), (&["b".to_owned()][..], "a".to_owned()));
         assert_eq!(sft.general_tasks.tasks.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "b"]);
         close(eaft.target.difference.value, 0.2);
         close(eaft.general.difference.value, 0.0);
         assert_eq!((eaft.general.tasks.join(" "), &*found.before), ("a".to_owned(), "base"));
-        // What one run was asked otherwise is in no average of the others either, and is said.
+        // A task that one run was asked differently is left out of the other runs' averages, too, and reported.
         let asked_otherwise = |system: Option<&str>, mut side: Side| {
             for task in side.tasks.values_mut() {
                 let asked = Asked { system: system.map(str::to_owned), ..Asked::default() };
@@ -179,7 +182,7 @@ mod tests {
         let found = retention(asked_otherwise(None, side("base", &both)), runs, &target).unwrap();
         assert_eq!((&found.left_out[..], found.runs[0].general.tasks.join(" ")), (&["b".to_owned()][..], "a".to_owned()));
         assert!(found.runs[1].general_tasks.skipped[0].contains("--system"), "{:?}", found.runs[1].general_tasks.skipped);
-        // A group by the beginning of its tasks' names: 20 items weigh alike.
+        // A group given by the common beginning of its tasks' names: its 20 items have equal weights.
         let before = || side("base", &[("med_a", 4), ("med_b", 6), ("a", 8)]);
         let found = retention(before(), vec![side("sft", &[("med_a", 8), ("med_b", 6), ("a", 8)])], &target).unwrap();
         assert_eq!(found.runs[0].target.tasks, ["med"]);

@@ -1,8 +1,8 @@
-//! A user's own rows as a task: how well does the model say their answers?
+//! Evaluates a user's own rows as a task: how probable does the model find their answers?
 //!
-//! Any format that is trained on, masked and put through the model's chat template as training and scoring do (`tokens`). Rows are the items, and
-//! what the intervals are over; the sources of the rows, where there are several, are the parts of the task. The measure is the cross-entropy of
-//! the answers: nats per supervised token, over all tokens of all rows.
+//! Accepts every training format; loss mask and chat template are applied as in training and scoring (`tokens`). Rows are the
+//! items, over which the intervals are computed; if the rows have several sources, these are the parts of the task. The metric is
+//! the cross-entropy of the answers: nats per supervised token, over all tokens of all rows.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -18,18 +18,18 @@ use crate::error::{Error, Result};
 use crate::files::{file_sha256, sha256};
 use crate::tokens::{Renderer, Sequence};
 
-/// Version of what is measured.
+/// The version of the metric.
 const VERSION: u32 = 1;
 
-/// Does the file hold rows to learn from rather than questions or a text? Its first row tells.
+/// Does the file contain training rows rather than questions or a text? The first row decides.
 pub fn holds_rows(path: &Path) -> bool {
     let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
     if extension.is_some_and(|extension| extension == "txt") {
         return false;
     }
-    // What cannot be read is nobody's: the reader of questions says why.
+    // If the file cannot be read, the reader of questions reports why.
     let first = dataset::rows(path).ok().and_then(|mut rows| rows.next());
-    // A column `text` beside messages or an instruction does not make a text of them: the keys that name a format say which it is.
+    // A column `text` beside messages or an instruction does not make a row a text: the keys that define a format decide.
     let is_learnt_from = |data: Dataset| data.files().iter().all(|file| file.format != Format::Text);
     first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row)) && open(path).is_ok_and(is_learnt_from)
 }
@@ -38,7 +38,7 @@ fn open(path: &Path) -> Result<Dataset> {
     Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
 }
 
-/// Is the row of a form of `tasks.rs` that asks?
+/// Does the row have one of the forms of questions in `tasks.rs`?
 fn is_question(row: &Map<String, Value>) -> bool {
     let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
     let asks = has("prompt") || has("messages");
@@ -46,16 +46,16 @@ fn is_question(row: &Map<String, Value>) -> bool {
     has("choices") || has("continuation") || asks && judges
 }
 
-/// The rows of a file. A row that cannot be read is an error.
+/// Reads the rows of a file. A row that cannot be read is an error.
 pub fn read(path: &Path) -> Result<Task> {
     let dataset = open(path)?;
     let mut rows: Vec<(u32, Example)> = Vec::new();
     for record in dataset.records() {
         let record = record?;
-        rows.push((record.row, record.example.map_err(|error| error.cure("Mend the row, or take it out."))?));
+        rows.push((record.row, record.example.map_err(|error| error.cure("Correct the row, or remove it."))?));
     }
     if rows.is_empty() {
-        return Err(Error::new("the file holds no rows").at(path).cure("Name a file with rows to learn from."));
+        return Err(Error::new("the file holds no rows").at(path).cure("Name a file with training rows."));
     }
     let sources: HashSet<&str> = rows.iter().map(|(_, example)| example.source.as_str()).collect();
     let ids: HashSet<&str> = rows.iter().filter_map(|(_, example)| example.id.as_deref()).collect();
@@ -80,8 +80,8 @@ pub fn read(path: &Path) -> Result<Task> {
     })
 }
 
-/// A row without an id of its own is named after what it says, so that a comparison finds the same row in another order, too; rows that say
-/// the same are counted.
+/// A name for a row without a unique id, derived from its content, so that a comparison finds the row even in another order; rows
+/// with equal content are numbered.
 fn own_name(example: &Example, counts: &mut HashMap<String, u32>) -> String {
     let mut name = content_sha256(example);
     name.truncate(12);
@@ -90,7 +90,7 @@ fn own_name(example: &Example, counts: &mut HashMap<String, u32>) -> String {
     if *n > 1 { format!("{name}-{n}") } else { name }
 }
 
-/// Of all that the model is shown of a row.
+/// The hash of everything in a row that the model sees.
 fn content_sha256(example: &Example) -> String {
     let turns: Vec<Value> = example
         .turns
@@ -102,15 +102,15 @@ fn content_sha256(example: &Example) -> String {
     sha256(json!([turns, example.tools, example.template_switches]).to_string())
 }
 
-/// `progress` is told the number of tokens done, of all.
+/// Scores the rows. `progress` receives the number of tokens done and the total.
 pub fn score(task: &Task, renderer: &Renderer, say: &mut Say, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
     let rendered = |item: &Item| -> Result<(Sequence, bool)> {
-        let example = item.row.as_ref().ok_or_else(|| Error::new("an item is no row"))?;
+        let example = item.row.as_ref().ok_or_else(|| Error::new("an item is not a training row"))?;
         let rendered = renderer.render(0, example)?;
         match rendered.sequence.has_targets() {
             true => Ok((rendered.sequence, rendered.audit.truncated.is_some())),
-            false => Err(Error::new("no token of it is supervised: it has no answer, or --max-len cuts it away")
-                .cure("Take the row out, or give a larger --max-len.")),
+            false => Err(Error::new("none of its tokens is supervised: it has no answer, or --max-len cuts it off")
+                .cure("Remove the row, or use a larger --max-len.")),
         }
     };
     let named = |item: &Item| {
@@ -129,7 +129,7 @@ pub fn score(task: &Task, renderer: &Renderer, say: &mut Say, progress: &mut dyn
         id: item.id.clone(),
         subject: item.subject.clone(),
         choices: vec![ChoiceScore { logprob: said.logprob, greedy: said.greedy, tokens: said.tokens, ..ChoiceScore::default() }],
-        // A comparison says of how many rows of one id this is another.
+        // A comparison counts the rows with the same id but a different hash.
         prompt_sha256: item.row.as_deref().map(content_sha256),
         ..Sample::default()
     };
@@ -159,7 +159,7 @@ mod tests {
             r#"{"instruction":"a","input":"","output":"b"}"#,
             r#"{"prompt":"a","completion":"b"}"#,
             r#"{"question":"a","answer":"b"}"#,
-            // A dump of the whole beside what it was made of.
+            // The text of the whole conversation beside its parts.
             r#"{"text":"a b","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
             r#"{"instruction":"a","input":"","output":"b","text":"a b"}"#,
         ] {
@@ -192,7 +192,7 @@ mod tests {
         let named = |task: &Task| task.items.iter().map(|item| (item.id.clone(), item.subject.clone())).collect::<Vec<_>>();
         assert_eq!((task.name.as_str(), task.kind), ("held", TaskKind::Rows));
         assert_eq!(named(&task), [("x".to_owned(), Some("law".to_owned())), ("y".to_owned(), Some("art".to_owned()))]);
-        // Ids that do not tell rows apart are none, and a single source is no part.
+        // Ids that are not unique are ignored, and a single source does not form a part.
         std::fs::write(&path, [row("x", "law"), row("x", "law")].join("\n")).unwrap();
         let [(first, None), (second, None)] = &named(&read(&path).unwrap())[..] else { panic!("a single source is no part") };
         assert!(first.len() == 12 && *second == format!("{first}-2"), "{first} {second}");

@@ -1,18 +1,18 @@
-//! samples.parquet: one row per item and choice, with which every score of log-likelihoods in the folder can be made again; what the model
-//! wrote is in `answers.rs`.
+//! Reads and writes samples.parquet: one row per item and choice, from which every score of the folder that is based on
+//! log-likelihoods can be recomputed; written answers are in `answers.rs`.
 //!
 //! | column | meaning |
 //! |---|---|
 //! | task, id str | |
-//! | subject, group str | the part of the task, and what the item shares with others; null where there is none |
-//! | choice, answer u32 | both count from 0 |
+//! | subject, group str | the part of the task, and the group of items that were drawn together; null if there is none |
+//! | choice, answer u32 | both counted from 0 |
 //! | logprob f64 | ln P(continuation given context) |
-//! | greedy bool | every token of the continuation is the model's first choice |
+//! | greedy bool | is every token of the continuation the model's most probable one? |
 //! | tokens, chars, bytes, words u32 | of the choice without the space before it; tokens: those that were scored |
-//! | picked, picked_norm bool | the choice with the highest logprob of its item, in all and per character |
-//! | prompt_sha256 str | of the item's first context, as lm-evaluation-harness hashes it (`prompt_hash`); of a row to learn from, of all its turns; null for a text |
+//! | picked, picked_norm bool | is it the choice with the highest logprob of its item, in total and per character? |
+//! | prompt_sha256 str | of the first context, as lm-evaluation-harness hashes it (`prompt_hash`); of a training row, its turns; null for a text |
 //!
-//! A text has one row per window, `choice` 0.
+//! A text has one row per window, with `choice` 0.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,10 +24,10 @@ use super::metrics::{ChoiceScore, Sample};
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 
-/// The name of the file in an evaluation's folder.
+/// The name of the file in the folder of an evaluation.
 pub const SAMPLES_FILE: &str = "samples.parquet";
 
-/// `tasks` are names with their samples, in the order in which they are written.
+/// Writes the samples of `tasks`, which are pairs of a task's name and its samples, in this order.
 pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     struct Row<'a> {
         task: &'a str,
@@ -78,7 +78,7 @@ pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     })
 }
 
-/// The samples of each task by its name.
+/// Reads the samples of each task by its name.
 pub fn read(path: &Path) -> Result<HashMap<String, Vec<Sample>>> {
     let file = std::fs::File::open(path).context_at(path, "cannot open the table of samples")?;
     let frame = pl::ParquetReader::new(file).finish().context_at(path, "cannot read the table of samples")?;
@@ -89,17 +89,17 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
     let column = |name: &str| {
         frame.column(name).map_err(|_| {
             Error::new(format!("the table of samples has no column `{name}`"))
-                .cure("Make it again with this version of the program.")
+                .cure("Evaluate again with this version of the program.")
         })
     };
     let (task, id) = (column("task")?.str()?, column("id")?.str()?);
-    // Without any name a column has no type.
+    // A column without any value has no type.
     let (subject, group) = (column("subject")?.cast(&pl::DataType::String)?, column("group")?.cast(&pl::DataType::String)?);
     let (subject, group) = (subject.str()?, group.str()?);
     let (choice, answer, greedy) = (column("choice")?.u32()?, column("answer")?.u32()?, column("greedy")?.bool()?);
     let (logprob, tokens) = (column("logprob")?.f64()?, column("tokens")?.u32()?);
     let (chars, bytes, words) = (column("chars")?.u32()?, column("bytes")?.u32()?, column("words")?.u32()?);
-    // Older tables have none.
+    // Older tables lack this column.
     let prompt = frame.column("prompt_sha256").ok().map(|column| column.cast(&pl::DataType::String)).transpose()?;
     let prompt = prompt.as_ref().map(|column| column.str()).transpose()?;
     let mut tasks: HashMap<String, Vec<Sample>> = HashMap::new();

@@ -1,4 +1,5 @@
-//! Items -> log-likelihoods, by the engine that scores data sets, which computes once what choices have in common, or by whoever else can say them.
+//! Computes the log-likelihoods of items, either with the engine that also scores data sets, which computes common prefixes of
+//! choices once, or through another source such as a server.
 
 use std::ops::Range;
 
@@ -15,31 +16,31 @@ use crate::kernels::TokenStatistics;
 use crate::model::Model;
 use crate::tokens::{Sequence, Tokenizer};
 
-/// What the model said about every item.
+/// The model's results on all items of a task.
 pub struct Scored {
     /// One sample per item, in order.
     pub samples: Vec<Sample>,
-    /// Requests whose context lost its beginning to `max_len`.
+    /// Requests whose context was truncated at its beginning to fit `max_len`.
     pub truncated: u64,
-    /// Items whose system message the chat template refused.
+    /// Items whose system message the chat template rejected.
     pub without_system: u64,
-    /// Tokens of all requests.
+    /// The number of tokens of all requests.
     pub tokens: u64,
 }
 
-/// What a model says of the supervised tokens of a sequence.
+/// The log-likelihood of the supervised tokens of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Said {
-    /// Sum of ln p, in f64.
+    /// The sum of ln p, in f64.
     pub logprob: f64,
-    /// Is each the model's first choice in its place: the lowest id of the largest logits, as `argmax` has it?
+    /// Is each token the model's most probable one at its position: the lowest id among the largest logits, like `argmax`?
     pub greedy: bool,
-    /// How many they are.
+    /// The number of supervised tokens.
     pub tokens: u32,
 }
 
 impl Said {
-    /// Adds up the statistics of the supervised tokens of `sequence`.
+    /// Sums the statistics of the supervised tokens of `sequence`.
     pub fn of<'a>(sequence: &Sequence, statistics: impl IntoIterator<Item = &'a TokenStatistics>) -> Said {
         let nothing = Said { logprob: 0.0, greedy: true, tokens: 0 };
         sequence.targets().zip(statistics).fold(nothing, |said, ((_, target), token)| Said {
@@ -50,10 +51,11 @@ impl Said {
     }
 }
 
-/// Says of sequences, in their order, what a model makes of them. What it is given beside them is to be told how many of their tokens are done.
+/// A function that scores sequences and returns the results in their order. It reports the number of tokens done to the callback
+/// in its second argument.
 pub type Say<'a> = dyn FnMut(&[Sequence], &mut dyn FnMut(u64)) -> Result<Vec<Said>> + 'a;
 
-/// Says what a model of our own makes of sequences; its work is added to `work`.
+/// A [`Say`] that scores with a model of our own; its work is added to `work`.
 pub fn said_by<'a>(
     model: &'a Model,
     work: &'a mut Work,
@@ -64,10 +66,10 @@ pub fn said_by<'a>(
     }
 }
 
-/// Tokens that are packed together: many enough that the items of a task meet those with the same prefix.
+/// Tokens that are packed together: enough that items of a task meet others with the same prefix.
 const CHUNK_TOKENS: usize = 1 << 16;
 
-/// Takes the first of `open` that are packed together, at least one if there is one.
+/// Takes the first elements of `open` that are packed together, at least one if there is any.
 pub(super) fn take_chunk<T>(open: &mut Vec<T>, tokens: impl Fn(&T) -> usize) -> Vec<T> {
     let mut n_tokens = 0;
     let fitting = open.iter().take_while(|item| {
@@ -79,7 +81,7 @@ pub(super) fn take_chunk<T>(open: &mut Vec<T>, tokens: impl Fn(&T) -> usize) -> 
     open.drain(..n).collect()
 }
 
-/// `progress` is told the number of tokens done, of all.
+/// Scores all items of a task. `progress` receives the number of tokens done and the total.
 pub fn score(
     tokenizer: &Tokenizer,
     task: &Task,
@@ -109,7 +111,7 @@ pub fn score(
     Ok(Scored { samples, truncated, without_system, tokens })
 }
 
-/// A sample whose log-likelihoods are still missing, and what is to be scored for them.
+/// A sample without log-likelihoods yet, and the requests to score for it.
 struct Prepared {
     sample: Sample,
     requests: Vec<Encoded>,
@@ -139,7 +141,7 @@ fn prepare(tokenizer: &Tokenizer, kind: TaskKind, item: &Item, asking: &Asking, 
             let score = ChoiceScore {
                 chars: text.char_indices().filter(|(at, _)| bytes.contains(at)).count() as u32,
                 bytes: bytes.len() as u32,
-                // `re.split` finds one piece more than there are separators.
+                // `re.split` returns one piece more than there are separators.
                 words: n_spaces as u32 + u32::from(bytes.start == 0),
                 ..ChoiceScore::default()
             };
@@ -153,7 +155,7 @@ fn prepare(tokenizer: &Tokenizer, kind: TaskKind, item: &Item, asking: &Asking, 
     let mut requests = Vec::with_capacity(item.requests.len());
     let mut last: Option<(&str, String)> = None;
     for request in &item.requests {
-        // Mostly all choices have one context.
+        // In most tasks, all choices have the same context.
         let context = match last.take().filter(|(question, _)| *question == request.context) {
             Some((_, text)) => text,
             None => {
@@ -179,7 +181,7 @@ fn prepare(tokenizer: &Tokenizer, kind: TaskKind, item: &Item, asking: &Asking, 
     Ok(vec![Prepared { sample, requests, without_system }])
 }
 
-/// Where each run of white space begins.
+/// The start of each run of white space.
 fn space_runs(text: &str) -> Vec<usize> {
     let mut runs = Vec::new();
     let mut within = false;
@@ -221,13 +223,13 @@ mod tests {
         assert_eq!(said(&[token(-0.5, 1, 7), token(-0.25, 1, 8)]), Said { logprob: -0.75, greedy: true, tokens: 2 });
         assert_eq!(said(&[token(-0.5, 1, 7), token(-4.0, 3, 5)]), Said { logprob: -4.5, greedy: false, tokens: 2 });
         assert_eq!(said(&[token(f32::NEG_INFINITY, 9, 5)]).logprob, f64::NEG_INFINITY);
-        // All words are as probable: the first id is the choice, though no word is above the target.
+        // All tokens are equally probable: the most probable one is the first id, although no token ranks above the target.
         assert!(!said(&[token(-3.0, 1, 0), token(-3.0, 1, 0)]).greedy);
     }
 
     #[test]
     fn words_are_the_pieces_between_white_space() {
-        // len(re.split(r"\s+", " a b\n\nc\u2003d")) is 5: one empty piece before the first space.
+        // len(re.split(r"\s+", " a b\n\nc\u2003d")) is 5: there is an empty piece before the first space.
         assert_eq!(space_runs(" a b\n\nc\u{2003}d"), [0, 2, 4, 7]);
     }
 }

@@ -1,6 +1,6 @@
-//! Files -> tasks: items that ask for the log-likelihood of continuations, or for an answer.
+//! Reads files into tasks: items that ask for the log-likelihood of continuations, or for a written answer.
 //!
-//! Four forms of JSON Lines, told apart by their keys, and plain text:
+//! Four forms of JSON Lines, distinguished by their keys, and plain text:
 //!
 //! ```text
 //! {"id", "context", "choices": [..], "answer": 0}                                 choices; `answer` counts from 0; `delimiter` before them: a space
@@ -10,11 +10,12 @@
 //! {"id", "prompt" | "messages", "answer" | "answers", "match"}                    the model writes: see written/uniform.rs
 //! ```
 //!
-//! The conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness): one space stands between
-//! context and continuation, choices are not stripped. A `description` stands before everything else, also
-//! before the examples of `fewshot.rs`; `asking.rs` puts them together. `subject` or `paradigm` names the part of the task that an item belongs to: parts are what the
-//! harness has as tasks of one group, are summed up on their own, too, and have their own examples. `group` names what an item shares
-//! with others, such as a passage: they were drawn together, which errors and intervals respect.
+//! The conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness): one space separates context
+//! and continuation, and choices are not stripped. A `description` comes before everything else, including the examples of
+//! `fewshot.rs`; `asking.rs` puts them together. `subject` or `paradigm` names the part of the task that an item belongs to:
+//! parts correspond to the harness's tasks of one group, also get scores of their own, and have their own examples. `group` names
+//! what an item shares with others, such as a passage: these items were drawn together, which standard errors and intervals take
+//! into account.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -28,55 +29,55 @@ use crate::error::{Context, Error, Result};
 use crate::files::{file_name, sha256};
 use crate::json::{self, expected};
 
-/// Items that are scored and summed up together.
+/// Items that are scored and summarised together.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// The file's name up to its first dot.
+    /// The file name up to its first dot.
     pub name: String,
-    /// Rises when a change of this program changes the scores of the same file.
+    /// Must be increased when a change to this program changes the scores of the same file.
     pub version: u32,
-    /// Where the items come from, for people.
+    /// The origin of the items, for messages.
     pub path: String,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// What its items ask for.
+    /// What the items ask for.
     pub kind: TaskKind,
-    /// How answers are written and judged, where [`TaskKind::Written`].
+    /// How answers are generated and judged, for [`TaskKind::Written`].
     pub written: Option<&'static Spec>,
     /// The items, in order.
     pub items: Vec<Item>,
-    /// Where examples to put before questions come from.
+    /// The source of the few-shot examples.
     pub examples: Examples,
-    /// The examples that stand before every item; `None`: there are none.
+    /// The examples before every item; `None` if there are none.
     pub few_shot: Option<FewShot>,
 }
 
-/// Where the examples of `fewshot.rs` come from.
+/// The source of the examples for `fewshot.rs`.
 #[derive(Debug, Clone)]
 pub enum Examples {
-    /// From the task's own other items.
+    /// The task's own other items.
     Own,
-    /// From another split, drawn by the seed.
+    /// Another split, sampled by the seed.
     Drawn(Vec<Item>),
-    /// The first ones of another split.
+    /// The first items of another split.
     First(Vec<Item>),
-    /// The first ones of a file that the user named, whose SHA-256 stands beside them.
+    /// The first items of a file that the user named, with the file's SHA-256.
     File(Vec<Item>, String),
 }
 
-/// Examples that stand before every question.
+/// The examples before every question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FewShot {
-    /// How many.
+    /// The number of examples.
     pub n: u32,
-    /// `None` where nothing was drawn.
+    /// The seed for drawing them; `None` if nothing was drawn.
     pub seed: Option<u64>,
-    /// SHA-256 of the file that they were taken from, in hexadecimal; `None` where they are the task's own.
+    /// SHA-256 of the file that they come from, in hexadecimal; `None` if they are the task's own.
     pub file_sha256: Option<String>,
 }
 
 impl FewShot {
-    /// The options that give these examples, for people.
+    /// The options that give these examples, for messages.
     pub fn words(&self) -> String {
         let drawn = self.seed.map_or(String::new(), |seed| format!(" --seed {seed}"));
         let from = self
@@ -93,15 +94,15 @@ impl FewShot {
 pub enum TaskKind {
     /// Which continuation of one context is the most probable?
     Choice,
-    /// After which context is one continuation the most probable?
+    /// After which context is the continuation the most probable?
     Partial,
-    /// Is the continuation the model's own first choice, token by token?
+    /// Is the continuation the model's most probable one, token by token?
     LastWord,
     /// How probable is the text?
     Text,
-    /// Is the answer right that the model writes?
+    /// Is the answer that the model writes right?
     Written,
-    /// How probable are the answers of rows to learn from?
+    /// How probable are the answers of training rows?
     Rows,
 }
 
@@ -112,58 +113,59 @@ pub struct Item {
     pub id: String,
     /// The part of the task: the subject of MMLU, the paradigm of BLiMP.
     pub subject: Option<String>,
-    /// Items of one group were drawn together, such as questions about one passage.
+    /// The group of items that were drawn together, such as questions about one passage.
     pub group: Option<String>,
-    /// Stands before everything else; empty where there is none.
+    /// The text before everything else; may be empty.
     pub description: String,
-    /// Answered examples that stand before the question.
+    /// Few-shot examples before the question.
     pub examples: Vec<Shot>,
-    /// One for each choice. Where the model writes, a single one: the prompt, and the answer that an example shows.
+    /// One request per choice. If the model writes, a single one: the prompt, and the answer to show when the item serves as an
+    /// example.
     pub requests: Vec<Request>,
-    /// Index of the right request.
+    /// The index of the right request.
     pub answer: usize,
-    /// What else a written answer needs, where the model writes.
+    /// The other data of an item whose answer is written.
     pub written: Option<Question>,
-    /// The row itself, where the item is a row to learn from.
+    /// The row itself, if the item is a training row.
     pub row: Option<Box<Example>>,
 }
 
-/// An example: a question and its answer.
+/// A few-shot example: a question and its answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shot {
     /// The text of the question.
     pub question: String,
-    /// What stands between the two in a text; in turns of their own nothing does.
+    /// The text between the two; not used if they are separate turns.
     pub between: String,
     /// The text of the answer.
     pub answer: String,
 }
 
-/// What else a written answer needs.
+/// The other data of an item whose answer is written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Question {
-    /// The conversation that is to be answered, in the place of a prompt.
+    /// The conversation to answer, in place of a prompt.
     pub messages: Option<Vec<Turn>>,
-    /// JSON array of tool schemas, for the chat template.
+    /// A JSON array of tool schemas for the chat template.
     pub tools: Option<Value>,
-    /// What the answer is judged by: see [`Spec::check`](super::written::Spec).
+    /// The data by which the answer is judged: see [`Spec::check`](super::written::Spec).
     pub data: Value,
 }
 
-/// Asks for ln P(`continuation` | `context`).
+/// A request for ln P(`continuation` | `context`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// The text before the continuation; a text has none.
+    /// The text before the continuation; empty for a text.
     pub context: String,
-    /// Begins with the space that belongs between the two; a text has none.
+    /// The continuation, including the space that separates it from the context; a text has no such space.
     pub continuation: String,
 }
 
-/// The questions that ship with the program.
+/// The name of the questions that ship with the program.
 pub const PROBE: &str = "probe";
 const PROBE_ITEMS: &str = include_str!("../../data/probe/general.jsonl");
 
-/// Version of the forms above.
+/// The version of the forms above.
 const VERSION: u32 = 1;
 
 /// The questions that ship with the program, as a task.
@@ -171,19 +173,19 @@ pub fn probe() -> Result<Task> {
     parse(PROBE, "data/probe/general.jsonl", PROBE_ITEMS.as_bytes())
 }
 
-/// What a task from a file is called: the file's name up to its first dot, or `otherwise`.
+/// The name of a task from a file: the file name up to its first dot, or `otherwise`.
 pub(super) fn task_name(path: &Path, otherwise: &str) -> String {
     let file = file_name(path);
     file.split('.').find(|part| !part.is_empty()).unwrap_or(otherwise).to_owned()
 }
 
-/// A task from a file of the user.
+/// Reads a task from a file of the user.
 pub fn read(path: &Path) -> Result<Task> {
     let bytes = std::fs::read(path).context_at(path, "cannot read the task")?;
     parse(&task_name(path, "task"), &path.to_string_lossy(), &bytes)
 }
 
-/// A task from the bytes of its file; `path` decides between text and JSON Lines and is named in errors.
+/// Parses a task from the bytes of its file; the extension of `path` decides between text and JSON Lines, and errors name it.
 pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
     let sha256 = sha256(bytes);
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
@@ -197,7 +199,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
         _ => {
             return Err(Error::usage("expected a task named .jsonl or .txt")
                 .at(path)
-                .cure("Rename the file, if it holds one JSON object a line, or plain text."));
+                .cure("Rename the file, if it contains one JSON object per line or plain text."));
         }
     };
     Ok(Task {
@@ -215,7 +217,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
 
 fn json_lines(path: &str, text: &str) -> Result<(TaskKind, Vec<Item>)> {
     let mut builder = Builder::of_user();
-    // Split on `\n` only: strings may hold U+2028 and other characters that end lines elsewhere.
+    // Split at `\n` only: strings may contain U+2028 and other characters that end lines elsewhere.
     for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
         let row = json::from_str(line).context("expected a JSON object");
         row.and_then(|row| builder.add(&row, number)).map_err(|error| error.at_line(path, number))?;
@@ -223,22 +225,22 @@ fn json_lines(path: &str, text: &str) -> Result<(TaskKind, Vec<Item>)> {
     builder.finish().map_err(|error| error.at(path))
 }
 
-/// Rows of the uniform form -> items of one kind with ids of their own.
+/// Builds items of one kind with unique ids from rows of the uniform form.
 pub(super) struct Builder {
     items: Vec<Item>,
     kind: Option<TaskKind>,
     lines_of_ids: HashMap<String, u64>,
-    /// What a row says that an answer is judged by.
+    /// Extracts from a row the data by which an answer is judged.
     judged_by: fn(&Map<String, Value>) -> Result<Value>,
 }
 
 impl Builder {
-    /// Builds a task from the rows of a user's own file.
+    /// For the rows of a user's own file.
     fn of_user() -> Builder {
         Builder { items: Vec::new(), kind: None, lines_of_ids: HashMap::new(), judged_by: uniform::data }
     }
 
-    /// Builds a task from rows that a benchmark's own function has made: `data` is what its `check` reads.
+    /// For rows that a benchmark's function has made: `data` is what its `check` reads.
     pub(super) fn of_benchmark() -> Builder {
         let judged_by = |row: &Map<String, Value>| {
             row.get("data").cloned().ok_or_else(|| Error::new("expected `data` to judge the answer by"))
@@ -246,18 +248,18 @@ impl Builder {
         Builder { judged_by, ..Builder::of_user() }
     }
 
-    /// `line` is named in errors about later rows.
+    /// Adds a row; errors about later rows refer to its `line`.
     pub(super) fn add(&mut self, row: &Map<String, Value>, line: u64) -> Result<()> {
         let (own_kind, item) = item(row, self.items.len(), self.judged_by)?;
         check_context(own_kind, &item, self.items.first())?;
         let kind = *self.kind.get_or_insert(own_kind);
         if own_kind != kind {
             return Err(Error::new(format!("expected {} as in the lines above, found {}", kind.name(), own_kind.name()))
-                .cure("Keep each kind of item in a file of its own."));
+                .cure("Keep each kind of item in a separate file."));
         }
         if let Some(before) = self.lines_of_ids.insert(item.id.clone(), line) {
-            return Err(Error::new(format!("the id `{}` is that of line {before}, too", item.id))
-                .cure("Give every item an id of its own: comparisons pair items by their ids."));
+            return Err(Error::new(format!("the id `{}` is also that of line {before}", item.id))
+                .cure("Give every item a unique id: comparisons pair items by id."));
         }
         self.items.push(item);
         Ok(())
@@ -266,29 +268,29 @@ impl Builder {
     pub(super) fn finish(self) -> Result<(TaskKind, Vec<Item>)> {
         match self.kind {
             Some(kind) => Ok((kind, self.items)),
-            None => Err(Error::new("expected one JSON object a line, found none").cure("Name a file that holds items.")),
+            None => Err(Error::new("expected one JSON object per line, found none").cure("Name a file that holds items.")),
         }
     }
 }
 
-/// Sentences that stand on their own (BLiMP) have no context, all of them; elsewhere an empty one is a slip.
+/// Checks for empty contexts: in a task of isolated sentences (BLiMP), all are empty; otherwise an empty one is a mistake.
 fn check_context(kind: TaskKind, item: &Item, first: Option<&Item>) -> Result<()> {
     let is_empty = |item: &Item| item.requests[0].context.trim().is_empty();
     match kind {
         TaskKind::LastWord if is_empty(item) => Err(Error::new("expected a passage as `context`, found an empty one")),
         TaskKind::Choice if first.is_some_and(|first| !is_empty(first)) && is_empty(item) => {
             Err(Error::new("`context` is empty, but not in the lines above")
-                .cure("Fill it in, or put items without a context into a file of their own."))
+                .cure("Fill it in, or put items without a context into a separate file."))
         }
         TaskKind::Choice if first.is_some_and(is_empty) && !is_empty(item) => {
             Err(Error::new("`context` is empty in the lines above, but not here")
-                .cure("Put items without a context into a file of their own."))
+                .cure("Put items without a context into a separate file."))
         }
         _ => Ok(()),
     }
 }
 
-/// A name that may be a number, or missing.
+/// A name, which may be a number or missing.
 fn name_of(row: &Map<String, Value>, key: &str) -> Result<Option<String>> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -353,7 +355,7 @@ fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value
         return Ok((TaskKind::LastWord, item(vec![request], 0, None)));
     }
     if row.contains_key("text") {
-        // Nothing stands before a text.
+        // Nothing precedes a text.
         let Item { requests, .. } = text_item(String::new(), text(row, "text")?)?;
         return Ok((TaskKind::Text, Item { description: String::new(), ..item(requests, 0, None) }));
     }
@@ -367,7 +369,7 @@ fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value
     Err(Error::new(format!("expected `choices`, `continuation`, `text`, `prompt` or `messages`, found the keys {keys}")))
 }
 
-/// The prompt with the answer that it has as an example, or the conversation that is to be answered.
+/// The prompt with the answer to show when it serves as an example, or the conversation to answer.
 fn prompt(row: &Map<String, Value>, data: &Value) -> Result<(Request, Option<Vec<Turn>>)> {
     let shown = match row.get("target") {
         Some(_) => Some(text(row, "target")?),
@@ -422,7 +424,7 @@ fn choices(row: &Map<String, Value>) -> Result<Vec<&str>> {
         return Err(expected("choices", "a list of strings", row.get("choices").unwrap_or(&Value::Null)));
     };
     if values.len() < 2 {
-        return Err(Error::new(format!("expected two `choices` or more, found {}", values.len())));
+        return Err(Error::new(format!("expected at least two `choices`, found {}", values.len())));
     }
     let texts = values.iter().enumerate().map(|(idx, value)| match value {
         Value::String(text) if text.is_empty() => Err(Error::new(format!("choice {idx} is empty"))),
@@ -471,7 +473,7 @@ impl TaskKind {
 }
 
 impl Request {
-    /// The choice as the file has it, without the delimiter before it.
+    /// The choice as it is in the file, without the delimiter before it.
     pub fn choice(&self) -> &str {
         self.continuation.strip_prefix([' ', '\n']).unwrap_or(&self.continuation)
     }
@@ -510,7 +512,7 @@ mod tests {
             let error = parse("t", "t.jsonl", format!("{good}\n\n{line}\n").as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("t.jsonl:3: ") && error.contains(expected), "{error}");
         };
-        check(r#"{"id":"b","context":"","choices":[],"answer":0}"#, "two `choices` or more, found 0");
+        check(r#"{"id":"b","context":"","choices":[],"answer":0}"#, "at least two `choices`, found 0");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":2}"#, "`answer` is 2, but there are 2 choices");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":-1}"#, "counted from 0, found -1");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":"B"}"#, "found \"B\"");

@@ -1,10 +1,11 @@
-//! Questions -> prompts -> answers that the model writes -> verdicts.
+//! Turns questions into prompts, and the answers that the model generates into verdicts.
 //!
-//! As lm-evaluation-harness does with `generate_until` (`lm_eval/models/huggingface.py`): a prompt that leaves no room for the longest answer loses its
-//! beginning, control tokens are left out of the answer's text, and the text ends before the first stop string. What ends an answer by
-//! itself is what ends it in Transformers; through a chat template also the token with which that ends a turn.
+//! This follows `generate_until` in lm-evaluation-harness (`lm_eval/models/huggingface.py`): a prompt that leaves no room for the
+//! longest answer is truncated at its beginning, control tokens are left out of the answer's text, and the text ends before the
+//! first stop string. The end tokens are those that stop generation in Transformers; with a chat template, also the token with
+//! which it ends a turn.
 //!
-//! A draw depends on nothing but the seed, the task, the item and its number.
+//! A draw depends only on the seed, the task, the item and the number of the draw.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -21,20 +22,20 @@ use crate::files::sha256;
 use crate::random::own_seed;
 use crate::tokens::Tokenizer;
 
-/// What of the writing a task's scores depend on.
+/// The settings of generation on which a task's scores depend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Writing {
-    /// Longest answer, in tokens.
+    /// The longest answer in tokens.
     pub max_new_tokens: usize,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Texts that end an answer and are no part of it.
+    /// Strings that end an answer and are not part of it.
     pub stops: Vec<String>,
-    /// Answers to each question.
+    /// The number of answers per question.
     pub repeats: u32,
-    /// The seed of the draws; `None` where nothing is drawn.
+    /// The seed of the draws; `None` for greedy decoding.
     pub seed: Option<u64>,
-    /// Tokens that end an answer: files beside the weights name them, so that the model's SHA-256 does not tell them.
+    /// The end tokens: files beside the weights define them, so that the model's SHA-256 does not cover them.
     #[serde(default)]
     pub ends: Vec<u32>,
 }
@@ -46,17 +47,17 @@ pub struct Endings {
     pub end_token: u64,
     /// Answers that ended at a stop string.
     pub stop: u64,
-    /// Answers that were cut at the longest length.
+    /// Answers that were cut off at the longest length.
     pub length: u64,
 }
 
-/// What the questions of a task become.
+/// The prompts for a task.
 pub struct Prompts {
-    /// In the order of the items.
+    /// The prompts, in the order of the items.
     pub list: Vec<Prompt>,
-    /// Prompts that lost their beginning.
+    /// Prompts that were truncated at their beginning.
     pub truncated: u64,
-    /// Prompts whose system message the chat template refused.
+    /// Prompts whose system message the chat template rejected.
     pub without_system: u64,
 }
 
@@ -69,8 +70,8 @@ pub struct Prompt {
 }
 
 impl Writing {
-    /// The task's own way of writing, as far as nobody says otherwise; `stops` come on top. What the model ends an answer with is not
-    /// known yet.
+    /// The task's own settings with the given overrides; `stops` are added to the task's. `ends` remains empty until the model is
+    /// known.
     pub fn of(
         spec: &Spec,
         max_new_tokens: Option<usize>,
@@ -90,18 +91,18 @@ impl Writing {
         }
     }
 
-    /// Tokens that are left to a prompt of the task; an error where there are none.
+    /// The number of tokens that remain for a prompt of the task; an error if there are none.
     pub fn room(&self, task: &str, max_len: usize) -> Result<usize> {
         max_len.checked_sub(self.max_new_tokens).filter(|most| *most > 0).ok_or_else(|| {
             Error::usage(format!(
-                "`{task}` asks for answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
+                "`{task}` needs answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
                 self.max_new_tokens
             ))
-            .cure("Give a larger --max-len or a smaller --max-new-tokens.")
+            .cure("Use a larger --max-len or a smaller --max-new-tokens.")
         })
     }
 
-    /// The option by which two ways of writing differ; another seed draws other answers in the same way.
+    /// The option by which two settings differ. The seed does not count, since it only draws other answers in the same way.
     pub fn differs(&self, other: &Writing) -> Option<&'static str> {
         if self.max_new_tokens != other.max_new_tokens {
             return Some("--max-new-tokens");
@@ -115,7 +116,7 @@ impl Writing {
         (self.repeats != other.repeats).then_some("--repeats")
     }
 
-    /// The options that write so, for people.
+    /// The options that give these settings, for messages.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec![format!("--max-new-tokens {}", self.max_new_tokens)];
         let Sampling { temperature, top_k, top_p, min_p, repetition_penalty } = self.sampling;
@@ -131,7 +132,7 @@ impl Writing {
         words
     }
 
-    /// The request for an answer to one of the task's prompts.
+    /// The request for one answer to one of the task's prompts.
     pub fn request(&self, task: &Task, item: usize, prompts: &Prompts, draw: u32) -> Request {
         Request {
             prompt: prompts.list[item].ids.clone(),
@@ -141,7 +142,7 @@ impl Writing {
     }
 }
 
-/// The prompts of all items; with the longest answer none is longer than `max_len`.
+/// The prompts for all items; together with the longest answer, none is longer than `max_len`.
 pub fn prompts(tokenizer: &Tokenizer, task: &Task, asking: &Asking, writing: &Writing, max_len: usize) -> Result<Prompts> {
     let most = writing.room(&task.name, max_len)?;
     let of_item = |item: &Item| {
@@ -159,8 +160,8 @@ pub fn prompts(tokenizer: &Tokenizer, task: &Task, asking: &Asking, writing: &Wr
     Ok(Prompts { list: found.into_iter().map(|(prompt, ..)| prompt).collect(), truncated, without_system })
 }
 
-/// What the answers to an item came to, and how many of them could not be judged: they count as wrong. `answers` are the tokens of each, in the
-/// order of the draws.
+/// The verdicts on the answers to an item, and the number of answers that could not be judged, which count as wrong. `answers`
+/// are the tokens of each, in the order of the draws.
 pub fn judged(
     tokenizer: &Tokenizer,
     task: &Task,
@@ -170,7 +171,7 @@ pub fn judged(
     answers: &[(&[u32], Ended)],
 ) -> Result<(Sample, u64)> {
     let (Some(spec), Some(question)) = (task.written, &item.written) else {
-        return Err(Error::new(format!("`{}` is no task with written answers", task.name)));
+        return Err(Error::new(format!("`{}` is not a task with written answers", task.name)));
     };
     let mut unjudged = 0;
     let draw = |&(ids, ended): &(&[u32], Ended)| {
@@ -193,8 +194,8 @@ pub fn judged(
     Ok((sample, unjudged))
 }
 
-/// The verdicts on an answer, and whether it could be judged. One that could not, such as one on which a pattern takes too long, must not cost
-/// all others: it is wrong by each metric, and an empty answer tells which there are.
+/// The verdicts on an answer, and whether it could be judged. One that could not be, for example because a pattern takes too long
+/// on it, must not abort the evaluation: it is wrong by each metric, and judging an empty answer yields the names of the metrics.
 fn verdicts(check: Check, data: &Value, text: &str) -> Result<(Vec<Verdict>, bool)> {
     match check(data, text) {
         Ok(verdicts) => Ok((verdicts, true)),
@@ -205,7 +206,7 @@ fn verdicts(check: Check, data: &Value, text: &str) -> Result<(Vec<Verdict>, boo
     }
 }
 
-/// An answer as it is judged.
+/// The text of an answer as it is judged.
 fn text(tokenizer: &Tokenizer, ids: &[u32], ended: Ended, stops: &[String]) -> Result<String> {
     let n = ids.len() - usize::from(ended == Ended::EndToken && !ids.is_empty());
     let mut text = tokenizer.decode(&ids[..n])?;
@@ -239,7 +240,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_no_pattern_can_be_tried_on_is_wrong_and_counted() {
-        // Backtracks without end where what follows is missing.
+        // This pattern backtracks endlessly if the last character is missing.
         let row = json!({"answer": r"^(?=a)(a|a|aa)+\1b$", "match": "regex"});
         let data = uniform::data(row.as_object().unwrap()).unwrap();
         let answer = "a".repeat(60);
@@ -247,7 +248,7 @@ mod tests {
         let wrong = vec![Verdict::of_answer("match", false)];
         assert_eq!(verdicts(uniform::SPEC.check, &data, &format!("{answer}c")).unwrap(), (wrong.clone(), false));
         assert_eq!(verdicts(uniform::SPEC.check, &data, "x").unwrap(), (wrong, true));
-        // What no answer can be judged by is an error.
+        // Data with which no answer can be judged are an error.
         assert!(verdicts(uniform::SPEC.check, &json!({}), "x").is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! HF_HUB_CACHE/models--org--name/blobs/ETAG                     the bytes; `ETAG.incomplete` during the download
 //! HF_HUB_CACHE/models--org--name/refs/REVISION                  the commit of a branch or a tag
 //! HF_HUB_CACHE/models--org--name/snapshots/COMMIT/FILE          a relative link to the blob
+//! HF_HUB_CACHE/models--org--name/.diagnose/COMMIT               our own: the names of all files of the commit, one per line
 //! HF_HUB_CACHE/.locks/models--org--name/ETAG.lock               held during the download of the blob
 //! ```
 
@@ -61,13 +62,7 @@ impl Cache {
         if self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
-        let path = self.repo_folder().join("refs").join(revision);
-        let folder = create_parent(&path)?;
-        let written = tempfile::NamedTempFile::new_in(folder).and_then(|file| {
-            std::fs::write(file.path(), commit)?;
-            file.persist(&path).map_err(|error| error.error)
-        });
-        written.map(drop).context_at(&path, "cannot write to the cache of models")
+        write(&self.repo_folder().join("refs").join(revision), commit)
     }
 
     /// The names, in the repository, of the snapshot's files whose content is present.
@@ -88,6 +83,22 @@ impl Cache {
         walk(&self.snapshot(commit), "", &mut names);
         names.sort_unstable();
         names
+    }
+
+    /// The names of all files of the repository at a commit, including those that are not in the cache; `None` if the hub's list was
+    /// never stored.
+    pub(crate) fn listed(&self, commit: &str) -> Option<Vec<String>> {
+        let list = std::fs::read_to_string(self.list(commit)).ok()?;
+        Some(list.lines().map(str::to_owned).collect())
+    }
+
+    /// Stores the names for [`Cache::listed`]. In a read-only cache this fails silently, and the hub is asked again next time.
+    pub(crate) fn keep_list(&self, commit: &str, files: &[String]) {
+        let _ = write(&self.list(commit), &files.join("\n"));
+    }
+
+    fn list(&self, commit: &str) -> PathBuf {
+        self.repo_folder().join(".diagnose").join(commit)
     }
 
     /// Locks the blob against other processes that would fetch it, including Python's library, until the file is dropped.
@@ -175,10 +186,19 @@ fn user_home() -> Option<PathBuf> {
     variable("HOME").or_else(|| variable("USERPROFILE"))
 }
 
+fn write(path: &Path, text: &str) -> Result<()> {
+    let folder = create_parent(path)?;
+    let written = tempfile::NamedTempFile::new_in(folder).and_then(|file| {
+        std::fs::write(file.path(), text)?;
+        file.persist(path).map_err(|error| error.error)
+    });
+    written.map(drop).context_at(path, "cannot write to the cache of models")
+}
+
 fn create_parent(path: &Path) -> Result<&Path> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|cause| {
-        Error::new("cannot create the folder").at(folder).caused_by(cause).cure("Set HF_HOME to a folder that can be written to.")
+        Error::new("cannot create the folder").at(folder).caused_by(cause).cure("Set HF_HOME to a writable folder.")
     })?;
     Ok(folder)
 }

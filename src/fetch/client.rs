@@ -107,8 +107,7 @@ impl Client {
         }
         let mut text = String::new();
         response.body_mut().as_reader().take(LISTING_BYTES).read_to_string(&mut text).map_err(|cause| self.unreachable(cause))?;
-        let odd =
-            || Error::new(format!("{url} did not answer as the hub does")).cure("Check HF_ENDPOINT and the proxy variables.");
+        let odd = || Error::new(format!("{url} did not reply like the hub")).cure("Check HF_ENDPOINT and the proxy variables.");
         let json: Value = json::from_str(&text).map_err(|cause| odd().caused_by(cause))?;
         let commit = json.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha)).ok_or_else(odd)?;
         let siblings = json.get("siblings").and_then(Value::as_array).ok_or_else(odd)?;
@@ -156,7 +155,7 @@ impl Client {
             tries = if length(&incomplete) > before { 0 } else { tries + 1 };
             if tries == TRIES {
                 let what = format!("`{file}` of `{}` was not fetched: {TRIES} tries in a row brought no new byte", self.id.repo);
-                let again = "Give the same command again: it goes on where the transfer broke off.";
+                let again = "Run the same command again: the download resumes.";
                 return Err(Error::new(what).caused_by(broken).cure(again));
             }
             std::thread::sleep(PAUSE * tries);

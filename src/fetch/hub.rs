@@ -19,28 +19,40 @@ pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Pr
     const CONVERTED: &str = "refs/convert/parquet";
     let id = HubId { shelf: Shelf::DataSets, repo: repo.to_owned(), revision: CONVERTED.to_owned(), file: None };
     let cache = Cache::from_env(id.shelf, repo)?;
-    // The reference is written last: if it exists, so do its files. It is not refreshed, since benchmarks do not change.
-    if let Some(commit) = cache.commit(CONVERTED) {
-        let names = cache.files(&commit).into_iter().filter(|name| wanted(name));
-        let paths: Vec<PathBuf> = names.map(|name| cache.snapshot(&commit).join(name)).collect();
-        if !paths.is_empty() {
-            return Ok(paths);
-        }
+    let paths = |commit: &str, names: Vec<String>| -> Vec<PathBuf> {
+        let mut names: Vec<String> = names.into_iter().filter(|name| wanted(name)).collect();
+        names.sort_unstable();
+        names.into_iter().map(|name| cache.snapshot(commit).join(name)).collect()
+    };
+    // Other programs share the cache, and a download may have been interrupted: only the stored list of files shows whether a data
+    // set is complete. A complete one is not refreshed, since benchmarks do not change.
+    let listed = cache.commit(CONVERTED).and_then(|commit| Some(paths(&commit, cache.listed(&commit)?)));
+    let n_there = listed.iter().flatten().filter(|path| path.exists()).count();
+    if let Some(paths) = &listed
+        && n_there == paths.len()
+        && n_there > 0
+    {
+        return Ok(paths.clone());
     }
     if offline() {
-        return Err(Error::new(format!("the data set `{repo}` is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"))
+        let found = match (listed, cache.commit(CONVERTED)) {
+            (Some(paths), _) if n_there > 0 => format!("is in the cache with {n_there} of {} files", paths.len()),
+            (None, Some(_)) => "may be in the cache in part only, without the list of its files".to_owned(),
+            _ => "is not in the cache".to_owned(),
+        };
+        return Err(Error::new(format!("the data set `{repo}` {found}, and HF_HUB_OFFLINE forbids downloading it"))
             .at(cache.repo_folder()));
     }
     let client = Client::from_env(&id)?;
     let listing = client.listing()?;
-    let mut names: Vec<String> = listing.files.into_iter().filter(|name| wanted(name)).collect();
-    names.sort_unstable();
+    let names: Vec<String> = listing.files.iter().filter(|name| wanted(name)).cloned().collect();
     if names.is_empty() {
         return Err(Error::new(format!("the hub's data set `{repo}` has no such files at {CONVERTED}")));
     }
     fetch_all(&client, &cache, &listing.commit, &names, progress)?;
+    cache.keep_list(&listing.commit, &listing.files);
     cache.set_ref(CONVERTED, &listing.commit)?;
-    Ok(names.into_iter().map(|name| cache.snapshot(&listing.commit).join(name)).collect())
+    Ok(paths(&listing.commit, names))
 }
 
 /// Fetches `names` into the snapshot, one after the other, and reports the progress over all their bytes.

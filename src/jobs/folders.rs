@@ -58,15 +58,15 @@ pub(crate) fn is_no_data(folder: &Path) -> bool {
 
 /// The error for what holds no finished scores where the folder of such a run is asked for: it says what is there instead.
 pub(crate) fn not_scores(path: &Path) -> Error {
-    let cure = "Name the folder of a finished run: `diagnose DATASET` scores data and leaves one under runs/.";
+    let cure = "Name the folder of a finished run: `diagnose DATASET` scores data and writes one under runs/.";
     let of = |what: &str| Error::usage(what.to_owned()).at(path);
     if path.is_dir() {
         return known(path).unwrap_or_else(|| of("this folder holds no finished run (no run.json)").cure(cure));
     }
     match path.try_exists() {
-        Ok(true) => of("this is a file, and the folder of a finished run is asked for").cure(match path.parent() {
+        Ok(true) => of("expected a run folder, found a file").cure(match path.parent() {
             Some(folder) if holds_scores(folder) => format!("Name the folder: {}.", folder.display()),
-            _ => format!("`diagnose {}` scores it, if it holds data, and leaves such a folder under runs/.", path.display()),
+            _ => format!("If it holds data, `diagnose {}` scores it and writes a run folder under runs/.", path.display()),
         }),
         Ok(false) => of("there is no such folder").cure(cure),
         Err(error) => of("cannot look for the folder").caused_by(error),
@@ -76,9 +76,9 @@ pub(crate) fn not_scores(path: &Path) -> Error {
 /// The error for a folder in the place of data that [`is_no_data`].
 pub(crate) fn not_data(folder: &Path) -> Error {
     known(folder).unwrap_or_else(|| {
-        Error::usage("this folder holds no finished run (no run.json), and no data")
+        Error::usage("this folder holds neither a finished run (no run.json) nor data")
             .at(folder)
-            .cure("Name data files, such as `folder/*.jsonl`, or a run folder that a finished run has left.")
+            .cure("Name data files, such as `folder/*.jsonl`, or the folder of a finished run.")
     })
 }
 
@@ -89,35 +89,35 @@ fn known(folder: &Path) -> Option<Error> {
     let within = |name: &str| folder.join(name).display().to_string();
     if is_there(OPTIONS_FILE) {
         let Ok(record) = train::read_record(&folder.join(train::RUN_FILE)) else {
-            let error = of("this is the folder of a training run that has not ended, and no scores of data");
-            return Some(error.cure(format!("`diagnose train --config {}` goes on with it.", within(OPTIONS_FILE))));
+            let error = of("this is the folder of an unfinished training run, not of scores");
+            return Some(error.cure(format!("`diagnose train --config {}` resumes it.", within(OPTIONS_FILE))));
         };
         let again = match is_there("before") {
-            true => format!(" `diagnose {}` sorts what the base model says of its data.", within("before")),
+            true => format!(" `diagnose {}` sorts the base model's scores of its data.", within("before")),
             false => String::new(),
         };
         let what = format!(
-            "this is the folder of a training run ({}, {} from {}), and no scores of data",
+            "this is the folder of a training run ({}, {} from {}), not of scores",
             record.options.method,
             count(record.steps, "step"),
             record.model.name
         );
         return Some(of(&what).cure(format!(
-            "`diagnose DATASET --model {}` scores data with what it has learnt; metrics.jsonl and maps/ in it tell how.{again}",
+            "`diagnose DATASET --model {}` scores data with the trained model; metrics.jsonl and maps/ show the training.{again}",
             folder.join(record.result.file_name().unwrap_or_default()).display()
         )));
     }
     if is_there(SCORES_FILE) {
         let tasks = read_scores(folder).map(|scores| scores.tasks.into_keys().collect::<Vec<_>>().join(", "));
-        let what = format!("this is the folder of an evaluation ({}), and no scores of data", tasks.unwrap_or_default());
-        return Some(of(&what).cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another one."));
+        let what = format!("this is the folder of an evaluation ({}), not of scores", tasks.unwrap_or_default());
+        return Some(of(&what).cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another."));
     }
     let (what, cure) = if is_there("diff.json") {
-        ("this is the folder of a comparison, and no scores of data", "Its diff.md is for people.".to_owned())
+        ("this is the folder of a comparison, not of scores", "Read its diff.md.".to_owned())
     } else if is_there(PARTS_FOLDER) {
-        ("this is the folder of a run that was not finished", "Give the command that began it again.".to_owned())
+        ("this is the folder of a run that was not finished", "Run the command that started it again.".to_owned())
     } else if is_there("config.json") || is_there("adapter_config.json") {
-        ("this is a model, and no data", format!("`diagnose DATASET --model {}` scores data with it.", folder.display()))
+        ("this is a model, not data", format!("`diagnose DATASET --model {}` scores data with it.", folder.display()))
     } else {
         return None;
     };

@@ -52,15 +52,15 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
         if !own.sorts_like(other) {
             return Err(Error::new(format!("the runs are sorted by different thresholds: {own}, and here {other}"))
                 .at(folder)
-                .cure("Sort them again by the same: `diagnose RUN --thresholds fixed`."));
+                .cure("Sort them again with the same ones: `diagnose RUN --thresholds fixed`."));
         }
         if run.record.vocab_size != first.record.vocab_size {
             return Err(Error::new(format!(
-                "the runs are of models with different vocabularies, whose entropies do not compare: {} tokens, and here {}",
+                "the models of the runs have different vocabularies, so their entropies are not comparable: {} tokens, and here {}",
                 first.record.vocab_size, run.record.vocab_size
             ))
             .at(folder)
-            .cure("Name runs of models with one tokenizer."));
+            .cure("Name runs whose models share a tokenizer."));
         }
     }
     let landscapes: Vec<Landscape> = runs.iter().map(|run| Landscape::read(&run.tables)).collect::<Result<_>>()?;

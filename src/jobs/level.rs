@@ -9,10 +9,10 @@ pub(super) fn at_another(found: Option<&str>) -> Option<Error> {
     let found = found.filter(|found| !found.is_empty() && *found != own)?;
     Some(
         Error::new(format!(
-            "the run in this folder was begun at the kernel level {found}; this process is at {own}, which rounds other sums"
+            "the run in this folder was started at the kernel level {found}; this process uses {own}, which rounds sums differently"
         ))
         .cure(format!(
-            "{VARIABLE}={found} goes on with it if all else is the same, where the processor has that level; or name another folder with --out."
+            "{VARIABLE}={found} resumes it if all else is the same and the processor has that level; or choose another folder with --out."
         )),
     )
 }
@@ -27,6 +27,6 @@ mod tests {
         assert!(at_another(Some(Level::current().name())).is_none());
         let error = at_another(Some("avx1024")).unwrap().to_string();
         assert!(error.contains("avx1024") && error.contains(Level::current().name()), "{error}");
-        assert!(error.contains("DIAGNOSE_KERNELS=avx1024 goes on with it"), "{error}");
+        assert!(error.contains("DIAGNOSE_KERNELS=avx1024 resumes it"), "{error}");
     }
 }

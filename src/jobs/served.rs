@@ -28,14 +28,12 @@ pub(super) fn text_of(model: &ModelName, option: &str, load: &LoadOptions, watch
         (device != Placement::default(), "--device"),
     ];
     if let Some((_, ours)) = ours.iter().find(|(given, _)| *given) {
-        return Err(Error::usage(format!("{ours} is how this program runs the model, and {option} has it run elsewhere"))
-            .cure(format!("Leave out {ours}, and start the engine there as you want it.")));
+        return Err(Error::usage(format!("{ours} is for running the model here, and {option} runs it elsewhere"))
+            .cure(format!("Leave out {ours}, and configure the engine there.")));
     }
     if model.written.is_none() {
-        return Err(Error::usage(format!(
-            "{option} needs --model: the tokenizer and the chat template of the model that is run"
-        ))
-        .cure("Name the folder or the hub id that is run there; its weights need not be here."));
+        return Err(Error::usage(format!("{option} needs --model, for the tokenizer and the chat template of the served model"))
+            .cure("Name its folder or hub id; its weights need not be on this machine."));
     }
     let reference = Reference::resolve_text(model, &fetching(watch))?;
     let served = Served::read(&reference)?;
@@ -56,7 +54,7 @@ pub(super) fn max_len(asked: Option<usize>, served: &Served, pool: Option<&Pool>
     let longest = limit.map_or(usize::MAX, |limit| limit.saturating_sub(beyond.tokens));
     match asked {
         Some(asked) if asked > longest => Err(Error::usage(format!(
-            "--max-len {asked} is more than the {longest} tokens that the server takes: {}",
+            "--max-len {asked} is more than the {longest} tokens that the server accepts: {}",
             beyond.why
         ))
         .cure(format!("Give --max-len {longest}, or start the server with --max-model-len {}.", asked + beyond.tokens))),
@@ -90,7 +88,7 @@ pub(super) fn own_scores(
             Ok(scores.into_iter().next())
         }
         Err(why) => {
-            remarks.push(format!("The engine there is not compared with this program's own: {why}."));
+            remarks.push(format!("The remote engine is not compared with this program's own: {why}."));
             Ok(None)
         }
     }
@@ -100,7 +98,7 @@ pub(super) fn own_scores(
 pub(super) fn remark(checked: &Checked) -> Option<String> {
     checked.from_own.map(|apart| {
         format!(
-            "The engine there and this program's own engine in f32 are {:.4} nat apart in ln p on the mean of {} tokens, {:.4} at most.",
+            "The remote engine and this program's own engine in f32 differ in ln p by {:.4} nat on average over {} tokens, by {:.4} at most.",
             apart.mean, apart.tokens, apart.max
         )
     })
@@ -193,11 +191,11 @@ fn claim(checked: &Checked, out: &Path) -> Result<()> {
     match checked.weights_apart(&before) {
         None => Ok(()),
         Some(apart) => Err(Error::new(format!(
-            "the servers say other things of a text than when this folder was begun: ln p is {:.3} nat apart on the mean of {} tokens",
+            "the servers score a text differently than when this folder was started: ln p differs by {:.3} nat on average over {} tokens",
             apart.mean, apart.tokens
         ))
         .at(path)
-        .cure("Another model is served now: serve the one of before, or name another folder with --out.")),
+        .cure("A different model is served now: serve the earlier one, or choose another folder with --out.")),
     }
 }
 

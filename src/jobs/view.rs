@@ -52,7 +52,7 @@ pub(crate) struct Written {
 pub(crate) fn view(job: &Job) -> Result<Written> {
     if !(1..=2).contains(&job.runs.len()) {
         return Err(Error::usage(format!("expected one run, or two to compare, found {}", job.runs.len()))
-            .cure("Give one run folder, or the one before and the one after."));
+            .cure("Name one run folder, or two: before and after."));
     }
     let mut opened = Vec::new();
     let mut refused = Vec::new();
@@ -93,7 +93,7 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     let stays = is_of_them && standing.iter().zip(&own).any(|(standing, own)| standing.has_texts && !own.has_texts);
     if !stays {
         write(&path, &seen).map_err(|error| match job.out {
-            None => error.cure("Say with --out where the page goes, if not into the run's folder."),
+            None => error.cure("Choose where to write the page with --out, if not in the run's folder."),
             Some(_) => error,
         })?;
     }
@@ -145,7 +145,7 @@ pub(crate) fn retire(folder: &Path, record: &RunRecord, thresholds: &Resolved, h
         return Ok(None);
     }
     let aside = folder.join(format!("view-{}.html", standing.preset));
-    std::fs::rename(&path, &aside).context_at(&path, "cannot put the page aside")?;
+    std::fs::rename(&path, &aside).context_at(&path, "cannot move the page aside")?;
     Ok(Some(aside))
 }
 
@@ -182,9 +182,7 @@ impl<'a> Seen<'a> {
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
         let conflicts = report.kinds.is_some().then(|| conflicts_of(folder, &shown)).transpose()?;
         if shown.of_rows == 0 {
-            return Err(Error::new("the run has no token: there is nothing to look at")
-                .at(folder)
-                .cure("Its report.md says why no row has one."));
+            return Err(Error::new("the run has no tokens: there is nothing to show").at(folder).cure("Its report.md says why."));
         }
         let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -245,7 +243,7 @@ fn turns_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap
         let unlike = |found: &str| {
             Error::new(format!("expected row {} of the run at line {line}, found {found}", record.row))
                 .at_line(&*record.place.path, record.place.line)
-                .cure("Score the data again: the tables of the run are not of these rows.")
+                .cure("Score the data again: the run's tables belong to other rows.")
         };
         match record.example {
             Ok(example) if record.place.line == line => turns.insert(record.row, example.turns),

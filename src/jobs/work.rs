@@ -74,18 +74,20 @@ impl Work {
 
 /// An error if this work would write over what it has not made: the record of other work, or a person's own files.
 pub(crate) fn check_free(folder: &Path, own: Work) -> Result<()> {
-    let cure = "Name another folder with --out.";
+    let cure = "Choose another folder with --out.";
     if let Some(other) = Work::ALL.into_iter().find(|work| *work != own && work.is_in(folder)) {
-        let what = format!("the folder holds {}, whose record would be lost", other.name());
+        let what = format!("the folder already holds {}, which would be overwritten", other.name());
         return Err(Error::usage(what).at(folder).cure(cure));
     }
     if own.is_in(folder) {
         return Ok(());
     }
     match own.written().iter().find(|name| folder.join(name).exists()) {
-        Some(name) => Err(Error::usage(format!("the folder holds `{name}`, which is of no such run and would be written over"))
-            .at(folder)
-            .cure(cure)),
+        Some(name) => {
+            Err(Error::usage(format!("the folder holds `{name}`, which this command did not write and would overwrite"))
+                .at(folder)
+                .cure(cure))
+        }
         None => Ok(()),
     }
 }

@@ -62,7 +62,8 @@ pub(super) fn scene(rows: &[Row], average: Option<&Row>, before: &str, after: &s
         scene.dashes((frame.left, y), (frame.right(), y), 1.0, SOFT_INK);
     }
     frame.draw_axes(&mut scene);
-    let note = "Bars: 95 % intervals of the changes on the same items. Coloured where the interval does not hold 0: a drop red, a gain blue.";
+    let note =
+        "Bars: 95 % intervals of the changes on the same items. Coloured if the interval excludes 0: drops red, gains blue.";
     style::notes(&mut scene, &[note.to_owned()]);
     scene
 }

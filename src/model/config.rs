@@ -226,7 +226,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         if self.heads == 0 || self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::new(format!(
-                "{} attention heads cannot share {} key-value heads evenly",
+                "{} attention heads cannot be divided evenly among {} key-value heads",
                 self.heads, self.kv_heads
             )));
         }
@@ -305,8 +305,8 @@ impl Config {
             }
         };
         if window.is_none() && present(json, "layer_types").is_some() && windowed.contains(&true) {
-            return Err(Error::new("`layer_types` names layers with a window, but no `sliding_window` is in use").cure(
-                "Give `sliding_window` (and `use_sliding_window`, where the family has it), or name these layers full_attention.",
+            return Err(Error::new("`layer_types` has layers with a window, but `sliding_window` is not set").cure(
+                "Give `sliding_window` (and `use_sliding_window`, if the family has it), or name these layers full_attention.",
             ));
         }
         self.windows = windowed.into_iter().map(|windowed| window.filter(|_| windowed)).collect();

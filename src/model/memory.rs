@@ -33,7 +33,7 @@ pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Stored, ba
     }
     let bf16 =
         if dtype == Stored::F32 { format!("Give --dtype bf16 (about {}), ", gib(need(Stored::Bf16))) } else { String::new() };
-    Err(Error::new(format!("{name} needs about {} in {dtype} on {device}; {} are free there", gib(need(dtype)), gib(free)))
+    Err(Error::new(format!("{name} needs about {} in {dtype} on {device}; {} are free", gib(need(dtype)), gib(free)))
         .cure(format!("{bf16}a smaller --max-len, a smaller model, or --device cpu.")))
 }
 
@@ -62,9 +62,10 @@ fn refuse_answers(name: &str, beside: u64, available: u64) -> Result<()> {
         return Ok(());
     }
     let (beside, available) = (gib(beside), gib(available));
-    Err(Error::new(format!("the answers of {name} need about {beside} of memory beside the model; {available} are available")).cure(
-        "Give a smaller --batch or --max-new-tokens, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 writes them all the same.",
-    ))
+    Err(Error::new(format!("the answers of {name} need about {beside} of memory beside the model; {available} are available"))
+        .cure(
+            "Give a smaller --batch or --max-new-tokens, or close other programs. DIAGNOSE_IGNORE_MEMORY=1 overrides this check.",
+        ))
 }
 
 fn refuse_training(name: &str, beside: u64, available: u64) -> Result<()> {
@@ -73,8 +74,7 @@ fn refuse_training(name: &str, beside: u64, available: u64) -> Result<()> {
     }
     let (beside, available) = (gib(beside), gib(available));
     Err(Error::new(format!("training {name} needs about {beside} of memory beside the model; {available} are available")).cure(
-        "Give --lora, a smaller --pack-tokens or --activation-memory, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 trains all the \
-         same.",
+        "Give --lora, a smaller --pack-tokens or --activation-memory, or close other programs. DIAGNOSE_IGNORE_MEMORY=1 overrides this check.",
     ))
 }
 
@@ -94,7 +94,7 @@ fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64)
         Dtype::Bf16 => "Use a smaller model".to_owned(),
     };
     Err(Error::new(format!("{name} needs about {} of memory in {dtype}; {} are available", gib(needed), gib(available)))
-        .cure(format!("{bf16}, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 loads it all the same.")))
+        .cure(format!("{bf16}, or close other programs. DIAGNOSE_IGNORE_MEMORY=1 overrides this check.")))
 }
 
 /// The peak memory of the process while it scores.

@@ -207,7 +207,7 @@ impl Model {
         let mut remarks = source.remarks()?;
         if tokenizer.vocab_size() > config.vocab_size {
             remarks.push(format!(
-                "the tokenizer knows {} tokens, the model {}: a text with one of the others is refused",
+                "the tokenizer has {} tokens, the model {}: texts with tokens beyond the model's are refused",
                 tokenizer.vocab_size(),
                 config.vocab_size
             ));

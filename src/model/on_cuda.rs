@@ -288,7 +288,7 @@ impl OnCuda {
         let vocabulary = head.out_features();
         if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
             return Err(Error::new(format!("token id {target} lies outside the model's vocabulary of {vocabulary}"))
-                .cure("The tokenizer and the weights do not belong together."));
+                .cure("The tokenizer and the weights do not match."));
         }
         let (n, width) = (rows.len(), self.sizes.width);
         if let Some(target) = sampled.iter().find(|&&target| target as usize >= n) {

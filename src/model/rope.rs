@@ -203,7 +203,7 @@ impl Rope {
             }
             other => {
                 return Err(Error::new(format!(
-                    "rope scaling `{other}` is not supported; known are default, linear, dynamic, llama3, yarn, longrope"
+                    "rope scaling `{other}` is not supported; expected default, linear, dynamic, llama3, yarn or longrope"
                 )));
             }
         };
@@ -243,7 +243,7 @@ pub(super) fn base(json: &Value, key: &str, parameters: Option<&Value>, default:
     let is_null = json.get(key).is_some_and(Value::is_null);
     if is_null && parameters.is_none_or(|parameters| present(parameters, "rope_theta").is_none()) {
         return Err(Error::new(format!("`{key}` is null; expected a number"))
-            .cure(format!("Write the base, or remove the line for {default}.")));
+            .cure(format!("Set the base, or remove the line for {default}.")));
     }
     Ok(number(json, key)?.unwrap_or(default))
 }

@@ -233,7 +233,7 @@ fn of_evaluations(comparison: &Comparison) -> Vec<Block> {
         ">won",
         ">p",
         ">p (Holm)",
-        ">smallest drop to be seen",
+        ">smallest detectable drop",
     ];
     blocks.push(Block::Table { head: head.to_vec(), rows });
     blocks.push(Block::Paragraph(vec![plain(format!(
@@ -449,14 +449,14 @@ fn nats(change: &Change) -> [String; 2] {
 /// A sentence that two engines ran the models, where they did.
 fn engines(comparison: &Comparison) -> Option<String> {
     let [before, after] = comparison.engines.as_ref()?;
-    Some(format!("the models were run by two engines, which may differ by themselves: {before} before, {after} after"))
+    Some(format!("the models were run by different engines, which may differ by themselves: {before} before, {after} after"))
 }
 
 /// Which tasks are in no average, and what is to be known of each run's comparison.
 fn warnings_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
     let left_out = &retention.left_out;
     let unshared = (!left_out.is_empty())
-        .then(|| format!("in no average, as some of the runs lack them or were asked otherwise: {}", left_out.join(", ")));
+        .then(|| format!("excluded from averages, since some runs lack them or were asked differently: {}", left_out.join(", ")));
     let of_run = |run: &Run| {
         let mut all: Vec<String> = Vec::new();
         for warning in warnings(&run.target_tasks).into_iter().chain(warnings(&run.general_tasks)) {
@@ -492,21 +492,21 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
             warnings.push(format!("{name} was asked with {before} before and with {after} after"));
         }
         if let Some([before, after]) = &task.examples_differ {
-            warnings.push(format!("{name} was asked with other examples: {before} before, and {after} after"));
+            warnings.push(format!("{name} was asked with different examples: {before} before, {after} after"));
         }
     }
     for (name, task) in comparison.tasks.iter().filter(|(_, task)| task.prompts_differ > 0) {
         let n = task.prompts_differ;
-        warnings.push(format!("{n} of {} items of {name} were asked with another prompt (prompt_hash differs)", task.n));
+        warnings.push(format!("{n} of {} items of {name} were asked with a different prompt (prompt_hash differs)", task.n));
     }
     warnings.extend(comparison.skipped.iter().map(|reason| format!("not compared: {reason}")));
     for (name, _) in comparison.tasks.iter().filter(|(_, task)| task.whole_texts) {
         warnings.push(format!(
-            "{name} was cut into other windows after than before (another tokenizer or --max-len): its items are whole texts"
+            "{name} was cut into different windows before and after (another tokenizer or --max-len): its items are whole texts"
         ));
     }
     for (name, _) in comparison.tasks.iter().filter(|(_, task)| task.data_differs) {
-        warnings.push(format!("the data file of {name} was another one; items are paired by their ids"));
+        warnings.push(format!("the data file of {name} was a different one; items are paired by their ids"));
     }
     warnings
 }

@@ -33,10 +33,7 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     let mut line = |content: String| {
         let _ = writeln!(text, "{content}");
     };
-    line(format!(
-        "{bold}{}{reset} {dim}{}, at most {} tokens at once{reset}\n",
-        identity.model, identity.dtype, identity.max_len
-    ));
+    line(format!("{bold}{}{reset} {dim}{}, context length {} tokens{reset}\n", identity.model, identity.dtype, identity.max_len));
     let colours = rows.iter().map(|row| if row.len() < HEAD.len() { dim } else { "" });
     for (text, on) in laid_out(&HEAD, &rows).iter().zip(std::iter::once(bold).chain(colours)) {
         line(in_colour(text, on, reset));
@@ -59,7 +56,7 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     }
     if let Some(Endings { end_token, stop, length }) = task.endings {
         remarks.push(format!(
-            "of {} answers {end_token} ended by themselves, {stop} met a stop string, {length} were cut at their longest",
+            "of {} answers {end_token} ended by themselves, {stop} reached a stop string, {length} were cut at the maximum length",
             end_token + stop + length
         ));
     }
@@ -75,7 +72,7 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     }
     if without_system > 0 {
         remarks.push(format!(
-            "{} system message, which the chat template refuses",
+            "{} system message, which the chat template rejects",
             counted(without_system, "question was asked without its", "questions were asked without their")
         ));
     }
@@ -134,7 +131,7 @@ fn methods(scores: &Scores) -> String {
         format!("{} ({})", interval.name(), names.iter().copied().collect::<Vec<_>>().join(", "))
     };
     let listed: Vec<String> = metrics.iter().map(of).collect();
-    if listed.is_empty() { "none, for want of items".to_owned() } else { listed.join("; ") }
+    if listed.is_empty() { "none, too few items".to_owned() } else { listed.join("; ") }
 }
 
 /// The metrics that a table shows, the primary one first.

@@ -27,7 +27,7 @@ pub(super) fn terminal(learnt: &Learnt, Colours { bold, dim, red, reset }: Colou
             colours.push(if group.verdict == Some(Verdict::Hurt) { red } else { "" });
         }
         if let Some(more @ 1..) = groups.len().checked_sub(IN_REPORT) {
-            rows.push(vec![format!("and {} more, which diff.json has", thousands(more as u64))]);
+            rows.push(vec![format!("and {} more, listed in diff.json", thousands(more as u64))]);
             colours.push(dim);
         }
     }
@@ -51,7 +51,7 @@ pub(super) fn terminal(learnt: &Learnt, Colours { bold, dim, red, reset }: Colou
         lines.extend(lost.spot.context.as_ref().map(|context| marked(context, red, reset)));
     }
     if learnt.lost_pairs.iter().any(|pair| pair.count > 1) {
-        lines.push(format!("{dim}most lost by nats times count:{reset}"));
+        lines.push(format!("{dim}largest losses (nats times count):{reset}"));
         for pair in learnt.lost_pairs.iter().take(ON_TERMINAL) {
             lines.push(format!(
                 "{:>6} x  {} .. now {}, {:.1} nats",
@@ -70,10 +70,10 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
         Block::Heading("What was learnt, wasted, lost".to_owned()),
         Block::Paragraph(vec![strong(rows_sentence(learnt))]),
         Block::Paragraph(vec![plain(
-            "The loss is -ln p of the data's token; changes are after less before, in nats per token. A group is helped where the 95 % interval of its \
-             change lies below zero, hurt where it lies above, wasted where it holds zero: training there has left nothing that could be told from \
-             chance. Intervals take the rows, whole, as drawn from many like them (a bootstrap over rows, stretched where they are few; of thousands the \
-             linearised error). A row's own takes its tokens as drawn one by one, which neighbours are not: it is a hint.",
+            "The loss is -ln p of the data's token; changes are after minus before, in nats per token. A group is helped if the 95 % interval of its \
+             change lies below zero, hurt if it lies above, wasted if it contains zero: training had no effect there that could be distinguished from \
+             chance. Intervals treat whole rows as a sample (a bootstrap over rows, widened for few rows; the linearised error for \
+             thousands). A single row's interval treats its tokens as independent, which neighbours are not: take it as a hint.",
         )]),
     ];
     for (title, groups) in [
@@ -95,18 +95,18 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
     let to_mend = learnt.to_mend();
     if !to_mend.is_empty() {
         blocks.push(Block::Paragraph(vec![
-            strong("What to mend"),
-            plain(", by the nats that were lost (size times count), then what was wasted:"),
+            strong("What to fix"),
+            plain(", by nats lost (size times count), then what was wasted:"),
         ]));
         let item = |(what, group): &(&str, &Group)| {
-            let verdict = group.verdict.map_or("of one row, or of rows all alike", Verdict::name);
+            let verdict = group.verdict.map_or("no confidence interval", Verdict::name);
             let (nats, tokens) = (group.nats, n_tokens(group.tokens));
             vec![plain(format!("{what} {}: {verdict}, {nats:+.1} nats over {tokens}", group.name))]
         };
         blocks.push(Block::List(to_mend.iter().take(IN_REPORT).map(item).collect()));
     }
     if !learnt.worst_rows.is_empty() {
-        blocks.push(Block::Paragraph(vec![plain("The rows that lost most (learnt.parquet has all rows):")]));
+        blocks.push(Block::Paragraph(vec![plain("The rows that lost the most (all rows are in learnt.parquet):")]));
         let head = vec!["row", "where", ">tokens", ">change", "95 % interval", "", ">nats in all"];
         let rows = learnt.worst_rows.iter().take(IN_REPORT).map(|row| {
             let ends = row.change.ci95.map_or_else(|| "-".to_owned(), interval);
@@ -125,14 +125,14 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
     }
     blocks.push(Block::Paragraph(vec![strong(known_sentence(learnt))]));
     if !learnt.lost_pairs.is_empty() {
-        blocks.push(Block::Paragraph(vec![plain("What was known and what is written instead, by the nats that were lost:")]));
-        let head = vec!["data", "model now", ">times", ">nats", "the one that lost most"];
+        blocks.push(Block::Paragraph(vec![plain("What was known and what the model now prefers, by nats lost:")]));
+        let head = vec!["data", "model now", ">times", ">nats", "largest loss"];
         let rows = learnt.lost_pairs.iter().take(IN_REPORT).map(|pair| {
             let (count, nats) = (plain(thousands(pair.count)), plain(format!("{:.1}", pair.nats)));
             vec![code(&pair.token), code(&pair.top), count, nats, sentence(&pair.example)]
         });
         blocks.push(Block::Table { head, rows: rows.collect() });
-        blocks.push(Block::Paragraph(vec![plain("The tokens that lost most, in their sentences:")]));
+        blocks.push(Block::Paragraph(vec![plain("The tokens that lost the most, in their sentences:")]));
         let head = vec!["where", "data", "model now", ">p before", ">p after", "sentence"];
         let rows = learnt.lost_tokens.iter().take(IN_REPORT).map(|lost| {
             let place = lost.place.clone().unwrap_or_else(|| format!("row {}", lost.spot.row));
@@ -149,7 +149,7 @@ fn rows_sentence(learnt: &Learnt) -> String {
     let all = counts.helped + counts.wasted + counts.hurt;
     let part = |n: u64| format!("{} ({})", thousands(n), percent(share(n as f64, all as f64)));
     format!(
-        "Of {} rows {} were helped, {} wasted, {} hurt; {} more have a single token, or tokens all alike, of which nothing tells.",
+        "Of {} rows {} were helped, {} wasted, {} hurt; {} more have no confidence interval (a single token, or all tokens changed alike).",
         thousands(all),
         part(counts.helped),
         part(counts.wasted),
@@ -160,7 +160,7 @@ fn rows_sentence(learnt: &Learnt) -> String {
 
 fn known_sentence(learnt: &Learnt) -> String {
     format!(
-        "Of {} tokens that were known (p of {KNOWN} or more) {} are lost: another one is the first choice now. {} have come to be known.",
+        "Of {} tokens that were known (p of {KNOWN} or more) {} are lost: another token is now the first choice. {} are newly known.",
         thousands(learnt.known),
         thousands(learnt.lost),
         thousands(learnt.gained)

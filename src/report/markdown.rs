@@ -89,10 +89,10 @@ pub(crate) fn report(report: &Report, origin: &Origin) -> String {
 fn head(text: &mut String, summary: &Summary, origin: &Origin) {
     let overall = &summary.overall;
     let conflict = &overall.quadrants.confident_conflict;
-    add!(text, "# {} seen by {}\n", escaped(&origin.data), escaped(&origin.model));
+    add!(text, "# {} as seen by {}\n", escaped(&origin.data), escaped(&origin.model));
     add!(
         text,
-        "**{} of {} supervised tokens, {}, are confident conflicts**: the model is sure of something else. They carry {} of the \
+        "**{} of {} supervised tokens, {}, are confident conflicts**: the model is sure of something else. They account for {} of the \
          loss and {} of the gradient of plain fine-tuning.\n",
         thousands(conflict.tokens),
         thousands(overall.tokens),
@@ -102,17 +102,17 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
     );
     add!(
         text,
-        "In brackets stand 95 % intervals over the {} with a supervised token: how far the number could lie elsewhere if as many \
-         rows were drawn, whole, from where these come from (here: {}).\n",
+        "In brackets: 95 % intervals over the {} with a supervised token, the range in which the number would fall for another \
+         sample of as many whole rows from the same source (here: {}).\n",
         count(overall.rows, "row"),
         origin.rows
     );
     add!(text, "| | |\n|---|---|");
     add!(text, "| rows scored | {} of {} |", thousands(origin.scored), thousands(origin.records));
-    add!(text, "| tokens, of them supervised | {}, {} |", thousands(origin.tokens), thousands(overall.tokens));
+    add!(text, "| tokens, supervised tokens | {}, {} |", thousands(origin.tokens), thousands(overall.tokens));
     add!(text, "| perplexity | {:.3} |", overall.perplexity);
     add!(text, "| mean entropy | {:.3} nat |", overall.mean_entropy);
-    add!(text, "| mean surplus (loss beyond the entropy) | {:.3} nat |", overall.mean_surplus);
+    add!(text, "| mean surplus (loss minus entropy) | {:.3} nat |", overall.mean_surplus);
     add!(text, "| thresholds | {} |", summary.thresholds);
     if let Some(between) = summary.tokens_between_groups {
         add!(text, "| tokens between the two entropy groups | {} |", thousands(between));
@@ -137,7 +137,7 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
 fn audit(text: &mut String, origin: &Origin) {
     add!(text, "## The mask\n");
     match origin.audit.as_slice() {
-        [] => add!(text, "The mask audit found nothing odd: every row has an answer, and every answer its end-of-turn token.\n"),
+        [] => add!(text, "The mask audit found no problems: every row has an answer, and every answer its end-of-turn token.\n"),
         findings => {
             for finding in findings {
                 add!(text, "- {}", escaped(finding));
@@ -164,11 +164,11 @@ fn quadrants(text: &mut String, summary: &Summary) {
     }
     add!(
         text,
-        "\n- **Confident conflict** (low p, low H): the model is sure, and the data says otherwise. Wrong facts, broken templates, \
-         another tokenisation or style, or the new knowledge you want to teach: look at them before training on them.\n\
+        "\n- **Confident conflict** (low p, low H): the model is sure, and the data says something else. Wrong facts, broken templates, \
+         a different tokenisation or style, or new knowledge that you want to teach: look at them before you train on them.\n\
          - **Uncertain** (low p, high H): the model does not know. This is what fine-tuning is for.\n\
          - **Confident** (high p, low H): what the model expected, nearly always its first choice; little to learn, little harm.\n\
-         - **Hesitant** (high p, high H): one of several tokens that the model thought likely, mostly its first choice.\n"
+         - **Hesitant** (high p, high H): one of several tokens that the model considered likely, usually its first choice.\n"
     );
     add!(text, "![gradient landscape](maps/gradient.png)\n\n![most frequent tokens](maps/tokens.png)\n");
 }
@@ -179,17 +179,17 @@ fn conflicts(text: &mut String, summary: &Summary, without_text: Option<&str>) {
         add!(text, "The sentences cannot be shown: {}.\n", escaped(reason));
     }
     if summary.conflict_pairs.is_empty() {
-        add!(text, "There are none under these thresholds.\n");
+        add!(text, "There are none with these thresholds.\n");
         return;
     }
-    add!(text, "What the data says, and what the model was sure of:\n");
-    add!(text, "| data | model | times | surplus, nat | the worst of them |\n|---|---|---:|---:|---|");
+    add!(text, "What the data says, and what the model was sure of instead:\n");
+    add!(text, "| data | model | times | surplus, nat | worst example |\n|---|---|---:|---:|---|");
     for pair in summary.conflict_pairs.iter().take(SHOWN) {
         let (data, model, example) = (cell(&pair.token), cell(&pair.top), at(pair.example.as_ref()));
         add!(text, "| {data} | {model} | {} | {:.1} | {example} |", thousands(pair.count), pair.surplus);
     }
     add!(text, "\nThe rows with the most conflict mass (the sum of -ln p - H over their conflicts):\n");
-    add!(text, "| row | where | conflicts | of tokens | mass, nat | the worst of them |\n|---:|---|---:|---:|---:|---|");
+    add!(text, "| row | where | conflicts | of tokens | mass, nat | worst example |\n|---:|---|---:|---:|---:|---|");
     for row in summary.conflict_rows.iter().take(SHOWN) {
         let id = row.id.as_deref().map_or(String::new(), |id| format!(" ({})", escaped(id)));
         add!(
@@ -206,7 +206,7 @@ fn conflicts(text: &mut String, summary: &Summary, without_text: Option<&str>) {
     }
     add!(
         text,
-        "\nThe most surprising tokens, by {} (how many standard deviations the loss lies beyond what the model expected):\n",
+        "\nThe most surprising tokens, by {} (by how many standard deviations the loss exceeds what the model expected):\n",
         Ranking::DEFAULT.name()
     );
     add!(text, "| where | turn, bytes | sentence | model | p | entropy, nat | score |\n|---|---|---|---|---:|---:|---:|");
@@ -234,7 +234,7 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
         add!(text, "### Why they may be conflicts\n");
         add!(
             text,
-            "Told by rules of thumb, the first of which that fits counts; conflicts.parquet has the kind of each conflict.\n"
+            "Assigned by heuristic rules, of which the first match counts; conflicts.parquet has the kind of each conflict.\n"
         );
         add!(text, "| kind | conflicts | in rows | mass, nat | of the loss | of the gradient |\n|---|---:|---:|---:|---:|---:|");
         for sums in kinds {
@@ -242,8 +242,8 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
             let (loss, grad) = (percent(sums.loss_share), percent(sums.grad_share));
             add!(text, "| {} | {tokens} | {rows} | {:.1} | {loss} | {grad} |", sums.kind, sums.surplus);
         }
-        add!(text, "\nThe groups of the same target and the same choice with the most mass:\n");
-        add!(text, "| kind | data | model | times | mass, nat | of the loss | of the gradient | the worst of them | because |");
+        add!(text, "\nConflicts grouped by target and the model's choice, those with the most mass first:\n");
+        add!(text, "| kind | data | model | times | mass, nat | of the loss | of the gradient | worst example | evidence |");
         add!(text, "|---|---|---|---:|---:|---:|---:|---|---|");
         for group in groups.iter().take(SHOWN) {
             let (data, model, example) = (cell(&group.token), cell(&group.top), at(Some(&group.example)));
@@ -257,14 +257,14 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
     if let Some(prompted) = prompted {
         in_context(text, prompted);
     }
-    if *near_duplicates > 0 {
-        add!(
-            text,
-            "{} the same as an earlier one, or nearly; {} the same as another one and {} answered otherwise (pairs.parquet).\n",
-            counted(*near_duplicates, "row asks", "rows ask"),
-            counted(*contradictions, "row asks", "rows ask"),
-            if *contradictions == 1 { "is" } else { "are" }
-        );
+    let alike = [
+        (*near_duplicates, "the same prompt as an earlier row, or a similar one"),
+        (*contradictions, "the same prompt as another row but a different answer"),
+    ];
+    let alike = alike.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{} {how}", counted(*n, "row has", "rows have")));
+    let alike = alike.collect::<Vec<_>>().join("; ");
+    if !alike.is_empty() {
+        add!(text, "{alike} (pairs.parquet).\n");
     }
 }
 
@@ -272,10 +272,10 @@ fn in_context(text: &mut String, prompted: &Prompted) {
     add!(text, "### With another row of the same kind shown first\n");
     add!(
         text,
-        "The answers of {} with conflicts were scored again, each with another row of its kind as turns before its own ({} left out: no other \
-         row of the kind with the same tools, too long together, or not drawn). A conflict vanishes where p and H then are none's under the same \
-         thresholds: an example brought about what it wanted. One that stays may be knowledge against knowledge, or a habit that one example does not \
-         break; the kinds beside each other tell more than a share alone. Any other context moves something: {} of the other tokens of these rows became conflicts.\n",
+        "The answers of {} with conflicts were scored again, each with another row of its kind as earlier turns ({} left out: no other \
+         row of the kind with the same tools, too long together, or not drawn). A conflict vanishes if p and H then no longer make it one under the same \
+         thresholds: one example was enough to get the answer. One that stays may be a contradiction in knowledge, or a habit that one example does not \
+         break; comparing the kinds tells more than a share alone. Any change of context shifts some tokens: {} of the other tokens of these rows became conflicts.\n",
         count(prompted.rows, "row"),
         counted(prompted.rows_left_out, "row was", "rows were"),
         percent_with_interval(prompted.new_conflicts_share, prompted.new_conflicts_share_ci95)
@@ -292,7 +292,7 @@ fn rankings(text: &mut String, planted: &RankingQuality) {
     add!(text, "## Planted conflicts\n");
     add!(
         text,
-        "{} of these data ({}) {} marked as planted: changed on purpose to what a competent model should doubt. How \
+        "{} of these data ({}) {} marked as planted: changed on purpose to something that a competent model should doubt. How \
          well each ranking of the tokens finds the first token of each span (AUROC with its 95 % interval over rows; precision and \
          recall among the top 1 % of the tokens):\n",
         count(planted.spans as u64, "span"),
@@ -320,14 +320,14 @@ fn gates(text: &mut String, summary: &Summary, is_bounded: bool) {
     if is_bounded {
         add!(
             text,
-            "The weights of EAFT and of gates by p alone are exact; those by the full entropy, and all norms of gradients, are of the middle of \
+            "The weights of EAFT and of gates that use only p are exact; those that use the full entropy, and all gradient norms, are computed from the midpoint of \
              their bounds.\n"
         );
     }
     add!(
         text,
-        "Every loss weighs each token's cross-entropy. *Effective tokens* is (sum w)² / sum w²; *gradient kept* is what remains of each \
-         quadrant's gradient; the *learning-rate factor* gives the same sum of gradient norms as plain SFT.\n"
+        "Every loss weights each token's cross-entropy. *Effective tokens* is (sum w)² / sum w²; *gradient kept* is what remains of each \
+         quadrant's gradient; multiply the learning rate by the *learning-rate factor* for the same sum of gradient norms as plain SFT.\n"
     );
     add!(
         text,
@@ -343,8 +343,8 @@ fn gates(text: &mut String, summary: &Summary, is_bounded: bool) {
     }
     add!(
         text,
-        "\nOf everything a gate takes away, how much falls on conflicts, and how much on tokens the model already knows:\n\n\
-         | loss | gradient taken | of it conflicts | uncertain | already known | weight taken | of it conflicts | already known |\n\
+        "\nOf everything that a gate removes, the shares that fall on conflicts and on tokens the model already knows:\n\n\
+         | loss | gradient removed | of which conflicts | uncertain | already known | weight removed | of which conflicts | already known |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|"
     );
     for GatePreview { gate, taken, .. } in summary.gates.iter().filter(|preview| preview.taken.weight > 0.0) {
@@ -386,7 +386,7 @@ fn breakdowns(text: &mut String, summary: &Summary) {
             row(text, &escaped(&source.source), &source.breakdown);
         }
         if let Some(more @ 1..) = summary.sources.len().checked_sub(SOURCES_SHOWN) {
-            add!(text, "\nAnd {} more sources, which summary.json has.", thousands(more as u64));
+            add!(text, "\nAnd {} more sources, listed in summary.json.", thousands(more as u64));
         }
         add!(text, "");
     }
@@ -403,7 +403,7 @@ fn self_check(text: &mut String, OnPolicy { rows, respelt, check, why_not }: &On
     add!(text, "## The model's own answers\n");
     add!(
         text,
-        "{} that a model drew; the text of {} of them has other tokens than were drawn, which are those that are scored.\n",
+        "{} drawn from a model; the text of {} of them tokenises differently from the drawn tokens, and the drawn ones are scored.\n",
         counted(*rows, "row is an answer", "rows are answers"),
         thousands(*respelt)
     );
@@ -411,7 +411,7 @@ fn self_check(text: &mut String, OnPolicy { rows, respelt, check, why_not }: &On
         add!(text, "{}\n", check.sentence());
     }
     if let Some(why_not) = why_not {
-        add!(text, "The program cannot check itself on them: {why_not}.\n");
+        add!(text, "There is no self-check: {why_not}.\n");
     }
 }
 
@@ -420,15 +420,15 @@ fn calibration(text: &mut String, report: &Report) {
     add!(
         text,
         "`tail` is each token's p-value if the model had written the text: uniform on its own text, so an excess of small values \
-         is what the data say against the model.\n"
+         shows where the data disagree with the model.\n"
     );
     if let Some(at_k) = report.topk_fidelity.iter().find(|at_k| at_k.k == TOP_K) {
         add!(text, "![top-K entropy against the full entropy](maps/fidelity.png)\n");
         let pearson = at_k.pearson.map_or("-".to_owned(), |pearson| format!("{pearson:.4}"));
         add!(
             text,
-            "EAFT gates by the entropy of the {TOP_K} most probable tokens. On {} of these data it correlates with the entropy \
-             of the whole vocabulary by r = {pearson} and lies {:.3} nat from it on average.\n",
+            "EAFT uses the entropy of the {TOP_K} most probable tokens. On {} of these data it correlates with the entropy \
+             of the whole vocabulary with r = {pearson}, and differs from it by {:.3} nat on average.\n",
             n_tokens(at_k.n),
             at_k.mean_abs_error
         );

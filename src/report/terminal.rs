@@ -75,7 +75,7 @@ fn above(heading: &Heading, report: &Report, Colours { bold, dim, reset, .. }: C
     let summary = &report.summary;
     let overall = &summary.overall;
     let mut lines = vec![
-        format!("{bold}{}{reset} seen by {bold}{}{reset}", heading.data, heading.model),
+        format!("{bold}{}{reset} as seen by {bold}{}{reset}", heading.data, heading.model),
         format!(
             "{dim}{} of {}, {}, perplexity {:.2}, mean entropy {:.2} nat, {} tokens/s{reset}",
             thousands(heading.scored),
@@ -121,7 +121,7 @@ fn conflicts(summary: &Summary, Colours { bold, red, reset, .. }: Colours) -> Ve
     if summary.conflict_pairs.is_empty() {
         return Vec::new();
     }
-    let mut lines = vec![String::new(), format!("{bold}the data says .. where the model is sure of{reset}")];
+    let mut lines = vec![String::new(), format!("{bold}the data says .. but the model is sure of{reset}")];
     for pair in summary.conflict_pairs.iter().take(SHOWN) {
         lines.push(format!("{:>6} x  {} .. {}", pair.count, quoted(&pair.token), quoted(&pair.top)));
         let context = pair.example.as_ref().and_then(|example| example.context.as_ref());
@@ -201,10 +201,10 @@ fn files(heading: &Heading, Colours { bold, reset, .. }: Colours) -> Vec<String>
     let out = &heading.out;
     let mut lines = vec![String::new()];
     if heading.has_page {
-        lines.push(format!("page     {bold}{out}/view.html{reset}, to read the rows and decide"));
+        lines.push(format!("page     {bold}{out}/view.html{reset}, for reading the rows and deciding"));
     }
     lines.push(format!("report   {bold}{out}/report.md{reset}"));
-    lines.push(format!("maps     {out}/maps/density.png and others"));
+    lines.push(format!("figures  {out}/maps/density.png and others"));
     lines
 }
 

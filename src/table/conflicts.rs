@@ -91,9 +91,9 @@ fn frame_of(conflicts: &[KnownConflict]) -> Result<pl::DataFrame> {
 pub fn read_conflicts(path: &Path) -> impl Iterator<Item = Result<KnownConflict>> + use<> {
     let mut groups = RowGroups::one_by_one(&[path.to_owned()], COLUMNS.to_vec());
     let mut missing = (!path.exists()).then(|| {
-        Error::new("the run has no kinds of conflict: its data were not at hand when it was sorted")
+        Error::new("the run has no kinds of conflict: its data files were not found when it was sorted")
             .at(path)
-            .cure("Sort it again where the data lie: `diagnose RUN`.")
+            .cure("Sort it again where the data files are: `diagnose RUN`.")
     });
     let frames = std::iter::from_fn(move || {
         if let Some(missing) = missing.take() {

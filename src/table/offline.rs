@@ -78,9 +78,9 @@ impl Answers {
         let groups = RowGroups::one_by_one(&Answers::files(folder)?, COLUMNS.to_vec());
         let sequences = folder.join(SEQUENCES_FILE);
         if !sequences.exists() {
-            return Err(Error::new("the file of the sequences that were answered is missing: the answers may be to others")
+            return Err(Error::new("the file of the answered sequences is missing: the answers may belong to others")
                 .at(sequences)
-                .cure("Put the one that --emit wrote back beside the folder of the answers."));
+                .cure("Put the one written by --emit back beside the folder of the answers."));
         }
         let sent = RowGroups::one_by_one(&[sequences], vec!["row", "ids"]);
         let folder = folder.join(ANSWERS_FOLDER);
@@ -91,7 +91,7 @@ impl Answers {
     fn check_sent(&mut self, sequence: &Sequence) -> Result<()> {
         let other = |what: String| {
             Error::new(what).at(self.folder.with_file_name(SEQUENCES_FILE)).cure(
-                "Give the data and the options of --emit (template, --system, --max-len, --supervise ..) again, or emit into another folder.",
+                "Use the same data and options as with --emit (template, --system, --max-len, --supervise ..), or emit into another folder.",
             )
         };
         let (row, ids) = loop {
@@ -108,13 +108,13 @@ impl Answers {
             }
         };
         if row != sequence.row {
-            return Err(other(format!("row {} was not asked about; the next that was is row {row}", sequence.row)));
+            return Err(other(format!("row {} was not scored; the next scored row is row {row}", sequence.row)));
         }
         let own = &sequence.ids[..sequence.targets_end()];
         if let Some(at) = (0..own.len().max(ids.len())).find(|&at| own.get(at) != ids.get(at)) {
             let said = |id: Option<&u32>| id.map_or_else(|| "no".to_owned(), |id| format!("id {id} as"));
             return Err(other(format!(
-                "row {row} has {} token {at}, and {} token {at} in what was answered: the answers are to other sequences",
+                "row {row} has {} token {at}, and {} token {at} in the answered sequences: the answers belong to other sequences",
                 said(own.get(at)),
                 said(ids.get(at))
             )));
@@ -145,7 +145,7 @@ impl Answers {
         self.check_sent(sequence)?;
         let missing = |what: String| {
             Error::new(what).at(&self.folder).cure(
-                "Run the driver again: it goes on with what is missing. After another --emit, remove the answers to the sequences of before.",
+                "Run the driver again: it completes what is missing. After another --emit, first remove the answers to the earlier sequences.",
             )
         };
         let mut positions = Vec::new();
@@ -171,7 +171,7 @@ impl Answers {
             }
             if position.target.id != id {
                 return Err(missing(format!(
-                    "row {row} has {id} as its token {pos}, the answer is about {}: it is to other sequences",
+                    "row {row} has {id} as its token {pos}, the answer is about {}: it belongs to other sequences",
                     position.target.id
                 )));
             }
@@ -284,17 +284,17 @@ mod tests {
         assert_eq!(read.of(&sequences[2]).unwrap()[0].target.logprob, -9.0);
 
         let of_first = |sequence: &Sequence| Answers::open(out, 1000).unwrap().of(sequence).unwrap_err().to_string();
-        let is_other = "has id 6 as token 0, and id 7 as token 0 in what was answered";
+        let is_other = "has id 6 as token 0, and id 7 as token 0 in the answered sequences";
         assert!(of_first(&sequence(3, &[6, 8, 9], &[1, 2])).contains(is_other), "the same targets behind another prompt");
         assert!(of_first(&sequence(3, &[7, 8, 9], &[1])).contains("has no token 2, and id 9 as token 2"));
-        assert!(of_first(&sequence(4, &[7, 6], &[1])).contains("row 4 was not asked about; the next that was is row 5"));
+        assert!(of_first(&sequence(4, &[7, 6], &[1])).contains("row 4 was not scored; the next scored row is row 5"));
         assert!(of_first(&sequence(10, &[7, 6], &[1])).contains("the sequences that were answered end before row 10"));
         // Equal ids of which others are targets.
         assert!(of_first(&sequence(3, &[7, 8, 9], &[2])).contains("expected the answer to row 3, token 2, found row 3, token 1"));
         std::fs::rename(answers.join("00001.parquet"), out.join("elsewhere")).unwrap();
         assert!(of_first(&sequences[2]).contains("the answers end before row 9, token 2"));
         std::fs::rename(out.join(SEQUENCES_FILE), out.join("sent")).unwrap();
-        assert!(Answers::open(out, 1000).err().unwrap().to_string().contains("the answers may be to others"));
+        assert!(Answers::open(out, 1000).err().unwrap().to_string().contains("the answers may belong to others"));
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl TokenChunk {
             Column::Varentropy => Ok(&self.varentropy),
             Column::Grad => Ok(&self.grad),
             Column::TopLogprob => Ok(&self.top_logprob),
-            _ => Err(Error::new(format!("column `{}` of the token table holds no fractions", column.name()))),
+            _ => Err(Error::new(format!("column `{}` of the token table has no fractions", column.name()))),
         }
     }
 }

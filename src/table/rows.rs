@@ -127,7 +127,7 @@ fn rows_of(frame: &pl::DataFrame) -> Result<Vec<Row>> {
         frame.column(name).map(|column| column.as_materialized_series()).map_err(|source| {
             Error::new(format!("the table of rows has no column `{name}`"))
                 .caused_by(source)
-                .cure("Make the run again with this version of the program.")
+                .cure("Repeat the run with this version of the program.")
         })
     };
     macro_rules! values {

@@ -142,9 +142,9 @@ const CHECKS: &[Check] = &[
     Check {
         name: "full_mask",
         holds: |row| row.full_mask,
-        finding: "have no token that is not supervised",
-        meaning: "The model would learn to write the prompt as well.",
-        cure: "Look for rows without a prompt, and at the {% generation %} tags of the template.",
+        finding: "have only supervised tokens",
+        meaning: "The model would also learn to write the prompt.",
+        cure: "Look for rows without a prompt, and check the {% generation %} tags of the template.",
     },
     Check {
         name: "missing_end_of_turn",
@@ -156,58 +156,58 @@ const CHECKS: &[Check] = &[
     Check {
         name: "without_template",
         holds: |row| row.without_template,
-        finding: "are joined as they stand, the answer right behind the prompt: the model has no chat template",
-        meaning: "That is how TRL joins prompts and completions that are texts; of conversations it refuses it.",
-        cure: "Nothing to do if that is what you want; else give a template by --chat-template FILE, or use the model that was made for conversations.",
+        finding: "are joined as plain text, the answer directly after the prompt: the model has no chat template",
+        meaning: "TRL does the same for prompts and completions that are texts, and refuses conversations.",
+        cure: "Nothing to do if that is what you want; otherwise pass a template with --chat-template FILE, or use the chat version of the model.",
     },
     Check {
         name: "missing_end_of_text",
         holds: |row| row.missing_end_of_text,
         finding: "are plain text without the end token",
-        meaning: "A model trained on them does not learn to stop; TRL puts the token there.",
-        cure: "Give --append-eos to do as TRL does; nothing to do for texts that go on.",
+        meaning: "A model trained on them does not learn to stop; TRL appends the token.",
+        cure: "Pass --append-eos to do as TRL does; nothing to do for texts that continue.",
     },
     Check {
         name: UNUSED,
         holds: |row| !row.unused_switches.is_empty(),
-        finding: "have keys that look like switches and change nothing here",
-        meaning: "What they switch off is learnt all the same.",
-        cure: "Write `weight` (0 is not learnt) on the turn or part, or take the keys out if they mean something else.",
+        finding: "have keys that look like switches but have no effect",
+        meaning: "The turns or parts that they should exclude are still learnt.",
+        cure: "Set `weight` (0 excludes from the loss) on the turn or part, or remove the keys if they mean something else.",
     },
     Check {
         name: UNREAD,
         holds: |row| !row.unread_columns.is_empty(),
-        finding: "have columns with text that is in no turn",
-        meaning: "The model sees nothing of them: not what a question is about, and not the answers to choose from.",
-        cure: "Write into a turn what the model is to see; nothing to do where they are notes.",
+        finding: "have columns with text that appears in no turn",
+        meaning: "The model does not see that text, even if it is the context of a question or the answers to choose from.",
+        cure: "Put text that the model should see into a turn; nothing to do for notes.",
     },
     Check {
         name: RENAMED,
         holds: |row| !row.renamed_roles.is_empty(),
         finding: "have roles that the chat template does not know",
-        meaning: "It is given system, user, assistant or tool in their place; Transformers would leave such turns out or print the name.",
-        cure: "Nothing to do if that is what you want; --role NAME=ROLE says what a name stands for.",
+        meaning: "They are replaced by system, user, assistant or tool; Transformers would skip such turns or print the name.",
+        cure: "Nothing to do if that is what you want; otherwise map the names with --role NAME=ROLE.",
     },
     Check {
         name: "joined_parts",
         holds: |row| row.joined_parts,
-        finding: "have contents in parts, which the chat template does not know",
+        finding: "have contents in parts, which the chat template does not support",
         meaning: "The texts of the parts are joined; Transformers would print the list or refuse it.",
-        cure: "Nothing to do if that is what you want; else write the contents as text, or give a template that knows parts (--chat-template FILE).",
+        cure: "Nothing to do if that is what you want; otherwise write the contents as text, or pass a template that supports parts (--chat-template FILE).",
     },
     Check {
         name: "empty_question",
         holds: |row| row.empty_question,
-        finding: "have a question that holds nothing",
-        meaning: "The model learns to answer without having been asked.",
-        cure: "Take these rows out, or look for what was lost on the way: null and NaN are read as nothing.",
+        finding: "have an empty question",
+        meaning: "The model learns to answer without a question.",
+        cure: "Remove these rows, or look for text that was lost earlier: null and NaN are read as empty.",
     },
     Check {
         name: "empty_answer",
         holds: |row| row.empty_answer,
-        finding: "have an answer that holds nothing",
-        meaning: "A model trained on them learns to say nothing.",
-        cure: "Take these rows out, or give the turns the weight 0.",
+        finding: "have an empty answer",
+        meaning: "A model trained on them learns to answer nothing.",
+        cure: "Remove these rows, or give the turns weight 0.",
     },
     Check {
         name: "empty_think_supervised",
@@ -219,86 +219,86 @@ const CHECKS: &[Check] = &[
     Check {
         name: "special_in_content",
         holds: |row| row.special_in_content,
-        finding: "spell out a control token in their text",
-        meaning: "It is read as the token itself, as Transformers does, so a turn can end in the middle.",
-        cure: "Remove or rewrite these strings, unless they are meant.",
+        finding: "contain a control token as text",
+        meaning: "It is read as the token itself, as in Transformers, so a turn can end in the middle.",
+        cure: "Remove or rewrite these strings, unless they are intended.",
     },
     Check {
         name: "unlike_prompt",
         holds: |row| row.unlike_prompt,
         finding: "have an answer that does not follow the template's generation prompt",
-        meaning: "The model sees another text before the answer when it is used than when it is trained.",
+        meaning: "The model sees a different text before the answer at inference than in training.",
         cure: "Compare the template's rendering of an answer with its add_generation_prompt part.",
     },
     Check {
         name: "dropped_fields",
         holds: |row| row.dropped_fields,
         finding: "have tools or tool calls that the template does not render",
-        meaning: "The model sees and learns nothing of them; the rest of the answer may make no sense alone.",
-        cure: "Give a template that knows them (--chat-template FILE), or write them into the content.",
+        meaning: "The model neither sees nor learns them; the rest of the answer may make no sense alone.",
+        cure: "Pass a template that supports them (--chat-template FILE), or write them into the content.",
     },
     Check {
         name: "lost_reasoning",
         holds: |row| row.lost_reasoning,
         finding: "have reasoning that the template does not render",
-        meaning: "The model sees and learns nothing of it, only what comes after.",
-        cure: "Give a template that renders reasoning (--chat-template FILE).",
+        meaning: "The model neither sees nor learns it, only what comes after.",
+        cure: "Pass a template that renders reasoning (--chat-template FILE).",
     },
     Check {
         name: "earlier_reasoning",
         holds: |row| row.earlier_reasoning,
         finding: "have reasoning in earlier turns that the template leaves out",
-        meaning: "It is not learnt: only answers to the last question keep theirs, as when the model is used.",
-        cure: "To learn it, make one row of each answer, or give another template (--chat-template FILE).",
+        meaning: "It is not learnt: only answers to the last question keep their reasoning, as at inference.",
+        cure: "To learn it, make each answer a row of its own, or pass another template (--chat-template FILE).",
     },
     Check {
         name: "lost_system",
         holds: |row| row.lost_system,
         finding: "have a system prompt that the template does not render",
         meaning: "The model does not see it.",
-        cure: "Write it into the first question, or give a template that renders it (--chat-template FILE).",
+        cure: "Write it into the first question, or pass a template that renders it (--chat-template FILE).",
     },
     Check {
         name: "lost_content",
         holds: |row| row.lost_content,
         finding: "have a turn whose content the template does not render",
         meaning: "The model does not see it.",
-        cure: "Look at the template: some leave out the text beside a tool call; --chat-template FILE takes another one.",
+        cure: "Check the template: some omit the text beside a tool call; --chat-template FILE uses another one.",
     },
     Check {
         name: "arguments_quoted",
         holds: |row| row.arguments_quoted,
-        finding: "have arguments of tool calls that are text, which the template prints in quotes",
+        finding: "have tool-call arguments as a string, which the template prints in quotes",
         meaning: "The model learns to write its arguments as a string with backslashes, as Transformers renders it.",
         cure: "Make them JSON objects in the data.",
     },
     Check {
         name: "respelt",
         holds: |row| row.drawn == Some(Drawn::Respelt),
-        finding: "are rollouts whose text has other tokens than the model drew",
-        meaning: "They are scored with the tokens that were drawn; a trainer that reads the text learns others.",
-        cure: "Nothing to do: models spell a word in more than one way.",
+        finding: "are rollouts whose text tokenises differently from the tokens that the model drew",
+        meaning: "They are scored with the drawn tokens; a trainer that reads the text learns different ones.",
+        cure: "Nothing to do: a word can be tokenised in several ways.",
     },
     Check {
         name: "foreign_rollout",
         holds: |row| row.drawn == Some(Drawn::Foreign),
-        finding: "are rollouts whose drawn tokens do not belong to the row as it is read here",
-        meaning: "They are scored as their text alone.",
-        cure: "Use the tokenizer, template and --system that they were written with, and leave their text as it is.",
+        finding: "are rollouts whose drawn tokens do not match the row as it is read here",
+        meaning: "They are scored by their text instead.",
+        cure: "Use the tokenizer, template and --system that they were written with, and do not edit their text.",
     },
     Check {
         name: "truncated",
         holds: |row| row.truncated.is_some(),
         finding: "are longer than --max-len and were cut",
-        meaning: "What is beyond it is not scored.",
-        cure: "Raise --max-len where the model takes more and memory allows; else divide these rows.",
+        meaning: "The text beyond --max-len is not scored.",
+        cure: "Raise --max-len if the model and memory allow it; otherwise split these rows.",
     },
     Check {
         name: "answer_cut",
         holds: |row| row.answer_cut,
-        finding: "lost a part of an answer by that",
+        finding: "lost part of an answer to that cut",
         meaning: "A model trained on them does not learn how these answers end.",
-        cure: "Raise --max-len where the model takes more, or divide these rows or leave them out of training.",
+        cure: "Raise --max-len if the model allows it, split these rows, or leave them out of training.",
     },
 ];
 
@@ -341,7 +341,7 @@ impl Audit {
                         finding.count_keys(&audit.unread_columns);
                         let cure = |map: &String| {
                             let map = map.replace('\'', r"'\''");
-                            format!("Say where they go, such as --map '{map}'; nothing to do where they are notes.")
+                            format!("Map them to a field, such as --map '{map}'; nothing to do for notes.")
                         };
                         finding.add_cure(row, audit.unread_map.as_ref().map(cure));
                     }
@@ -376,7 +376,7 @@ impl Audit {
         let mut lines = self.notes.clone();
         if let Some(EqualRows { rows: n @ 1.., of }) = self.equal {
             let [n, of] = [n, of].map(thousands);
-            lines.push(format!("{n} of {of} rows are equal to an earlier one, token by token, and count once more each."));
+            lines.push(format!("{n} of {of} rows are equal to an earlier one, token by token, and count again each time."));
         }
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {
             let Check { finding: what, meaning, cure, .. } = check;
@@ -399,7 +399,7 @@ impl Audit {
 
 /// The error that a row which is refused ends a run with, where the user wants it so.
 pub(crate) fn refused_strictly(error: Error) -> Error {
-    error.cure("Mend the row, or leave out --strict to skip it.")
+    error.cure("Correct the row, or leave out --strict to skip it.")
 }
 
 impl Finding {

@@ -35,17 +35,17 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"{{ 1500 | filesizeformat }}"#, "unknown filter: filter filesizeformat is unknown"),
     (r#"{{ v.nested | xmlattr }}"#, "unknown filter: filter xmlattr is unknown"),
     (r#"{{ v.s | random }}"#, "unknown filter: filter random is unknown"),
-    (r#"{{ range(10)[2:4] }}"#, "a `range`, which is no list here, cannot be sliced"),
+    (r#"{{ range(10)[2:4] }}"#, "a `range`, which is not a list here, cannot be sliced"),
     (r#"{% set ns = namespace(a=1, b=[1.0]) %}{{ ns }}"#, "has no text"),
     (r#"{% macro m() %}{% endmacro %}{{ m }}"#, "has no text"),
     (r#"{% for x in [1] %}{{ loop }}{% endfor %}"#, "has no text"),
     (
         r#"{{ '²'.isdigit() }} {{ '½'.isdigit() }} {{ '½'.isnumeric() }} {{ 'é'.isalpha() }} {{ 'कि'.isalpha() }} {{ 'é1'.isalnum() }}"#,
-        "isdigit: the character ² is not known here",
+        "isdigit: the character ² is not supported",
     ),
-    (r#"{{ 'कि'.isalpha() }}"#, "isalpha: the character क is not known here"),
-    (r#"{{ 'कि'.isalnum() }}"#, "isalnum: the character क is not known here"),
-    (r#"{{ '一'.isnumeric() }}"#, "isnumeric: the character 一 is not known here"),
+    (r#"{{ 'कि'.isalpha() }}"#, "isalpha: the character क is not supported"),
+    (r#"{{ 'कि'.isalnum() }}"#, "isalnum: the character क is not supported"),
+    (r#"{{ '一'.isnumeric() }}"#, "isnumeric: the character 一 is not supported"),
     (r#"{% autoescape true %}{{ v.html }}{% endautoescape %}"#, "`autoescape`"),
 ];
 

@@ -80,7 +80,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
         _ => of_items(list, filters::reverse(list)?),
     });
     environment.add_filter("last", |list: Value| match Generator::is(&list) {
-        true => Err(Error::new(ErrorKind::InvalidOperation, "a generator has no last item; `| list` makes a list of it")),
+        true => Err(Error::new(ErrorKind::InvalidOperation, "a generator has no last item; use `| list` to make it a list")),
         false => filters::last(list),
     });
     environment.add_filter("format", |format: &str, args: Rest<ValueOrKwargs>| {

@@ -82,7 +82,7 @@ impl Iterator for Drain {
         // Items were handed on that Python would still have here.
         if rest.lent_to.as_ref().is_some_and(|other| !other.is_done()) && !self.is_refused {
             self.is_refused = true;
-            let message = "a generator is gone through while a filter of it is not at its end; `| list` makes a list of it";
+            let message = "a generator is consumed while one of its filters is unfinished; use `| list` to make it a list";
             return Some(Value::from(Error::new(ErrorKind::InvalidOperation, message)));
         }
         let item = rest.items.pop_front();
@@ -219,7 +219,7 @@ pub(super) struct Written {
 /// How Python writes a list or what is here; an error where it would say a place in memory.
 pub(super) fn written(value: &Value) -> Result<Written, Error> {
     if Generator::is(value) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; `| list` makes one of it"));
+        return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; use `| list` to make it a list"));
     }
     if let Some(range) = value.downcast_object_ref::<Range>() {
         let step = if range.step == 1 { String::new() } else { format!(", {}", range.step) };

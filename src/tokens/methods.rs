@@ -138,7 +138,7 @@ fn is_all(text: &str, method: &str) -> Result<bool, Error> {
     let found: Vec<Option<bool>> = text.chars().map(is).collect();
     match text.chars().zip(&found).find(|(_, is)| is.is_none()) {
         _ if found.contains(&Some(false)) => Ok(false),
-        Some((c, _)) => Err(Error::new(ErrorKind::InvalidOperation, format!("{method}: the character {c} is not known here"))),
+        Some((c, _)) => Err(Error::new(ErrorKind::InvalidOperation, format!("{method}: the character {c} is not supported"))),
         None => Ok(!found.is_empty()),
     }
 }

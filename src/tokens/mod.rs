@@ -89,34 +89,13 @@ impl Sequence {
         hash.value()
     }
 
-    /// The answers: of each turn with targets, the ids from the first of them to the last, with the place of the first and the fingerprint of all
-    /// ids before it.
-    pub(crate) fn answers(&self) -> impl Iterator<Item = Answer<'_>> {
-        let mut turns: Vec<(usize, usize)> = Vec::new();
-        for (at, _) in self.targets() {
-            match turns.last_mut() {
-                Some((_, last)) if self.spans[*last].turn == self.spans[at].turn => *last = at,
-                _ => turns.push((at, at)),
-            }
-        }
-        let (mut before, mut read) = (Fingerprint::default(), 0);
-        turns.into_iter().map(move |(first, last)| {
-            before.add(&self.ids[read..first]);
-            read = first;
-            Answer { first, before: before.value(), ids: &self.ids[first..=last] }
-        })
+    /// The turns that have targets, in order.
+    pub(crate) fn learnt_turns(&self) -> Vec<u16> {
+        let mut turns: Vec<u16> = self.targets().map(|(at, _)| self.spans[at].turn).collect();
+        turns.sort_unstable();
+        turns.dedup();
+        turns
     }
-}
-
-/// What is learnt of a turn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Answer<'a> {
-    /// The place of its first target.
-    pub first: usize,
-    /// The fingerprint of all ids before that.
-    pub before: u64,
-    /// From the first target to the last.
-    pub ids: &'a [u32],
 }
 
 /// The first eight bytes of SHA-256 over the ids: equal for equal tokens, and for others by an accident of one in 10^19 pairs.
@@ -172,12 +151,6 @@ mod tests {
         assert_eq!(whole.fingerprint(), whole.clone().fingerprint());
         assert_ne!(whole.fingerprint(), masked.fingerprint());
         assert_eq!(fingerprint(&whole.ids), fingerprint(&masked.ids));
-        let answer = |first: usize, ids: &'static [u32]| Answer { first, before: fingerprint(&whole.ids[..first]), ids };
-        assert_eq!(whole.answers().collect::<Vec<_>>(), [answer(2, &[3, 4]), answer(6, &[7, 8])]);
-        assert_eq!(masked.answers().collect::<Vec<_>>(), [answer(6, &[7, 8])]);
-        // Neighbours of two turns are two answers, and what is left out within one is part of it.
-        assert_eq!(sequence(&[1, 2, 3, 4], &[0, 1, 1, 1]).answers().map(|answer| answer.ids.len()).collect::<Vec<_>>(), [1, 2]);
-        let within = Sequence { spans: vec![Span::default(); 4], ..sequence(&[1, 2, 3, 4], &[0, 1, 0, 1]) };
-        assert_eq!(within.answers().map(|answer| answer.ids).collect::<Vec<_>>(), [[2, 3, 4]]);
+        assert_eq!((whole.learnt_turns(), masked.learnt_turns()), (vec![1, 3], vec![3]));
     }
 }

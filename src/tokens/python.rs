@@ -12,7 +12,7 @@ use minijinja::{Error, ErrorKind, Output, State};
 
 use super::iterables::{self, Written, is_dictionary};
 use crate::dataset::verbatim;
-use crate::format::{python_float, python_quoted};
+use crate::format::{date, python_float, python_quoted};
 
 /// JSON as templates see it; maps keep their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
@@ -265,13 +265,22 @@ const MOMENT_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 pub(super) fn now() -> crate::Result<u64> {
     static NOW: OnceLock<u64> = OnceLock::new();
     let now = match std::env::var(MOMENT_VARIABLE) {
-        Ok(seconds) => seconds.trim().parse().map_err(|_| {
-            crate::Error::usage(format!("{MOMENT_VARIABLE} is `{seconds}`; expected whole seconds since 1970"))
-                .cure("`date -d 2026-01-31 +%s` gives those of a day.")
-        })?,
+        Ok(seconds) => moment(&seconds)?,
         Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     };
     Ok(*NOW.get_or_init(|| now))
+}
+
+/// The value of the variable, of which Python's calendar ends with the year 9999.
+fn moment(value: &str) -> crate::Result<u64> {
+    const YEAR_10000: u64 = 253_402_300_800;
+    let expected = match value.trim().parse() {
+        Ok(seconds @ ..YEAR_10000) => return Ok(seconds),
+        Ok(_) => "seconds since 1970 up to the year 9999, and no smaller unit",
+        Err(_) => "whole seconds since 1970",
+    };
+    Err(crate::Error::usage(format!("{MOMENT_VARIABLE} is `{value}`; expected {expected}"))
+        .cure("`date -d 2026-01-31 +%s` gives those of a day."))
 }
 
 /// `datetime.strftime` in the C locale, for a time in UTC.
@@ -293,12 +302,15 @@ pub(super) fn strftime(seconds: u64, format: &str) -> Result<String, Error> {
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
     let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
-    let (year, month, day) = civil_from_days(days);
+    let [year, month, day] = date(days);
     // 1970 began on a Thursday.
     let week_day = DAYS[(days % 7) as usize];
     let month_name = MONTHS[month as usize - 1];
     let hour_12 = if hour % 12 == 0 { 12 } else { hour % 12 };
-    let day_of_year = (1..month).map(|month| days_in_month(year, month)).sum::<u64>() + day;
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    // As if February had 30 days, and then without those that it lacks (Reingold, Dershowitz, Calendrical Calculations).
+    let lacking = if month <= 2 { 0 } else { 2 - u64::from(is_leap) };
+    let day_of_year = (367 * month - 362) / 12 + day - lacking;
 
     let mut out = String::new();
     let mut chars = format.chars();
@@ -349,32 +361,6 @@ fn unknown_directive(before: char, directive: Option<char>) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {directive} after {before} is not supported"))
 }
 
-fn civil_from_days(mut days: u64) -> (u64, u64, u64) {
-    let mut year = 1970;
-    while days >= 365 + leap(year) {
-        days -= 365 + leap(year);
-        year += 1;
-    }
-    let mut month = 1;
-    while days >= days_in_month(year, month) {
-        days -= days_in_month(year, month);
-        month += 1;
-    }
-    (year, month, days + 1)
-}
-
-fn leap(year: u64) -> u64 {
-    u64::from(year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)))
-}
-
-fn days_in_month(year: u64, month: u64) -> u64 {
-    match month {
-        2 => 28 + leap(year),
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,5 +405,29 @@ mod tests {
         check(0, "%Y-%m-%d %H:%M:%S %a", "1970-01-01 00:00:00 Thu");
         check(1_735_689_599, "%B %-d, %Y %I:%M %p %%", "December 31, 2024 11:59 PM %");
         assert!(strftime(0, "%Q").is_err());
+        // datetime.date(year, 1, 1) + datetime.timedelta(n) in the year's own order.
+        for (year, first, n_days) in [(2023, 19_358, 365), (2024, 19_723, 366), (2100, 47_482, 365)] {
+            for n in 0..n_days {
+                check((first + n) * 86_400, "%Y %j", &format!("{year} {:03}", n + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_moment_is_in_seconds_and_in_the_calendar() {
+        assert_eq!(moment(" 1764201600\n").unwrap(), 1_764_201_600);
+        let last = moment("253402300799").unwrap();
+        assert_eq!(strftime(last, "%d %b %Y %H:%M:%S").unwrap(), "31 Dec 9999 23:59:59");
+        for (value, said) in [
+            ("253402300800", "no smaller unit"),
+            ("1764201600000", "SOURCE_DATE_EPOCH is `1764201600000`; expected seconds since 1970"),
+            ("18446744073709551615", "up to the year 9999"),
+            ("18446744073709551616", "whole seconds"),
+            ("-1", "whole seconds"),
+            ("", "whole seconds"),
+        ] {
+            let error = moment(value).unwrap_err().to_string();
+            assert!(error.contains(said), "{value}: {error}");
+        }
     }
 }

@@ -108,10 +108,10 @@ impl Renderer {
     /// Tries the template on a conversation of its own, so that a template that cannot work fails here and not on every row.
     pub fn new(tokenizer: Arc<Tokenizer>, template: Option<ChatTemplate>, options: RenderOptions) -> Result<Self> {
         if options.max_len == 0 {
-            return Err(Error::usage("the maximal length of a sequence must be at least 1 token"));
+            return Err(Error::usage("the maximum length of a sequence must be at least 1 token"));
         }
         if options.append_eos && tokenizer.eos().is_none() {
-            return Err(Error::usage("--append-eos: the tokenizer names no end token that could be appended")
+            return Err(Error::usage("--append-eos: the tokenizer names no end token to append")
                 .cure("Name it in tokenizer_config.json (eos_token), or leave --append-eos out."));
         }
         let mut template = match &options.chat_template {
@@ -155,10 +155,10 @@ impl Renderer {
         for answer in layout.answers.iter().filter(|answer| !example.turns[answer.turn].parts.is_empty()) {
             if !layout.contents.iter().any(|placed| placed.turn == answer.turn) {
                 return Err(Error::new(format!(
-                    "only a part of message {} is to be learnt, and the chat template does not render its content as it is",
+                    "only part of message {} is supervised, but the chat template does not render its content unchanged",
                     answer.turn + 1
                 ))
-                .cure("Switch the whole turn on or off, or give another template."));
+                .cure("Include or exclude the whole turn, or pass another template."));
             }
         }
         let tokens = self.tokenize(&layout)?;
@@ -232,10 +232,8 @@ impl Renderer {
         let mut switches = serde_json::Map::new();
         for (key, value) in all.flatten() {
             if ["messages", "tools", "documents", "add_generation_prompt"].contains(&key.as_str()) {
-                return Err(Error::new(format!(
-                    "`chat_template_kwargs`: `{key}` is given to the template by the program itself"
-                ))
-                .cure("Take it out; messages and tools have columns of their own."));
+                return Err(Error::new(format!("`chat_template_kwargs`: `{key}` is set by the program itself"))
+                    .cure("Remove it; messages and tools have their own columns."));
             }
             switches.insert(key.clone(), value.clone());
         }
@@ -274,8 +272,7 @@ impl Renderer {
     }
 
     fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
-        let cure =
-            "Give one by --chat-template FILE, or use the model that was made for conversations (often called Instruct or it).";
+        let cure = "Pass one with --chat-template FILE, or use the chat version of the model (often called Instruct or it).";
         // A prompt and what completes it may stand side by side; who speaks in a conversation has to be written, and only a template says how.
         let is_pair = matches!(
             example.turns.iter().map(|turn| turn.role).collect::<Vec<_>>()[..],
@@ -284,11 +281,13 @@ impl Renderer {
         if !is_pair {
             let roles: Vec<String> = example.turns.iter().map(|turn| turn.role.name().to_owned()).collect();
             let found =
-                format!("the row is a conversation ({}), which the model has no chat template to write", roles.join(", "));
+                format!("the row is a conversation ({}), but the model has no chat template to render it", roles.join(", "));
             return Err(Error::new(found).cure(cure));
         }
         if example.tools.is_some() || example.turns.iter().any(|turn| turn.tool_calls.is_some() || turn.reasoning.is_some()) {
-            return Err(Error::new("tools and reasoning have no plain form, and the model has no chat template").cure(cure));
+            return Err(
+                Error::new("tools and reasoning cannot be written as plain text, and the model has no chat template").cure(cure)
+            );
         }
         let mut layout = Layout { leading: self.tokenizer.leading().to_vec(), ..Layout::default() };
         layout.text.push_str(self.missing_system(&example.turns).unwrap_or_default());
@@ -544,7 +543,7 @@ fn check(example: &Example) -> Result<()> {
         }
         if turn.content.contains(is_mark) || turn.reasoning.as_ref().is_some_and(|reasoning| reasoning.contains(is_mark)) {
             return Err(Error::new("the text contains a Unicode noncharacter (U+FDD0 to U+FDD2)")
-                .cure("No text should: it is the trace of a broken conversion. Remove it."));
+                .cure("It comes from a broken conversion: remove it."));
         }
     }
     Ok(())

@@ -533,7 +533,10 @@ fn plain_text_follows_the_beginning_token_where_the_model_expects_one() {
     // Who speaks is written by a template alone.
     for turns in [two_rounds(), vec![turn(Role::System, "the"), user("he "), assistant("the")]] {
         let error = with_bos.render(0, &example(turns)).unwrap_err().to_string();
-        assert!(error.contains("which the model has no chat template to write") && error.contains("--chat-template"), "{error}");
+        assert!(
+            error.contains("but the model has no chat template to render it") && error.contains("--chat-template"),
+            "{error}"
+        );
     }
 }
 

@@ -33,12 +33,12 @@ impl Renderer {
     /// All before the last answer, with what the template puts before an answer; all turns where the last one is no answer.
     pub fn prompt(&self, example: &Example) -> Result<Prompt> {
         if example.turns.iter().any(|turn| turn.role == Role::Text) {
-            return Err(Error::new("a plain text has no prompt that could be answered"));
+            return Err(Error::new("a plain text has no prompt to answer"));
         }
         let is_answered = example.turns.last().is_some_and(|turn| turn.role == Role::Assistant);
         let n_turns = example.turns.len() - usize::from(is_answered);
         if n_turns == 0 {
-            return Err(Error::new("the row has nothing before its answer that could be answered"));
+            return Err(Error::new("the row has nothing before its answer"));
         }
         // With an answer of our own the answer is found, and the text before it cut, as in the rows that are learnt.
         let mut turns = example.turns[..n_turns].to_vec();
@@ -70,7 +70,7 @@ impl Renderer {
     pub fn prompt_text(&self, turns: Vec<Turn>, tools: Option<Value>) -> Result<String> {
         let (n_turns, asked) = (turns.len(), Example { turns, tools, ..Example::default() });
         let template = self.template_of(&asked).ok_or_else(|| {
-            Error::usage("the model has no chat template").cure("Give one by --chat-template FILE, or ask without one.")
+            Error::usage("the model has no chat template").cure("Pass one with --chat-template FILE, or ask without one.")
         })?;
         self.generation_prompt(template, &asked, n_turns)
     }

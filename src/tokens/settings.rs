@@ -49,10 +49,9 @@ pub(crate) fn tokenizer_settings(folder: &Path) -> Result<Map<String, Value>> {
 pub(super) fn refuse_split(settings: &Map<String, Value>) -> Result<()> {
     match settings.get("split_special_tokens") {
         Some(Value::Bool(true)) => Err(Error::new(
-            "`split_special_tokens` is set in tokenizer_config.json: Transformers cuts control tokens that stand in a text into pieces, those of the \
-             chat template, too, which is not done here",
+            "`split_special_tokens` is set in tokenizer_config.json: Transformers then splits control tokens in a text into pieces, including those of the chat template; this is not supported here",
         )
-        .cure("Take the key out, if the model was trained with whole control tokens, as most are.")),
+        .cure("Remove the key if the model was trained with whole control tokens, as most are.")),
         _ => Ok(()),
     }
 }
@@ -100,12 +99,10 @@ pub(super) fn add_tokens(inner: &mut Inner, settings: &Map<String, Value>) -> Re
     for ((id, token, file), _) in listed.iter().zip(are_new).filter(|(_, is_new)| *is_new) {
         if let Some(found) = inner.token_to_id(&token.content).filter(|found| found != id) {
             return Err(Error::new(format!(
-                "{file} gives the token `{}` the id {id}, tokenizer.json lacks it, and the next free id there is {found}",
+                "{file} gives the token `{}` the id {id}, but tokenizer.json lacks it, and its next free id is {found}",
                 token.content
             ))
-            .cure(
-                "Put the token into tokenizer.json under the id that the model knows it by, or take it out of the other file.",
-            ));
+            .cure("Add the token to tokenizer.json under the id that the model uses, or remove it from the other file."));
         }
     }
     let known: HashSet<String> = inner.get_added_tokens_decoder().into_iter().map(|(_, token)| token.content).collect();

@@ -157,7 +157,7 @@ pub(super) fn translate(source: &str) -> Result<Translated> {
                 }
                 tag @ "autoescape" => {
                     return Err(
-                        Error::new(format!("the chat template has a tag that is not known here: `{tag}`")).cure("Leave it out.")
+                        Error::new(format!("the chat template has a tag that is not supported: `{tag}`")).cure("Leave it out.")
                     );
                 }
                 "endgeneration" if code.tokens.len() == 1 => {
@@ -413,8 +413,7 @@ fn minijinja_string(quoted: &str) -> Result<String> {
 }
 
 fn unknown_escape(quoted: &str) -> Error {
-    Error::new(format!("the chat template has a string with an escape that is not known here: {quoted}"))
-        .cure("Write the character itself.")
+    Error::new(format!("the chat template has a string with an unsupported escape: {quoted}")).cure("Write the character itself.")
 }
 
 /// What does not close is left for minijinja to complain of.

@@ -187,7 +187,7 @@ impl ChatTemplate {
         // As in Transformers, a switch may stand for a special token.
         let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
         let context = merge_maps([given, around.switches.cloned().unwrap_or_default(), Value::from_pairs(tokens)]);
-        template.render(context).context("the chat template refused the conversation")
+        template.render(context).context("the chat template rejected the conversation")
     }
 }
 

@@ -203,11 +203,11 @@ impl Tokenizer {
     pub fn check(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|&&id| id as usize >= self.known) else { return Ok(()) };
         Err(Error::new(format!(
-            "the token `{}` has the id {id}, and the model's embedding has {} rows",
+            "the token `{}` has the id {id}, but the model's embedding has {} rows",
             self.text(*id),
             self.known
         ))
-        .cure("Leave the token out of the text, or give the model a row for it (resize_token_embeddings in Transformers)."))
+        .cure("Remove the token from the text, or add a row for it to the model (resize_token_embeddings in Transformers)."))
     }
 
     /// The id of a token by its string in the vocabulary, such as `<|im_end|>`.
@@ -296,9 +296,9 @@ fn refuse_dropout(inner: &Inner) -> Result<()> {
     match inner.get_model() {
         ModelWrapper::BPE(bpe) => match bpe.dropout.filter(|rate| *rate > 0.0) {
             Some(rate) => Err(Error::new(format!(
-                "`dropout` of the model is {rate}: merges are left out at random, and a text has other tokens each time that it is read"
+                "the tokenizer's `dropout` is {rate}: merges are skipped at random, and a text is tokenised differently each time"
             ))
-            .cure("Set it to null in tokenizer.json, which gives a text the tokens that it has without.")),
+            .cure("Set it to null in tokenizer.json for the usual tokens.")),
             None => Ok(()),
         },
         _ => Ok(()),
@@ -637,7 +637,7 @@ mod tests {
         assert_eq!(load(json!(0.0), json!({"split_special_tokens": false})).unwrap(), plain);
         let refused = |dropout: Value, settings: Value| load(dropout, settings).unwrap_err().to_string();
         let error = refused(json!(0.1), json!({}));
-        assert!(error.contains("`dropout` of the model is 0.1") && error.contains("tokenizer.json"), "{error}");
+        assert!(error.contains("the tokenizer's `dropout` is 0.1") && error.contains("tokenizer.json"), "{error}");
         let error = refused(Value::Null, json!({"split_special_tokens": true}));
         assert!(error.contains("`split_special_tokens` is set in tokenizer_config.json"), "{error}");
     }
@@ -745,7 +745,7 @@ mod tests {
         check(GgufVocabulary { pre: None, ..byte_vocabulary() }, "tokenizer.ggml.pre");
         check(GgufVocabulary { model: "bert".into(), ..byte_vocabulary() }, "\"bert\"");
         check(GgufVocabulary { merges: vec!["x".into()], ..byte_vocabulary() }, "\"x\"");
-        check(GgufVocabulary { merges: vec!["q zz".into()], ..byte_vocabulary() }, "do not fit together");
+        check(GgufVocabulary { merges: vec!["q zz".into()], ..byte_vocabulary() }, "do not match");
         check(GgufVocabulary { scores: vec![], ..sentence_vocabulary() }, "one score");
         check(GgufVocabulary { eos: Some(9999), ..byte_vocabulary() }, "9999");
         check(GgufVocabulary { token_types: vec![1], ..byte_vocabulary() }, "one token type");

@@ -139,7 +139,7 @@ impl Habits {
         let (messages, whole, prompt, bare) = first_success(simplest)?;
         let (before, after) = whole.split_once(CONTENT).ok_or_else(|| {
             Error::new("the chat template does not render the content of an assistant's message")
-                .cure("It cannot be used for fine-tuning on answers: give another template, or none.")
+                .cure("It cannot be used for fine-tuning on answers: use another template, or none.")
         })?;
         let bare = bare.unwrap_or_default();
         let generation_prompt = prompt.strip_prefix(bare.as_str()).unwrap_or_default().to_owned();
@@ -435,7 +435,7 @@ fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conve
         }
         if turns.len() != blocks.len() {
             return Err(Error::new("the generation blocks of the chat template do not belong to the assistant's messages")
-                .cure("Check where the template has its {% generation %} tags."));
+                .cure("Check the position of the template's {% generation %} tags."));
         }
         turns
     };
@@ -669,7 +669,7 @@ fn first_success<T>(mut attempts: impl Iterator<Item = Result<T>>) -> Result<T> 
     match first {
         Ok(value) => Ok(value),
         Err(error) => {
-            attempts.find_map(Result::ok).ok_or(error).context("the chat template refuses even a greeting and its answer")
+            attempts.find_map(Result::ok).ok_or(error).context("the chat template rejects even a greeting and its answer")
         }
     }
 }

@@ -112,7 +112,7 @@ impl TrainingSet {
         let n_equal = rows.len() - firsts.len();
         if share > 0.0 && n_equal > 0 {
             set.audit.notes.push(format!(
-                "{n_equal} of {} rows are equal to an earlier one; with --validation-share they stay on the side of the first",
+                "{n_equal} of {} rows are equal to an earlier one; with --validation-share they stay together with the first",
                 rows.len()
             ));
         }
@@ -157,12 +157,10 @@ impl TrainingSet {
         if held_out.is_empty() {
             let names: Vec<String> = apart.files().iter().map(|file| file.path.display().to_string()).collect();
             return Err(Error::new(match n {
-                0 => format!("no token of --validation {} would be looked at", names.join(" ")),
+                0 => format!("no token of --validation {} would be evaluated", names.join(" ")),
                 _ => format!("all {n} rows of --validation {} are equal to rows that are trained on", names.join(" ")),
             })
-            .cure(
-                "Give rows with answers that are not among those to train on, or draw some of these with --validation-share.",
-            ));
+            .cure("Provide rows that are not in the training data, or hold some of those out with --validation-share."));
         }
         if held_out.len() < n {
             self.audit.notes.push(format!(
@@ -177,13 +175,13 @@ impl TrainingSet {
     /// The order of the epochs; `mix` gives sources weights other than 1.
     pub(crate) fn order(&self, mix: &BTreeMap<String, f64>, seed: u64) -> Result<Order> {
         if let Some(unknown) = mix.keys().find(|name| !self.sources.contains(name)) {
-            return Err(Error::usage(format!("--mix names `{unknown}`, which no row comes from"))
+            return Err(Error::usage(format!("--mix names `{unknown}`, but no row has this source"))
                 .cure(format!("The sources are: {}.", self.sources.join(", "))));
         }
         let weight = |&source: &usize| mix.get(&self.sources[source]).copied().unwrap_or(1.0);
         let order = Order { seed, weights: self.source_of.iter().map(weight).collect() };
         if order.epoch(0).is_empty() {
-            return Err(Error::usage(format!("the weights of --mix leave nothing to learn from: {mix:?}"))
+            return Err(Error::usage(format!("the weights of --mix leave no rows to train on: {mix:?}"))
                 .cure("Give a weight above 0 to a source that has rows."));
         }
         Ok(order)
@@ -201,7 +199,7 @@ impl TrainingSet {
                 }
             }
             if !found {
-                return Err(Error::usage(format!("no row to learn from is called `{name}`"))
+                return Err(Error::usage(format!("no training row is called `{name}`"))
                     .cure("Name a source (as --mix does), a row's own id, or a place such as edits.jsonl:17."));
             }
         }

@@ -170,20 +170,21 @@ const SAME: &[(&str, &str)] = &[
 ];
 
 const BATCH: &str =
-    "Give batch-size, the sequences of an optimiser step: those of a device times the accumulation times the devices.";
-const LORA: &str = "Give lora = true for LoRA's adapters, and leave it out to train all weights; nothing else is like it here.";
-const ALWAYS: &str = "Leave it out: rows are always packed, without padding, and never see each other; batch-size counts rows, where packing is on a batch is of packs there.";
+    "Use batch-size, the sequences per optimiser step: per-device batch size times accumulation steps times devices.";
+const LORA: &str = "Use lora = true for LoRA, or leave it out to train all weights; other methods are not supported.";
+const ALWAYS: &str = "Leave it out: rows are always packed without padding and never attend to each other; batch-size counts rows, whereas there, with packing, a batch counts packs.";
 const ANSWERS: &str =
-    "Leave it out for true: answers alone are learnt. For false give supervise = \"all\", which learns the whole text.";
+    "Leave it out for true: only answers are learnt. For false use supervise = \"all\", which learns the whole text.";
 const RANK: &str =
-    "Give lora-alpha = alpha times the square root of r for true, which counts alpha / sqrt(r), and leave it out for false.";
-const TEMPLATE: &str = "Give chat-template, the path of a Jinja file.";
-const LOOKS: &str = "Give eval-every, the steps from one look to the next; `train --dry-run` says how many steps the run has.";
-const SAVES: &str = "Give save-every, the steps from one checkpoint to the next; without it there is one an epoch.";
-const ADAMW: &str = "Leave it out for adamw_torch and the like: AdamW is the optimiser; with any other it is another training.";
-const ADAPTER: &str = "Merge it with `diagnose export ADAPTER --out DIR` and give model = \"DIR/model\"; an adapter is not trained further as it stands.";
+    "For true, which scales by alpha / sqrt(r), use lora-alpha = alpha times the square root of r; leave it out for false.";
+const TEMPLATE: &str = "Use chat-template, the path of a Jinja file.";
+const LOOKS: &str = "Use eval-every, the steps between evaluations; `train --dry-run` shows how many steps the run has.";
+const SAVES: &str = "Use save-every, the steps between checkpoints; the default is one per epoch.";
+const ADAMW: &str =
+    "Leave it out for adamw_torch and the like: AdamW is the only optimiser; any other would be a different training.";
+const ADAPTER: &str = "Merge it with `diagnose export ADAPTER --out DIR` and give model = \"DIR/model\"; an adapter cannot be trained further directly.";
 const WHOLE: &str =
-    "Give supervise = \"all\" for true, which learns the whole text, and leave it out for false: answers alone are learnt.";
+    "Use supervise = \"all\" for true, which learns the whole text, and leave it out for false: only answers are learnt.";
 
 /// Options of other programs that have no counterpart here, and what to give instead.
 const INSTEAD: &[(&str, &str)] = &[
@@ -211,35 +212,29 @@ const INSTEAD: &[(&str, &str)] = &[
     ("dataset", "Give datasets, a list of files."),
     (
         "max_samples",
-        "Give limit, the first records of all files together; LLaMA-Factory's is of each data set, and of those that are held out.",
+        "Use limit, the first records of all files together; LLaMA-Factory's limit applies to each data set, held-out ones included.",
     ),
     ("eval_dataset", "Give validation, a list of files."),
     ("test_datasets", "Give validation, a list of files."),
     ("load_best_model_at_end", "Give keep = \"best\"."),
-    ("metric_for_best_model", "Leave it out for eval_loss: keep = \"best\" goes by the held-out loss, and by nothing else."),
+    ("metric_for_best_model", "Leave it out for eval_loss: keep = \"best\" always uses the held-out loss."),
     (
         "template",
-        "The model's own chat template is used, unless chat-template names a file with another; LLaMA-Factory's own template of this name may write other tokens.",
+        "The model's own chat template is used, unless chat-template names another file; LLaMA-Factory's own template of this name may produce different tokens.",
     ),
     ("chat_template_jinja", TEMPLATE),
     ("chat_template_path", TEMPLATE),
-    ("eot_tokens", "Leave it out: the token with which the chat template ends a turn is learnt with it."),
-    (
-        "enable_thinking",
-        "Give chat-template-kwargs, such as {\"enable_thinking\": false}, where the model's chat template asks for it.",
-    ),
-    ("default_system", "Give system, which stands before conversations that have none."),
-    ("default_system_message", "Give system, which stands before conversations that have none."),
+    ("eot_tokens", "Leave it out: the token that ends a turn in the chat template is learnt with the turn."),
+    ("enable_thinking", "Give chat-template-kwargs, such as {\"enable_thinking\": false}, if the model's chat template uses it."),
+    ("default_system", "Use system, which is added to conversations without a system prompt."),
+    ("default_system_message", "Use system, which is added to conversations without a system prompt."),
     ("dataset_name", "Give datasets, a list of files."),
     ("dataset_text_field", "Give map, such as map = [\"text=COLUMN\"]."),
     ("assistant_only_loss", ANSWERS),
     ("completion_only_loss", ANSWERS),
     ("loss_type", "Leave it out for nll, and give method = \"dft\" for dft."),
-    ("stage", "Leave it out for sft: nothing else is like it here."),
-    (
-        "excess_length_strategy",
-        "Leave it out for truncate, which is what max-len does; for drop leave such rows out of the data.",
-    ),
+    ("stage", "Leave it out for sft: other stages are not supported."),
+    ("excess_length_strategy", "Leave it out for truncate, which is what max-len does; for drop remove such rows from the data."),
     ("truncation_mode", "Leave it out for keep_start, which is what max-len does."),
     ("mix_strategy", "Give mix, how often the rows of each source appear."),
     ("interleave_probs", "Give mix, how often the rows of each source appear."),
@@ -248,15 +243,15 @@ const INSTEAD: &[(&str, &str)] = &[
     ("use_peft", LORA),
     ("use_rslora", RANK),
     ("peft_use_rslora", RANK),
-    ("lora_target_linear", "Leave it out for true: adapters are on all linear modules by default. For false give lora-targets."),
-    ("torch_dtype", "Give dtype = \"bf16\" or \"f32\", the precision of the products; what learns is kept in f32."),
+    ("lora_target_linear", "Leave it out for true: by default all linear modules get adapters. For false give lora-targets."),
+    ("torch_dtype", "Give dtype = \"bf16\" or \"f32\", the precision of the products; trained weights are kept in f32."),
     ("data_seed", "Give seed."),
     ("eval_strategy", LOOKS),
     ("evaluation_strategy", LOOKS),
     ("evals_per_epoch", LOOKS),
     ("save_strategy", SAVES),
     ("saves_per_epoch", SAVES),
-    ("resume_from_checkpoint", "Leave it out: the same command goes on where it stopped."),
+    ("resume_from_checkpoint", "Leave it out: the same command resumes."),
     (
         "average_tokens_across_devices",
         "Leave it out for true, the default there: the loss is the mean over all tokens of a step.",
@@ -268,10 +263,10 @@ const INSTEAD: &[(&str, &str)] = &[
     ("train_on_inputs", WHOLE),
     (
         "roles_to_train",
-        "Leave it out: the assistant's turns are learnt; supervise says which (assistant or last), or all for the whole text, and `weight` or `train` of a message whether that one is.",
+        "Leave it out: the assistant's turns are learnt; choose with supervise (assistant, last, or all for the whole text), and for single messages with `weight` or `train`.",
     ),
     ("train_on_eos", "Leave it out: the token that ends a turn is learnt with it, as `turn` says, which is axolotl's default."),
-    ("gradient_checkpointing", "Give activation-memory, how many MiB are kept instead of computed again."),
+    ("gradient_checkpointing", "Use activation-memory, the MiB of activations to keep instead of recomputing."),
     ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
 ];
 

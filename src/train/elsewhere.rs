@@ -194,9 +194,9 @@ pub(super) fn is_off(name: &str, value: &Value) -> bool {
 /// What to do about an option that only other programs have.
 pub(super) fn answer(name: &str) -> Option<&'static str> {
     if is_of(WITHOUT_COUNTERPART, name) {
-        return Some("this program has nothing like it, and without it the training is another one.");
+        return Some("this program does not support it, and without it the training would differ.");
     }
-    is_of(WITHOUT_RESULT, name).then_some("leave it out: it changes nothing that is learnt.")
+    is_of(WITHOUT_RESULT, name).then_some("leave it out: it does not affect the result.")
 }
 
 /// The value of our option `ours`, which the file gives under `name`: `None` if another program's value only states the default,
@@ -209,30 +209,30 @@ pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value
         ("validation-share", Value::Integer(1..)) => refused(ROWS, HOLD_OUT),
         ("validation-share", Value::Float(rows)) if *rows >= 1.0 => refused(ROWS, HOLD_OUT),
         ("eval-every" | "save-every", Value::Float(share)) if *share < 1.0 => refused(
-            "is a share of the run, and here it is a number of steps",
+            "is a share of the run there; here it is a number of steps",
             &format!("Give {ours} as a number of steps: `diagnose train --dry-run` says how many the run has."),
         ),
         // axolotl's name for the model's own template.
         ("chat-template", Value::String(template)) if template == "tokenizer_default" => Ok(None),
         ("chat-template", Value::String(template)) if !template.contains(['.', '/', '\\']) && !Path::new(template).exists() => {
             refused(
-                "names one of another program's templates, and here it is a file",
-                "Give the path of a Jinja file, or leave it out: the model's own template is used then, which may write other tokens.",
+                "names a template of the other program; here it is a file",
+                "Give the path of a Jinja file, or leave it out to use the model's own template, which may produce different tokens.",
             )
         }
         ("dtype", Value::String(dtype)) if ["bfloat16", "float16", "float32", "auto"].contains(&dtype.as_str()) => refused(
-            "is how another program keeps the weights; here it is the precision of the products, and what learns is kept in f32",
+            "is the storage format of the weights there; here it is the precision of the products, and trained weights are kept in f32",
             "Give dtype = \"bf16\" or \"f32\".",
         ),
         ("datasets", Value::Array(items)) if items.iter().any(Value::is_table) => {
-            Err(Error::usage(format!("`{name}` says of each data set how it is read, and here it is a list of files"))
-                .cure("Give the list of files alone: their form is recognised, and format and map say it where it is not."))
+            Err(Error::usage(format!("`{name}` describes how each data set is read there; here it is a list of files"))
+                .cure("Pass only the list of files: their format is detected, or set with format and map."))
         }
         _ => Ok(Some(value)),
     }
 }
 
-const ROWS: &str = "is a number of rows, and here it is a share of them";
+const ROWS: &str = "is a number of rows there; here it is a share of them";
 const HOLD_OUT: &str = "Give validation-share, a number below 1, or validation, a list of files to hold out.";
 
 fn shown(value: &Value) -> String {
@@ -243,13 +243,13 @@ fn shown(value: &Value) -> String {
 pub(super) fn remark(name: &str) -> Option<&'static str> {
     match name.replace('-', "_").as_str() {
         "sequence_len" => Some(
-            "axolotl leaves rows out that are longer than sequence_len, unless excess_length_strategy is truncate; here their ends are cut, and they \
-             are counted.",
+            "axolotl drops rows longer than sequence_len, unless excess_length_strategy is truncate; here their ends are cut, and they are counted.",
         ),
         "cutoff_len" => Some(
-            "Of rows that are longer than cutoff_len LLaMA-Factory cuts prompt and answers by their lengths; here their ends are cut, and they are \
-             counted.",
+            "LLaMA-Factory cuts prompt and answers of rows longer than cutoff_len in proportion to their lengths; here their ends are cut, and they are counted.",
         ),
+        // Our own files write `top-k`.
+        "top_k" if name.contains('_') => Some("LLaMA-Factory's top_k is about sampling; here it is K of EAFT's top-K entropy."),
         _ => None,
     }
 }

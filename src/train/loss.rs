@@ -5,7 +5,7 @@
 //! token counts fully: its weight and its row's are 1 (`+ b KL` stays).
 
 use crate::diagnosis::gate::{Beside, Gate, Method, Token, Weight};
-use crate::diagnosis::population::Population;
+use crate::diagnosis::population::{Population, temperature};
 use crate::error::Result;
 use crate::kernels::TokenStatistics;
 use crate::kernels::statistics::{Divergence, TokenLoss};
@@ -103,14 +103,8 @@ pub(crate) fn mean_loss(tokens: &[TokenStatistics]) -> f64 {
 
 /// FLOW's weights of the sequences, from their mean losses under the base model: `exp(-l_i / tau)`, scaled to mean 1.
 pub(crate) fn flow_weights(mean_losses: &[f64]) -> Vec<f32> {
-    let mut sorted = mean_losses.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let n = sorted.len();
-    if n == 0 {
-        return Vec::new();
-    }
-    let tau = ((sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0).max(1e-6);
+    let Some(tau) = temperature(&mut mean_losses.to_vec()) else { return Vec::new() };
     let weights: Vec<f64> = mean_losses.iter().map(|loss| (-loss / tau).exp()).collect();
-    let mean = weights.iter().sum::<f64>() / n as f64;
+    let mean = weights.iter().sum::<f64>() / weights.len() as f64;
     weights.iter().map(|weight| (weight / mean) as f32).collect()
 }

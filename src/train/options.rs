@@ -197,7 +197,7 @@ impl Options {
         for [a, b] in RIVALS {
             match [a, b].map(|name| overrides.contains_key(name)) {
                 [true, true] => {
-                    return Err(Error::usage(format!("--{a} and --{b} were both given, and only one can have its say"))
+                    return Err(Error::usage(format!("--{a} and --{b} were both given, and they exclude each other"))
                         .cure("Leave one of them out."));
                 }
                 [true, false] => drop(table.remove(b)),
@@ -369,7 +369,7 @@ fn wrong_option(text: &str, file: Option<&Path>) -> Error {
 }
 
 fn without_adapters(name: &str) -> Error {
-    Error::usage(format!("--{name} is for low-rank adapters, and all weights are to be trained"))
+    Error::usage(format!("--{name} is for low-rank adapters, but all weights are to be trained"))
         .cure(format!("Give --lora, too (`lora = true` in a file), or leave --{name} out."))
 }
 
@@ -397,13 +397,29 @@ fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)>
         let our_name = our_name(&name).map_err(|error| error.at(path))?;
         remarks.extend(elsewhere::remark(&name).map(|remark| (our_name.clone(), remark)));
         let Some(value) = elsewhere::value(&name, &our_name, value).map_err(|error| error.at(path))? else { continue };
+        let value = unquoted(&our_name, value).map_err(|error| error.at(path))?;
         if ours.insert(our_name.clone(), value).is_some() {
-            return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file has, too"))
+            return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file also has"))
                 .at(path)
                 .cure("Keep one of them."));
         }
     }
     Ok((ours, remarks))
+}
+
+/// Converts a string to a number if the option is numeric: PyYAML reads `2e-5` as a string, which other trainers convert as well.
+fn unquoted(name: &str, value: toml::Value) -> Result<toml::Value> {
+    let kind = DECLARED.iter().find(|option| option.name() == name).map(|option| option.kind);
+    let (Some(kind @ (ValueKind::Whole | ValueKind::Number)), toml::Value::String(text)) = (kind, &value) else {
+        return Ok(value);
+    };
+    let whole = text.trim().parse().ok().map(toml::Value::Integer);
+    let number = || text.trim().parse().ok().map(toml::Value::Float).filter(|_| kind == ValueKind::Number);
+    whole.or_else(number).ok_or_else(|| {
+        let expected = if kind == ValueKind::Whole { "a whole number" } else { "a number" };
+        Error::usage(format!("wrong option: {name}: expected {expected}, found `{text}`"))
+            .cure("Write it without quotes, for example 2.0e-5 or 8.")
+    })
 }
 
 /// Returns an error that names all unknown options, each with what to give instead, since a file of another program has several.
@@ -423,7 +439,7 @@ fn refuse_unknown(table: &toml::Table) -> Result<()> {
         Some(match nearest(&ours, names().iter().map(String::as_str)) {
             Some(meant) => format!("`{name}`: did you mean {meant}?"),
             None => {
-                format!("`{name}`: this program does not know it; if it changes the training, this is another one without it.")
+                format!("`{name}`: unknown to this program; if it affects the training, the result will differ without it.")
             }
         })
     };

@@ -50,7 +50,7 @@ impl Schedule {
         let steps = count(total, "step");
         Err(match self.peak == 0.0 {
             true => Error::usage(format!("--lr 0: none of {steps} would change the model")).cure("Give a learning rate above 0."),
-            false => Error::usage(format!("the learning rate is 0 at every one of {steps}: the warm-up of {warmup} begins at 0"))
+            false => Error::usage(format!("the learning rate is 0 at all {steps}: the warm-up of {warmup} starts at 0"))
                 .cure("Give --warmup-steps 0, or train for more steps (--epochs, --max-steps, a smaller --batch-size)."),
         })
     }

@@ -157,7 +157,7 @@ fn every_gradient_of_every_family_is_pytorchs() {
     }
 }
 
-/// PyTorch leaves the row of `nn.Embedding(padding_idx)` out of the embedding's gradient, and everything else as it is.
+/// PyTorch excludes the row `padding_idx` of `nn.Embedding` from the embedding's gradient, and changes nothing else.
 #[test]
 fn the_padding_token_is_not_trained_as_an_input() {
     let expected = load(fixture("train/gradients/llama.safetensors"), &Device::Cpu).unwrap();

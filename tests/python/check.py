@@ -84,7 +84,7 @@ while not (work / "runs" / "cut" / "parts" / "identity.json").exists():
 time.sleep(1)
 os.killpg(interrupted.pid, signal.SIGINT)
 said = interrupted.communicate()[1]
-assert "KeyboardInterrupt" in said and "what is under way is scored to its end" in said, said
+assert "KeyboardInterrupt" in said and "the current part is finished and kept" in said, said
 # The part that was under way is kept, or was the last one.
 cut = work / "runs" / "cut"
 assert list((cut / "parts").glob("*.parquet")) or (cut / "tokens.parquet").exists(), said

@@ -1,4 +1,4 @@
-"""The program `diagnose` from Python: run it, and read what it leaves as data frames.
+"""The program `diagnose` from Python: run it, and read its results as data frames.
 
     import diagnose_sft
 
@@ -29,7 +29,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 def program() -> str:
-    """Path of the program: the one that this wheel installed, else the one on PATH."""
+    """Path of the program: the one installed by this wheel, otherwise the one on PATH."""
     name = "diagnose.exe" if os.name == "nt" else "diagnose"
     schemes = [sysconfig.get_default_scheme(), *(name for name in sysconfig.get_scheme_names() if name.endswith("_user"))]
     for scheme in schemes:
@@ -43,13 +43,13 @@ def program() -> str:
 
 
 def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **options: Any) -> "Union[Run, Path]":
-    """Scores a data set and gives its run; where no run is made, the folder with what is.
+    """Scores a data set and returns its run, or, if no run is made, the output folder.
 
-    `data` is a file, a folder, a glob, or several of them; or a finished run, or several, which are drawn side by side: that gives the folder with
-    the figures, and `emit="vllm-offline"` the folder with the program to be run where vLLM is. `options` are those of the command line with
+    `data` is a file, a folder, a glob, or several of them; or a finished run, or several to compare, which returns the folder with
+    the figures; `emit="vllm-offline"` returns the folder with the program to run where vLLM is installed. `options` are those of the command line with
     underscores: `model="..."`, `out="..."`, `max_len=2048`, `sample=200`, `dtype="bf16"`; `True` is a switch, a list repeats the option, a dict
     repeats it as KEY=VALUE (`map={"prompt": "question"}`) or is its JSON (`chat_template_kwargs`), `None` leaves it out.
-    `quiet` keeps progress from the screen. A run that was interrupted goes on, and one that is finished is only read again.
+    `quiet` hides the progress. An interrupted run resumes, and a finished one is only read again.
 
     Raises `subprocess.CalledProcessError`, with the program's own message as its `stderr`, if it fails.
     """
@@ -116,7 +116,7 @@ def _values(name: str, value: Any) -> list[Any]:
 
 
 class Run:
-    """A finished run folder, read when it is asked for."""
+    """A finished run folder, read on demand."""
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)
@@ -128,12 +128,12 @@ class Run:
 
     @property
     def tokens(self) -> Any:
-        """One row per supervised token: logprob, entropy, rank, quadrant and so on. Of polars where it is there, else of pandas."""
+        """One row per supervised token: logprob, entropy, rank, quadrant and so on. A polars frame if polars is installed, otherwise pandas."""
         return _frame(self.folder / "tokens.parquet")
 
     @property
     def rows(self) -> Any:
-        """One row per example, with the reason where it was skipped."""
+        """One row per example, with the reason if it was skipped."""
         return _frame(self.folder / "rows.parquet")
 
     @property
@@ -143,7 +143,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What made the run: run.json."""
+        """How the run was made: run.json."""
         return self._json(_RECORD)
 
     @property
@@ -157,7 +157,7 @@ class Run:
         return (self.folder / "report.md").read_text(encoding="utf-8")
 
     def show(self, view: bool = True) -> None:
-        """Shows the figures in a notebook, and the page of tokens where the run has one."""
+        """Shows the figures in a notebook, and the run's page if it has one."""
         from IPython.display import IFrame, Image, display
 
         for figure in self.figures:

@@ -1,4 +1,4 @@
-//! Alpaca's columns, with LLaMA-Factory's `system` and `history`.
+//! Writes Alpaca's columns, with LLaMA-Factory's `system` and `history`.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ pub(super) fn row(example: &Example, reading: &Reading) -> Result<Object> {
     let (Some(([asked, answered], history)), true) =
         (pairs.split_last(), pairs.len() * 2 == turns.len() && pairs.iter().all(is_pair) && example.tools.is_none())
     else {
-        return Err(Error::new("Alpaca holds questions of a user and plain answers, by turns, and nothing else")
+        return Err(Error::new("Alpaca can express only alternating user questions and plain answers")
             .cure("Drop the row, or choose --format messages."));
     };
     row.insert("instruction".to_owned(), asked.content.clone().into());

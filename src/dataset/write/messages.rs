@@ -1,4 +1,4 @@
-//! OpenAI's messages, with the switches of two kinds of reader.
+//! Writes OpenAI's messages, with loss switches for this program or for axolotl.
 
 use serde_json::Value;
 
@@ -8,12 +8,12 @@ use super::target::{Reading, add_surroundings, named};
 use super::weights::{details, segments};
 use crate::error::{Error, Result};
 
-/// The keys by which a message says how much it counts.
+/// The keys by which a message states its weight in the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Switches {
-    /// None at all.
+    /// No keys.
     None,
-    /// `weight`, and `train_detail` for parts; nothing where a turn counts in full.
+    /// `weight`, and `train_detail` for parts; neither for a turn of full weight.
     Weights,
     /// axolotl: `train` on every answer, and `train_detail`.
     Train,
@@ -37,9 +37,7 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
         Role::Assistant => "assistant",
         Role::Tool => "tool",
         Role::Text => {
-            return Err(
-                Error::new("the row is a plain text, and no conversation").cure("Write it as it was read: --format read.")
-            );
+            return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
         }
     };
     let (written, mut message) = (&turn.written, Object::new());
@@ -57,7 +55,7 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
     Ok(message)
 }
 
-/// Puts the switches of a turn on its message.
+/// Adds the loss switches of a turn to its message.
 pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches) -> Result<()> {
     let details = details(turn);
     match switches {
@@ -70,8 +68,10 @@ pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches
         Switches::Train if turn.role == Role::Assistant => {
             let (weight, segments) = segments(turn);
             if weight == 0.0 && segments.iter().any(|(.., weight)| *weight > 0.0) {
-                return Err(Error::new("axolotl passes over a turn that is not learnt, and with it over the part of it that is")
-                    .cure("Switch the whole turn on or off, or write it as --format messages."));
+                return Err(Error::new(
+                    "axolotl skips a turn that is excluded from the loss, and with it the part that is included",
+                )
+                .cure("Include or exclude the whole turn, or use --format messages."));
             }
             check_edges(&turn.content, &segments)?;
             message.insert("train".to_owned(), (weight > 0.0).into());
@@ -88,16 +88,15 @@ pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches
     Ok(())
 }
 
-/// axolotl counts a token that is the beginning of a character as ending before it, and learns it with the text before
-/// (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`): a masked character that may be several tokens must not
-/// follow what is learnt.
+/// Checks that a mask does not begin at a character that may be several tokens. axolotl treats a token that begins in the middle of a character as
+/// ending before it, and supervises it with the text before (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`).
 fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
     for edge in segments.windows(2) {
         let (before, (begin, _, weight)) = (edge[0].2, edge[1]);
         let first = content.get(begin..).and_then(|text| text.chars().next()).filter(|c| !c.is_ascii());
         if let (true, Some(first)) = (before > 0.0 && weight == 0.0, first) {
             return Err(Error::new(format!(
-                "axolotl would learn a part of the character `{first}`, at which a mask begins, where a tokenizer makes several tokens of it"
+                "axolotl would learn part of the character `{first}`, where a mask begins, if the tokenizer splits it into several tokens"
             ))
             .cure("Mask the turn from its beginning, or the whole turn, or choose --format messages; --drop inexpressible leaves such rows out."));
         }
@@ -105,7 +104,7 @@ fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
     Ok(())
 }
 
-/// The shortest decimal that is this weight; a whole number without a point, as OpenAI writes it.
+/// Returns the shortest decimal that rounds to this weight; a whole number has no point, as in OpenAI's format.
 pub(super) fn number(weight: f32) -> Value {
     match weight.fract() == 0.0 && weight < 1e6 {
         true => (weight as u64).into(),

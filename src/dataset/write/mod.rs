@@ -1,17 +1,17 @@
-//! [`Example`] -> a row of a format: the way back.
+//! Writes an [`Example`] as a row of a format, the inverse of reading.
 //!
 //! ```text
-//! read           the row's own object, with `weight` and `train_detail` on its messages     whatever reads it
+//! read           the row's own object, with `weight` and `train_detail` on its messages            what reads the original
 //! messages       {"messages": [{"role", "content", "weight"?, "train_detail"?, ..}], "tools"?}     OpenAI, this program
 //! sharegpt       {"conversations": [{"from", "value"}], "system"?, "tools"?}                       FastChat and many more
 //! alpaca         {"instruction", "input", "output", "system"?, "history"?}                         Alpaca, LLaMA-Factory
 //! llama-factory  ShareGPT's form, for the dataset_info.json that is written beside it
 //! axolotl        messages with `train` and `train_detail` on every answer
-//! trl            {"prompt": [..], "completion": [..]} where the last answer alone is learnt, else {"messages": [..]}
+//! trl            {"prompt": [..], "completion": [..]} if only last answers are supervised, else {"messages": [..]}
 //! ```
 //!
-//! Nothing is left out in silence: what has been written is read again, and must come out as the example that it was made of, turn for
-//! turn and weight for weight. A row that does not is refused with what is missing.
+//! Nothing is lost silently: every written row is read back and must equal the example that it was made from, in turns and weights. A row that
+//! differs is refused, with an error that names the difference.
 //!
 //! ```text
 //! target.rs       the formats, and what all rows have in common; own.rs, messages.rs, sharegpt.rs, alpaca.rs, trl.rs one each
@@ -48,13 +48,15 @@ pub(crate) use trl::is_completion_alone;
 pub(crate) use weights::scale;
 use weights::segments;
 
-/// The row that says what `example` says, which was made of `original` and may have other weights.
+/// Writes `example` as a row. It was read from `original`, but may have other weights.
 pub(crate) fn row(target: Target, original: &Original, example: &Example, reading: &Reading) -> Result<Object> {
     let written = match target {
         Target::Read => own::row(original, example, reading)?,
         _ if holds_preference(original) => {
-            return Err(Error::new(format!("the row has a chosen and a rejected answer, which {target} cannot hold together"))
-                .cure("Write such rows as they were read: --format read."));
+            return Err(Error::new(format!(
+                "the row has a chosen and a rejected answer, which {target} cannot express together"
+            ))
+            .cure("Write such rows as they were read: --format read."));
         }
         Target::Messages => messages::row(example, reading, messages::Switches::Weights)?,
         Target::Axolotl => messages::row(example, reading, messages::Switches::Train)?,
@@ -66,17 +68,17 @@ pub(crate) fn row(target: Target, original: &Original, example: &Example, readin
     Ok(written)
 }
 
-/// The conversation of `example` as a row of OpenAI's messages, whatever it was read from.
+/// Writes the conversation of `example` as a row of OpenAI's messages, whatever format it was read from.
 pub(crate) fn conversation(example: &Example, reading: &Reading) -> Result<Object> {
     let written = messages::row(example, reading, messages::Switches::Weights)?;
     check(Target::Messages, &written, example, reading)?;
     Ok(written)
 }
 
-/// Columns of the row that the format does not take along.
+/// Returns the columns of the row that the format does not keep.
 pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
     let (Some(object), true) = (&original.object, target != Target::Read) else { return Vec::new() };
-    // What a row is read from stands in the example; a conversation under another name is one of its lists.
+    // The example holds the columns that it was read from; `conversation` and lists in `OTHER_LISTS` hold its turns.
     let is_read = |key: &str| FIELDS.contains(&key) || ASKED.contains(&key) || ANSWERED.contains(&key) || key == "conversation";
     let is_list = |key: &str, value: &Value| OTHER_LISTS.contains(&key) && value.is_array();
     let is_held = |key: &str, value: &Value| is_nothing(value) || (is_read(key) && key != "planted") || is_list(key, value);
@@ -87,11 +89,11 @@ fn holds_preference(original: &Original) -> bool {
     original.object.as_ref().is_some_and(is_preference)
 }
 
-/// Reads the row again and compares.
+/// Reads the row back and compares it with the example.
 fn check(target: Target, written: &Object, expected: &Example, reading: &Reading) -> Result<()> {
     let refused = |what: String| {
-        Error::new(format!("the row cannot be said in the format {target}: {what}"))
-            .cure("Choose another --format; messages and axolotl hold most.")
+        Error::new(format!("the format {target} cannot express the row: {what}"))
+            .cure("Choose another --format; messages and axolotl can express the most.")
     };
     let read = || {
         let (mapping, roles) = (FieldMap::default(), RoleMap::default());
@@ -112,7 +114,7 @@ fn check(target: Target, written: &Object, expected: &Example, reading: &Reading
     }
 }
 
-/// What the second example says otherwise than the first.
+/// Describes the first difference between two examples.
 fn difference(expected: &Example, found: &Example) -> Option<String> {
     if expected.turns.len() != found.turns.len() {
         return Some(format!("its {} turns would be read as {}", expected.turns.len(), found.turns.len()));
@@ -145,7 +147,7 @@ fn difference(expected: &Example, found: &Example) -> Option<String> {
     (expected.source != found.source).then(|| "its `source` would be lost".to_owned())
 }
 
-/// Calls with their arguments as values: a text that holds an object is as good as the object.
+/// Returns calls with parsed arguments, so that a text of an object equals the object.
 fn calls(calls: &Option<Value>) -> Vec<(Option<&Value>, Value)> {
     let list = calls.as_ref().and_then(Value::as_array).into_iter().flatten();
     list.map(|call| {

@@ -1,4 +1,4 @@
-//! The row in its own form, with other weights on its messages.
+//! Writes a row in its original form, with other weights on its messages.
 
 use serde_json::Value;
 
@@ -30,27 +30,27 @@ pub(super) fn row(original: &Original, example: &Example, reading: &Reading) -> 
     let messages = lists.into_iter().find(|key| row.get(*key).is_some_and(Value::is_array));
     let messages = messages.and_then(|key| row.get_mut(key)?.as_array_mut()).filter(|_| reading.mapping.is_empty());
     let Some(messages) = messages else {
-        return Err(Error::new(format!("a row of the format {} has no turns that could be switched off", reading.format))
+        return Err(Error::new(format!("a row of the format {} has no turns to exclude from the loss", reading.format))
             .cure("Choose --format messages."));
     };
-    // A system prompt of its own column is the first turn, and no message.
+    // A system prompt from a column of its own is the first turn, but not a message.
     let n_before = example.turns.len().saturating_sub(messages.len());
     if n_before > 1 || (n_before == 1 && example.turns[0].role != Role::System) || messages.len() > example.turns.len() {
-        return Err(Error::new("the turns of the row are not its messages one by one").cure("Choose --format messages."));
+        return Err(Error::new("the turns of the row do not match its messages one to one").cure("Choose --format messages."));
     }
     for idx in changed {
         let message = idx.checked_sub(n_before).and_then(|idx| messages.get_mut(idx)?.as_object_mut());
         let Some(message) = message else {
-            return Err(Error::new(format!("turn {idx} is no message of the row")).cure("Choose --format messages."));
+            return Err(Error::new(format!("turn {idx} is not a message of the row")).cure("Choose --format messages."));
         };
         for key in NAMES.into_iter().chain(DETAILS) {
             message.shift_remove(key);
         }
         add_switches(message, &example.turns[idx], Switches::Weights)?;
     }
-    // It says for every answer whether it is learnt, and the messages say it better now.
+    // The row's loss mask covers all answers, and could contradict the new weights of the messages.
     if row.contains_key(LOSS_MASK) {
-        return Err(Error::new(format!("the row has a `{LOSS_MASK}` of its own, which would contradict what was decided"))
+        return Err(Error::new(format!("the row has its own `{LOSS_MASK}`, which would contradict the decision"))
             .cure("Choose --format messages."));
     }
     Ok(row)

@@ -1,5 +1,5 @@
-//! Rows -> a Parquet table. A column has one type, into which all its values must fit: lists of one type, objects with all keys that
-//! any of them has (a key that a row lacks is null there, and read as absent). Python's NaN is no value, and so null, but among floats.
+//! Writes rows as a Parquet table. All values of a column must fit one type: lists have items of one type, and objects have the keys of all objects
+//! (a key that a row lacks is null, and read as absent). Python's NaN is a missing value, hence null, except among floats.
 
 use std::io::Write;
 
@@ -36,7 +36,7 @@ pub(crate) fn write_parquet(rows: &[Object], file: &mut dyn Write) -> Result<()>
     Ok(())
 }
 
-/// A writer of unknown type, as a type.
+/// Wraps a writer of dynamic type as a sized one.
 struct Unsized<'a>(&'a mut dyn Write);
 
 impl Write for Unsized<'_> {
@@ -49,7 +49,7 @@ impl Write for Unsized<'_> {
     }
 }
 
-/// What the values of a column have in common.
+/// The common type of a column's values.
 #[derive(Debug, Clone, PartialEq)]
 enum Shape {
     Null,
@@ -62,19 +62,19 @@ enum Shape {
 }
 
 impl Shape {
-    /// The shape of these values and one more.
+    /// Returns the common type of these values and one more.
     fn with(self, value: &Value, path: &str) -> Result<Shape> {
         if let Some(number) = verbatim(value) {
             return match (&self, number.parse::<f64>()) {
-                // No value: null, but in a column of floats.
+                // A missing value: null, except in a column of floats.
                 (_, Ok(float)) if float.is_nan() => Ok(self),
                 (Shape::Null | Shape::Whole | Shape::Fraction, Ok(float)) if float.is_infinite() => Ok(Shape::Fraction),
                 (Shape::Null | Shape::Whole | Shape::Fraction, _) => {
                     Err(Error::new(format!("`{path}`: a table holds integers of at most 64 bits, found {number}"))
-                        .cure("Write JSON Lines, where each row may be as it is."))
+                        .cure("Write JSON Lines, which allow different rows."))
                 }
                 _ => Err(Error::new(format!("`{path}`: expected {} in every row of a table, found {number}", self.name()))
-                    .cure("Write JSON Lines, where each row may be as it is.")),
+                    .cure("Write JSON Lines, which allow different rows.")),
             };
         }
         Ok(match (self, value) {
@@ -107,7 +107,7 @@ impl Shape {
                     shape.name(),
                     kind(other)
                 ))
-                .cure("Write JSON Lines, where each row may be as it is."));
+                .cure("Write JSON Lines, which allow different rows."));
             }
         })
     }
@@ -125,7 +125,7 @@ impl Shape {
 
     fn dtype(&self) -> DataType {
         match self {
-            // A column of nothing is read as text by everybody.
+            // A column without values becomes text, which every reader supports.
             Shape::Null | Shape::Text => DataType::String,
             Shape::Boolean => DataType::Boolean,
             Shape::Whole => DataType::Int64,
@@ -154,7 +154,7 @@ impl Shape {
                 let integer = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
                 if integer.is_some_and(|integer| float as i128 != integer) {
                     let message = format!("`{path}`: expected numbers that a column of floats holds, found {number}");
-                    return Err(Error::new(message).cure("Write JSON Lines, where each row may be as it is."));
+                    return Err(Error::new(message).cure("Write JSON Lines, which allow different rows."));
                 }
                 AnyValue::Float64(float)
             }

@@ -1,4 +1,4 @@
-//! ShareGPT's conversations, which know no masks. LLaMA-Factory's readers pass over a row whose speakers do not take turns.
+//! Writes ShareGPT's conversations, which support no loss masks. LLaMA-Factory skips rows whose speakers do not alternate.
 
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Resul
     }
     if target == Target::LlamaFactory {
         check_speakers(turns)?;
-        // Its reader wants every column in every row.
+        // LLaMA-Factory's reader requires all columns in every row.
         row.entry("system").or_insert_with(|| "".into());
     }
     row.insert("conversations".to_owned(), turns.iter().map(|turn| message(turn).map(Value::Object)).collect::<Result<Value>>()?);
@@ -32,13 +32,13 @@ pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Resul
     Ok(row)
 }
 
-/// Are all answers learnt, and nothing switched off?
+/// Checks that all turns are supervised in full.
 pub(super) fn all_learnt(turns: &[Turn], target: Target) -> Result<()> {
     let is_plain = |turn: &&Turn| segments(turn).0 == 1.0 && segments(turn).1.iter().all(|(.., weight)| *weight == 1.0);
     match turns.iter().position(|turn| !is_plain(&turn)) {
         None => Ok(()),
         Some(idx) => {
-            Err(Error::new(format!("turn {idx} is not learnt, or not in full, and {target} has no way to say so of a turn"))
+            Err(Error::new(format!("turn {idx} is excluded from the loss, or partly, which {target} cannot express for a turn"))
                 .cure("Drop the row, or choose a format with masks: --format messages or axolotl."))
         }
     }
@@ -50,9 +50,7 @@ fn message(turn: &Turn) -> Result<Object> {
     }
     let (from, value) = match (turn.role, &turn.tool_calls) {
         (Role::Assistant, Some(_)) if !turn.content.is_empty() => {
-            return Err(
-                Error::new("ShareGPT has no turn that both says something and calls a tool").cure("Choose --format messages.")
-            );
+            return Err(Error::new("ShareGPT has no turn with both text and a tool call").cure("Choose --format messages."));
         }
         (Role::Assistant, Some(calls)) => ("function_call", calls_text(calls)),
         (Role::Assistant, None) => ("gpt", turn.content.clone()),
@@ -60,9 +58,7 @@ fn message(turn: &Turn) -> Result<Object> {
         (Role::User, _) => ("human", turn.content.clone()),
         (Role::Tool, _) => ("observation", turn.content.clone()),
         (Role::Text, _) => {
-            return Err(
-                Error::new("the row is a plain text, and no conversation").cure("Write it as it was read: --format read.")
-            );
+            return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
         }
     };
     let mut message = Object::new();
@@ -75,7 +71,7 @@ fn message(turn: &Turn) -> Result<Object> {
     Ok(message)
 }
 
-/// The calls as LLaMA-Factory and others have them: `{"name", "arguments"}`, several in a list.
+/// Serialises calls as for LLaMA-Factory and others: `{"name", "arguments"}`, several in a list.
 fn calls_text(calls: &Value) -> String {
     let bare = |call: &Value| {
         let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
@@ -89,19 +85,20 @@ fn calls_text(calls: &Value) -> String {
     }
 }
 
-/// LLaMA-Factory's converter: askers and answerers by turns, an answerer last. `turns` come behind the system prompt.
+/// Checks the order that LLaMA-Factory's converter requires: questions and answers alternate, and an answer is last. `turns` exclude the system
+/// prompt.
 pub(crate) fn check_speakers(turns: &[Turn]) -> Result<()> {
     let is_answer = |turn: &Turn| turn.role == Role::Assistant;
     let wrong = turns.iter().enumerate().position(|(idx, turn)| is_answer(turn) != (idx % 2 == 1) || turn.role == Role::System);
     if let Some(idx) = wrong {
         return Err(Error::new(format!(
-            "LLaMA-Factory passes over rows whose speakers do not take turns, and turn {idx} is out of turn"
+            "LLaMA-Factory skips rows whose speakers do not alternate, and turn {idx} breaks the order"
         ))
         .cure("Drop the row, or choose another --format."));
     }
     match turns.len() % 2 {
         0 => Ok(()),
-        _ => Err(Error::new("LLaMA-Factory passes over rows that do not end with an answer")
+        _ => Err(Error::new("LLaMA-Factory skips rows that do not end with an answer")
             .cure("Drop the row, or choose another --format.")),
     }
 }

@@ -1,4 +1,4 @@
-//! The formats that can be written, and what all of their rows have in common.
+//! Defines the formats that can be written, and the columns that their rows share.
 
 use serde_json::Value;
 
@@ -10,10 +10,10 @@ use super::super::mapping::FieldMap;
 use super::super::roles::RoleMap;
 use crate::spelling::named;
 
-/// What a data set is written as.
+/// The format in which a data set is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// In the format in which it was read.
+    /// The format in which it was read.
     Read,
     Messages,
     ShareGpt,
@@ -35,7 +35,7 @@ named! {
 }
 
 impl Target {
-    /// The format that the rows are read as.
+    /// The format in which the written rows are read back.
     pub(super) fn format(self, own: Format) -> Format {
         match self {
             Target::Read => own,
@@ -47,18 +47,18 @@ impl Target {
     }
 }
 
-/// How the rows of a file were read, for reading again what was made of them.
+/// How the rows of a file were read, for reading them back.
 pub(crate) struct Reading<'a> {
     pub format: Format,
     pub mapping: &'a FieldMap,
     pub roles: &'a RoleMap,
-    /// The `source` of rows that name no other.
+    /// The `source` of rows without one of their own.
     pub source: &'a str,
-    /// For TRL: of every row of the file the last answer alone is learnt, so that all are prompts and completions.
+    /// For TRL: whether the last answer is the only supervised one in every row of the file, so that all rows become prompts and completions.
     pub completion_alone: bool,
 }
 
-/// `id` and `source`, where the row has its own.
+/// Returns `id` and `source`, if the row has its own.
 pub(super) fn named(example: &Example, reading: &Reading) -> Object {
     let mut row = Object::new();
     row.extend(example.id.clone().map(|id| ("id".to_owned(), id.into())));
@@ -68,7 +68,7 @@ pub(super) fn named(example: &Example, reading: &Reading) -> Object {
     row
 }
 
-/// The columns behind the conversation: tools, as a text that no table pads with nulls, and the variables of the template.
+/// Adds the columns besides the conversation: the template's variables and the tools (as text, to which tables add no null padding).
 pub(super) fn add_surroundings(row: &mut Object, example: &Example, tools_as_text: bool) {
     if let Some(tools) = &example.tools {
         let tools = if tools_as_text { Value::String(dumps(tools)) } else { tools.clone() };

@@ -78,7 +78,7 @@ fn masks_by_hand() {
         let error = written(target, &original, &example).unwrap_err().to_string();
         assert!(error.contains("is not learnt") && error.contains("messages or axolotl"), "{target}: {error}");
     }
-    // A completion is all that TRL learns of a row: answers before it may be switched off.
+    // TRL supervises only the completion of a row, so answers before it may be excluded.
     example.turns[4].parts.clear();
     let row = written(Target::Trl, &original, &example).unwrap();
     assert_eq!((row["prompt"].as_array().unwrap().len(), &row["completion"][0]["content"]), (4, &json!("é, yes.")));
@@ -97,19 +97,19 @@ fn what_a_format_cannot_hold_is_refused_by_name() {
             {"role": "tool", "content": "1"}, {"role": "assistant", "content": "b"}]})
     };
     refused(Target::Alpaca, called(""), "and nothing else");
-    refused(Target::ShareGpt, called("I call."), "both says something and calls a tool");
+    refused(Target::ShareGpt, called("I call."), "both text and a tool call");
     let original = original(called(""));
     assert!(written(Target::LlamaFactory, &original, original.example.as_ref().unwrap()).is_ok());
     refused(Target::Messages, json!({"text": "plain"}), "plain text");
     refused(Target::Messages, json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "rejected");
     let two = json!({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]});
-    refused(Target::LlamaFactory, two, "turn 1 is out of turn");
+    refused(Target::LlamaFactory, two, "turn 1 breaks the order");
     let thinks =
         json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]});
     refused(Target::ShareGpt, thinks, "reasoning");
 }
 
-/// Whatever is decided of whatever row: what is written says it, or is refused.
+/// Random weights on random rows: the written row has the same weights, or is refused.
 #[test]
 fn what_is_written_reads_as_what_was_decided() {
     let mut random = SplitMix(7);
@@ -141,7 +141,7 @@ fn what_is_written_reads_as_what_was_decided() {
             }
         }
         for target in Target::ALL {
-            // `row` reads again and compares; here by other means, for the formats with masks.
+            // `row` checks this by reading back; the formats with masks are checked independently here.
             let Ok(row) = written(target, &original, &example) else { continue };
             n_written += 1;
             if !matches!(target, Target::Messages | Target::Axolotl | Target::Read) {
@@ -187,7 +187,7 @@ fn a_table_holds_what_the_rows_hold() {
         json!({"id": null, "messages": [{"role": "user", "content": "c"}], "n": 1.5, "none": null}),
     ];
     assert_eq!(read, expected);
-    // pandas' word for a cell without a value stands in columns of every kind; an integer is not rounded without a word.
+    // pandas' missing values are allowed in columns of every type; integers are never rounded silently.
     let read_back = |text: &[&str]| {
         let object = |text: &&str| crate::dataset::json::parse(text.as_bytes(), 1).unwrap().as_object().unwrap().clone();
         let rows: Vec<Object> = text.iter().map(object).collect();

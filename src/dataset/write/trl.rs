@@ -1,5 +1,5 @@
-//! TRL's conversational forms. Its trainer learns a completion, or with `assistant_only_loss` all answers of messages; it hears no switch
-//! on a turn.
+//! Writes TRL's conversational forms. Its trainer supervises a completion, or with `assistant_only_loss` all answers of messages; it ignores
+//! switches on turns.
 
 use super::super::example::{Example, Role};
 use super::super::fields::Object;
@@ -32,7 +32,7 @@ pub(super) fn row(example: &Example, reading: &Reading) -> Result<Object> {
     Ok(row)
 }
 
-/// Is the last turn the only one that is learnt?
+/// Whether the last turn is the only supervised one.
 pub(crate) fn is_completion_alone(example: &Example) -> bool {
     example.turns.split_last().is_some_and(|(last, before)| {
         let earlier = before.iter().any(|turn| turn.role == Role::Assistant && turn.is_learnt());

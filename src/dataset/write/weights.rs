@@ -1,10 +1,10 @@
-//! The weights of a turn in a form that two turns can be compared by, and character offsets of its parts.
+//! Normalises the weights of a turn for comparison, and converts its parts to character offsets.
 
 use serde_json::{Value, json};
 
 use super::super::example::{Turn, WeightedPart};
 
-/// The weight of the turn, which its end has, and of each byte of its content: runs of equal weight as `(begin, end, weight)`.
+/// Returns the weight of the turn, which applies to its end token, and runs of equal weight in its content as `(begin, end, weight)` in bytes.
 pub(super) fn segments(turn: &Turn) -> (f32, Vec<(usize, usize, f32)>) {
     let mut cuts: Vec<usize> = turn.parts.iter().flat_map(|part| [part.begin, part.end]).chain([0, turn.content.len()]).collect();
     cuts.sort_unstable();
@@ -24,7 +24,7 @@ pub(super) fn segments(turn: &Turn) -> (f32, Vec<(usize, usize, f32)>) {
     (turn.weight, segments)
 }
 
-/// axolotl's `train_detail` for the whole content, if it takes one; offsets count characters and include both ends.
+/// Returns axolotl's `train_detail` for the whole content, if it needs one; offsets count characters and include both ends.
 pub(super) fn details(turn: &Turn) -> Option<Value> {
     let (_, segments) = segments(turn);
     if segments.iter().all(|(.., weight)| *weight == turn.weight) {
@@ -35,7 +35,7 @@ pub(super) fn details(turn: &Turn) -> Option<Value> {
     Some(segments.into_iter().map(detail).collect())
 }
 
-/// Multiplies all weights of the turn.
+/// Multiplies all weights of the turn by a factor.
 pub(crate) fn scale(turn: &mut Turn, factor: f32) {
     turn.weight *= factor;
     turn.parts.iter_mut().for_each(|WeightedPart { weight, .. }| *weight *= factor);

@@ -1,4 +1,4 @@
-//! The gates, what they need to know about the other tokens, and the weights that follow.
+//! Defines the gates, what each needs to know about the other tokens, and the weight functions that result.
 
 use super::eaft::{Curve, Eaft};
 use super::weight::Weight;
@@ -7,27 +7,27 @@ use crate::diagnosis::quadrants::PILOT_SHARE;
 use crate::engine::TOP_K;
 use crate::error::Result;
 
-/// What a token is weighed by: [`METHODS`](super::METHODS) says what each stands for. [`Gate::bind`] makes the weight function of it.
+/// The rule that weighs a token; [`METHODS`](super::METHODS) explains each. [`Gate::bind`] turns it into a weight function.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Gate {
     One,
     Eaft(Eaft),
     Pilot,
-    /// Masks the tokens with 1/p above this under the base model.
+    /// Masks the tokens with 1/p above `tau` under the base model.
     Stm {
         tau: f32,
     },
     Probability,
     Deft,
     Tempered,
-    /// Weighs by the ratio of the probability to that under an earlier model; 0 where it is above `most`.
+    /// Weighs by the ratio of the probability to that under an earlier model; 0 where the ratio exceeds `most`.
     Ratio {
         most: f32,
     },
 }
 
 impl Gate {
-    /// What the gate needs to know beside the token.
+    /// What the gate needs to know beyond the token that it weighs.
     pub fn needs(&self) -> Needs {
         let quantiles = |quantiles: Vec<(Quantity, f64)>| Needs { quantiles, ..Needs::default() };
         match *self {
@@ -39,7 +39,7 @@ impl Gate {
         }
     }
 
-    /// K of the top-K entropy that the gate looks at; the table's for those that look at none.
+    /// The K of the top-K entropy that the gate reads; the table's K for gates that read none.
     pub fn top_k(&self) -> usize {
         match self {
             Gate::Eaft(eaft) => eaft.k,

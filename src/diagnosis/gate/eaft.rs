@@ -1,4 +1,4 @@
-//! EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
+//! Computes EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::spelling::named;
 /// EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Eaft {
-    /// What the divided entropy becomes.
+    /// The curve, a function of the normalised entropy.
     pub curve: Curve,
     /// What the top-K entropy is divided by.
     pub normaliser: Normaliser,
@@ -20,10 +20,10 @@ pub struct Eaft {
     pub k: usize,
 }
 
-/// How a weight follows from the divided entropy.
+/// How the weight follows from the normalised entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Curve {
-    /// Linear is the power 1.
+    /// `eaft:linear` has the exponent 1.
     Power {
         exponent: f32,
     },
@@ -31,7 +31,7 @@ pub enum Curve {
         slope: f32,
         center: f32,
     },
-    /// Takes away this share of the tokens.
+    /// Masks this share of the tokens.
     Mask {
         share: f64,
     },
@@ -61,7 +61,7 @@ impl Eaft {
     const LLAMA_FACTORY: Eaft = Eaft { normaliser: Normaliser::Three, ..Eaft::LINEAR };
     const AXOLOTL: Eaft = Eaft { normaliser: Normaliser::None, ..Eaft::LINEAR };
 
-    /// The variants that the preview shows; `mask` is a method of its own.
+    /// The variants shown by the preview; `mask` is a method of its own.
     pub(super) const VARIANTS: [Eaft; 6] = [
         Eaft::LINEAR,
         Eaft { curve: Curve::Power { exponent: 2.0 }, ..Eaft::LINEAR },
@@ -83,7 +83,7 @@ impl Eaft {
         })
     }
 
-    /// What `entropy_topk`, which comes divided by ln K, is multiplied by.
+    /// The factor on `entropy_topk`, which is already divided by ln K.
     fn scale(&self) -> f32 {
         let ln_k = (self.k as f32).ln();
         match self.normaliser {
@@ -102,7 +102,7 @@ impl Eaft {
         }
     }
 
-    /// What stands behind `eaft:`, or why that is no curve.
+    /// Parses what follows `eaft:`; the error says why it is no curve.
     pub(super) fn parse(text: &str) -> std::result::Result<Eaft, String> {
         let (name, parameters) = match text.split_once(':') {
             Some((name, parameters)) => (name, Some(numbers(parameters)?)),
@@ -126,7 +126,7 @@ impl Eaft {
     }
 }
 
-/// Numbers with commas between them, or what is none.
+/// Parses numbers separated by commas.
 fn numbers(text: &str) -> std::result::Result<Vec<f64>, String> {
     let number = |part: &str| part.trim().parse().ok().filter(|number: &f64| number.is_finite());
     text.split(',').map(|part| number(part).ok_or_else(|| format!("`{part}` is not a number"))).collect()

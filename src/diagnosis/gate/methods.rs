@@ -1,45 +1,45 @@
-//! Every method: its gate, and what else its loss consists of.
+//! Lists every training method with its gate and the other terms of its loss.
 
 use super::bind::Gate;
 use super::eaft::{Curve, Eaft};
 use crate::diagnosis::quadrants::PILOT_SHARE;
 
-/// A way to train: a gate, and what else its loss consists of.
+/// A training method: a gate, and the other terms of its loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Method {
     /// The name of the method, as `--method` takes it.
     pub name: &'static str,
-    /// The loss of a batch for people, in the notation above [`METHODS`].
+    /// The loss of a batch in the notation above [`METHODS`], for people to read.
     pub loss: &'static str,
-    /// What a token is weighed by, unless EAFT is told otherwise.
+    /// The gate that weighs a token, unless options change EAFT's.
     pub gate: Gate,
-    /// What else the loss consists of.
+    /// The other terms of the loss.
     pub beside: Beside,
-    /// An arXiv number and where to look in it, or another program's option; empty for what needs none.
+    /// An arXiv number and the place in it, or another program's option; empty if no source is needed.
     pub source: &'static str,
 }
 
-/// What a method's loss has beside weighed tokens.
+/// What a method's loss has besides weighted tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Beside {
     Nothing,
-    /// `factor KL(base || model)` of each token.
+    /// Adds `factor KL(base || model)` for each token.
     FromBase {
         factor: f32,
     },
-    /// `factor KL(model || base)` of each token.
+    /// Adds `factor KL(model || base)` for each token.
     ToBase {
         factor: f32,
     },
-    /// A weight of each row, from the base model's losses.
+    /// Weighs each row by the base model's loss on it.
     RowWeights,
-    /// The model at the first of every so many optimiser steps, which the gate compares with.
+    /// Keeps a snapshot of the model every `every` optimiser steps, which the gate compares with.
     Snapshots {
         every: u64,
     },
 }
 
-/// The method of a run that names none.
+/// The default method of a run.
 pub const EAFT: Method = Method {
     name: "eaft",
     loss: "1/N sum stop(f(s H~)) (-ln p), f from `--gate`, s from `--normaliser`",
@@ -48,8 +48,8 @@ pub const EAFT: Method = Method {
     source: "arXiv 2601.02151",
 };
 
-/// Every method. `N` is the number of supervised tokens of an optimiser step, `p` the probability of the target, `H~` its normalised
-/// top-K entropy; `stop` marks what counts as a constant, `KL(a, b) = sum_v a ln(a / b)`.
+/// Every method. `N` is the number of supervised tokens of an optimiser step, `p` the probability of the target, `H~` its normalised top-K entropy;
+/// `stop` marks what counts as a constant, and `KL(a, b) = sum_v a ln(a / b)`.
 pub const METHODS: &[Method] = &[
     Method { name: "sft", loss: "1/N sum -ln p", gate: Gate::One, beside: Beside::Nothing, source: "" },
     EAFT,
@@ -126,24 +126,24 @@ pub const METHODS: &[Method] = &[
 ];
 
 impl Method {
-    /// Compares the model with the base at every token.
+    /// Returns whether the method compares the model with the base at every token.
     pub fn needs_reference(&self) -> bool {
         matches!(self.beside, Beside::FromBase { .. } | Beside::ToBase { .. })
     }
 
-    /// Needs the base model's scores of the whole data set first. `gate` is the method's, with what the user changed.
+    /// Returns whether the method needs the base model's scores of the whole data set first. `gate` is the method's, with the user's changes.
     pub fn needs_scores(&self, gate: &Gate) -> bool {
         let needs = gate.needs();
         let from_tables = needs.quantiles.iter().any(|(quantity, _)| quantity.is_in_tables());
         self.beside == Beside::RowWeights || needs.base_logprobs || from_tables
     }
 
-    /// Weighs single tokens or rows, and so can leave rows alone whose conflicts are intended.
+    /// Returns whether the method weighs single tokens or rows, and so can spare rows whose conflicts are intended.
     pub fn has_weights(&self) -> bool {
         self.gate != Gate::One || self.beside == Beside::RowWeights
     }
 
-    /// Factor of the divergence from the base model; 0 for methods without one.
+    /// The factor of the divergence from the base model; 0 for methods without one.
     pub fn kl_weight(&self) -> f32 {
         match self.beside {
             Beside::FromBase { factor } | Beside::ToBase { factor } => factor,
@@ -151,7 +151,7 @@ impl Method {
         }
     }
 
-    /// What must be known or computed beside the step itself, for people.
+    /// What must be known or computed in addition to the step itself, for people to read.
     pub fn needs(&self) -> &'static str {
         match self {
             _ if self.needs_reference() => "the base model as a reference",

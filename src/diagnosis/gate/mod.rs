@@ -1,7 +1,7 @@
-//! (ln p, H, H~) of a token -> its weight in the loss: every token loss of the literature as one pure function, in one table.
+//! Maps (ln p, H, H~) of a token to its weight in the loss: every token loss of the literature is a pure function, listed in one table.
 //!
-//! The loss is `- sum_t w_t ln p_t`, the weight taken as a constant (no gradient through it). Plain fine-tuning is the gate
-//! that returns 1. H~ is the entropy of the renormalised top K, divided by ln K, so that it lies in 0..1 (`entropy_topk`).
+//! The loss is `- sum_t w_t ln p_t`, with the weights as constants (no gradient through them). Plain fine-tuning is the gate that returns 1. H~ is
+//! the entropy of the renormalised top K, divided by ln K, so that it lies in 0..1 (`entropy_topk`).
 //!
 //! | gate | weight | range | sure model (H~ = 0) | clueless model (H~ = 1) |
 //! |---|---|---|---|---|
@@ -18,19 +18,18 @@
 //! | `psft` | r = p / p_old if r <= 1.28, else 0 | 0..1.28 | 1 just after a snapshot | 1 just after a snapshot |
 //! | `talr` | max(p^(1/tau), 0.01) | 0.01..1 | 0.01 at p = 0, 1 at p = 1 | as left |
 //!
-//! with s = 1 under the normaliser `ln-k`, s = ln K / 3 under `3.0` and s = ln K under `none`. A mask compares H~ with H~ of other
-//! tokens, so that no normaliser changes it.
+//! Here s = 1 under the normaliser `ln-k`, s = ln K / 3 under `3.0` and s = ln K under `none`. A mask compares H~ with the H~ of other tokens, so
+//! that no normaliser changes it.
 //!
-//! [`METHODS`] is the one list of what `--method` takes: everything that parses, prints, previews, emits or documents a loss reads it.
-//! Sources beside those in the list: `use_eaft_loss` in LLaMA-Factory's `trainer_utils.py`; `use_eaft` in axolotl's
-//! `monkeypatch/loss/eaft.py`.
+//! [`METHODS`] is the single list of what `--method` takes: all code that parses, prints, previews, emits or documents a loss reads it. Sources
+//! besides those in the list: `use_eaft_loss` in LLaMA-Factory's `trainer_utils.py`; `use_eaft` in axolotl's `monkeypatch/loss/eaft.py`.
 //!
 //! ```text
 //! weight.rs   a gate with its numbers filled in: token -> weight and loss
 //! eaft.rs     EAFT's curves, normalisers and K
-//! bind.rs     the gates, what they need to know about the other tokens, and the weights that follow
-//! methods.rs  the list
-//! names.rs    what the user types -> a gate or a method, and back; what means nothing together is refused
+//! bind.rs     the gates, what they need to know about the other tokens, and the resulting weight functions
+//! methods.rs  the list of methods
+//! names.rs    parsing and printing of gates and methods; refuses options that have no meaning together
 //! ```
 
 mod bind;

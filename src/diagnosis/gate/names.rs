@@ -1,4 +1,4 @@
-//! What the user types -> a gate or a method, and back.
+//! Parses what the user types into a gate or a method, and prints it back.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::spelling::nearest;
 
 impl Gate {
-    /// Every gate of the preview: of each method that is no more than a gate, and EAFT's in all their variants.
+    /// All gates of the preview: those of the methods that consist of nothing but a gate, and all variants of EAFT's.
     pub fn preview() -> Vec<Gate> {
         let of_method = |method: &Method| match method.gate {
             Gate::Eaft(Eaft::LINEAR) => Eaft::VARIANTS.map(Gate::Eaft).to_vec(),
@@ -24,28 +24,28 @@ impl Gate {
 }
 
 impl Method {
-    /// What a token is weighed by when the method runs under these options, which are refused where they mean nothing.
+    /// Returns the gate of the method under these options, or an error if an option has no meaning for the method.
     pub fn gate_under(&self, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Result<Gate> {
         let wrong = |what: String, cure: String| Err(Error::usage(what).cure(cure));
         if let Some(gate) = gate
             && self.gate != Gate::Eaft(Eaft::LINEAR)
         {
             return wrong(
-                format!("--gate {gate} is EAFT's curve, and the method is {}", self.name),
+                format!("--gate {gate} is a curve of EAFT, but the method is {}", self.name),
                 "Leave it out, or give --method eaft.".to_owned(),
             );
         }
         let Gate::Eaft(own) = self.gate else {
-            // Files of earlier runs have the defaults in them.
+            // Files of earlier runs contain the defaults.
             if let Some(normaliser) = normaliser.filter(|normaliser| *normaliser != Normaliser::default()) {
                 return wrong(
-                    format!("--normaliser {normaliser} divides EAFT's entropy, and the method is {}", self.name),
+                    format!("--normaliser {normaliser} is for EAFT's entropy, but the method is {}", self.name),
                     "Leave it out, or give --method eaft or mask.".to_owned(),
                 );
             }
             if let Some(k) = top_k.filter(|k| *k != TOP_K) {
                 return wrong(
-                    format!("--top-k {k} is of EAFT's entropy, and the method is {}", self.name),
+                    format!("--top-k {k} is for EAFT's entropy, but the method is {}", self.name),
                     "Leave it out, or give --method eaft or mask.".to_owned(),
                 );
             }
@@ -59,16 +59,13 @@ impl Method {
         let is_a_program = named.normaliser != Normaliser::default();
         if let Some(normaliser) = normaliser.filter(|normaliser| is_a_program && *normaliser != named.normaliser) {
             return wrong(
-                format!(
-                    "--gate {curve} has the normaliser {} already, and --normaliser {normaliser} is another",
-                    named.normaliser
-                ),
+                format!("--gate {curve} has the normaliser {} already, but --normaliser is {normaliser}", named.normaliser),
                 format!("Leave --normaliser out, or give --gate linear --normaliser {normaliser}."),
             );
         }
         if let (Normaliser::Three, Some(k)) = (named.normaliser, top_k.filter(|k| *k != TOP_K)) {
             return wrong(
-                format!("--gate {curve} takes the top {TOP_K}, as that program does, and --top-k is {k}"),
+                format!("--gate {curve} uses the top {TOP_K}, as that program does, but --top-k is {k}"),
                 format!("Leave --top-k out, or give --gate linear --normaliser {} --top-k {k}.", named.normaliser),
             );
         }
@@ -77,7 +74,7 @@ impl Method {
     }
 }
 
-/// Reads what a gate prints: a method's name, and behind a colon what else there is to say of it.
+/// Parses what a gate prints: the name of a method, and its parameters behind a colon.
 impl FromStr for Gate {
     type Err = Error;
 
@@ -85,12 +82,12 @@ impl FromStr for Gate {
         let (name, rest) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let method = METHODS.iter().find(|method| method.name == name).ok_or_else(|| unknown(text, "no such name"))?;
         if method.beside != Beside::Nothing {
-            return Err(unknown(text, "this method is more than a gate"));
+            return Err(unknown(text, "this method is not just a gate"));
         }
         match (method.gate, rest) {
             (gate, None) => Ok(gate),
             (Gate::Eaft(Eaft::LINEAR), Some(rest)) => Eaft::parse(rest).map(Gate::Eaft).map_err(|what| unknown(text, &what)),
-            (_, Some(_)) => Err(unknown(text, &format!("{name} has no numbers to choose"))),
+            (_, Some(_)) => Err(unknown(text, &format!("{name} has no parameters"))),
         }
     }
 }
@@ -101,7 +98,7 @@ fn unknown(text: &str, what: &str) -> Error {
     Error::usage(format!("unknown gate `{text}`: {what}")).cure(known)
 }
 
-/// As the user would type it.
+/// Prints the gate as the user would type it.
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,7 +126,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// A method is written by its name.
+/// Serialises a method as its name.
 impl Serialize for Method {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)

@@ -1,4 +1,4 @@
-//! Weights by hand, both ends, masks, names.
+//! Tests the gates: weights by hand, the limits of sure and clueless models, masks, names.
 
 use super::*;
 use crate::diagnosis::population::Population;
@@ -37,7 +37,7 @@ fn every_formula_by_hand() {
 
 #[test]
 fn both_ends() {
-    // A sure model that is wrong, and one that has no idea: (ln p, H, H~).
+    // A model that is sure and wrong, and one that has no idea: (ln p, H, H~).
     let (sure, clueless) = ((-20.0, 0.0, 0.0), (-3.0, 3.0, 1.0));
     for (gate, at_sure, at_clueless) in [
         ("sft", 1.0, 1.0),
@@ -69,10 +69,10 @@ fn deft_by_hand() {
     // One of four equal tokens: a = 1/4, p^a = sqrt(1/2), (1 - p^a) / a = 4 - 2 sqrt(2).
     let (weight, loss) = of(0.25, 0.25);
     assert!((weight - 0.5f32.sqrt()).abs() < 1e-6 && (loss - (4.0 - 8f64.sqrt())).abs() < 1e-5, "{weight} {loss}");
-    // The model is sure of another token: a = 1, where deft is dft and its loss 1 - p.
+    // The model is sure of another token: a = 1, where deft equals dft and its loss is 1 - p.
     let (weight, loss) = of(0.001, 1.0);
     assert!((weight - 0.001).abs() < 1e-6 && (loss - 0.999).abs() < 1e-5, "{weight} {loss}");
-    // It has no idea among a million: a = 0 but for rounding, where deft is sft.
+    // The model has no idea among a million tokens: a = 0 up to rounding, where deft equals sft.
     let (weight, loss) = of(1e-6, 1e-6);
     assert!((weight - 1.0).abs() < 2e-5 && (loss - 1e6f64.ln()).abs() < 2e-4, "{weight} {loss}");
     assert_eq!(of(1.0, 1.0), (1.0, 0.0));
@@ -86,7 +86,7 @@ fn psft_stops_what_has_grown_enough() {
         let token = Token { logprob, entropy: 1.0, entropy_topk: 0.5, grad: 1.0, earlier };
         (weight.of(&token), weight.loss(&token))
     };
-    // No update since: the gradient is sft's to the bit.
+    // Without an update since the snapshot, the gradient equals sft's to the bit.
     assert_eq!(of(0.3, 0.3), (1.0, -1.0));
     for (old, now, ratio, value) in [(0.4, 0.5, 1.25, -1.25), (0.5, 0.25, 0.5, -0.5), (0.25, 0.5, 0.0, -1.28)] {
         let (weight, loss) = of(old, now);
@@ -101,7 +101,7 @@ fn stm_masks_by_what_the_base_model_believed() {
         let (logprob, earlier) = (now.ln(), before.ln());
         weight.of(&Token { logprob, entropy: 1.0, entropy_topk: 0.5, grad: 1.0, earlier })
     };
-    // 1/p > 2.5 is p < 0.4, and the mask stays what it was, whatever is learnt.
+    // 1/p > 2.5 means p < 0.4, and the mask stays the same, whatever the model learns.
     assert_eq!([of(0.39, 0.39), of(0.39, 0.99), of(0.41, 0.41), of(0.41, 0.01)], [0.0, 0.0, 1.0, 1.0]);
 }
 
@@ -147,7 +147,7 @@ fn a_gate_without_its_population_says_what_it_needs() {
     }
 }
 
-/// The weight as `--gate`, `--normaliser` and `--top-k` ask for it.
+/// The gate that `--gate`, `--normaliser` and `--top-k` select.
 fn asked(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Result<Gate> {
     method.parse::<Method>()?.gate_under(gate, normaliser, top_k)
 }
@@ -156,7 +156,7 @@ const NORMALISERS: [Option<Normaliser>; 4] = [None, Some(Normaliser::LnK), Some(
 
 #[test]
 fn a_mask_takes_its_share_under_every_normaliser_and_k() {
-    // H~ of a thousand tokens, no two of them equal.
+    // H~ of a thousand tokens, all different.
     let entropies: Vec<f32> = (0..1000).map(|i| uniform(3, i).powi(2)).collect();
     for k in [2, 20, 50] {
         for normaliser in NORMALISERS {
@@ -169,7 +169,7 @@ fn a_mask_takes_its_share_under_every_normaliser_and_k() {
                 let token = |entropy_topk| Token { logprob: -1.0, entropy: 1.0, entropy_topk, grad: 1.0, earlier: -1.0 };
                 let masked = entropies.iter().filter(|&&entropy| weight.of(&token(entropy)) == 0.0).count();
                 assert_eq!(masked as f64, share * 1000.0, "{gate}");
-                // And of another K it says what it misses.
+                // With entropies of another K, the error names the entropy that is missing.
                 let other = Population::default().with_topk_entropies(k + 1, share, &entropies);
                 let error = gate.bind(&other).unwrap_err().to_string();
                 assert!(error.contains(&format!("top-{k} entropy")), "{error}");
@@ -180,7 +180,7 @@ fn a_mask_takes_its_share_under_every_normaliser_and_k() {
 
 #[test]
 fn a_normaliser_divides_once_however_it_is_asked_for() {
-    // H~ = 0.5 of the top 20: 1.4979 nats.
+    // H~ = 0.5 for the top 20: 1.4979 nats.
     let at_half = |gate: Gate| {
         let token = Token { logprob: -1.0, entropy: 1.0, entropy_topk: 0.5, grad: 1.0, earlier: -1.0 };
         gate.bind(&Population::default()).unwrap().of(&token)
@@ -221,7 +221,7 @@ fn what_means_nothing_together_is_refused_with_a_cure() {
         let text = error.to_string();
         assert!(text.contains(what) && text.contains(cure) && error.exit_code() == 2, "{text}");
     }
-    // What a file of an earlier run says of every method.
+    // A file of an earlier run contains these for every method.
     assert_eq!(asked("sft", None, Some(Normaliser::LnK), Some(20)).unwrap(), Gate::One);
 }
 

@@ -1,11 +1,11 @@
-//! A gate with its numbers filled in: a function of one token.
+//! Computes the weight of a token: a gate with its numbers filled in is a function of one token.
 
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::TokenStatistics;
 use crate::table::TokenChunk;
 
-/// What a gate looks at.
+/// The numbers of a token that gates read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Token {
     /// ln p of the target, nats.
@@ -16,7 +16,7 @@ pub struct Token {
     pub entropy_topk: f32,
     /// `sqrt(1 - 2 p + sum_v p_v^2)`
     pub grad: f32,
-    /// ln p under an earlier model: the base before training, or the last snapshot. It is `logprob` where that is the model at hand.
+    /// ln p under an earlier model: the base before training, or the last snapshot. Equals `logprob` where the current model is that model.
     pub earlier: f32,
 }
 
@@ -39,7 +39,7 @@ pub enum Weight {
     Above { threshold: f32 },
     /// 0 if ln p <= logprob and H <= entropy, else 1
     OutsideCorner { logprob: f32, entropy: f32 },
-    /// 1 if ln p was at least this under the earlier model, else 0
+    /// 1 if ln p under the earlier model was at least `logprob`, else 0
     Likely { logprob: f32 },
     /// p
     Probability,
@@ -47,7 +47,7 @@ pub enum Weight {
     Deft,
     /// max(p^(1/tau), 0.01)
     Tempered { tau: f32 },
-    /// r = p / p_old if r <= most, else 0: the gradient of -min(r, most), as the factor of that of -ln p
+    /// r = p / p_old if r <= most, else 0: the gradient of -min(r, most) relative to that of -ln p
     Ratio { most: f32 },
 }
 
@@ -55,15 +55,14 @@ pub enum Weight {
 const TALR_FLOOR: f32 = 0.01;
 
 impl Weight {
-    /// The weight of a token, which is the factor of its gradient: finite and not negative for finite input with ln p <= 0 and
-    /// H, H~ >= 0.
+    /// The weight of a token, which is the factor on its gradient: finite and non-negative for finite input with ln p <= 0 and H, H~ >= 0.
     #[inline]
     pub fn of(&self, token: &Token) -> f32 {
         match *self {
             Weight::One => 1.0,
             Weight::Power { scale, exponent } => {
                 let x = scale * token.entropy_topk;
-                // The usual exponents by multiplication: exact, and ten times as fast as the general power.
+                // Multiplications for the usual exponents: exact, and ten times as fast as the general power.
                 match exponent {
                     1.0 => x,
                     2.0 => x * x,
@@ -87,11 +86,11 @@ impl Weight {
         }
     }
 
-    /// The token's loss whose gradient this weight is the factor of.
+    /// The loss of the token, whose gradient is this weight times that of -ln p.
     pub fn loss(&self, token: &Token) -> f64 {
         let logprob = f64::from(token.logprob);
         match *self {
-            // -(p^a - 1) / a, which tends to -ln p as a tends to 0: exp_m1 keeps all its digits on the way there.
+            // -(p^a - 1) / a, which tends to -ln p as a tends to 0: exp_m1 keeps full precision on the way.
             Weight::Deft => match token.concentration() {
                 0.0 => -logprob,
                 a => -(a * logprob).exp_m1() / a,
@@ -103,13 +102,13 @@ impl Weight {
 }
 
 impl Token {
-    /// `earlier` is absent where the model at hand is the earlier one.
+    /// `earlier` is absent where the current model is the earlier one.
     pub fn new(statistics: &TokenStatistics, earlier: Option<f32>) -> Token {
         let TokenStatistics { logprob, entropy, entropy_topk, grad, .. } = *statistics;
         Token { logprob, entropy, entropy_topk, grad, earlier: earlier.unwrap_or(logprob) }
     }
 
-    /// Token `i` of a table that the base model made; the chunk has the columns that are read here.
+    /// Token `i` of a table of the base model; the chunk must have the columns that this reads.
     pub fn of_table(chunk: &TokenChunk, i: usize) -> Token {
         let logprob = chunk.logprob[i];
         let (entropy, entropy_topk, grad) = (chunk.entropy[i], chunk.entropy_topk[i], chunk.grad[i]);
@@ -118,8 +117,8 @@ impl Token {
 }
 
 impl Token {
-    /// `sum_v p_v^2` out of the gradient's norm. That is rounded to f32, which makes this uncertain by 3e-7 and `p^a` by as much times
-    /// `-ln p`. It is no less than the target's own share.
+    /// Computes `sum_v p_v^2` from the gradient norm. The norm is rounded to f32, which leaves an error of 3e-7 here, and in `p^a` as much times
+    /// `-ln p`. The result is at least the target's own share.
     fn concentration(&self) -> f64 {
         let (p, grad) = (f64::from(self.logprob).exp(), f64::from(self.grad));
         (grad * grad - 1.0 + 2.0 * p).clamp((p * p).min(1.0), 1.0)
@@ -130,7 +129,7 @@ fn one() -> f32 {
     1.0
 }
 
-// Serde hands over a reference.
+// Serde passes a reference.
 fn is_one(scale: &f32) -> bool {
     *scale == 1.0
 }

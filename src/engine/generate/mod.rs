@@ -78,7 +78,7 @@ pub fn generate(
     way.sampling.check()?;
     for request in requests {
         if request.prompt.is_empty() || request.max_new_tokens == 0 {
-            return Err(Error::new("an answer needs a prompt of one token at least, and one token at least to be written"));
+            return Err(Error::new("an answer needs a prompt of at least one token, and at least one token to write"));
         }
     }
     if model.placement == Placement::Metal {

@@ -58,7 +58,7 @@ impl Sampling {
     /// Refuses values that are out of range, with the names of their options.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(Error::usage(format!("--temperature {}: expected a number from 0 on", self.temperature))
+            return Err(Error::usage(format!("--temperature {}: expected a number of 0 or more", self.temperature))
                 .cure("0 takes the most probable token, 1 draws from the model's own distribution."));
         }
         if self.top_k == Some(0) {
@@ -71,7 +71,7 @@ impl Sampling {
         }
         if let Some(penalty) = self.repetition_penalty.filter(|penalty| !(*penalty > 0.0 && penalty.is_finite())) {
             return Err(Error::usage(format!("--repetition-penalty {penalty}: expected a number above 0"))
-                .cure("1 leaves the logits as they are, more makes what has been said less probable."));
+                .cure("1 leaves the logits unchanged; higher values make repetition less probable."));
         }
         Ok(())
     }

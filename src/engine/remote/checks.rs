@@ -112,18 +112,18 @@ impl Checked {
     /// Returns an error unless the probe is the same and the servers' answers to it agree with those `before`.
     pub fn compare(&self, before: &Checked) -> Result<()> {
         if self.sent_sha256 != before.sent_sha256 || self.probe.len() != before.probe.len() {
-            return Err(Error::new("the prompts that were answered are others than when this run began")
-                .cure("Give the answers of before, or name another folder with --out."));
+            return Err(Error::new("the answered prompts differ from those at the start of this run")
+                .cure("Pass the earlier answers, or choose another folder with --out."));
         }
         let apart = Difference::of(self.probe.iter().copied().zip(before.probe.iter().copied()));
         if apart.mean <= BETWEEN_SERVERS {
             return Ok(());
         }
         Err(Error::new(format!(
-            "the servers say other things of the data's first tokens than when this run began: ln p is {:.3} nat apart on the mean of {}",
+            "the servers score the data's first tokens differently than at the start of this run: ln p differs by {:.3} nat on average over {}",
             apart.mean, apart.tokens
         ))
-        .cure("Another model is served now: serve the one of before, or name another folder with --out."))
+        .cure("A different model is served now: serve the earlier one, or choose another folder with --out."))
     }
 }
 
@@ -174,13 +174,13 @@ impl Pool {
                     .fault(
                         at,
                         format!(
-                            "this server says other things of a probe than {}: ln p is {:.3} nat apart on the mean of {} tokens",
+                            "this server scores a probe differently than {}: ln p differs by {:.3} nat on average over {} tokens",
                             self.servers[0].url(),
                             apart.mean,
                             apart.tokens
                         ),
                     )
-                    .cure("Name servers of one and the same model in one precision."));
+                    .cure("Use servers of the same model in the same precision."));
             }
         }
         let from_own = match own(&probe)? {
@@ -222,11 +222,11 @@ impl Pool {
                     .fault(
                         at,
                         format!(
-                            "the server says other things of a text than at the beginning: ln p is {:.3} nat apart on the mean of {} tokens",
+                            "the server scores a text differently than at the beginning: ln p differs by {:.3} nat on average over {} tokens",
                             apart.mean, apart.tokens
                         ),
                     )
-                    .cure("Another model is served now, and what it has said is not kept: serve the one of before, and give the command again."));
+                    .cure("A different model is served now, and its replies were not kept: serve the earlier one, and run the command again."));
             }
         }
         Ok(())
@@ -260,16 +260,13 @@ impl Pool {
                 let error = self.fault(
                     at,
                     format!(
-                        "the server was to write the most probable tokens, and wrote {} ({:?}), which by its own word is {:.2} nat less \
-                         probable than the first",
+                        "the server was asked for the most probable tokens and wrote {} ({:?}), which by its own log-probabilities is {:.2} nat less probable than the first",
                         worst.target.id,
                         tokenizer.text(worst.target.id),
                         short_of(worst)
                     ),
                 );
-                return Err(
-                    error.cure("It alters what it draws from: start it without penalties, biases and watermarks of its own.")
-                );
+                return Err(error.cure("It changes the distribution: start it without its own penalties, biases and watermarks."));
             }
         }
         Ok(())
@@ -300,8 +297,8 @@ impl Pool {
     }
 
     fn larger_vocabulary(&self, at: usize) -> Error {
-        self.fault(at, format!("the server's model knows a token {}, and the model named here ends before it", self.vocab))
-            .cure("Name the folder of the very model that is served with --model.")
+        self.fault(at, format!("the server's model has a token {}, which the model named here lacks", self.vocab))
+            .cure("Pass the folder of exactly the served model with --model.")
     }
 
     fn check_texts(&self, at: usize, texts: &HashMap<u32, String>, tokenizer: &Tokenizer) -> Result<()> {
@@ -319,13 +316,13 @@ impl Pool {
             .fault(
                 at,
                 format!(
-                    "the server's model has another vocabulary: {} of {} tokens differ ({})",
+                    "the server's model has a different vocabulary: {} of {} tokens differ ({})",
                     other.len(),
                     ids.len(),
                     examples.collect::<Vec<_>>().join("; ")
                 ),
             )
-            .cure("Name the folder of the very model that is served with --model."))
+            .cure("Pass the folder of exactly the served model with --model."))
     }
 
     /// Scores a prompt with the same prefix, and the probe again: the cache must not change the scores.
@@ -335,10 +332,10 @@ impl Pool {
             let ids: Vec<u32> = probe.ids[..shared].iter().chain(&probe.ids[1..shared]).copied().collect();
             let wanted: Vec<bool> = (0..ids.len()).map(|i| i > 0).collect();
             let beside = self.ask(at, &ids, &wanted, None).map_err(Trouble::into_error)?;
-            self.check_repeated(at, difference(first, &beside[..shared - 1]), "in a prompt that begins as the probe does")?;
+            self.check_repeated(at, difference(first, &beside[..shared - 1]), "in a prompt with the same beginning")?;
         }
         let again = self.ask(at, &probe.ids, &probe.supervised, None).map_err(Trouble::into_error)?;
-        self.check_repeated(at, difference(first, &again), "when the probe is sent again")
+        self.check_repeated(at, difference(first, &again), "when sent again")
     }
 
     fn check_repeated(&self, at: usize, found: Difference, when: &str) -> Result<Difference> {
@@ -349,11 +346,11 @@ impl Pool {
             .fault(
                 at,
                 format!(
-                    "the server says other things of the same tokens {when}: ln p is {:.3} nat apart on the mean, {:.3} at most",
+                    "the server scores the same tokens differently {when}: ln p differs by {:.3} nat on average, by {:.3} at most",
                     found.mean, found.max
                 ),
             )
-            .cure("Its cache gives stale values: start it with --no-enable-prefix-caching (vLLM) or --disable-radix-cache (SGLang)."))
+            .cure("Its cache returns stale values: start it with --no-enable-prefix-caching (vLLM) or --disable-radix-cache (SGLang)."))
     }
 }
 
@@ -364,11 +361,10 @@ pub fn compare_with_own(found: &[Position], own: &[TokenStatistics]) -> Result<D
         return Ok(apart);
     }
     Err(Error::new(format!(
-        "the server says other things than this program does of the same tokens with the model named here: ln p is {:.3} nat apart on the mean \
-         of {} tokens, {:.3} at most",
+        "the server scores tokens differently than this program with the model named here: ln p differs by {:.3} nat on average over {} tokens, by {:.3} at most",
         apart.mean, apart.tokens, apart.max
     ))
-    .cure("Another model is served, or the server computes it wrongly. Name the very model that is served with --model."))
+    .cure("A different model is served, or the server computes it incorrectly. Pass exactly the served model with --model."))
 }
 
 /// ln p of the targets, for storage and comparison.

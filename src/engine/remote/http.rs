@@ -28,8 +28,7 @@ struct Waits {
 const WAITS: Waits =
     Waits { answer: Duration::from_secs(900), stall: Duration::from_secs(60), sending: Duration::from_secs(120) };
 /// The advice if a server's model returns NaN.
-pub(super) const DAMAGED: &str =
-    "Its weights are damaged, or overflow in the precision in which it runs: try --dtype float32 or bfloat16 there.";
+pub(super) const DAMAGED: &str = "Its weights are damaged, or overflow in its precision: try --dtype float32 or bfloat16 there.";
 /// The limit on the size of an error message, and of a reply that is not an answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// The number of connections to keep open.
@@ -81,18 +80,18 @@ impl Http {
         let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
         let host = trimmed.strip_prefix("http://").or_else(|| trimmed.strip_prefix("https://"));
         // An address that may contain a password or a key is not shown, in any spelling.
-        let secret = [('@', "has a name or a password before an `@`"), ('?', "has a `?`, which a key may follow")];
+        let secret = [('@', "has a name or a password before an `@`"), ('?', "has a `?`, which may introduce a key")];
         if let Some((_, what)) = secret.iter().find(|(sign, _)| url.contains(*sign)) {
             return Err(Error::usage(format!("the address of a server {what}"))
-                .cure(format!("Leave it out, and put the server's key into the environment variable {KEY_VARIABLE}.")));
+                .cure(format!("Remove it, and put the server's key into the environment variable {KEY_VARIABLE}.")));
         }
         match host {
             Some(host) if !host.is_empty() && !host.contains('#') => {}
-            _ => return Err(Error::usage(format!("`{url}` is no address of a server")).cure(expected)),
+            _ => return Err(Error::usage(format!("`{url}` is not the address of a server")).cure(expected)),
         }
         let key = std::env::var(KEY_VARIABLE).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
         if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
-            return Err(Error::new(format!("{KEY_VARIABLE} holds characters that no key has")).cure("Set it anew."));
+            return Err(Error::new(format!("{KEY_VARIABLE} has characters that are not allowed in a key")).cure("Set it anew."));
         }
         // Redirects are not followed, so that the key is not sent elsewhere.
         let config = agent_config()?
@@ -171,34 +170,33 @@ impl Http {
                     Some(_) => format!("Check the key in {KEY_VARIABLE}."),
                     None => format!("Put its key into the environment variable {KEY_VARIABLE}."),
                 };
-                Trouble::lasting(error(format!("the server wants a key, or another one ({status})")).cure(key))
+                Trouble::lasting(error(format!("the server requires a key, or a different one ({status})")).cure(key))
             }
             408 | 429 => Trouble::Passing(
-                Box::new(error(format!("the server asks for patience ({status}): {said}"))),
+                Box::new(error(format!("the server is overloaded ({status}): {said}"))),
                 after.map(|seconds: u64| Duration::from_secs(seconds.min(300))),
             ),
             500..=599 => Trouble::passing(error(format!("the server failed ({status}): {said}"))),
             // Python's json module refuses to write NaN.
             400 if said.contains("not JSON compliant") => Trouble::lasting(
-                error("the server's model gives log-probabilities that are not numbers, which it can only report as a bad request (400)".to_owned())
+                error("the server's model produces log-probabilities that are not numbers, which it can only report as a bad request (400)".to_owned())
                     .cure(DAMAGED),
             ),
             400 if said.contains("max_tokens must be at least 1") || said.contains("maximum context length") => {
-                Trouble::lasting(error(format!("the prompt is longer than the server takes ({status}): {said}")).cure(
-                    "It takes one token less than its --max-model-len, since it has to answer one: give a smaller --max-len here, or a larger \
-                     limit there.",
+                Trouble::lasting(error(format!("the prompt is longer than the server accepts ({status}): {said}")).cure(
+                    "It accepts one token less than its --max-model-len, since it must generate one: use a smaller --max-len here, or a larger limit there.",
                 ))
             }
             400 if said.contains("out of vocabulary") => Trouble::lasting(
                 error(format!("the server's model has fewer tokens than the tokenizer: {said}"))
-                    .cure("Name the folder of the very model that is served with --model."),
+                    .cure("Pass the folder of exactly the served model with --model."),
             ),
             400 if said.contains("prompt logprobs") || said.contains("logprobs of") => Trouble::lasting(
-                error(format!("the server gives fewer log-probabilities than are asked for: {said}"))
-                    .cure("Start it with a larger --max-logprobs, or give a smaller --top-logprobs."),
+                error(format!("the server returns fewer log-probabilities than requested: {said}"))
+                    .cure("Start it with a larger --max-logprobs, or use a smaller --top-logprobs."),
             ),
-            300..=399 => Trouble::lasting(error(format!("the server sends us elsewhere ({status}), and a key must not be sent along"))),
-            _ => Trouble::lasting(error(format!("the server refuses the request ({status}): {said}"))),
+            300..=399 => Trouble::lasting(error(format!("the server redirects to another address ({status}), to which the key must not be sent"))),
+            _ => Trouble::lasting(error(format!("the server rejected the request ({status}): {said}"))),
         }
     }
 }
@@ -248,7 +246,7 @@ impl Arriving {
             Ok(read) => read,
             Err(RecvTimeoutError::Timeout) => {
                 let seconds = self.wait.as_secs_f64();
-                let why = format!("the server keeps the connection open, and sent nothing more for {seconds} s");
+                let why = format!("the server kept the connection open but sent nothing for {seconds} s");
                 Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why))
             }
             Err(RecvTimeoutError::Disconnected) => Err(std::io::Error::other("the thread that reads the answer has ended")),
@@ -312,7 +310,7 @@ mod tests {
             let mut text = String::new();
             let reply = Http::with_waits(&url, waits).unwrap().post("/", body)?;
             let read = std::io::BufReader::new(reply).read_to_string(&mut text);
-            read.map_err(|cause| Trouble::passing(Error::new("the answer broke off").caused_by(cause)))?;
+            read.map_err(|cause| Trouble::passing(Error::new("the reply was interrupted").caused_by(cause)))?;
             Ok(text)
         };
         let rest = Duration::from_secs(20);
@@ -331,7 +329,7 @@ mod tests {
         });
         let began = Instant::now();
         let error = fails(half, &json!({}));
-        assert!(error.contains("broke off") && error.contains("sent nothing more for 0.2 s"), "{error}");
+        assert!(error.contains("broke off") && error.contains("sent nothing for 0.2 s"), "{error}");
         assert!(began.elapsed() < waits.answer, "it is not waited for the whole time that an answer may take");
         // The same for an error's body: its status suffices.
         let refusal = server(move |mut stream| {
@@ -365,7 +363,7 @@ mod tests {
             let error = Http::new(url).err().unwrap().to_string();
             assert!(error.contains(KEY_VARIABLE) && !error.contains("secret"), "{error}");
         }
-        assert!(Http::new("host:8000").err().unwrap().to_string().contains("`host:8000` is no address"));
+        assert!(Http::new("host:8000").err().unwrap().to_string().contains("`host:8000` is not the address"));
         assert_eq!(Http::new("http://host:8000/v1/").unwrap().url, "http://host:8000");
     }
 

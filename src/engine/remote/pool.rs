@@ -67,10 +67,7 @@ fn end_of<T>(answer: &Result<T, Trouble>) -> End {
 }
 
 fn resumable(tried: Duration) -> String {
-    format!(
-        "It was tried for {:.1} s. Give the same command again when the server is up: it goes on where it stopped.",
-        tried.as_secs_f64()
-    )
+    format!("Retried for {:.1} s. Run the same command again when the server is up: it resumes.", tried.as_secs_f64())
 }
 
 /// The statistics and bounds of each supervised token of a sequence, in order.
@@ -160,7 +157,7 @@ impl Pool {
         let (mut began, mut tries): (Option<Instant>, u32) = (None, 0);
         loop {
             let Some(turn) = self.turns.take(tokens, &self.stopped) else {
-                return Err(Error::new("it was not asked for: another request has failed"));
+                return Err(Error::new("not sent: another request has failed"));
             };
             let answer = ask(&self.servers[turn.at]);
             self.turns.end(turn, end_of(&answer));

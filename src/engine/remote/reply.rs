@@ -162,17 +162,14 @@ fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: Limited<R>, se
 /// Why a reply could not be parsed; `at` describes the place in it, if more is known than the line.
 pub(super) fn unread(error: serde_json::Error, passed: &Passed, at: Option<String>) -> Fault {
     if passed.is_too_long.get() {
-        return Fault::Wrong(Error::new("the answer is longer than one to this request can be"));
+        return Fault::Wrong(Error::new("the reply is longer than possible for this request"));
     }
     // A retry would give the same: this is the output of the model.
     if let Some(number) = passed.recent.borrow().foreign_number(&error) {
-        let at = at.unwrap_or_else(|| format!("at line {} column {} of its answer", error.line(), error.column()));
-        return Fault::Wrong(
-            Error::new(format!("the server gives {number} {at}, where a finite number is expected")).cure(DAMAGED),
-        );
+        let at = at.unwrap_or_else(|| format!("at line {} column {} of its reply", error.line(), error.column()));
+        return Fault::Wrong(Error::new(format!("the server returned {number} {at}; expected a finite number")).cure(DAMAGED));
     }
-    let what =
-        if error.is_eof() || error.is_io() { "the answer broke off" } else { "the answer is not the JSON of such a server" };
+    let what = if error.is_eof() || error.is_io() { "the reply was interrupted" } else { "the reply is not the expected JSON" };
     Fault::Broken(Error::new(what).caused_by(error))
 }
 
@@ -193,7 +190,7 @@ fn finish(reading: Reading, read: serde_json::Result<()>, passed: &Passed) -> Re
     if found != expected {
         return Err(Fault::Wrong(
             Error::new(format!("expected the log-probabilities of {expected} tokens, found {found}: entries are missing")).cure(
-                "The server cuts prompts, or leaves out what it has in its prefix cache: start it with --no-enable-prefix-caching (vLLM) or \
+                "The server truncates prompts, or omits what is in its prefix cache: start it with --no-enable-prefix-caching (vLLM) or \
                  --disable-radix-cache (SGLang).",
             ),
         ));
@@ -222,8 +219,9 @@ impl Reading<'_> {
     fn check_length<E: serde::de::Error>(&mut self, read: Option<u64>) -> Result<(), E> {
         let sent = self.expected.ids.len() as u64;
         match read.filter(|read| *read != sent) {
-            Some(read) => Err(self
-                .wrong(Error::new(format!("{sent} tokens were sent, the server has read {read}: it cuts prompts in silence")))),
+            Some(read) => Err(self.wrong(Error::new(format!(
+                "{sent} tokens were sent, but the server read {read}: it silently truncates prompts"
+            )))),
             None => Ok(()),
         }
     }
@@ -234,7 +232,7 @@ impl Reading<'_> {
         match index < self.expected.ids.len() {
             true => Ok(index),
             false => Err(Error::new(format!(
-                "expected the log-probabilities of {} tokens, found more: this is the answer to another prompt",
+                "expected the log-probabilities of {} tokens, found more: this is the reply to another prompt",
                 self.expected.ids.len() - self.expected.start
             ))),
         }
@@ -258,14 +256,14 @@ impl Reading<'_> {
         let Expected { ids, wanted, top_k, vocab, .. } = *self.expected;
         if self.at == 0 {
             return Err(Error::new(format!(
-                "the first entry is that of token {}, which nothing predicts; expected null: the entries are shifted by one",
+                "the first entry is for token {}, which nothing predicts; expected null: the entries are shifted by one",
                 target.or(top.first().copied()).map_or(0, |choice| choice.id)
             )));
         }
         let id = ids[index];
         let Some(target) = target.filter(|target| target.id == id) else {
             return Err(Error::new(format!(
-                "the entry at token {index} does not name it (id {id}): the answer is shifted, reordered, cut at its beginning, or another prompt's"
+                "the entry at token {index} does not name it (id {id}): the reply is shifted, reordered, cut at its beginning, or for another prompt"
             )));
         };
         self.at += 1;
@@ -349,7 +347,7 @@ impl<'de> Visitor<'de> for Choices<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         if seq.next_element_seed(VllmChoice(self.0))?.is_some() && seq.next_element::<IgnoredAny>()?.is_some() {
-            return Err(self.0.wrong(Error::new("expected the answer to one prompt, found several")));
+            return Err(self.0.wrong(Error::new("expected the reply to one prompt, found several")));
         }
         Ok(())
     }
@@ -390,7 +388,7 @@ impl<'de> Visitor<'de> for ReadIds<'_, '_> {
         loop {
             let read = seq.next_element::<u32>()?;
             if read.as_ref() != sent.next() {
-                return Err(self.0.wrong(Error::new("the server has read other tokens than were sent")));
+                return Err(self.0.wrong(Error::new("the server read different tokens than were sent")));
             }
             if read.is_none() {
                 return Ok(());
@@ -428,7 +426,7 @@ impl<'de> Visitor<'de> for Entries<'_, '_> {
 }
 
 fn no_logprobs() -> Error {
-    Error::new("the server gives no log-probabilities of the prompt").cure(
+    Error::new("the server returns no log-probabilities of the prompt").cure(
         "vLLM does with `prompt_logprobs`, SGLang with `return_logprob`; llama.cpp's server does not: run its file here with --model file.gguf.",
     )
 }
@@ -474,7 +472,7 @@ impl<'de> Visitor<'de> for Entry<'_, '_> {
             }
             top.push(choice);
             if top.len() > top_k + 1 {
-                let found = "expected the most probable tokens of each position that were asked for, found more";
+                let found = "expected the requested number of most probable tokens at each position, found more";
                 return Err(reading.wrong(Error::new(found)));
             }
             if let (Some(texts), Some(text)) = (&mut reading.texts, told.decoded_token) {
@@ -576,7 +574,7 @@ object!(Meta(reading: Reading<'a>, arrays: Arrays), "an object with log-probabil
             let reason: Option<FinishReason> = map.next_value()?;
             if let Some(reason) = reason.filter(|reason| reason.kind.as_deref() == Some("abort")) {
                 let why = said(&reason.message.unwrap_or_default(), own.0.expected.key);
-                return Err(own.0.wrong(Error::new(format!("the server gave the request up: {why}"))));
+                return Err(own.0.wrong(Error::new(format!("the server aborted the request: {why}"))));
             }
         }
         _ => drop(map.next_value::<IgnoredAny>()?),

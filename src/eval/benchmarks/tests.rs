@@ -1,4 +1,4 @@
-//! The prompts against files of the uniform form that another program made of the same rows.
+//! Compares the prompts with files of the uniform form that another program made from the same rows.
 
 use super::*;
 use crate::eval::tasks::parse;
@@ -17,7 +17,7 @@ fn published_rows_give_the_uniform_files() {
         assert_eq!((ours.kind, ours.items.len()), (theirs.kind, theirs.items.len()), "{name}");
         for (mut ours, theirs) in ours.items.into_iter().zip(&theirs.items) {
             if name == "bbh" {
-                // The harness offers all letters of a task, the file those of the question.
+                // The harness offers all letters of a task, the file only those of the question.
                 ours.requests.truncate(theirs.requests.len());
             }
             let whole = |item: &tasks::Item| {
@@ -55,7 +55,7 @@ fn published_rows_give_the_uniform_files() {
     }
 }
 
-/// Nothing is fetched for this test.
+/// The items of a benchmark from given rows, without fetching anything.
 fn asked(name: &str, rows: &rows::Rows) -> Vec<tasks::Item> {
     questions(find(name).unwrap(), rows).unwrap()
 }
@@ -109,10 +109,13 @@ fn a_pronoun_is_asked_about_with_opencompass_prompt() {
     let question = "阿梅上了船，可是她忘了票。\n此处，代词“她“被用于指代“阿梅“吗?";
     assert_eq!((texts, item.answer), (vec![format!("{question}\n否"), format!("{question}\n是")], 1));
     assert_eq!(item.requests[1].choice(), "是");
-    // 0 is `true` in some copies and `false` in others, which says more than that rows are read as they were published.
+    // 0 means `true` in some copies and `false` in others, so that the error says more than that rows must be as published.
     let rows = rows::Rows { list: vec![row(0.into())], origin: String::new(), sha256: String::new() };
     let refused = questions(find("cluewsc").unwrap(), &rows).unwrap_err().to_string();
-    assert!(refused.contains("expected `label` to be a text") && refused.ends_with("do not agree on which is 0."), "{refused}");
+    assert!(
+        refused.contains("expected `label` to be a text") && refused.ends_with("disagree about which one is 0."),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -128,7 +131,7 @@ fn the_package_holds_whole_benchmarks() {
         );
         return;
     }
-    // The sizes that the publishers state.
+    // The sizes stated by the publishers.
     let sizes = [
         ("arc_challenge", 1172, 299),
         ("arc_easy", 2376, 570),
@@ -169,7 +172,7 @@ fn the_list_names_every_benchmark_once_and_in_order() {
     assert!(names.iter().all(|name| list.lines().any(|line| line.starts_with(name))), "{list}");
 }
 
-/// Rows as published, and what becomes of them: prompt, answer of an example, data of the judge.
+/// Checks what a published row becomes: the prompt, the answer of an example, and the data for the judge.
 #[test]
 fn rows_that_are_answered_in_writing_become_prompts() {
     let check = |name: &str, row: Value, prompt: &str, shown: &str, data: Value| {

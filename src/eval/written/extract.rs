@@ -1,7 +1,7 @@
-//! The filters and the exact match of lm-evaluation-harness (`lm_eval/filters/extraction.py`, `lm_eval/api/metrics.py`), as its tasks of word
-//! problems use them.
+//! The filters and the exact match of lm-evaluation-harness (`lm_eval/filters/extraction.py`, `lm_eval/api/metrics.py`), as its
+//! tasks of word problems use them.
 //!
-//! `tests/fixtures/eval/written.py` has the harness's own code judge 200 answers; the tests compare.
+//! The tests compare 200 verdicts with those of the harness's own code, which `tests/fixtures/eval/written.py` recorded.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ pub const GSM8K: Spec = Spec {
     check: gsm8k,
 };
 
-/// Stands in the place of an answer that was not found.
+/// Replaces an answer that was not found.
 pub(super) const INVALID: &str = "[invalid]";
 
 fn gsm8k(data: &Value, answer: &str) -> Result<Vec<Verdict>> {
@@ -26,7 +26,7 @@ fn gsm8k(data: &Value, answer: &str) -> Result<Vec<Verdict>> {
     Ok(vec![verdict("exact_match,strict-match", strict(answer)), verdict("exact_match,flexible-extract", flexible(answer))])
 }
 
-/// The first match of `#### (\-?[0-9\.\,]+)`.
+/// The group of the first match of `#### (\-?[0-9\.\,]+)`.
 pub(super) fn strict(answer: &str) -> Option<&str> {
     const MARK: &str = "#### ";
     answer.match_indices(MARK).find_map(|(at, _)| {
@@ -55,7 +55,7 @@ pub(super) fn flexible(answer: &str) -> Option<&str> {
     last
 }
 
-/// How many bytes the text begins with that are such characters, all of them ASCII.
+/// The length in bytes of the longest prefix of characters that satisfy `is_one`, all of which are ASCII.
 fn run(text: &str, is_one: impl Fn(char) -> bool) -> usize {
     text.find(|c| !is_one(c)).unwrap_or(text.len())
 }
@@ -65,7 +65,7 @@ fn is_same(found: &str, gold: &str) -> bool {
     let kept = |text: &str| {
         let text = text.replace([',', '$'], "");
         let text = text.rsplit_once("#### ").map_or(text.as_str(), |(_, after)| after);
-        // Python's `$` also stands before a newline at the end.
+        // In Python, `$` also matches before a final newline.
         match text.strip_suffix(".\n") {
             Some(before) => format!("{before}\n").to_lowercase(),
             None => text.strip_suffix('.').unwrap_or(text).to_lowercase(),
@@ -85,10 +85,10 @@ mod tests {
         };
         check("so #### 18", Some("18"), Some("18"));
         check("#### -1,234.50 and 7", Some("-1,234.50"), Some("7"));
-        // Marks without a number are passed over; a sign alone is none.
+        // Marks without a number are skipped; a sign alone is not a number.
         check("#### x #### -", None, None);
         check("#### $5", None, Some("$5"));
-        // One character of the long form is too few, a digit alone is the short form.
+        // The long form needs two characters; a single digit matches the short form.
         check("It costs $ . , 3", None, Some("3"));
         check("5-3", None, Some("-3"));
         check("--4", None, Some("-4"));

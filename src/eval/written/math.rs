@@ -1,10 +1,11 @@
-//! Answers in LaTeX, brought to a normal form and compared as texts, as lm-evaluation-harness does (`hendrycks_math/utils.py`, `aime/utils.py`,
-//! `minerva_math/utils.py`, 0.4.13).
+//! Judges LaTeX answers: normalises them and compares them as text, like lm-evaluation-harness (`hendrycks_math/utils.py`,
+//! `aime/utils.py`, `minerva_math/utils.py`, 0.4.13).
 //!
-//! Minerva's task there goes on to ask sympy whether two different normal forms are equal, and beside it the library math-verify. Neither is
-//! imitated: what differs as a text is wrong here, under a name of its own (`string_match`), which is never above the harness's `exact_match`.
+//! The harness's Minerva task then asks sympy whether two different normal forms are equal, and additionally uses the library
+//! math-verify. Neither is reproduced: answers whose text differs are wrong here, under a metric of its own (`string_match`),
+//! which is never above the harness's `exact_match`.
 //!
-//! `tests/fixtures/eval/written.py` has the harness's own code judge answers; the tests compare.
+//! The tests compare verdicts with those of the harness's own code, which `tests/fixtures/eval/written.py` recorded.
 
 use std::sync::LazyLock;
 
@@ -16,10 +17,10 @@ use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
 use crate::format::beginning;
 
-/// `hendrycks_math/*.yaml`, version 1. The data are the published solution, whose answer stands in a box.
+/// `hendrycks_math/*.yaml`, version 1. The data are the published solution, with its answer in a box.
 ///
-/// `exact_match` is the harness's: what the answer has between its first and its last dollar. `boxed_match` is what is in its last box, as for
-/// AIME, which suits models that write boxes.
+/// `exact_match` is the harness's: it takes the text between the first and the last dollar sign of the answer. `boxed_match`
+/// takes the content of its last box, as for AIME, which suits models that write boxes.
 pub const HENDRYCKS: Spec =
     Spec { stops: &["Problem:"], max_new_tokens: MAX_NEW_TOKENS, few_shot: 0, primary: "exact_match", check: hendrycks };
 
@@ -53,7 +54,7 @@ fn minerva(data: &Value, answer: &str) -> Result<Vec<Verdict>> {
     Ok(vec![Verdict::of_answer("string_match", !found.is_empty() && found == gold)])
 }
 
-/// What an answer says at its end, in Minerva's normal form.
+/// The final answer in Minerva's normal form.
 pub(super) fn minerva_normal_form(answer: &str) -> Result<String> {
     minerva_forms()?.of(&final_answer(answer)?)
 }
@@ -70,7 +71,7 @@ fn text(data: &Value) -> Result<&str> {
     data.as_str().ok_or_else(|| Error::new("expected a text to judge the answer by"))
 }
 
-/// What stands between the first and the last dollar; all of it where there are fewer than two.
+/// The text between the first and the last dollar sign; all of it if there are fewer than two.
 fn between_dollars(answer: &str) -> &str {
     match (answer.find('$'), answer.rfind('$')) {
         (Some(first), Some(last)) if first < last => &answer[first + 1..last],
@@ -78,12 +79,13 @@ fn between_dollars(answer: &str) -> &str {
     }
 }
 
-/// What is in the last box; without a box that can be opened, what stands between dollars.
+/// The content of the last box; if there is no valid box, the text between dollar signs.
 fn in_box_or_dollars(answer: &str) -> &str {
     last_box(answer).and_then(without_box).unwrap_or_else(|| between_dollars(answer))
 }
 
-/// `last_boxed_only_string`: `\boxed 7` up to a dollar, or the last `\boxed{..}` or `\fbox{..}` with its braces in pairs.
+/// The harness's `last_boxed_only_string`: `\boxed 7` up to a dollar sign, or the last `\boxed{..}` or `\fbox{..}` with balanced
+/// braces.
 fn last_box(text: &str) -> Option<&str> {
     if let Some(at) = text.rfind("\\boxed ") {
         let end = text[at..].find('$').map_or(text.len(), |end| at + end);
@@ -106,7 +108,7 @@ fn last_box(text: &str) -> Option<&str> {
     None
 }
 
-/// `remove_boxed`, with `None` where it fails.
+/// The harness's `remove_boxed`; `None` where that fails.
 fn without_box(boxed: &str) -> Option<&str> {
     const SPACED: &str = "\\boxed ";
     match boxed.contains(SPACED) {
@@ -115,7 +117,7 @@ fn without_box(boxed: &str) -> Option<&str> {
     }
 }
 
-/// `is_equiv`: equal normal forms, or equal texts where one has none.
+/// The harness's `is_equiv`: equal normal forms, or equal texts if one has none.
 fn is_equivalent(a: &str, b: &str) -> bool {
     match (normal_form(a), normal_form(b)) {
         (Some(a), Some(b)) => a == b,
@@ -123,7 +125,7 @@ fn is_equivalent(a: &str, b: &str) -> bool {
     }
 }
 
-/// `strip_string`; `None` where that fails.
+/// The harness's `strip_string`; `None` where that fails.
 fn normal_form(text: &str) -> Option<String> {
     let mut text = text.replace('\n', "").replace("\\!", "").replace("\\\\", "\\");
     for fraction in ["tfrac", "dfrac"] {
@@ -132,7 +134,7 @@ fn normal_form(text: &str) -> Option<String> {
     for gone in ["\\left", "\\right", "^{\\circ}", "^\\circ", "\\$"] {
         text = text.replace(gone, "");
     }
-    // Units on the right.
+    // Removes units on the right.
     if let Some((before, after)) = text.split_once("\\text{ ") {
         if after.contains("\\text{ ") {
             return None;
@@ -146,7 +148,7 @@ fn normal_form(text: &str) -> Option<String> {
     if text.starts_with('.') {
         text.insert(0, '0');
     }
-    // "k = 7"
+    // Removes the left side of "k = 7".
     if let Some((before, after)) = text.split_once('=')
         && !after.contains('=')
         && before.chars().count() <= 2
@@ -176,7 +178,7 @@ fn with_braced_roots(text: &str) -> Option<String> {
     Some(whole)
 }
 
-/// `\frac12` -> `\frac{1}{2}`, `\frac1{72}` -> `\frac{1}{72}`; the text as it is where one has too little behind it.
+/// `\frac12` -> `\frac{1}{2}`, `\frac1{72}` -> `\frac{1}{72}`; the text is unchanged if too little follows a `\frac`.
 fn with_braced_fractions(text: &str) -> Option<String> {
     let mut pieces = text.split("\\frac");
     let mut whole = pieces.next()?.to_owned();
@@ -197,7 +199,8 @@ fn with_braced_fractions(text: &str) -> Option<String> {
     Some(whole)
 }
 
-/// `1/2` -> `\frac{1}{2}`, where both are whole numbers as Python writes them. A single slash between other things is a failure there.
+/// `1/2` -> `\frac{1}{2}` if both are integers as Python writes them. A single slash between anything else makes the original
+/// fail.
 fn with_slash_as_fraction(text: String) -> Option<String> {
     let Some((a, b)) = text.split_once('/').filter(|(_, b)| !b.contains('/')) else { return Some(text) };
     if !is_python_int(a) || !is_python_int(b) {
@@ -210,14 +213,14 @@ fn with_slash_as_fraction(text: String) -> Option<String> {
     Some(if is_canonical(a) && is_canonical(b) { format!("\\frac{{{a}}}{{{b}}}") } else { text })
 }
 
-/// Does `int(text)` read it?
+/// Does Python's `int(text)` accept it?
 fn is_python_int(text: &str) -> bool {
     let digits = text.trim_matches(is_python_space);
     let digits = digits.strip_prefix(['+', '-']).unwrap_or(digits);
     digits.split('_').all(|group| !group.is_empty() && group.chars().all(char::is_numeric))
 }
 
-/// `get_unnormalized_answer`: what stands in the sentence with which Minerva's examples end.
+/// The harness's `get_unnormalized_answer`: the answer in the sentence with which Minerva's examples end.
 fn final_answer(answer: &str) -> Result<String> {
     let forms = minerva_forms()?;
     let text = format!("{answer}I hope it is correct.");
@@ -284,7 +287,7 @@ const REMOVED: [&str; 42] = [
     "\\dots",
 ];
 
-/// The patterns of `minerva_math/utils.py`, in Python's syntax, which is the same here.
+/// The patterns of `minerva_math/utils.py`, whose syntax is the same here as in Python.
 struct MinervaForms {
     sentence: Regex,
     words: Vec<Regex>,
@@ -301,7 +304,7 @@ fn minerva_forms() -> Result<&'static MinervaForms> {
 }
 
 fn too_long(error: fancy_regex::Error) -> Error {
-    Error::new("an answer cannot be brought to its normal form").caused_by(error)
+    Error::new("an answer cannot be normalised").caused_by(error)
 }
 
 fn is_word(text: &str) -> bool {
@@ -333,7 +336,7 @@ impl MinervaForms {
         })
     }
 
-    /// `normalize_final_answer`
+    /// The harness's `normalize_final_answer`.
     fn of(&self, answer: &str) -> Result<String> {
         let mut text = answer.rsplit('=').next().unwrap_or(answer).to_owned();
         for word in &self.words {
@@ -352,7 +355,7 @@ impl MinervaForms {
         Ok(if self.thousands.is_match(&text).map_err(too_long)? { text.replace(',', "") } else { text })
     }
 
-    /// The text without this word, wherever it is no part of a LaTeX command.
+    /// The text without this word, except where it is part of a LaTeX command.
     fn without(&self, text: &str, word: &str) -> Result<String> {
         let (mut whole, mut at) = (String::with_capacity(text.len()), 0);
         for command in self.commands.find_iter(text) {
@@ -387,7 +390,7 @@ mod tests {
         check(r"\dfrac1{72}", Some(r"\frac{1}{72}"));
         check("1/2", Some(r"\frac{1}{2}"));
         check("01/2", Some("01/2"));
-        // The failures of the original: text that is compared as it is.
+        // The cases in which the original fails: the text is then compared as it is.
         check("x/2", None);
         check(r"\sqrt", None);
         check(r"5\text{ cm}\text{ s}", None);

@@ -1,4 +1,4 @@
-//! Against lm-evaluation-harness's own code: `tests/fixtures/eval/written.py`.
+//! Compares verdicts with those of lm-evaluation-harness's own code, which `tests/fixtures/eval/written.py` recorded.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ fn text<'a>(row: &'a Value, key: &str) -> &'a str {
     row[key].as_str().unwrap()
 }
 
-/// 200 answers, of which the harness extracts a number from most and finds a good part right.
+/// 200 answers; the harness extracts a number from most of them, and many are right.
 #[test]
 fn gsm8k_extracts_and_judges_as_the_harness_does() {
     let rows = fixture("gsm8k");

@@ -1,8 +1,9 @@
-//! A user's own questions: `{"id", "prompt" | "messages", "answer" | "answers", "match": "exact" | "number" | "contains" | "regex"}`.
+//! Judges answers to a user's own questions: `{"id", "prompt" | "messages", "answer" | "answers", "match": "exact" | "number" |
+//! "contains" | "regex"}`.
 //!
-//! One of several answers is enough. `exact` (which goes without saying) compares all that was written, `number` the last number of it, both
-//! without the white space around them; `contains` finds the answer anywhere; `regex` a pattern in the syntax of Rust's `fancy-regex`. Upper and
-//! lower case differ.
+//! It suffices to match one of several answers. `exact`, the default, compares the whole text and `number` its last number, both
+//! without surrounding white space; `contains` finds the answer anywhere; `regex` is a pattern in the syntax of Rust's
+//! `fancy-regex`. Matching is case-sensitive.
 
 use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
@@ -11,12 +12,12 @@ use super::{MAX_NEW_TOKENS, Spec, Verdict};
 use crate::error::{Error, Result};
 use crate::json::expected;
 
-/// How answers to a user's own questions are written and judged.
+/// How answers to a user's own questions are generated and judged.
 pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: MAX_NEW_TOKENS, few_shot: 0, primary: "match", check };
 
 const MATCHES: [&str; 4] = ["exact", "number", "contains", "regex"];
 
-/// What `check` needs of a row.
+/// The data for `check` from a row.
 pub fn data(row: &Map<String, Value>) -> Result<Value> {
     let how = match row.get("match") {
         None | Some(Value::Null) => MATCHES[0],
@@ -71,7 +72,7 @@ fn compile(pattern: &str) -> Result<Regex> {
     Regex::new(pattern).map_err(|error| Error::new(format!("the pattern `{pattern}` cannot be read")).caused_by(error))
 }
 
-/// The last number of a text. Digits may be grouped by commas; a minus is a sign where no word and no number goes before it.
+/// The last number in a text. Commas may group its digits; a minus is a sign unless a word or a number precedes it.
 fn last_number(text: &str) -> Option<f64> {
     let bytes = text.as_bytes();
     let mut last = None;
@@ -81,14 +82,14 @@ fn last_number(text: &str) -> Option<f64> {
             at += 1;
             continue;
         }
-        // `.5` is a number, too, but not behind what a sentence or a range may end with.
+        // `.5` is also a number, but not after a character that may end a sentence or a range.
         let begins_number = |c: char| c.is_whitespace() || is_sign(c) || "+(=".contains(c) || is_currency(c);
         let begin = match text[..at].strip_suffix('.') {
             Some(before) if before.chars().next_back().is_none_or(begins_number) => at - 1,
             _ => at,
         };
         let end = end_of_number(bytes, at);
-        // The sign may stand before a currency.
+        // The sign may precede a currency symbol.
         let before = text[..begin].strip_suffix(is_currency).unwrap_or(&text[..begin]);
         let ends_term = |c: char| c.is_alphanumeric() || ")]}".contains(c);
         let is_negative = before.strip_suffix(is_sign).is_some_and(|before| !before.ends_with(ends_term));
@@ -109,7 +110,7 @@ fn is_currency(c: char) -> bool {
     "$€£¥₹".contains(c)
 }
 
-/// Where the number ends whose first digit is at `at`: digits, groups of three behind commas, decimals, an exponent.
+/// The end of the number whose first digit is at `at`: digits, groups of three after commas, decimals, an exponent.
 fn end_of_number(bytes: &[u8], mut at: usize) -> usize {
     let digits = |from: usize| bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     at += digits(at);
@@ -128,7 +129,7 @@ fn end_of_number(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// The number that the whole text is, a dollar before it and a per cent behind it aside.
+/// The number that the whole text represents, with an optional dollar sign before and a per cent sign after it.
 fn number_of(text: &str) -> Option<f64> {
     let text = text.trim().replace(',', "").replace('\u{2212}', "-");
     let text = text.trim_end_matches('%').replacen('$', "", 1);
@@ -172,7 +173,7 @@ mod tests {
         for (text, number) in [("so...5", 5.0), ("...5", 5.0), ("3..5", 5.0), ("x.5", 5.0), ("Yes.5", 5.0), (".5", 0.5)] {
             assert_eq!(last_number(text), Some(number), "{text}");
         }
-        // A date is no number with commas.
+        // A date is not a number with commas.
         assert_eq!(last_number("2,0,14"), Some(14.0));
         assert_eq!(last_number("3e"), Some(3.0));
     }

@@ -106,9 +106,9 @@ fn evaluated(scored: Scored, computed_tokens: u64, journal: Option<Journal>) -> 
 }
 
 fn begun_otherwise(journal: &Path) -> Error {
-    Error::new("the task was begun with other items or settings, at another kernel level (DIAGNOSE_KERNELS), or by another version of the program")
+    Error::new("the task was started with other items or settings, at another kernel level (DIAGNOSE_KERNELS), or by another version of the program")
         .at(journal)
-        .cure("Go on as it was begun, remove the file, or give another --out.")
+        .cure("Continue as it was started, remove the file, or choose another --out.")
 }
 
 /// What servers say of a task's sequences, which come in one order whenever the task is begun.
@@ -160,7 +160,7 @@ impl Saying<'_> {
                 Ok(())
             },
         )?;
-        let missing = |number| Error::new(format!("what is said of sequence {number} is missing"));
+        let missing = |number| Error::new(format!("the result for sequence {number} is missing"));
         (first..*n).map(|number| known.get(&number).copied().ok_or_else(|| missing(number))).collect()
     }
 }
@@ -192,18 +192,18 @@ pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking)
     let answering = answering.filter(|_| task.kind == TaskKind::Written);
     if let Some(penalty) = answering.and_then(|answering| answering.sampling.repetition_penalty) {
         notes.push(format!(
-            "answers are written with a repetition penalty of {penalty}: what generation_config.json asks for, as Transformers does, or --repetition-penalty"
+            "answers are written with a repetition penalty of {penalty}, from generation_config.json (as in Transformers) or --repetition-penalty"
         ));
     }
     if answering.is_some_and(|answering| answering.ends.is_empty()) {
         notes.push(
-            "the model names no end token, and neither does a template: every answer is as long as it may be, or meets a stop string"
+            "neither the model nor a template names an end token: every answer runs to its maximum length or a stop string"
                 .to_owned(),
         );
     }
     if task.written.is_some_and(|spec| spec.primary == "string_match") {
         notes.push(
-            "`string_match` is by Minerva's normal forms as texts; the harness's `exact_match` goes on to ask sympy, for which 0.5 is \\frac{1}{2}, \
+            "`string_match` compares Minerva's normal forms as texts; the harness's `exact_match` also asks sympy, for which 0.5 is \\frac{1}{2}, \
              2\\sqrt{2} is \\sqrt{8}, and a sum in another order is the same: it is never lower"
                 .to_owned(),
         );
@@ -211,9 +211,7 @@ pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking)
     // A text is read as it is, and rows have their answers in them.
     let is_asked = !matches!(task.kind, TaskKind::Text | TaskKind::Rows);
     if is_asked && asking.chat.as_ref().is_some_and(|chat| !chat.renderer.has_generation_prompt()) {
-        notes.push(
-            "the chat template adds nothing where an answer is to follow: answers begin right behind the question".to_owned(),
-        );
+        notes.push("the chat template has no generation prompt: answers begin directly after the question".to_owned());
     }
     let messages_of = |item: &Item| match (&item.written, &item.row) {
         (Some(written), _) if written.messages.is_some() => written.messages.clone(),
@@ -223,10 +221,7 @@ pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking)
     let has_own = |item: &&Item| messages_of(item).is_some_and(|turns| turns.iter().any(|turn| turn.role == Role::System));
     let own = task.items.iter().filter(has_own).count();
     if asking.system.is_some() && own > 0 {
-        notes.push(format!(
-            "{own} of {} items have a system message of their own, and keep it in the place of --system",
-            task.items.len()
-        ));
+        notes.push(format!("{own} of {} items have their own system message, and keep it instead of --system", task.items.len()));
     }
     notes
 }
@@ -256,7 +251,7 @@ mod tests {
         let rows = [row("system"), row("user"), row("system")].join("\n");
         let task = parse("t", "t.jsonl", rows.as_bytes()).unwrap();
         let of = |system: Option<&str>| notes(&task, None, &Asking { system: system.map(str::to_owned), ..Asking::default() });
-        assert!(of(Some("Be brief."))[0].starts_with("2 of 3 items have a system message"));
+        assert!(of(Some("Be brief."))[0].starts_with("2 of 3 items have their own system message"));
         assert!(of(None).is_empty());
     }
 }

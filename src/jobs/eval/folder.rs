@@ -32,7 +32,7 @@ impl Folder {
                 return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, run by {engine}, {by}"))
                     .at(path)
                     .cure(format!(
-                        "Give another --out, or the same --server, --model, --dtype, --kernels, --device and --max-len; this program is {}.",
+                        "Choose another --out, or pass the same --server, --model, --dtype, --kernels, --device and --max-len; this program is {}.",
                         provenance::build()
                     )));
             }
@@ -49,11 +49,10 @@ impl Folder {
         if was == *settings {
             return Ok(());
         }
-        Err(Error::new(format!("the folder holds the scores of `{}` with {was}; asked for is {settings}", task.name))
+        Err(Error::new(format!("the folder holds the scores of `{}` with {was}; requested: {settings}", task.name))
             .at(&self.path)
             .cure(
-                "Give another --out. Without one the folder is named after the settings, though not after templates and end tokens. A template that \
-                 writes the date is another one every day: SOURCE_DATE_EPOCH sets the moment.",
+                "Choose another --out. Without one the folder is named after the settings, but not after templates and end tokens. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
             ))
     }
 

@@ -29,7 +29,7 @@ impl FoundModel {
         if let Some(servers) = servers {
             let beyond = Beyond {
                 tokens: 2,
-                why: "two less than its limit, since a continuation has one more than the model reads, and the server has to answer one",
+                why: "two tokens below the server's limit: one for the continuation's last token, one that the server must generate",
             };
             return Ok(FoundModel::Servers(Box::new(Opened::open(servers, model, &way.load, way.max_len, &beyond, watch)?)));
         }

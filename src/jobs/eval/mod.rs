@@ -76,11 +76,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         let n = way.few_shot.unwrap_or(own);
         if let (0, Some(path)) = (n, &way.few_shot_from) {
             return Err(Error::usage(format!(
-                "--fewshot-from {} has examples, but `{}` is asked with none",
+                "--fewshot-from {} provides examples, but `{}` uses none",
                 path.display(),
                 task.name
             ))
-            .cure("Say how many by --fewshot N, or leave --fewshot-from out."));
+            .cure("Set their number with --fewshot N, or leave --fewshot-from out."));
         }
         fewshot::apply(task, n, way.seed)?;
         way.choose(task);
@@ -163,7 +163,7 @@ pub(crate) fn divergence(models: [&KnownModel; 2], way: &Way, watch: &dyn Watch)
         if let Some(then) = &known.sha256
             && *then != reference.sha256()?
         {
-            return Err(Error::new(format!("{} is another model now than it was when the folder was made", reference.written))
+            return Err(Error::new(format!("{} is not the model that it was when the folder was made", reference.written))
                 .cure("Evaluate it again, or compare the folders without --kl."));
         }
         Ok(reference)

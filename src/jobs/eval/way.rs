@@ -115,7 +115,7 @@ impl Way {
         let (tokenizer, template) = text_of(reference)?;
         if own.is_none() && template.is_none() {
             return Err(Error::usage(format!("{} has no chat template", reference.name))
-                .cure("Give one by --chat-template FILE, or leave --apply-chat-template out."));
+                .cure("Pass one with --chat-template FILE, or leave --apply-chat-template out."));
         }
         let (chat_template, template_switches) = (own.clone(), switches.clone());
         let renderer =
@@ -197,8 +197,8 @@ impl Way {
         match given.iter().find(|(_, is_given)| *is_given && !writes(tasks)) {
             Some((option, _)) => {
                 let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-                Err(Error::usage(format!("{option} has no say: the model writes no answers in {}", names.join(", ")))
-                    .cure("Leave it out, or name a task whose answers are written, such as gsm8k or questions of your own with `answer`."))
+                Err(Error::usage(format!("{option} has no effect: the model does not write answers in {}", names.join(", ")))
+                    .cure("Leave it out, or add a task with written answers, such as gsm8k or your own questions with `answer`."))
             }
             None => Ok(()),
         }
@@ -222,7 +222,7 @@ impl Way {
             ("--seed", self.seed != SEED && !draws, "neither items nor examples nor answers are drawn"),
         ];
         match given.into_iter().find(|(_, is_idle, _)| *is_idle) {
-            Some((option, _, why)) => Err(Error::usage(format!("{option} has no say: {why}")).cure("Leave it out.")),
+            Some((option, _, why)) => Err(Error::usage(format!("{option} has no effect: {why}")).cure("Leave it out.")),
             None => Ok(()),
         }
     }
@@ -232,7 +232,7 @@ impl Way {
         match self.load.device {
             Placement::Metal if writes(tasks) => {
                 Err(Error::usage("answers are written on the CPU or on an NVIDIA GPU, not on `metal`")
-                    .cure("Leave --device out, or evaluate the tasks without written answers by a command of their own."))
+                    .cure("Leave --device out, or evaluate the tasks without written answers in a separate command."))
             }
             _ => Ok(self.load),
         }

@@ -47,7 +47,7 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Optio
         Target::Axolotl => {
             let ends = match turn_ends {
                 Some(ends) => format!(
-                    "# With these the chat template ends an answer, which is learnt with it.\neot_tokens: {}\n",
+                    "# The tokens with which the chat template ends an answer; they are learnt with it.\neot_tokens: {}\n",
                     Value::from(ends)
                 ),
                 None => "# An older program has made the run. Where the chat template ends answers with another token than the tokenizer's end\n\
@@ -55,7 +55,7 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Optio
                     .to_owned(),
             };
             let text = format!(
-                "# Written by diagnose export: what axolotl has to be told about {name}. Each answer says itself whether it is learnt.\n\
+                "# Written by diagnose export: axolotl's settings for {name}. Each answer says whether it is learnt.\n\
                  {ends}datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
                  message_property_mappings:\n      role: role\n      content: content\n    roles_to_train: []\n    train_on_eos: turn\n    \
                  message_field_training: train\n    message_field_training_detail: train_detail\n",

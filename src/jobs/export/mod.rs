@@ -107,7 +107,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         let formats: BTreeSet<String> = files.iter().map(|file| file.format.to_string()).collect();
         let formats: Vec<String> = formats.into_iter().collect();
         return Err(Error::usage(format!(
-            "the files of the run are of several formats ({}), which one file cannot hold",
+            "the files of the run have several formats ({}), which one file cannot hold",
             formats.join(", ")
         ))
         .cure("Choose a --format."));
@@ -153,18 +153,17 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
     if let Some(program) = program(job.target) {
         match Peer::of(job.target, &run.record) {
             Ok(peer) => export.peer = Some(peer),
-            Err(error) => export
-                .exported
-                .notes
-                .push(format!("whether {program} learns the same tokens was not looked at: {}", error.reason())),
+            Err(error) => {
+                export.exported.notes.push(format!("not checked whether {program} learns the same tokens: {}", error.reason()))
+            }
         }
     }
     if job.target == Target::Trl {
         // Its reader takes the first row's form for that of all.
         export.completion_alone = export.is_completion_alone()?;
         let how = match export.completion_alone {
-            true => "TRL learns the completion of each row, as it does by default",
-            false => "TRL has to be told to learn the answers alone: SFTConfig(assistant_only_loss=True)",
+            true => "TRL learns the completion of each row, its default",
+            false => "to learn only the answers, set SFTConfig(assistant_only_loss=True) in TRL",
         };
         export.exported.notes.push(how.to_owned());
     }
@@ -186,7 +185,7 @@ const NOT_WRITTEN: [&str; 13] =
 fn check_extension(out: &Path) -> Result<()> {
     let extension = out.extension().map(|extension| extension.to_ascii_lowercase().to_string_lossy().into_owned());
     match extension.filter(|extension| NOT_WRITTEN.contains(&extension.as_str())) {
-        Some(found) => Err(Error::usage(format!("data are written as JSON Lines or as Parquet, not as .{found}"))
+        Some(found) => Err(Error::usage(format!("expected an output name in .jsonl or .parquet, found .{found}"))
             .at(out)
             .cure("End the name in .jsonl or .parquet.")),
         None => Ok(()),
@@ -310,7 +309,7 @@ impl Export<'_> {
                 continue;
             };
             if row.line != original.place.line {
-                return Err(Error::new("the row is not the one that the run has of this number")
+                return Err(Error::new("the row is not the one that the run has under this number")
                     .at_line(&*original.place.path, original.place.line)
                     .cure("Score the data again."));
             }

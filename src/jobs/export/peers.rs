@@ -35,7 +35,7 @@ impl Peer {
         let (tokenizer, template) = text_of(&reference)?;
         let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..RenderOptions::default() })?;
         if renderer.template_sha256() != record.template_sha256.as_deref() {
-            return Err(Error::new("the run used another chat template than the model has"));
+            return Err(Error::new("the run used a different chat template than the model's"));
         }
         let slots = (target == Target::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
         Ok(Peer { renderer, slots, supervise: supervised(record), unlike: 0, example: None })
@@ -55,10 +55,13 @@ impl Peer {
 
     /// What was found in all rows, in a sentence.
     pub(super) fn note(&self, target: Target) -> Option<String> {
-        let told = if self.slots.is_some() { ", which is told no `template` of its own," } else { "" };
+        let told = if self.slots.is_some() { " (without a `template` of its own)" } else { "" };
         let program = program(target)?;
         let example = self.example.as_ref()?;
-        Some(format!("of {} {program}{told} learns other tokens than the run; for example {example}", count(self.unlike, "row")))
+        Some(format!(
+            "of {} {program}{told} learns different tokens than the run; for example {example}",
+            count(self.unlike, "row")
+        ))
     }
 }
 
@@ -81,20 +84,20 @@ pub(super) fn beside_rows(target: Target, record: &RunRecord) -> Vec<String> {
     let mut notes = Vec::new();
     if record.system.is_some() {
         notes.push(
-            "the run put a system prompt before conversations that have none (--system), which the rows do not hold: give it to the trainer, too"
+            "the run added a system prompt to conversations without one (--system), which is not in the rows: set it in the trainer too"
                 .to_owned(),
         );
     }
     let learns = match (supervised(record), target) {
         (Supervise::Assistant, _) | (Supervise::Last, Target::Axolotl) => None,
         (Supervise::Last, Target::LlamaFactory) => {
-            Some("the last answer of a row alone (--supervise last): give LLaMA-Factory mask_history: true")
+            Some("only the last answer of a row (--supervise last): set mask_history: true in LLaMA-Factory")
         }
-        (Supervise::Last, _) => {
-            Some("the last answer of a row alone (--supervise last): tell the trainer, which learns all of them else")
-        }
+        (Supervise::Last, _) => Some(
+            "only the last answer of a row (--supervise last): configure the trainer likewise, which otherwise learns all answers",
+        ),
         (Supervise::All, _) => {
-            Some("the whole text of a row (--supervise all): tell the trainer, which learns answers alone else")
+            Some("the whole text of a row (--supervise all): configure the trainer likewise, which otherwise learns only answers")
         }
     };
     notes.extend(learns.map(|learns| format!("the run learns {learns}")));

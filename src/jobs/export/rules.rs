@@ -38,7 +38,7 @@ fn nats(text: &str, rule: &str) -> Result<f64> {
     text.parse()
         .ok()
         .filter(|nats: &f64| nats.is_finite() && *nats >= 0.0)
-        .ok_or_else(|| Error::usage(format!("`{rule}`: expected a number of nats from 0, found `{text}`")))
+        .ok_or_else(|| Error::usage(format!("`{rule}`: expected a number of nats, 0 or more, found `{text}`")))
 }
 
 impl FromStr for DropRule {

@@ -103,7 +103,7 @@ pub(super) fn verdicts(run: &Path, rows: &[Row], wanted: &Wanted) -> Result<(BTr
             decision.line,
             rows.len()
         ))
-        .cure("Rows are numbered from 0 over all files of the run; take the line out."));
+        .cure("Rows are numbered from 0 over all files of the run; remove the line."));
     }
     let listed = wanted.drop.iter().filter_map(|rule| if let DropRule::Rows(rows) = rule { Some(rows) } else { None });
     if let Some(row) = listed.flatten().find(|row| !numbers.contains(row)) {

@@ -125,13 +125,11 @@ fn other_run(out: &Path) -> Error {
         return error.at(out);
     }
     Error::new(
-        "the folder holds other rollouts: other data, model or options, or made by another version or commit of the program or at another \
-         kernel level (DIAGNOSE_KERNELS)",
+        "the folder holds other rollouts: with other data, model or options, or made by another version or commit of the program or at another kernel level (DIAGNOSE_KERNELS)",
     )
     .at(out)
     .cure(
-        "Name another folder with --out, or remove this one. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets the \
-         moment.",
+        "Choose another folder with --out, or remove this one. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
     )
 }
 

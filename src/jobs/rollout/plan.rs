@@ -135,21 +135,18 @@ impl Plan {
         let generation = GenerationConfig::read(&reference, &tokenizer)?;
         let mut notes = Vec::new();
         if let Some(settings) = generation.left_aside().filter(|_| job.sampling.repetition_penalty.is_none()) {
-            notes.push(format!("the model asks for {settings} where Transformers writes answers; these are drawn from its own distribution, without"));
+            notes.push(format!("the model's generation_config.json has {settings}, which Transformers would use; these answers are drawn from the model's own distribution, without it"));
         }
         let mut ends = generation.end_tokens;
         ends.extend(renderer.end_of_turn().filter(|id| !ends.contains(id)));
         if ends.is_empty() {
             notes.push(format!(
-                "the model names no end token, and neither does its template: every answer has {} tokens, or meets a --stop",
+                "neither the model nor its template names an end token: every answer has {} tokens, or reaches a --stop text",
                 job.max_new_tokens
             ));
         }
         if !renderer.has_generation_prompt() {
-            notes.push(
-                "the chat template adds nothing for an answer that is to follow: answers begin right behind the last turn"
-                    .to_owned(),
-            );
+            notes.push("the chat template has no generation prompt: answers begin directly after the last turn".to_owned());
         }
         let chosen = dataset.choose(job.choice)?;
         let (prompts, left_out, reasons) = prompts(&dataset, &chosen, &renderer, max_len, job.read.strict)?;

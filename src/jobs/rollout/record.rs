@@ -85,7 +85,7 @@ impl Counts {
 impl Record {
     pub(super) fn read(path: &Path) -> Result<Record> {
         let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
-        serde_json::from_slice(&bytes).context_at(path, "the file is no record of rollouts by this version")
+        serde_json::from_slice(&bytes).context_at(path, "the file is not a record of rollouts from this version")
     }
 
     /// What the terminal says of the run.
@@ -93,12 +93,12 @@ impl Record {
         let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
         let by = self.server.as_ref().map(|server| format!(" by {}", server.program())).unwrap_or_default();
         let mut lines = vec![format!(
-            "{} to {} with {}{by}, {}: {ended_with_end_token} ended by themselves, {ended_by_length} were cut at their longest{}",
+            "{} to {} with {}{by}, {}: {ended_with_end_token} ended by themselves, {ended_by_length} were cut at the maximum length{}",
             count(answers, "answer"),
             count(self.prompts, "prompt"),
             self.model.name,
             n_tokens(tokens),
-            if self.stops.is_empty() { String::new() } else { format!(", {ended_with_stop} met a stop string") }
+            if self.stops.is_empty() { String::new() } else { format!(", {ended_with_stop} reached a stop string") }
         )];
         if self.left_out.too_long > 0 {
             let prompts = counted(self.left_out.too_long, "prompt leaves", "prompts leave");

@@ -58,7 +58,7 @@ pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> R
                 of(found)
             ))
             .at(&found.path)
-            .cure("Score it again, or name the file as it was with --data."));
+            .cure("Score it again, or name the original file with --data."));
         }
         if (expected.format, expected.container) != (found.format, found.container) {
             return Err(Error::new(format!("expected rows of the format {}, found {}", expected.format, found.format))
@@ -82,7 +82,7 @@ fn find(folder: &Path, files: &[DataFile]) -> Result<Vec<String>> {
     let mut inputs: Vec<String> = Vec::new();
     for file in files {
         if file.path == Path::new("-") {
-            return Err(Error::new("the data of the run came from the standard input, which is gone")
+            return Err(Error::new("the data of the run came from standard input, which is gone")
                 .at(&folder)
                 .cure("Name a file that holds the same bytes with --data."));
         }
@@ -92,7 +92,7 @@ fn find(folder: &Path, files: &[DataFile]) -> Result<Vec<String>> {
         let path = bases.map(|base| base.join(&file.path)).find_map(|path| is_file(&path)).ok_or_else(|| {
             Error::new(format!("cannot find the data file {} of the run", file.path.display()))
                 .at(&folder)
-                .cure("Go to the folder where the data were scored, or say where they lie now with --data.")
+                .cure("Run this in the folder where the data were scored, or pass their current paths with --data.")
         })?;
         let path = path.into_os_string().into_string().map_err(|path| {
             Error::new("expected a file name of valid Unicode")

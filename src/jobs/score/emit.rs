@@ -27,9 +27,9 @@ pub(crate) struct Emitted {
 pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted> {
     let out = job.out.as_deref().ok_or_else(|| Error::usage("--emit needs --out: the folder to write into"))?;
     if out.join(ANSWERS_FOLDER).exists() {
-        return Err(Error::new("the folder holds answers already, which would be taken for those to the new sequences")
+        return Err(Error::new("the folder already holds answers, which would be mistaken for those to the new sequences")
             .at(out)
-            .cure("Name another folder with --out, or remove this one."));
+            .cure("Choose another folder with --out, or remove this one."));
     }
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     watch.opened(dataset.files());
@@ -57,7 +57,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     let sequences = write_sequences(&path, batches)?;
     // A shard may have none of the rows that the others have.
     if sequences == 0 && job.shard.is_none() {
-        std::fs::remove_file(&path).context_at(&path, "cannot remove the file, which holds nothing")?;
+        std::fs::remove_file(&path).context_at(&path, "cannot remove the empty file")?;
         return Err(nothing_to_score().cure(audit.lines().join("\n  ")));
     }
     watch.audited(&audit);
@@ -70,7 +70,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
 fn max_len(job: &Job, served: &Served) -> Result<usize> {
     match (job.max_len, served.longest) {
         (Some(asked), Some(longest)) if asked >= longest => Err(Error::usage(format!(
-            "--max-len {asked} leaves no room for the token that vLLM has to answer: the model was made for {longest}"
+            "--max-len {asked} leaves no room for the token that vLLM must generate: the model was made for {longest}"
         ))
         .cure(format!("Give --max-len {} or less.", longest.saturating_sub(1)))),
         (Some(asked), _) => Ok(asked),

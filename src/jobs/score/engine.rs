@@ -123,7 +123,7 @@ fn own(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
 /// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with.
 pub(super) fn text_of(job: &Job, option: &str, watch: &dyn Watch) -> Result<(Served, Reference)> {
     if job.in_context {
-        return Err(Error::usage(format!("--in-context runs the model here, and {option} has it run elsewhere"))
+        return Err(Error::usage(format!("--in-context runs the model here, and {option} runs it elsewhere"))
             .cure("Leave out one of them."));
     }
     served::text_of(&job.model, option, &job.load, watch)
@@ -136,7 +136,7 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<FoundMo
     };
     let (mut served, reference) = text_of(job, option, watch)?;
     let pool = servers.map(|servers| Pool::open(servers, served.vocab_size)).transpose()?;
-    let beyond = Beyond { tokens: 1, why: "one less than its limit, since it has to answer one" };
+    let beyond = Beyond { tokens: 1, why: "one token below the server's limit, since it must generate one" };
     let max_len = served::max_len(job.max_len, &served, pool.as_ref(), &beyond)?;
     let hash = match elsewhere {
         Elsewhere::Servers(_) => hash(pool.as_ref().map_or("", Pool::model), &served.tokenizer)?,

@@ -22,7 +22,7 @@ use crate::diagnosis::gate::{Eaft, Gate, Token};
 use crate::diagnosis::planted::{RankingQuality, ranking_quality};
 use crate::diagnosis::population::Population;
 use crate::diagnosis::quadrants::{Resolved, Thresholds, resolve};
-use crate::diagnosis::self_check::{OnPolicy, SelfCheck};
+use crate::diagnosis::self_check::{LEAST_ROWS, OnPolicy, SelfCheck};
 use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
@@ -87,7 +87,9 @@ pub(crate) fn sort_again(
 ) -> Result<Outcome> {
     let _held = hold(out).map_err(|error| {
         let out = out.display();
-        error.cure(format!("Into a folder that is only to be read nothing is sorted: `diagnose view {out} --out FILE` shows it, and a copy can be sorted."))
+        error.cure(format!(
+            "A read-only folder cannot be sorted again: show it with `diagnose view {out} --out FILE`, or sort a copy."
+        ))
     })?;
     let record = read_record(&out.join(RUN_FILE))?;
     let thresholds = named_or_own(thresholds, out)?;
@@ -100,7 +102,7 @@ pub(crate) fn sort_again(
         && let found = &report.summary.thresholds
         && found.preset == thresholds.to_string()
     {
-        let why = format!("the run stays as it is sorted, by {found}: {}", error.reason_and_cure());
+        let why = format!("the run keeps its present thresholds, {found}: {}", error.reason_and_cure());
         watch.remarks(&record.model.name, &[why]);
         let has_page = out.join(view::VIEW_FILE).exists();
         return Ok(Outcome { out: out.to_owned(), record, report, has_page });
@@ -190,7 +192,8 @@ fn sort(
         std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
     })?;
     if let Some(aside) = view::retire(out, &record, &resolved, data.is_ok())? {
-        let kept = format!("the page by the thresholds before, which has the texts of the rows, stays as {}", aside.display());
+        let kept =
+            format!("the page for the previous thresholds, which has the texts of the rows, is kept as {}", aside.display());
         watch.remarks(&record.model.name, &[kept]);
     }
     // A shard may have nothing to show.
@@ -203,8 +206,8 @@ fn sort(
 }
 
 /// What is said where the run has looked at other conflicts in context than at those that it has now.
-const NOT_IN_CONTEXT: &str = "what --in-context found is about the conflicts under other thresholds, and comes back with them; the command that made the run, \
-     with these --thresholds and --in-context, finds it for these";
+const NOT_IN_CONTEXT: &str = "the --in-context results belong to other thresholds, and come back with them; for these thresholds, repeat the command that made the run \
+     with these --thresholds and --in-context";
 
 fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
     for name in names {
@@ -286,15 +289,19 @@ fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>>
     let (scored, Rollouts { rows, respelt, exact }) = (record.counts.scored, record.counts.rollouts);
     let why_not = match () {
         () if rows == 0 => return Ok(None),
-        () if record.server.is_some() => Some("a server does not tell the full entropy".to_owned()),
-        () if rows < scored => Some(format!("{rows} of {scored} rows are rollouts, and the others are not the model's own text")),
+        () if record.server.is_some() => Some("a server does not report the full entropy".to_owned()),
+        () if rows < scored => {
+            Some(format!("only {rows} of {scored} rows are rollouts; the others are not the model's own text"))
+        }
         () if exact < rows => Some(format!(
-            "{} of {rows} rows were not drawn, as far as is known, by this very model in this precision at temperature 1 from all tokens, or have other targets, too",
+            "{} of {rows} rows are not known to be drawn by this very model in this precision at temperature 1 from all tokens, or also have other targets",
             rows - exact
         )),
         () => None,
     };
     let check = if why_not.is_none() { SelfCheck::of(tables)? } else { None };
+    let too_few = || format!("fewer than {LEAST_ROWS} rows with targets say too little");
+    let why_not = why_not.or_else(|| check.is_none().then(too_few));
     Ok(Some(OnPolicy { rows, respelt, check, why_not }))
 }
 

@@ -23,8 +23,8 @@ use sha2::{Digest, Sha256};
 
 use crate::dataset::{Example, Role};
 use crate::diagnosis::by_kind::{Prompted, PromptedKind};
+use crate::diagnosis::exchanges::users_say;
 use crate::diagnosis::kinds::ConflictKind;
-use crate::diagnosis::near_duplicates;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine;
 use crate::error::{Context, Error, Result};
@@ -41,7 +41,6 @@ use crate::table::{
 use crate::tokens::Sequence;
 
 use super::engine::Engine;
-use super::kinds::Exchange;
 use super::plan::Plan;
 
 /// Rows that are scored again at most.
@@ -168,9 +167,7 @@ pub(super) fn score(
     watch: &dyn Watch,
 ) -> Result<Prompted> {
     let Engine::Own(model) = &plan.engine else {
-        return Err(
-            Error::usage("--in-context runs the model here, and this run has it on a server").cure("Leave one of them out.")
-        );
+        return Err(Error::usage("--in-context runs the model here, but this run used a server").cure("Leave one of them out."));
     };
     watch.stage("Scoring the conflicts in context");
     let kinds = &conflicts.kinds;
@@ -347,11 +344,7 @@ fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example
 /// the same.
 fn shown_first(main: &BTreeMap<u32, ConflictKind>, examples: &HashMap<u32, Example>, pairs: &[NearPair]) -> BTreeMap<u32, u32> {
     let near: HashSet<(u32, u32)> = pairs.iter().flat_map(|pair| [(pair.row, pair.other), (pair.other, pair.row)]).collect();
-    let asked = |example: &Example| {
-        let Exchange { context, question, .. } = Exchange::of(example);
-        near_duplicates::question(&context, &question)
-    };
-    let asked: HashMap<u32, u64> = examples.iter().map(|(row, example)| (*row, asked(example))).collect();
+    let asked: HashMap<u32, u64> = examples.iter().map(|(row, example)| (*row, users_say(example))).collect();
     let is_text = |example: &Example| example.turns.iter().any(|turn| turn.role == Role::Text);
     let group = |row: u32, example: &Example| {
         let tools = example.tools.as_ref().map(ToString::to_string);

@@ -2,8 +2,8 @@
 //!
 //! The conflicts pass by twice: once to find out which are alike in many rows, once beside the rows of the data to be named and written. The data are
 //! read once more for the rows that ask the same or nearly, and again for the answers of those whose prompts have another answer elsewhere. Kept in
-//! memory: of each conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the hashes of each row's
-//! question and answer (24 bytes) and the signatures of its question and of what stands before it (256 bytes each).
+//! memory: of each conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the hashes of each learnt
+//! answer and of what is asked before it (24 bytes), and of each row's last question and of what stands before that the signatures (256 bytes each).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::dataset::{Chosen, Dataset, Example, Record, Role, Turn};
+use crate::dataset::{Chosen, Dataset, Example, Record};
 use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::by_kind::{ConflictGroup, KindSums, Kinds};
 use crate::diagnosis::context::{Places, Spot};
+use crate::diagnosis::exchanges::{Exchange, answer_text, exchanges, prompt};
 use crate::diagnosis::kinds::{self, Conflict, ConflictKind};
-use crate::diagnosis::near_duplicates::{self, Asked, Near, Prompt, by_question, near_pairs};
+use crate::diagnosis::near_duplicates::{Asked, Near, by_question, near_pairs};
 use crate::diagnosis::summary::Summary;
 use crate::error::Result;
 use crate::stats::share;
@@ -59,12 +60,18 @@ pub(super) fn name_kinds(
     dataset: &Dataset,
     chosen: &Chosen,
 ) -> Result<(Kinds, Vec<NearPair>)> {
-    let Alike { pairs, others, near_duplicates } = Alike::find(dataset, chosen)?;
+    let Alike { pairs, others, near_duplicates, contradictions } = Alike::find(tables, dataset, chosen)?;
     let (rows_alike, ids) = survey(tables)?;
     let texts = texts_of(tables, &ids)?;
     let text = |id: u32| texts.get(&id).map_or("", String::as_str);
     let answers = answers_of(&others.values().flat_map(|others| others.iter().copied()).collect(), dataset, chosen)?;
-    let kind = |conflict: &FoundConflict, example: &Example, others: &[(u32, &str)]| {
+    let kind = |conflict: &FoundConflict, example: &Example| {
+        let others: Vec<(u32, &str)> = others
+            .get(&(conflict.row, conflict.turn))
+            .into_iter()
+            .flat_map(|others| others.iter())
+            .filter_map(|other| Some((other.0, answers.get(other)?.as_str())))
+            .collect();
         let turn = example.turns.get(usize::from(conflict.turn))?;
         let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
         Some(kinds::kind(&Conflict {
@@ -75,7 +82,7 @@ pub(super) fn name_kinds(
             earlier: &earlier,
             rows_alike: rows_alike.get(&conflict.likeness()).map_or(1, |n| *n as usize),
             rows: summary.overall.rows as usize,
-            others,
+            others: &others,
         }))
     };
     let provenance = tables.first().map(|table| read_provenance(table)).transpose()?.unwrap_or_default();
@@ -93,23 +100,17 @@ pub(super) fn name_kinds(
             && let Some(record) = records.next()
         {
             let record = record?;
-            let others: Vec<(u32, &str)> = others
-                .get(&record.row)
-                .into_iter()
-                .flat_map(|others| others.iter())
-                .filter_map(|other| Some((*other, answers.get(other)?.as_str())))
-                .collect();
             while let Some(conflict) = conflicts.next_if(|next| next.as_ref().map_or(true, |next| next.row <= record.row)) {
                 let conflict = conflict?;
                 let example = record.example.as_ref().ok().filter(|_| conflict.row == record.row);
-                add(&conflict, example.and_then(|example| kind(&conflict, example, &others)))?;
+                add(&conflict, example.and_then(|example| kind(&conflict, example)))?;
             }
         }
         conflicts.try_for_each(|conflict| add(&conflict?, None))
     })?;
     write_pairs(&out.join(PAIRS_FILE), &pairs, &provenance)?;
     let (kinds, groups) = sums.finish(out, &summary.overall, text)?;
-    let kinds = Kinds { kinds, groups, near_duplicates, contradictions: others.len() as u64, in_context: None };
+    let kinds = Kinds { kinds, groups, near_duplicates, contradictions, in_context: None };
     Ok((kinds, pairs))
 }
 
@@ -325,31 +326,19 @@ fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), place
     found
 }
 
-/// The last answer of a row, and what is asked before it.
-pub(super) struct Exchange {
-    /// What stands before the question.
-    pub context: String,
-    /// The last turn of the user before the answer, and what tools said after it.
-    pub question: String,
-    answer: String,
-}
+/// An answer: its row and turn.
+type AnswerAt = (u32, u16);
 
-impl Exchange {
-    pub(super) fn of(example: &Example) -> Exchange {
-        let turns = &example.turns;
-        let last = turns.iter().rposition(|turn| turn.role == Role::Assistant);
-        let asked = &turns[..last.unwrap_or(0)];
-        let question = asked.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
-        let joined = |turns: &[Turn]| turns.iter().fold(String::new(), |text, turn| text + &turn.content + "\n");
-        let mut answer = String::new();
-        if let Some(turn) = last.map(|last| &turns[last]) {
-            answer.push_str(&turn.content);
-            if let Some(calls) = &turn.tool_calls {
-                answer.push_str(&calls.to_string());
-            }
+/// The turns of which something is learnt, in the order of the table.
+fn learnt_turns(tables: &[PathBuf]) -> impl Iterator<Item = Result<AnswerAt>> {
+    read_chunks(tables, &[Column::Row, Column::Turn]).flat_map(|chunk| match chunk {
+        Ok(chunk) => {
+            let mut turns: Vec<AnswerAt> = chunk.row.into_iter().zip(chunk.turn).collect();
+            turns.dedup();
+            turns.into_iter().map(Ok).collect()
         }
-        Exchange { context: joined(&asked[..question]), question: joined(&asked[question..]), answer }
-    }
+        Err(error) => vec![Err(error)],
+    })
 }
 
 /// Rows that ask the same, or nearly.
@@ -357,73 +346,104 @@ impl Exchange {
 struct Alike {
     /// In the order of the rows.
     pairs: Vec<NearPair>,
-    /// Of each row that another one answers otherwise: the rows that do.
-    others: BTreeMap<u32, Arc<[u32]>>,
-    /// Rows whose prompt is nearly that of an earlier one.
+    /// Of each answer to a question that another one answers otherwise: those that do.
+    others: BTreeMap<AnswerAt, Arc<[AnswerAt]>>,
+    /// Rows that ask last what an earlier one asks last, or nearly.
     near_duplicates: u64,
+    /// Rows one of whose questions another one answers otherwise.
+    contradictions: u64,
 }
 
 impl Alike {
-    fn find(dataset: &Dataset, chosen: &Chosen) -> Result<Alike> {
+    fn find(tables: &[PathBuf], dataset: &Dataset, chosen: &Chosen) -> Result<Alike> {
         let (mut prompts, mut asked) = (Vec::new(), Vec::new());
-        let mut records = dataset.chosen(chosen);
+        let (mut records, mut learnt) = (dataset.chosen(chosen), learnt_turns(tables).peekable());
         loop {
-            let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
+            let mut chunk: Vec<(Record, Vec<u16>)> = Vec::with_capacity(CHUNK);
+            for record in records.by_ref().take(CHUNK) {
+                let (record, mut turns) = (record?, Vec::new());
+                while let Some(next) = learnt.next_if(|next| next.as_ref().map_or(true, |(row, _)| *row <= record.row)) {
+                    let (row, turn) = next?;
+                    turns.extend((row == record.row).then_some(turn));
+                }
+                turns.sort_unstable();
+                turns.dedup();
+                chunk.push((record, turns));
+            }
             if chunk.is_empty() {
                 break;
             }
-            let read = |record: &Record| {
-                let Exchange { context, question, answer } = Exchange::of(record.example.as_ref().ok()?);
-                let prompt = Prompt::of(&context, &question)?;
-                let (question, answer) = (near_duplicates::question(&context, &question), near_duplicates::answer(&answer));
-                Some(((record.row, prompt), Asked { question, row: record.row, answer }))
+            let read = |(record, learnt): &(Record, Vec<u16>)| {
+                let example = record.example.as_ref().ok()?;
+                let exchanges = exchanges(example, learnt);
+                let last = exchanges.last()?.turn;
+                let asked = exchanges.into_iter().map(|Exchange { turn, asked: question, answer }| Asked {
+                    question,
+                    row: record.row,
+                    turn,
+                    is_last: turn == last,
+                    answer,
+                });
+                Some((prompt(example, last).map(|prompt| (record.row, prompt)), asked.collect::<Vec<_>>()))
             };
             let (of_chunk, their): (Vec<_>, Vec<_>) = chunk.par_iter().filter_map(read).unzip();
-            prompts.extend(of_chunk);
-            asked.extend(their);
+            prompts.extend(of_chunk.into_iter().flatten());
+            asked.extend(their.into_iter().flatten());
         }
-        let mut alike = Alike::default();
+        let (mut alike, mut pairs) = (Alike::default(), BTreeMap::new());
         let mut firsts = HashSet::new();
         for same in by_question(&mut asked) {
-            let first = same.rows[0].row;
-            firsts.insert(first);
-            let mut others: HashMap<u64, Arc<[u32]>> = HashMap::new();
-            for &Asked { row, answer, .. } in same.rows {
+            let mut first = None;
+            let mut others: HashMap<u64, Arc<[AnswerAt]>> = HashMap::new();
+            for &Asked { row, turn, is_last, answer, .. } in same.rows {
                 let others = others.entry(answer).or_insert_with(|| same.otherwise(answer).collect());
-                let other = others.first().copied().unwrap_or(first);
-                if other != row {
-                    alike.pairs.push(NearPair { row, other, prompts: 1.0, contradicts: !others.is_empty() });
-                }
                 if !others.is_empty() {
-                    alike.others.insert(row, Arc::clone(others));
+                    alike.others.insert((row, turn), Arc::clone(others));
+                }
+                match first {
+                    Some(other) if is_last => {
+                        alike.near_duplicates += 1;
+                        pairs.insert(row, NearPair { row, other, prompts: 1.0, contradicts: false });
+                    }
+                    None if is_last => {
+                        first = Some(row);
+                        firsts.insert(row);
+                    }
+                    _ => {}
                 }
             }
-            alike.near_duplicates += same.rows.len() as u64 - 1;
         }
         drop(asked);
         prompts.retain(|(row, _)| firsts.contains(row));
         for Near { earlier: other, later: row, similarity: prompts } in near_pairs(&prompts) {
             alike.near_duplicates += 1;
-            if !alike.others.contains_key(&row) {
-                alike.pairs.push(NearPair { row, other, prompts, contradicts: false });
-            }
+            pairs.insert(row, NearPair { row, other, prompts, contradicts: false });
         }
-        alike.pairs.sort_unstable_by_key(|pair| pair.row);
+        // Of a row that is answered otherwise in several turns, the first of them counts.
+        for (&(row, _), others) in alike.others.iter().rev() {
+            let other = others[0].0;
+            pairs.insert(row, NearPair { row, other, prompts: 1.0, contradicts: true });
+        }
+        alike.contradictions = pairs.values().filter(|pair| pair.contradicts).count() as u64;
+        alike.pairs = pairs.into_values().collect();
         Ok(alike)
     }
 }
 
-/// The last answers of these rows.
-fn answers_of(rows: &BTreeSet<u32>, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, String>> {
-    let mut answers = HashMap::new();
-    if rows.is_empty() {
-        return Ok(answers);
+/// What these answers say.
+fn answers_of(answers: &BTreeSet<AnswerAt>, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<AnswerAt, String>> {
+    let mut texts = HashMap::new();
+    if answers.is_empty() {
+        return Ok(texts);
     }
     for record in dataset.chosen(chosen) {
         let record = record?;
-        if let (true, Ok(example)) = (rows.contains(&record.row), &record.example) {
-            answers.insert(record.row, Exchange::of(example).answer);
+        let Ok(example) = &record.example else { continue };
+        for &(row, turn) in answers.range((record.row, 0)..=(record.row, u16::MAX)) {
+            if let Some(turn_of) = example.turns.get(usize::from(turn)) {
+                texts.insert((row, turn), answer_text(turn_of));
+            }
         }
     }
-    Ok(answers)
+    Ok(texts)
 }

@@ -62,7 +62,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         if parts.exists() {
             std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
         }
-        return Err(changed.cure("Its scores are not kept: give the command again, and leave the data alone while it runs."));
+        return Err(changed.cure("Its scores are not kept: run the command again, and do not change the data while it runs."));
     }
     finish::finish(&plan, stages, watch)
 }

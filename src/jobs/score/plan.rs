@@ -143,7 +143,7 @@ impl Plan {
         let FoundModel { info, tokenizer, vocab_size, .. } = &found;
         let (info, tokenizer, vocab_size) = (info.clone(), tokenizer.clone(), *vocab_size);
         let (mut remarks, passed_over) = (std::mem::take(&mut found.remarks), found.passed_over.take());
-        let of_all = dataset.choose(job.choice)?;
+        let of_all = chosen.clone().in_shard(None);
         let probed = if totals.supervised == 0 { &of_all } else { &chosen };
         let first = engine::first_sequence(&dataset, &renderer, probed)?;
         let (engine, checked) = found.engine(first, totals.supervised > 0)?;

@@ -176,6 +176,6 @@ pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
     read_json(path)?.ok_or_else(|| {
         Error::new("the run folder holds no run.json: the run was not finished")
             .at(path)
-            .cure("Give the command that began it again.")
+            .cure("Run the command that started it again.")
     })
 }

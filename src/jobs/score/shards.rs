@@ -94,9 +94,9 @@ pub(crate) fn joined(folders: &[PathBuf], joining: &Joining, watch: &dyn Watch) 
                 Named::Shards(shards) => format!("{} (shard {})", shards[0].folder.display(), shards[0].shard.shard),
             })
             .collect();
-        return Err(Error::usage(format!("--out names one folder, and {} runs are named: {}", names.len(), names.join(", ")))
+        return Err(Error::usage(format!("--out names one folder, but there are {} runs: {}", names.len(), names.join(", ")))
             .at(folder)
-            .cure("Join the shards of each run by themselves, and then name the joined folders."));
+            .cure("First join the shards of each run separately, then name the joined folders."));
     }
     let folder_of = |named: &Named| match named {
         Named::Run(folder) => Ok(folder.clone()),
@@ -125,13 +125,13 @@ fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     let of = first.shard.shard.of;
     if let Some(other) = shards.iter().find(|found| found.shard.shard.of != of) {
         return Err(Error::new(format!(
-            "shard {} and shard {} (in {}) are of runs that were divided otherwise",
+            "shard {} and shard {} (in {}) belong to runs that were divided differently",
             first.shard.shard,
             other.shard.shard,
             other.folder.display()
         ))
         .at(&first.folder)
-        .cure("Name the shards of one division, such as 0/2 and 1/2."));
+        .cure("Name shards of the same division, such as 0/2 and 1/2."));
     }
     let missing: Vec<String> = (0..of)
         .filter(|index| !shards.iter().any(|found| found.shard.shard.index == *index))
@@ -154,13 +154,9 @@ fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     }
     for (i, found) in shards.iter().enumerate() {
         if let Some(before) = shards[..i].iter().find(|before| before.shard.shard == found.shard.shard) {
-            return Err(Error::new(format!(
-                "this is shard {} once more, which {} is",
-                found.shard.shard,
-                before.folder.display()
-            ))
-            .at(&found.folder)
-            .cure("Name each shard once."));
+            return Err(Error::new(format!("this is shard {} again; so is {}", found.shard.shard, before.folder.display()))
+                .at(&found.folder)
+                .cure("Name each shard once."));
         }
         // The summary comes after all tables, and the first time only then.
         let is_whole = found.folder.join(TOKENS_FILE).exists()
@@ -169,19 +165,18 @@ fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
         if !is_whole {
             return Err(Error::new("the shard's run was killed before it was finished")
                 .at(&found.folder)
-                .cure("Give the command that began it again."));
+                .cure("Run the command that started it again."));
         }
         let servers = [&first.record, &found.record].map(|record| record.server.as_ref().map(|server| &server.checked));
         if let [Some(of_first), Some(own)] = servers
             && let Some(apart) = own.weights_apart(of_first)
         {
             return Err(Error::new(format!(
-                "the servers of shard {} and shard {} ran different models: ln p of a text that both were asked about is {:.3} nat apart on \
-                 the mean of {} tokens",
+                "the servers of shard {} and shard {} ran different models: their ln p of the same text differs by {:.3} nat on average over {} tokens",
                 first.shard.shard, found.shard.shard, apart.mean, apart.tokens
             ))
             .at(&found.folder)
-            .cure("Score all shards with servers of one and the same model in one precision."));
+            .cure("Score all shards with servers of the same model in the same precision."));
         }
     }
     Ok(())
@@ -228,9 +223,9 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     if out.join(RUN_FILE).exists() {
         let found = read_record(&out.join(RUN_FILE))?;
         if found.identity != *whole {
-            return Err(Error::new("the folder holds another run than the one whose shards are named")
+            return Err(Error::new("the folder holds a different run than the one whose shards are named")
                 .at(out)
-                .cure("Name another folder with --out, or remove this one."));
+                .cure("Choose another folder with --out, or remove this one."));
         }
     } else {
         let _held = hold(&out)?;
@@ -261,7 +256,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
         if read_json::<JoinedParts>(&final_parts.join(IDENTITY_FILE)).is_ok_and(|found| found.as_ref() == Some(&identity)) {
             return Ok(());
         }
-        return Err(Error::new("the folder holds a run that was not finished").at(out).cure("Name another folder with --out."));
+        return Err(Error::new("the folder holds a run that was not finished").at(out).cure("Choose another folder with --out."));
     }
     let mut part_ends = PartEnds::new(&record.provenance.device, record.model.parameters, 0);
     let ends = |row: &crate::table::Row| part_ends.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
@@ -299,7 +294,7 @@ fn common_thresholds(shards: &[Found]) -> Result<Thresholds> {
                     folder.display()
                 ))
                 .at(&found.folder)
-                .cure("Name some for all of them: `diagnose SHARD... --thresholds fixed`."));
+                .cure("Choose one for all of them: `diagnose SHARD... --thresholds fixed`."));
             }
             Some(_) => {}
             None => common = Some((preset, &found.folder)),
@@ -362,7 +357,7 @@ fn joined_audit(shards: &[Found], scored: u64) -> Result<Audit> {
     let of_shard = |found: &Found| {
         serde_json::from_value::<Audit>(found.record.audit.clone()).map_err(|cause| {
             Error::new(format!(
-                "the shard was scored by {}, which kept less of its audit than joining needs",
+                "the shard was scored by {}, whose audit lacks what joining needs",
                 found.record.provenance.build()
             ))
             .at(&found.folder)

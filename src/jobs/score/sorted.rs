@@ -28,7 +28,7 @@ pub(crate) fn sorted_by(out: &Path) -> Result<Option<Resolved>> {
 /// What summary.json says of a finished run; errors as [`read_report`].
 pub(crate) fn read_finished_report(out: &Path) -> Result<Report> {
     read_report(out)?.ok_or_else(|| {
-        Error::new("the run folder holds no summary.json: the run was not finished").at(out).cure("Give its command again.")
+        Error::new("the run folder holds no summary.json: the run was not finished").at(out).cure("Run its command again.")
     })
 }
 
@@ -44,7 +44,7 @@ pub(super) fn read_report(out: &Path) -> Result<Option<Report>> {
     let told: Option<Resolved> = serde_json::from_str(of_table).ok();
     let by = told.map_or_else(|| of_table.clone(), |told| told.preset);
     Err(Error::new(format!(
-        "sorting this run by {by} was broken off: its tokens are sorted by that, and its summary is still about {}",
+        "sorting this run by {by} was interrupted: its tokens are sorted by these thresholds, but its summary is still about {}",
         of_report.preset
     ))
     .at(out)

@@ -106,8 +106,8 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
 
 fn interrupted(done: u64, plan: &Plan) -> Error {
     let [done, total] = [done, plan.totals.tokens].map(thousands);
-    Error::new(format!("interrupted after {done} of {total} tokens, whose scores lie in {}", plan.out.display()))
-        .cure("Give the same command again to go on.")
+    Error::new(format!("interrupted after {done} of {total} tokens, whose scores are in {}", plan.out.display()))
+        .cure("Run the same command again to resume.")
 }
 
 /// What the tables say of themselves.
@@ -156,11 +156,10 @@ fn other_run(out: &Path) -> Error {
     if let Some(error) = level::at_another(found.as_deref()) {
         return error.at(out);
     }
-    Error::new("the folder holds another run: other data, model, or options, or made by another version or commit of the program")
+    Error::new("the folder holds another run: with other data, model or options, or made by another version or commit of the program")
         .at(out)
         .cure(
-            "Name another folder with --out, or remove this one. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets \
-             the moment.",
+            "Choose another folder with --out, or remove this one. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
         )
 }
 

@@ -63,9 +63,7 @@ impl Progress {
                 return Err(error);
             }
             return Err(Error::new("this checkpoint belongs to another training run").cure(
-                "It has other options, data or another model, or was made by another version or commit of the program: give \
-                     another --out, or remove the folder to begin anew. A chat template that writes the date is another one every \
-                     day: SOURCE_DATE_EPOCH sets the moment.",
+                "Its options, data or model differ, or another version or commit of the program made it: choose another --out, or remove the folder to start over. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
             ));
         }
         Ok(())
@@ -146,7 +144,7 @@ pub(super) fn read_values(path: &Path, parameters: &[Parameter]) -> Result<()> {
         };
         if !rest.is_empty() || arrays.len() != parameters.len() || !parameters.iter().zip(arrays).all(fits) {
             return Err(Error::new("the checkpoint does not fit the model")
-                .cure("It is of a run from another model, or with other options."));
+                .cure("It belongs to a run of another model or with other options."));
         }
         for (parameter, [_, m, v]) in parameters.iter().zip(arrays) {
             parameter.change(|values| read_into(&mut file, values, f32::from_le_bytes))??;
@@ -162,7 +160,7 @@ fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut A
     let mut file = File::open(path).context("cannot open the checkpoint")?;
     let (progress, arrays_found) = header(&mut file)?;
     progress.check(identity)?;
-    let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to begin anew.");
+    let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to start over.");
     let expected = arrays(parameters, optimizer);
     let expected = expected.iter().map(|(name, dtype, len)| (name.as_str(), safetensors_write::type_name(*dtype), *len));
     let found = arrays_found.iter().map(|(name, dtype, len)| (name.as_str(), dtype.as_str(), *len));
@@ -202,7 +200,7 @@ type Array = (String, String, usize);
 
 /// The progress, and the arrays in the order in which they lie.
 fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
-    let cure = "Remove it to go on from an earlier one, or to begin anew.";
+    let cure = "Remove it to resume from an earlier one, or to start over.";
     let broken = || Error::new("this is not a checkpoint of a training run").cure(cure);
     let (header, _) =
         safetensors::header(file).context("the checkpoint is damaged or cut short").map_err(|error| error.cure(cure))?;

@@ -127,7 +127,7 @@ fn write_data(
             let (place, example) = example?;
             let row = row(program, recipe, &example).and_then(|row| same(&example).map(|()| row));
             let row = row.map_err(|error| {
-                error.at_line(&*place.path, place.line).cure("Take such rows out of the data, or train here.")
+                error.at_line(&*place.path, place.line).cure("Remove such rows from the data, or train here.")
             })?;
             writeln!(file, "{}", dumps(&row)).context_at(path, "cannot write the data")?;
             rows += 1;
@@ -139,7 +139,7 @@ fn write_data(
 /// A row as OpenAI's messages. For axolotl each message says whether it is trained on.
 fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
     if example.template_switches.is_some() {
-        return Err(Error::new("the row has variables for the chat template, which the other program does not read"));
+        return Err(Error::new("the row has variables for the chat template, which the other program ignores"));
     }
     if program == Program::LlamaFactory {
         let n_system = usize::from(example.turns.first().is_some_and(|turn| turn.role == Role::System));
@@ -160,10 +160,10 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
         };
         let answer = turn.role == Role::Assistant;
         if answer && !turn.parts.is_empty() {
-            return Err(Error::new("only parts of a turn are to be learnt; the other program is given whole turns"));
+            return Err(Error::new("only parts of a turn are supervised; the other program supports only whole turns"));
         }
         if answer && turn.weight != 0.0 && turn.weight != 1.0 {
-            return Err(Error::new(format!("a turn has the weight {}; the other program knows 0 and 1 only", turn.weight)));
+            return Err(Error::new(format!("a turn has the weight {}; the other program supports only 0 and 1", turn.weight)));
         }
         let trained = answer && turn.weight == 1.0 && (recipe.supervise == Supervise::Assistant || Some(idx) == last_answer);
         let mut message = json!({"role": role, "content": turn.content});
@@ -188,10 +188,10 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
                     return Err(Error::new("an answer has the weight 0; LLaMA-Factory trains on all answers or on the last"));
                 }
                 if turn.tool_calls.is_some() || turn.role == Role::Tool {
-                    return Err(Error::new("the conversation calls tools, which LLaMA-Factory writes by templates of its own"));
+                    return Err(Error::new("the conversation calls tools, which LLaMA-Factory renders with its own templates"));
                 }
                 if turn.reasoning.is_some() {
-                    return Err(Error::new("an answer has reasoning of its own, which LLaMA-Factory would leave out"));
+                    return Err(Error::new("an answer has separate reasoning, which LLaMA-Factory would omit"));
                 }
             }
         }
@@ -200,7 +200,7 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
     let mut row = json!({"messages": messages});
     if let Some(tools) = &example.tools {
         if program == Program::LlamaFactory {
-            return Err(Error::new("the row offers tools, which LLaMA-Factory writes by templates of its own"));
+            return Err(Error::new("the row offers tools, which LLaMA-Factory renders with its own templates"));
         }
         row["tools"] = tools.clone();
     }

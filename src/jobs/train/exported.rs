@@ -28,9 +28,9 @@ pub(crate) fn merge_adapter(folder: &Path, base: Option<String>, out: &Path, wat
 /// A folder that holds a model already would have it replaced, and what stands beside it would speak of another.
 fn refuse_replacing(there: &Path) -> Result<()> {
     match there.exists() {
-        true => Err(Error::usage("there is a model in this folder already, which would be replaced")
-            .at(there)
-            .cure("Give another --out.")),
+        true => {
+            Err(Error::usage("this folder already has a model, which would be replaced").at(there).cure("Give another --out."))
+        }
         false => Ok(()),
     }
 }
@@ -41,7 +41,7 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
     let progress = checkpoint::progress(path)?;
     let run = path.parent().and_then(Path::parent).map(|run| run.join(OPTIONS_FILE)).filter(|options| options.is_file());
     let run = run.ok_or_else(|| {
-        Error::new(format!("there is no {OPTIONS_FILE} in the folder above that of the checkpoint, which says how it was made"))
+        Error::new(format!("there is no {OPTIONS_FILE} in the folder above the checkpoint's, which records how it was made"))
             .at(path)
             .cure("Name the checkpoint in the folder of its run: RUN/checkpoints/step-...")
     })?;
@@ -49,9 +49,9 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
     let options = Options::resolve(Some(&run), toml::Table::new())?;
     let reference = Reference::resolve_named(&options.model_name(), &fetching(watch))?;
     if reference.sha256()? != progress.model_sha256 {
-        return Err(Error::new(format!("`{}` is not the model that this run trains: its weights are others", reference.written))
+        return Err(Error::new(format!("`{}` is not the model that this run trains: its weights differ", reference.written))
             .at(path)
-            .cure(format!("Put that model there again, or name where it lies now as `model` in {}.", run.display())));
+            .cure(format!("Restore that model there, or set its current path as `model` in {}.", run.display())));
     }
     watch.stage("Loading");
     let mut model = Model::load(&reference, load_options(stored_dtype(&options)), options.max_len())?;

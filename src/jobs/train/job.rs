@@ -94,8 +94,7 @@ impl Opened {
                 return Err(error.at(&opened.out));
             }
             return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
-                "It has other options, data or another model, or was made by another version or commit of the program: give \
-                    another --out. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets the moment.",
+                "Its options, data or model differ, or another version or commit of the program made it: choose another --out. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
             ));
         }
         if let Some(progress) = checkpoint::latest(&opened.out)? {
@@ -115,9 +114,9 @@ impl Opened {
             true => "the model that --merge saves".to_owned(),
             false => format!("--model {}", record.result.display()),
         };
-        Error::new(format!("this folder holds a finished run of {was}, and a run of {wanted} has other learning rates from its first step on"))
+        Error::new(format!("this folder holds a finished run of {was}; a run of {wanted} has different learning rates from its first step on"))
             .at(&self.out)
-            .cure(format!("Give another --out to train for {wanted} from the beginning, or go on from the result with {result} and another --out."))
+            .cure(format!("Choose another --out to train for {wanted} from the beginning, or continue from the result with {result} and another --out."))
     }
 
     /// The files of `--validation`.

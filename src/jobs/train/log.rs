@@ -57,7 +57,7 @@ pub(super) fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
                 Err(_) if number == n_lines => None,
                 Err(error) => Some(Err(Error::new(format!("line {number} of the metrics cannot be read: {error}"))
                     .at(path)
-                    .cure("Mend the line or move the file away; the run goes on without what it says."))),
+                    .cure("Correct the line or move the file away; the run continues without it."))),
             };
             (1..).zip(text.lines()).filter_map(step).collect()
         }

@@ -51,7 +51,7 @@ pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {
         return Ok(Outcome::Finished(Box::new(record)));
     }
     if must_resume && !opened.can_resume()? {
-        return Err(Error::usage("there is no checkpoint to resume from").at(&opened.out).cure("Leave out --resume to begin."));
+        return Err(Error::usage("there is no checkpoint to resume from").at(&opened.out).cure("Leave out --resume to start."));
     }
     Trainer::prepare(opened, watch)?.run(watch)
 }

@@ -6,6 +6,7 @@ use super::emit::{self, Length, Loss, Program, Recipe, Schedule};
 use crate::dataset::{Dataset, Example, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
+use crate::json::shortest;
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer};
@@ -27,15 +28,14 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
     let reference = Reference::resolve_text(&options.model_name(), &fetching(watch))?;
     if reference.is_adapter() {
-        return Err(Error::usage(format!("the other programs load a whole model, and `{}` is an adapter", reference.written))
+        return Err(Error::usage(format!("the other programs load a complete model, but `{}` is an adapter", reference.written))
             .cure(reference.to_merge()));
     }
     if let Some(lora) = &recipe.lora
         && reference.adapts_experts(&lora.targets)?
     {
         return Err(Error::usage(format!(
-            "{program} would put no adapters on the experts of `{}`, and here they stand on each: Transformers keeps the experts of a layer in \
-             one tensor, and the other program looks for modules",
+            "{program} would put no adapters on the experts of `{}`, while here each expert has them: Transformers keeps the experts of a layer in one tensor, and the other program looks for modules",
             reference.written
         ))
         .cure("Give --lora-targets q_proj,k_proj,v_proj,o_proj, which is the same training there, or train here."));
@@ -112,7 +112,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
         lora: options.lora().map(|lora| LoraSettings {
             rank: lora.rank,
             alpha: lora.alpha,
-            dropout: f64::from(lora.dropout),
+            dropout: shortest(lora.dropout),
             targets: lora.targets,
         }),
         bf16: options.dtype == Dtype::Bf16,
@@ -195,7 +195,7 @@ fn refuse(options: &Options) -> Result<()> {
     let first = |given: &[(&'static str, bool)]| given.iter().find(|(_, is_given)| *is_given).map(|(option, _)| *option);
     let of_template = [("--system", system.is_some()), ("--chat-template-kwargs", chat_template_kwargs.is_some())];
     if let Some(option) = first(&of_template) {
-        return Err(Error::usage(format!("{option} would be lost: the configuration takes the template of the model's folder"))
+        return Err(Error::usage(format!("{option} would be lost: the configuration uses the template in the model's folder"))
             .cure("Write it into the data or into the model's folder, and leave the option out."));
     }
     let of_this_program = [
@@ -226,7 +226,7 @@ fn refuse(options: &Options) -> Result<()> {
     }
     if let Some(every) = eval_every.filter(|_| *validation_share == 0.0) {
         return Err(Error::usage(format!(
-            "--eval-every {every}: the other programs look at held-out rows alone, and there are none"
+            "--eval-every {every}: the other programs evaluate only on held-out rows, and there are none"
         ))
         .cure("Give --validation-share 0.05, or leave --eval-every out."));
     }

@@ -41,9 +41,7 @@ pub(super) fn note_of_base(base: &Path, options: &Options) -> Option<String> {
         return None;
     }
     Some(format!(
-        "The adapter's base is a GGUF file ({}), on which PEFT cannot load it; this program can. For others give --merge, too, which saves the \
-         whole model as a Hugging Face folder, or train on the folder that the file was made from: its name as base_model_name_or_path in \
-         adapter_config.json makes PEFT load the adapter, too, on weights that were not rounded as those that it was trained on.",
+        "The adapter's base is a GGUF file ({}), which PEFT cannot load; this program can. For other programs also pass --merge, which saves the whole model as a Hugging Face folder, or train on the folder that the file was made from. You can also set base_model_name_or_path in adapter_config.json to that folder, whose weights are not rounded like those the adapter was trained on.",
         base.display()
     ))
 }

@@ -33,7 +33,9 @@ pub(super) fn note_of_ends(ends: &[u32], tokenizer: &Tokenizer, saves_model: boo
     let names: Vec<String> = ends.iter().map(|&id| format!("`{}` (id {id})", tokenizer.text(id))).collect();
     let cure = match saves_model {
         true => "It is added to `eos_token_id` in config.json and generation_config.json of the model that is saved.",
-        false => "An adapter has no such list: give eos_token_id when you generate, or --merge to save the whole model with it.",
+        false => {
+            "An adapter has no such list: set eos_token_id when you generate, or pass --merge to save the whole model with it."
+        }
     };
     Some(format!(
         "Answers end with {}, which is not among `eos_token_id` of the model: generation would not stop there. {cure}",
@@ -64,15 +66,14 @@ pub(super) fn untrained(set: &TrainingSet, model: &Model, lora: bool) -> Result<
     let n_rows = set.sequences.len() + set.validation.len();
     let cure = match lora {
         true => "Adapters leave it as it is.",
-        false => "A fine-tuning gives it few and small steps.",
+        false => "Fine-tuning gives it only a few small steps.",
     };
     let mut notes = Vec::new();
     for (what, ids, norms) in vectors {
         for (id, norm) in ids.iter().zip(&norms.tokens).filter(|(_, norm)| **norm < FAR_BELOW * norms.median) {
             notes.push(format!(
                 "`{}` (id {id}), which {} of {n_rows} rows use, has {what} of norm {norm:.3} where the median of the vocabulary is {:.3}: \
-                 it was never trained. {cure} Start from the instruct model, give a template with tokens that the model knows \
-                 (--chat-template FILE), or set it to the mean of the others' before.",
+                 it was never trained. {cure} Start from the instruct model, pass a template with tokens that the model knows (--chat-template FILE), or first set it to the mean of the others.",
                 tokenizer.text(*id),
                 rows_of.get(id).copied().unwrap_or(0),
                 norms.median

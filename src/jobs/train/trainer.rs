@@ -109,7 +109,7 @@ fn check_sizes(options: &Options, model: &Model) -> Result<()> {
     }
     if options.lora && options.lora_r > widest {
         return Err(Error::usage(format!(
-            "--lora-r {}: the matrices of {} have {widest} rows or columns at most, and no adapter of a higher rank says more",
+            "--lora-r {}: the matrices of {} have at most {widest} rows or columns, and a higher rank adds nothing",
             options.lora_r, model.info.name
         ))
         .cure("Give a smaller --lora-r, such as 16."));
@@ -249,7 +249,7 @@ impl Trainer {
     pub(super) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         let _held = hold(&self.out)?;
         write_text(&self.out.join(OPTIONS_FILE), &self.options.to_toml()?)?;
-        watch.stage("Looking at the base model");
+        watch.stage("Evaluating the base model");
         // Before a checkpoint replaces the base's weights.
         let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
         let mut optimizer = AdamW::new(self.options.adamw(), &self.parameters);
@@ -323,9 +323,9 @@ impl Trainer {
         let kept_step = match keep {
             Keep::Last => progress.step,
             Keep::Best => progress.lowest.step.ok_or_else(|| {
-                Error::new("no look at the held-out rows has given a finite loss, so that there is no best model")
+                Error::new("no evaluation on the held-out rows gave a finite loss, so there is no best model")
                     .at(&self.out)
-                    .cure("Look at metrics.jsonl and at those rows, and give a smaller --lr and another --out.")
+                    .cure("Check metrics.jsonl and those rows, and use a smaller --lr and another --out.")
             })?,
         };
         if kept_step != progress.step {
@@ -416,10 +416,10 @@ impl Trainer {
         }
         let kept = match checkpoint::latest(&self.out) {
             Ok(Some(progress)) => format!("The checkpoint of step {} is kept.", progress.step),
-            _ => "There is no checkpoint yet: --save-every makes them more often.".to_owned(),
+            _ => "There is no checkpoint yet: use --save-every to save more often.".to_owned(),
         };
         Error::new(format!("training has diverged: the {what} is not a number at step {}, in {}", step + 1, names.join(", ")))
-            .cure(format!("Give a smaller --lr and another --out, and look at metrics.jsonl and those rows. {kept}"))
+            .cure(format!("Use a smaller --lr and another --out, and check metrics.jsonl and those rows. {kept}"))
     }
 
     fn sequences(&self, indices: &[usize]) -> Vec<Sequence> {

@@ -26,7 +26,7 @@ pub(super) fn check(hidden_nd: &Tensor, head_vd: &Matrix, targets: &[u32], optio
     }
     if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
         return Err(Error::new(format!("token id {target} lies outside the model's vocabulary of {vocabulary}"))
-            .cure("The tokenizer and the weights do not belong together."));
+            .cure("The tokenizer and the weights do not match."));
     }
     if options.top_k == 0 {
         return Err(Error::new("the entropy over the K largest logits needs K >= 1, and got K = 0"));

@@ -91,7 +91,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
             return Err(Error::new(format!(
                 "`quantization_config` = {how} is not supported: the weights are quantised; expected the `quant_method` mxfp4"
             ))
-            .cure("Use the model that they were made from, or a .gguf file."));
+            .cure("Use the original model, or a .gguf file."));
         }
     };
     let setting = |key: &str, default: f32| Ok::<_, Error>(number(json, key)?.map_or(default, |x| x as f32));

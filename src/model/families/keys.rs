@@ -168,22 +168,22 @@ pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
         match rule(key, family) {
             None => {
                 return Err(Error::new(format!(
-                    "`{key}` = {value} is not a setting that is known for the family `{}`",
+                    "`{key}` = {value} is not a known setting of the family `{}`",
                     family.model_type
                 ))
                 .cure(
-                    "If it does not change what the model computes, remove the line; if it does, the family needs to learn it: \
-                     src/model/mod.rs says how.",
+                    "If it does not affect the model's results, remove the line; if it does, the family must be extended: see src/model/mod.rs.",
                 ));
             }
             Some(rule) if value.is_null() && (rule == Honoured || NEVER_NULL.contains(&key.as_str())) => {
-                return Err(Error::new(format!("`{key}` = null is no value for the family `{}`", family.model_type)).cure(
-                    "Write the value that the weights were made with, or remove the line where the default of Transformers is meant.",
-                ));
+                return Err(Error::new(format!("`{key}` = null is not a valid value for the family `{}`", family.model_type))
+                    .cure(
+                        "Set the value that the weights were made with, or remove the line to use the default of Transformers.",
+                    ));
             }
             Some(Only([])) if !value.is_null() && key.starts_with("quantization") => {
                 return Err(Error::new(format!("`{key}` = {value} is not supported: the weights are quantised")).cure(
-                    "Use the model that they were made from, or a .gguf file; for an adapter on a quantised base name that model with --base.",
+                    "Use the model that they were made from, or a .gguf file; for an adapter on a quantised base pass the original model with --base.",
                 ));
             }
             Some(Only(taken)) if !value.is_null() && !taken.contains(&plain(value).as_str()) => {
@@ -212,7 +212,7 @@ fn check_architectures(json: &Value, family: &Family) -> Result<()> {
             "`architectures` names {found}, which is not a language model with its head; expected `{}`",
             family.class
         ))
-        .cure("A reward model or a classifier gives no probabilities of tokens: use the language model that it was made from."))
+        .cure("A reward model or a classifier has no token probabilities: use the language model that it was made from."))
     })
 }
 

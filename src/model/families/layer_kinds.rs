@@ -12,7 +12,7 @@ pub(super) fn ropes(json: &Value, bases: (f64, f64), max_positions: usize) -> Re
     let rope = |parameters: Option<&Value>, theta| match parameters.map(|parameters| flag(parameters, "truncate")).transpose()? {
         // Transformers looks for `truncate` outside the sets, where it is not allowed.
         Some(Some(false)) => {
-            Err(Error::new("rope parameters with `truncate` = false are not supported for single kinds of layers"))
+            Err(Error::new("rope parameters with `truncate` = false are not supported for individual kinds of layers"))
         }
         _ => Rope::from_parameters(parameters, theta, max_positions),
     };
@@ -33,9 +33,9 @@ pub(super) fn ropes(json: &Value, bases: (f64, f64), max_positions: usize) -> Re
             (Some(full), Some(scaling)) => full.extend(scaling.clone()),
             _ => {
                 return Err(Error::new(format!(
-                    "`rope_scaling` = {scaling} stands beside `rope_parameters`, which lack the `full_attention` that it is for"
+                    "`rope_scaling` = {scaling} is given beside `rope_parameters`, which lack the `full_attention` that it is for"
                 ))
-                .cure("Leave one of the two in config.json."));
+                .cure("Keep only one of the two in config.json."));
             }
         }
     }

@@ -24,9 +24,8 @@ pub(super) const FAMILY: Family = Family {
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
     let found = with_first_length(json, &parameters(json).cloned().unwrap_or_else(default_parameters));
-    let needed = |key: &str| {
-        Error::new(format!("this family needs `{key}` in `rope_parameters` (or `rope_scaling`), where it is missing"))
-    };
+    let needed =
+        |key: &str| Error::new(format!("this family needs `{key}` in `rope_parameters` (or `rope_scaling`), but it is missing"));
     config.query_growth = Some(QueryGrowth {
         beta: number(&found, GROWTH)?.ok_or_else(|| needed(GROWTH))?,
         original_positions: optional_count(&found, ORIGINAL)?.filter(|n| *n > 0).ok_or_else(|| needed(ORIGINAL))?,

@@ -84,8 +84,8 @@ pub(super) fn by_architecture(architecture: &str) -> Result<&'static Family> {
 
 fn unknown(found: &str) -> Error {
     let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-    Error::new(format!("this model is of the family `{found}`; known are: {}", known.join(", ")))
-        .cure("Use a model of a known family, or add the family: src/model/mod.rs says how.")
+    Error::new(format!("the model's family `{found}` is not supported; supported are: {}", known.join(", ")))
+        .cure("Use a model of a supported family, or add the family: see src/model/mod.rs.")
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
         keys::check(&json!({TIE: tied}), family)?;
     }
     if outer.needs_sections && !["rope_parameters", "rope_scaling"].iter().any(|key| holds_sections(text.get(*key))) {
-        return Err(Error::new("this model needs `mrope_section` in `rope_parameters` (or `rope_scaling`), where it is missing"));
+        return Err(Error::new("this model needs `mrope_section` in `rope_parameters` (or `rope_scaling`), but it is missing"));
     }
     text.retain(|key, _| !OUTER.contains(&key.as_str()));
     text.insert("model_type".to_owned(), family.model_type.into());
@@ -93,7 +93,7 @@ fn check_beside(family: &Family, whole: &Map<String, Value>, text: &Map<String, 
             Some(Rule::Honoured | Rule::Optional) if text.get(key) == Some(value) || value.is_null() => {}
             Some(Rule::Honoured | Rule::Optional) => {
                 return Err(Error::new(format!(
-                    "`{key}` = {value} stands beside `text_config`, where Transformers does not read it; inside it is {}",
+                    "`{key}` = {value} is outside `text_config`, where Transformers ignores it; inside it is {}",
                     text.get(key).map_or("missing".to_owned(), Value::to_string)
                 ))
                 .cure("Remove the outer line if the inner setting is the right one."));
@@ -134,11 +134,11 @@ pub(crate) fn remarks(json: &Value) -> Vec<String> {
     let counted = tie(outer, json).as_bool().unwrap_or(false);
     if let Some(inner) = inner.filter(|inner| *inner != counted) {
         remarks.push(format!(
-            "tie_word_embeddings is {counted} for the whole model and {inner} in text_config: {counted} is taken, as in Transformers"
+            "tie_word_embeddings is {counted} for the whole model and {inner} in text_config: {counted} is used, as in Transformers"
         ));
     }
     remarks.extend(OF_THE_HEAD.iter().filter_map(|key| present(text, key).map(|value| (key, value))).map(|(key, value)| {
-        format!("`{key}` = {value} in text_config is left aside: Transformers' class of the multimodal model does not read it")
+        format!("`{key}` = {value} in text_config is ignored, as in Transformers' class of the multimodal model")
     }));
     remarks
 }
@@ -211,7 +211,7 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         };
         check("quantization_config", json!({"quant_method": "fp8"}), "`quantization_config`");
-        check("rope_theta", json!(7.0), "`rope_theta` = 7.0 stands beside `text_config`");
+        check("rope_theta", json!(7.0), "`rope_theta` = 7.0 is outside `text_config`");
         check("num_hidden_layers", json!(3), "inside it is 2");
         check("audio_scale", json!(3), "`audio_scale` = 3");
         check("text_config", Value::Null, "`text_config`");

@@ -67,8 +67,10 @@ fn check_scaling(json: &Value) -> Result<()> {
     let kind = parameters(json).and_then(|set| set.get("rope_type").or_else(|| set.get("type"))).and_then(Value::as_str);
     match kind.filter(|kind| !["default", "longrope"].contains(kind)) {
         None => Ok(()),
-        Some(kind) => Err(Error::new(format!("rope scaling `{kind}` is none of this family's; expected default or longrope"))
-            .cure("Transformers refuses such a config.json, too: write the kind that the model was trained with.")),
+        Some(kind) => {
+            Err(Error::new(format!("rope scaling `{kind}` is not supported by this family; expected default or longrope"))
+                .cure("Transformers also refuses such a config.json: set the kind that the model was trained with."))
+        }
     }
 }
 
@@ -112,7 +114,7 @@ mod tests {
         let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
         for scaling in [json!({"type": "linear", "factor": 2.0}), json!({"rope_type": "dynamic", "factor": 2.0}), llama3] {
             let error = of("rope_scaling", scaling).unwrap_err();
-            assert!(error.contains("is none of this family's; expected default or longrope"), "{error}");
+            assert!(error.contains("is not supported by this family; expected default or longrope"), "{error}");
         }
     }
 }

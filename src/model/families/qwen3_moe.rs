@@ -65,7 +65,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
             return Err(Error::new(format!(
                 "`num_local_experts` is {local}, and `num_experts` {plain}, which should be the same"
             ))
-            .cure("Leave the number that the weights have in config.json."));
+            .cure("Keep the number that matches the weights in config.json."));
         }
         (Some(count), _) => count,
         (None, _) => count(json, "num_experts")?,

@@ -1,5 +1,5 @@
-//! SmolLM3: Llama without rotary embedding in every fourth layer. Reference: Transformers
-//! `models/smollm3/modeling_smollm3.py`; for GGUF, llama.cpp `src/models/smollm3.cpp`.
+//! SmolLM3: Llama without rotary embedding in every fourth layer.
+//! Reference: Transformers `models/smollm3/modeling_smollm3.py`; for GGUF, llama.cpp `src/models/smollm3.cpp`.
 
 use serde_json::{Value, json};
 

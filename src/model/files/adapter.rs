@@ -88,11 +88,11 @@ fn holds_model(folder: &Path) -> bool {
 pub(crate) fn check_not_both(folder: &Path) -> Result<()> {
     if holds_adapter(folder) && holds_model(folder) {
         return Err(Error::new(format!(
-            "the folder holds a model and an adapter ({CONFIG}): which of the two is meant is not known"
+            "the folder holds both a model and an adapter ({CONFIG}): it is ambiguous which one to use"
         ))
         .at(folder)
         .cure(format!(
-            "For the adapter, name the model that it is put on with --base; for the model, use a copy of the folder without {CONFIG}."
+            "For the adapter, pass its base model with --base; for the model, use a copy of the folder without {CONFIG}."
         )));
     }
     Ok(())
@@ -105,7 +105,7 @@ pub(crate) fn base_of(folder: &Path) -> Result<Base> {
     let name = text("base_model_name_or_path").ok_or_else(|| {
         Error::new("the adapter does not say which model it belongs to: `base_model_name_or_path` is empty")
             .at(folder.join(CONFIG))
-            .cure("Write the base model's folder or hub id there.")
+            .cure("Set the base model's folder or hub id there.")
     })?;
     Ok(Base { name, revision: text("revision") })
 }
@@ -118,7 +118,7 @@ impl Adapter {
         let weights = path.join(WEIGHTS);
         let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)
             .context_at(&weights, "cannot read the adapter's weights")
-            .map_err(|error| error.cure("Save the adapter as safetensors again; adapter_model.bin is not read."))?;
+            .map_err(|error| error.cure("Save the adapter as safetensors; adapter_model.bin is not supported."))?;
         let mut changes = changes(tensors, &settings).map_err(|error| error.at(&weights))?;
         let mut remarks = Vec::new();
         if base.is_multimodal()? {
@@ -195,8 +195,7 @@ impl Adapter {
             Some(found) if found != shape => {
                 let cure = match name {
                     EMBEDDING | HEAD => {
-                        "If tokens were added before the training, give the base the same (resize_token_embeddings in Transformers), save it, \
-                         and name it with --base."
+                        "If tokens were added before training, add the same to the base (resize_token_embeddings in Transformers), save it, and pass it with --base."
                     }
                     _ => "The adapter belongs to another base model: see base_model_name_or_path in its config.",
                 };
@@ -226,7 +225,7 @@ fn of_language_model(changes: BTreeMap<String, Change>, remarks: &mut Vec<String
     if !beside.is_empty() {
         let names: Vec<String> = beside.into_iter().map(|(name, _)| name).collect();
         remarks.push(format!(
-            "text does not reach the vision tower: these updates of the adapter are left aside: {}",
+            "these updates of the adapter belong to the vision tower, which text does not reach, and are ignored: {}",
             listed(&names)
         ));
     }
@@ -244,8 +243,7 @@ fn of_language_model(changes: BTreeMap<String, Change>, remarks: &mut Vec<String
     }
     if !by_inner_name.is_empty() {
         remarks.push(format!(
-            "the adapter has the names of a language model by itself, and its base is multimodal: it is applied to the base's \
-             language model; PEFT does so only on Transformers' class of the language model ({})",
+            "the adapter has the names of a plain language model, but its base is multimodal: it is applied to the base's language model; PEFT does this only on Transformers' class of the language model ({})",
             listed(&by_inner_name)
         ));
     }

@@ -80,11 +80,10 @@ pub(super) fn of(config: &Config) -> Result<Value> {
     let read = Config::from_json(&json)?;
     match differences(config, &read)? {
         None => Ok(json),
-        Some(differences) => Err(Error::new(format!(
-            "config.json of the family `{}` cannot say what the model is: {differences}",
-            family.model_type
-        ))
-        .cure("Start from the model's Hugging Face folder.")),
+        Some(differences) => {
+            Err(Error::new(format!("config.json of the family `{}` cannot describe the model: {differences}", family.model_type))
+                .cure("Start from the model's Hugging Face folder."))
+        }
     }
 }
 
@@ -108,12 +107,12 @@ fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
         }),
         RopeScaling::LongRope { .. } => {
             return Err(
-                Error::new("of LongRoPE only the short half is known").cure("Start from the model's Hugging Face folder.")
+                Error::new("only the short half of LongRoPE is known").cure("Start from the model's Hugging Face folder.")
             );
         }
         RopeScaling::Divisors(divisors) => {
             let (factor, original) = llama3_of_divisors(divisors, rope.theta, rotary_dim).ok_or_else(|| {
-                Error::new("the file divides the rotary frequencies by numbers that are not those of Llama 3")
+                Error::new("the file's divisors of the rotary frequencies are not those of Llama 3")
                     .cure("Start from the model's Hugging Face folder.")
             })?;
             llama3(factor, LOW, HIGH, original)

@@ -15,7 +15,7 @@ pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
     let source = reference.open()?;
     let mut ids = ids_of(&source.config_json()?);
     if let Some((name, bytes)) = source.companions()?.into_iter().find(|(name, _)| *name == GENERATION) {
-        let generation = ids_of(&json::from_slice(&bytes).context_at(name, "the file is no JSON")?);
+        let generation = ids_of(&json::from_slice(&bytes).context_at(name, "the file is not JSON")?);
         ids.retain(|id| generation.contains(id));
     }
     Ok(ids)
@@ -25,7 +25,7 @@ pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
 pub(crate) fn add_end_tokens(folder: &Path, ids: &[u32]) -> Result<()> {
     for path in [CONFIG, GENERATION].map(|name| folder.join(name)).iter().filter(|path| path.is_file()) {
         let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
-        let mut json: Value = json::from_slice(&bytes).context_at(path, "the file is no JSON")?;
+        let mut json: Value = json::from_slice(&bytes).context_at(path, "the file is not JSON")?;
         let known = ids_of(&json);
         let new = ids.iter().filter(|id| !known.contains(id));
         let all: Vec<Value> = known.iter().chain(new).map(|&id| id.into()).collect();

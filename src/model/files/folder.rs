@@ -135,7 +135,7 @@ impl Source for Folder {
         }
         if !config.tied && self.stored_name(EMBEDDING).is_some() && self.stored_name(HEAD).is_none() {
             return Err(Error::new(format!(
-                "`tie_word_embeddings` is false (or missing, where that means false), but the weights hold no `{HEAD}`"
+                "`tie_word_embeddings` is false (or missing, which means false), but the weights hold no `{HEAD}`"
             ))
             .at(&path)
             .cure("If the head is the embedding matrix, set tie_word_embeddings to true; if not, the file lacks its head."));
@@ -225,8 +225,7 @@ impl Source for Folder {
         let mut remarks: Vec<String> = contradictions(&json).into_iter().collect();
         if Config::from_json(&json)?.tied && self.head_differs()? {
             remarks.push(
-                "tie_word_embeddings is true, but the weights hold a head that differs from the embedding: both are kept, as in \
-                 Transformers 5"
+                "tie_word_embeddings is true, but the weights hold a head that differs from the embedding: both are used, as in Transformers 5"
                     .to_owned(),
             );
         }
@@ -248,11 +247,10 @@ impl Source for Folder {
         if unread.is_empty() {
             return Ok(());
         }
-        Err(Error::new(format!("the weights hold tensors that config.json does not call for: {}", listed(&unread)))
+        Err(Error::new(format!("the weights hold tensors that config.json does not mention: {}", listed(&unread)))
             .at(&self.path)
             .cure(
-                "Set in config.json what announces them (num_hidden_layers, attention_bias, ..); or, if they are to change nothing, \
-                 remove them from the file.",
+                "Set the matching option in config.json (num_hidden_layers, attention_bias, ..); or, if they should have no effect, remove them from the file.",
             ))
     }
 }
@@ -271,7 +269,7 @@ fn contradictions(json: &Value) -> Vec<String> {
         && rope::parameters(text) == Some(old)
     {
         found.push(format!(
-            "config.json holds rope_parameters and rope_scaling, which differ: rope_scaling is taken, as in Transformers ({old})"
+            "config.json holds rope_parameters and rope_scaling, which differ: rope_scaling is used, as in Transformers ({old})"
         ));
     }
     found
@@ -391,10 +389,10 @@ fn named_templates(value: Option<&Value>) -> Result<Option<(String, Option<Strin
             let Some(default) = named("default") else {
                 let names: Vec<&str> = templates.iter().filter_map(|template| template.get("name")?.as_str()).collect();
                 return Err(Error::new(format!(
-                    "the model has the chat templates {}, and none is called default",
+                    "the model has the chat templates {}, but none is called default",
                     names.join(", ")
                 ))
-                .cure("Save the one that you mean as a file, and give --chat-template FILE."));
+                .cure("Save the one you want to a file, and pass --chat-template FILE."));
             };
             Ok(Some((default, named("tool_use"))))
         }

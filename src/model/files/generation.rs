@@ -89,7 +89,7 @@ impl GenerationConfig {
                 _ => {
                     return Err(Error::new(format!("`repetition_penalty`: expected a number above 0, found {found}"))
                         .at(file)
-                        .cure("Mend the file in a copy of the model's folder."));
+                        .cure("Correct the file in a copy of the model's folder."));
                 }
             },
         };
@@ -104,10 +104,10 @@ impl GenerationConfig {
     pub(crate) fn check(&self) -> Result<()> {
         match &self.unfollowed {
             Some(setting) => Err(Error::new(format!(
-                "`{setting}`: with it Transformers writes other answers than the most probable token each time, and this program does not follow it"
+                "`{setting}` changes greedy answers in Transformers, and this program does not support it"
             ))
             .at(self.file)
-            .cure("Take it out of the file in a copy of the model's folder, or leave out the tasks whose answers are written.")),
+            .cure("Remove it from the file in a copy of the model's folder, or leave out tasks with written answers.")),
             None => Ok(()),
         }
     }

@@ -48,10 +48,10 @@ impl GgufFiles {
         }
         match split_number(&files.metadata, "split.count") {
             Some(count) if count > files.parts.len() as u64 => Err(Error::new(format!(
-                "this is one of {count} files of a model, but its name does not say where the others are"
+                "this is one of {count} files of a model, but its name does not tell the names of the others"
             ))
             .at(path)
-            .cure("Give the files the names they had, NAME-00001-of-00003.gguf and so on, or join them with llama-gguf-split --merge.")),
+            .cure("Restore the original file names, NAME-00001-of-00003.gguf and so on, or join them with llama-gguf-split --merge.")),
             _ => Ok(files),
         }
     }
@@ -164,12 +164,12 @@ fn split_name(name: &str) -> Option<(&str, u32, u32)> {
 fn check_number(path: &Path, metadata: &HashMap<String, Value>, expected: usize) -> Result<()> {
     match split_number(metadata, "split.no") {
         Some(found) if found != expected as u64 => Err(Error::new(format!(
-            "by its name this is part {} of the model, by its metadata part {}",
+            "this is part {} of the model by its name, but part {} by its metadata",
             expected + 1,
             found.saturating_add(1)
         ))
         .at(path)
-        .cure("Give the files the names they had, NAME-00001-of-00003.gguf and so on.")),
+        .cure("Restore the original file names, NAME-00001-of-00003.gguf and so on.")),
         _ => Ok(()),
     }
 }
@@ -242,7 +242,7 @@ mod tests {
         write(&path("m-00001-of-00002.gguf"), 0, "a", &tensor);
         check("m-00001-of-00002.gguf", "m-00002-of-00002.gguf");
         write(&path("m-00002-of-00002.gguf"), 0, "b", &tensor);
-        check("m-00001-of-00002.gguf", "by its name this is part 2 of the model, by its metadata part 1");
+        check("m-00001-of-00002.gguf", "this is part 2 of the model by its name, but part 1 by its metadata");
         write(&path("renamed.gguf"), 0, "a", &tensor);
         check("renamed.gguf", "one of 2 files");
     }

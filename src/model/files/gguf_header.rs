@@ -43,7 +43,7 @@ const MAX_DEPTH: usize = 8;
 const MAX_DIMENSIONS: u32 = 4;
 
 const CONVERT: &str = "Convert the model again.";
-const CURE: &str = "Fetch or convert the file again; a broken download is the usual reason.";
+const CURE: &str = "Download or convert the file again; the usual reason is an interrupted download.";
 
 impl Header {
     /// Reads the header of the file at `path` and leaves the reader behind it. Checks that every tensor lies within the file.
@@ -57,10 +57,10 @@ impl Header {
             1 => head.wide = false,
             2 | 3 => {}
             version if version.swap_bytes() <= 3 => {
-                return Err(Error::new("this GGUF file is big-endian, which is not read").at(path).cure(CONVERT));
+                return Err(Error::new("this GGUF file is big-endian, which is not supported").at(path).cure(CONVERT));
             }
             version => {
-                return Err(Error::new(format!("this GGUF file is of version {version}; known are 1 to 3")).at(path));
+                return Err(Error::new(format!("this GGUF file has version {version}; supported are 1 to 3")).at(path));
             }
         }
         let (n_tensors, n_keys) = (head.length()?, head.length()?);
@@ -86,12 +86,12 @@ impl Header {
             info.begin = info.begin.saturating_add(begin);
             if info.begin.saturating_add(info.bytes()) > len {
                 return Err(Error::new(format!(
-                    "cannot read the tensor `{name}`: it lies in the bytes {} to {}, and the file has {len}",
+                    "cannot read the tensor `{name}`: it spans bytes {} to {}, but the file has {len}",
                     info.begin,
                     info.begin.saturating_add(info.bytes()),
                 ))
                 .at(path)
-                .cure("The file is cut short: fetch it again."));
+                .cure("The file is truncated: download it again."));
             }
         }
         Ok(Header { metadata, tensors })
@@ -120,14 +120,14 @@ struct Head<'a> {
 
 impl Head<'_> {
     fn broken(&self, what: impl Into<String>) -> Error {
-        Error::new(format!("this is not a whole GGUF file: {}", what.into())).at(self.path).cure(CURE)
+        Error::new(format!("this is not a complete GGUF file: {}", what.into())).at(self.path).cure(CURE)
     }
 
     /// Accounts for bytes that are about to be read.
     fn take(&mut self, len: u64) -> Result<()> {
         match self.left.checked_sub(len) {
             Some(left) => self.left = left,
-            None => return Err(self.broken(format!("its head needs {len} bytes where {} are left", self.left))),
+            None => return Err(self.broken(format!("its header needs {len} bytes, but {} are left", self.left))),
         }
         Ok(())
     }
@@ -173,21 +173,21 @@ impl Head<'_> {
             7 => match self.array()? {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
-                [other] => return Err(self.broken(format!("`{key}` holds {other} for true or false"))),
+                [other] => return Err(self.broken(format!("`{key}` is {other}; expected true or false"))),
             },
             // Strings may be padded with zero bytes, as in C.
             8 => Value::String(self.text()?.trim_end_matches('\0').to_owned()),
             9 if depth < MAX_DEPTH => {
                 let (kind, len) = (self.u32()?, self.length()?);
                 if len > self.left {
-                    return Err(self.broken(format!("`{key}` has {len} items where {} bytes are left", self.left)));
+                    return Err(self.broken(format!("`{key}` has {len} items, but {} bytes are left", self.left)));
                 }
                 Value::Array((0..len).map(|_| self.value(kind, key, depth + 1)).collect::<Result<_>>()?)
             }
             10 => Value::U64(self.u64()?),
             11 => Value::I64(i64::from_le_bytes(self.array()?)),
             12 => Value::F64(f64::from_le_bytes(self.array()?)),
-            other => return Err(self.broken(format!("`{key}` is of a kind with the number {other}"))),
+            other => return Err(self.broken(format!("`{key}` has the unknown type number {other}"))),
         })
     }
 

@@ -51,10 +51,8 @@ pub(super) fn check<'a>(family: &Family, settings: impl Iterator<Item = (&'a str
             }
             Some(_) => {}
             None => {
-                return Err(Error::new(format!(
-                    "`{architecture}.{key}` = {value} is not a setting that is known for this family"
-                ))
-                .cure("Use the model's Hugging Face folder, or a file from a converter that the family was tested with."));
+                return Err(Error::new(format!("`{architecture}.{key}` = {value} is not a known setting of this family"))
+                    .cure("Use the model's Hugging Face folder, or a file from a converter that was tested with this family."));
             }
         }
     }
@@ -116,14 +114,14 @@ pub(super) fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>)
         match rule {
             Some(Only(taken)) if !taken.contains(&value.as_str()) => {
                 return Err(Error::new(format!("`{key}` = {value} is not supported; expected {}", taken.join(" or ")))
-                    .cure("Use a file that holds a whole language model, or the model's Hugging Face folder."));
+                    .cure("Use a file with a complete language model, or the model's Hugging Face folder."));
             }
             Some(_) => {}
             // Additional templates, for tools and the like.
             None if key.starts_with("tokenizer.chat_template.") => {}
             None if room == "tokenizer" || room == "adapter" || room == "clip" || is_setting() => {
-                return Err(Error::new(format!("`{key}` = {value} is not a setting that is known for this file"))
-                    .cure("Use the model's Hugging Face folder, or a file from a converter that the family was tested with."));
+                return Err(Error::new(format!("`{key}` = {value} is not a known setting of this file"))
+                    .cure("Use the model's Hugging Face folder, or a file from a converter that was tested with this family."));
             }
             None => {}
         }

@@ -86,7 +86,7 @@ impl Gguf {
                     .cure("Use the model's Hugging Face folder."));
             }
             (Some(other), _) => {
-                return Err(refused(format!("`rope.scaling.type` = {other} is not supported; known are none, linear, yarn")));
+                return Err(refused(format!("`rope.scaling.type` = {other} is not supported; expected none, linear or yarn")));
             }
         };
         Ok(Rope { theta, scaling })
@@ -193,7 +193,7 @@ impl Source for Gguf {
             ))));
         }
         let embedding = self.files.info("token_embd.weight").ok_or_else(|| {
-            in_file(Error::new("the file holds no tensor `token_embd.weight`: it is not a whole language model"))
+            in_file(Error::new("the file holds no tensor `token_embd.weight`: it is not a complete language model"))
         })?;
         let layers = self.required_count("block_count")?;
         Config::check_sizes(layers, head_dim).map_err(in_file)?;
@@ -205,7 +205,7 @@ impl Source for Gguf {
             Some(dim) if in_part || dim == head_dim => dim,
             Some(dim) => {
                 return Err(in_file(Error::new(format!(
-                    "`{prefix}rope.dimension_count` = {dim} is not supported in this family, whose heads turn whole; expected {head_dim}"
+                    "`{prefix}rope.dimension_count` = {dim} is not supported in this family, which rotates whole heads; expected {head_dim}"
                 ))));
             }
             None if in_part => return Err(self.missing(&format!("{prefix}rope.dimension_count"))),
@@ -389,7 +389,7 @@ impl Source for Gguf {
             listed(&unread)
         ))
         .at(&self.path)
-        .cure("Use the model's Hugging Face folder, or a file from a converter that the family was tested with."))
+        .cure("Use the model's Hugging Face folder, or a file from a converter that was tested with this family."))
     }
 }
 

@@ -50,9 +50,9 @@ pub(crate) fn fetch(id: &HubId, wanted: Wanted, adapter: bool, progress: Progres
     };
     if offline() {
         return cached().ok_or_else(|| {
-            Error::new(format!("`{}` is not (or not whole) in the cache, and HF_HUB_OFFLINE forbids to fetch it", id.repo))
+            Error::new(format!("`{}` is not (completely) in the cache, and HF_HUB_OFFLINE forbids downloading it", id.repo))
                 .at(cache.repo_folder())
-                .cure("Unset HF_HUB_OFFLINE, or name a model that is there: a folder, a .gguf file, another hub id.")
+                .cure("Unset HF_HUB_OFFLINE, or name a model that is available locally: a folder, a .gguf file, another hub id.")
         });
     }
     // A commit never changes, so the cache suffices.
@@ -166,7 +166,7 @@ fn download(
             .iter()
             .map(|path| match path.strip_prefix(&folder).ok().and_then(Path::to_str) {
                 Some(name) if is_relative(name) => Ok(name.to_owned()),
-                _ => Err(Error::new(format!("a shard is named `{}`, which leads out of the folder", path.display()))
+                _ => Err(Error::new(format!("a shard is named `{}`, which points outside the folder", path.display()))
                     .at(folder.join(INDEX))),
             })
             .collect::<Result<Vec<_>>>()?,

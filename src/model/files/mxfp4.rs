@@ -23,15 +23,17 @@ pub(super) fn shapes(name: &str, shape: &[usize]) -> Result<(Vec<usize>, Vec<usi
             let blocks = inputs / BLOCK;
             Ok((vec![count, outputs, blocks, BLOCK_BYTES], vec![count, outputs, blocks]))
         }
-        _ => Err(Error::new(format!("tensor `{name}`: {shape:?} is no shape for MXFP4, whose blocks are {BLOCK} inputs long"))),
+        _ => Err(Error::new(format!(
+            "tensor `{name}`: {shape:?} is not a valid shape for MXFP4, whose blocks are {BLOCK} inputs long"
+        ))),
     }
 }
 
 /// Decodes the values of a whole stack or of one part, in `shape`, from their blocks and scales.
 pub(super) fn unpack(name: &str, shape: &[usize], blocks: &[u8], scales: &[u8]) -> Result<Tensor> {
     if scales.contains(&NAN) {
-        return Err(Error::new(format!("tensor `{name}{SCALES}` holds the scale {NAN}, which is no number"))
-            .cure("Fetch the file again; a broken download is the usual reason."));
+        return Err(Error::new(format!("tensor `{name}{SCALES}` holds the scale {NAN}, which is not a number"))
+            .cure("Download the file again; the usual reason is an interrupted download."));
     }
     let mut values = vec![0.0; scales.len() * BLOCK];
     for ((&scale, block), values) in scales.iter().zip(blocks.chunks_exact(BLOCK_BYTES)).zip(values.chunks_exact_mut(BLOCK)) {

@@ -23,7 +23,7 @@ pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
             && !COMPANIONS.contains(&&*name)
             && ![adapter::CONFIG, adapter::WEIGHTS].contains(&&*name)
         {
-            return Err(Error::new(format!("the folder to save the model to holds `{name}`, which is no part of a model"))
+            return Err(Error::new(format!("the folder for the model holds `{name}`, which is not part of a model"))
                 .at(folder)
                 .cure("Name a new folder."));
         }

@@ -124,10 +124,10 @@ impl Shard {
         let mut file = File::open(&path).context_at(&path, "cannot open the weights")?;
         refuse_pointer(&path)?;
         let broken = |cause: Box<dyn std::error::Error + Send + Sync>| {
-            Error::new("this is not a whole safetensors file")
+            Error::new("this is not a complete safetensors file")
                 .at(&path)
                 .caused_by(cause)
-                .cure("Fetch the file again; a broken download is the usual reason.")
+                .cure("Download the file again; the usual reason is an interrupted download.")
         };
         let (header, data_start) = header(&mut file).map_err(broken)?;
         let tensors = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
@@ -252,7 +252,7 @@ pub(crate) fn header(file: &mut File) -> std::result::Result<(Metadata, u64), Bo
     file.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
     if length > bytes.saturating_sub(8) {
-        return Err(format!("its header should be {length} bytes long, the file has {bytes}").into());
+        return Err(format!("its header should be {length} bytes long, but the file has {bytes}").into());
     }
     let mut text = vec![0; length as usize];
     file.read_exact(&mut text)?;
@@ -260,7 +260,7 @@ pub(crate) fn header(file: &mut File) -> std::result::Result<(Metadata, u64), Bo
     let header: Metadata = serde_json::from_slice(&text)?;
     let (data, data_start) = (header.data_len() as u64, 8 + length);
     if data != bytes - data_start {
-        return Err(format!("{data} bytes of tensors should follow the header, and there are {}", bytes - data_start).into());
+        return Err(format!("{data} bytes of tensors should follow the header, but there are {}", bytes - data_start).into());
     }
     Ok((header, data_start))
 }

@@ -68,10 +68,10 @@ fn save_source(
     let biases = |config: &Config| (config.qkv_bias, config.output_bias, config.mlp_bias);
     if biases(&saved_config) != biases(&config) {
         return Err(Error::new(format!(
-            "the adapter adds biases to a model of the family `{}`, of which config.json cannot say that it has them",
+            "the adapter adds biases to a model of the family `{}`, whose config.json cannot express them",
             config.family
         ))
-        .cure("Score the adapter as it is; what cannot be saved is the merged model."));
+        .cure("Score the adapter directly; only the merged model cannot be saved."));
     }
     // GGUF stores Gemma's norms with 1 added; the family's config.json expects them without.
     let norms_lose_one = saved_config.norm_offset && !config.norm_offset;

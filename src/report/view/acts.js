@@ -40,7 +40,7 @@ function makeActs(app) {
       if (page.token < 0) return;
       const turn = run.turn[page.token];
       const span = wholeTurn ? { turn, begin: 0, end: Infinity } : chosenSpan(page);
-      if (!span) return say("This token belongs to the chat template: there is nothing of the row's text to mask.");
+      if (!span) return say("This token belongs to the chat template: the row has no text to mask here.");
       page.decisions.toggleMask(rowNumber(), span.turn, span.begin, span.end, lengthOfTurn(run, page.row, turn));
       app.draw.decided();
     },
@@ -79,23 +79,23 @@ function makeActs(app) {
     async readBack(file) {
       try {
         const n = page.decisions.readBack(await file.text());
-        say(`Read the decisions about ${count(n, "row")}.`);
+        say(`Imported decisions about ${count(n, "row")}.`);
         app.draw.decided();
       } catch (error) {
-        say(`${file.name}: ${error.message}. Nothing was taken over.`);
+        say(`${file.name}: ${error.message}. Nothing was imported.`);
       }
     },
     // All rows of a run that is larger than the page, from its tables.
     async readTables(files) {
-      if (after || run.rowsOfRun === run.row.length) return say("The page shows all rows of the run already.");
+      if (after || run.rowsOfRun === run.row.length) return say("The page already shows all rows of the run.");
       say("Reading the tables.");
       try {
         Object.assign(run, await wholeRun(files, run));
         app.reload();
-        const unknown = run.kinds?.includes(UNKNOWN_KIND) ? ", and the kinds of their conflicts are unknown (drop conflicts.parquet, too)" : "";
-        say(`All ${count(run.row.length, "row")}; of those that the page did not hold the tokens stand alone${unknown}.`);
+        const unknown = run.kinds?.includes(UNKNOWN_KIND) ? ", and the kinds of their conflicts are unknown (drop conflicts.parquet too)" : "";
+        say(`All ${count(run.row.length, "row")}; added rows are shown as their tokens${unknown}.`);
       } catch (error) {
-        say(`${error.message}. Nothing was taken over.`);
+        say(`${error.message}. Nothing was imported.`);
       }
     },
     chooseTables: () => at("tables-file").click(),
@@ -119,7 +119,7 @@ function makeActs(app) {
       app.draw.filterAgain();
     },
     groups() {
-      if (!run.kinds) return say("The data were not at hand when the run was sorted: it has no kinds of conflict.");
+      if (!run.kinds) return say("The run has no kinds of conflict: its data files were not found when it was sorted.");
       if (!at("groups").firstChild) fillGroups(at("groups"), page, app.act);
       at("groups").showModal();
     },

@@ -40,8 +40,8 @@ function makeControls(app) {
     }
     if (after) fillSelect("moved", MOVED.map((name, idx) => [idx, `${name} (${thousands(page.changes.movedCounts[idx])})`]).slice(1));
     at("more").hidden = Boolean(after) || run.rowsOfRun === run.row.length;
-    at("more-text").textContent = `${thousands(run.row.length)} of ${count(run.rowsOfRun, "row")}. Drop tokens.parquet here for all.`;
-    at("more").title = "The tables of the run: tokens.parquet, and with it rows.parquet and conflicts.parquet for places and kinds";
+    at("more-text").textContent = `${thousands(run.row.length)} of ${count(run.rowsOfRun, "row")}. Drop tokens.parquet here to see all.`;
+    at("more").title = "The run's tables: tokens.parquet, optionally with rows.parquet and conflicts.parquet for places and kinds";
   }
 
   function showFilters() {
@@ -52,7 +52,7 @@ function makeControls(app) {
     if (filters.group !== null) {
       const [, word, top] = filters.group.split(" ").map((idx) => quotedToken(run.words[idx] ?? ""));
       at("group").textContent = `${word} .. ${top} ✕`;
-      at("group").setAttribute("aria-label", `Only ${word} where the model expected ${top}: take this filter away`);
+      at("group").setAttribute("aria-label", `Only ${word} where the model expected ${top}: remove this filter`);
     }
     at("order").title = "Order: " + ORDERS.find(({ id }) => id === page.order).about;
     const asksOfQuadrants = !filters.quadrants.every(Boolean);
@@ -97,7 +97,7 @@ function makeControls(app) {
     at(id).addEventListener("change", () => {
       const text = at(id).value.trim().replace(",", ".");
       const value = text === "" ? null : Number(text);
-      if (value !== null && !(value >= 0)) return say(`Expected a number from 0 on, found ${text}.`);
+      if (value !== null && !(value >= 0)) return say(`Expected a number of 0 or more, found ${text}.`);
       read(value);
       app.draw.filterAgain();
     });

@@ -8,7 +8,7 @@ const ARRAYS = { u8: Uint8Array, u16: Uint16Array, u32: Uint32Array, f32: Float3
 
 async function readBlock(base64) {
   if (typeof DecompressionStream !== "function") {
-    throw new Error("this browser cannot unpack the data (it has no DecompressionStream): take one of 2024 or later");
+    throw new Error("this browser cannot unpack the data (it has no DecompressionStream): use one from 2024 or later");
   }
   const packed = Uint8Array.fromBase64 ? Uint8Array.fromBase64(base64) : Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));

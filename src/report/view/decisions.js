@@ -119,7 +119,7 @@ function parseDecisions(text, run) {
       // Rows and turns are numbered as they were read.
       const reading = (files, read) => JSON.stringify([files.map(({ format }) => format ?? null), readingOf(read)]);
       if (object.run !== run.identity && reading(object.data, object) !== reading(run.data, run.read)) {
-        throw wrong(1, "expected decisions about these rows; these were made for a run that read the files otherwise, or does not say how");
+        throw wrong(1, "expected decisions about these rows; these were made for a run that read the files differently, or does not say how");
       }
       return;
     }

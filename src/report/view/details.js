@@ -3,7 +3,7 @@
 function drawDetails(place, page, run, token) {
   place.replaceChildren();
   if (token < 0) {
-    place.append(make("h2", "", "Point at a token, or choose one with ← and →."));
+    place.append(make("h2", "", "Point at a token, or select one with ← and →."));
     return;
   }
   const word = (idx) => quotedToken(run.words[idx]);
@@ -37,7 +37,7 @@ function drawDetails(place, page, run, token) {
 function expectation(run, token, word) {
   const line = make("p", "expected");
   if (run.top[token] === run.word[token]) {
-    line.append("The model expected just this.");
+    line.append("The model expected this token.");
     return line;
   }
   const code = make("code", "", word(run.top[token]));
@@ -75,7 +75,7 @@ function alternativesOf(run, token) {
 }
 
 function evidenceOf(run, token) {
-  if (run.kinds[run.kind[token]] === UNKNOWN_KIND) return ": conflicts.parquet says which";
+  if (run.kinds[run.kind[token]] === UNKNOWN_KIND) return ": unknown without conflicts.parquet";
   const evidence = run.evidences[run.evidence[token]];
   return evidence ? `: ${oneLine(evidence)}` : ": none of the rules fits";
 }

@@ -90,7 +90,7 @@ function makeDrawing(app) {
       make("span", "soft", massesText(row)),
     );
     if (after) place.append(make("span", "", page.changes.textOfRow(row)));
-    if (run.truncated[row]) place.append(make("span", "soft", "cut at the maximal length"));
+    if (run.truncated[row]) place.append(make("span", "soft", "cut at the maximum length"));
     if (run.sampled[row]) place.append(make("span", "soft", "drawn at random"));
     const acts = head.appendChild(make("div", "acts"));
     const decision = page.decisions.of(run.row[row]);

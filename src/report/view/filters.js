@@ -6,7 +6,7 @@
 const ORDERS = [
   {
     id: "sharpest", name: "sharpest conflict",
-    about: "the largest surplus of one conflict about what is said; then rows whose conflicts are all about how it is written " +
+    about: "the largest surplus of any conflict about content; then rows whose conflicts are all about form " +
       "(template, format, wording); then rows without any",
   },
   { id: "surplus", name: "conflict surplus", about: "the surplus of all conflicts", of: (page, row) => page.run.conflictSurplus[row] },
@@ -15,11 +15,11 @@ const ORDERS = [
   { id: "conflicts", name: "conflicts", about: "how many conflicts", of: (page, row) => page.run.conflicts[row] },
   { id: "mean", name: "mean -ln p", about: "the mean loss of all tokens", of: (page, row) => -page.run.meanLogprob[row] },
   {
-    id: "change", name: "change", about: "how far the mean of ln p has moved", compared: true,
+    id: "change", name: "change", about: "how far the mean of ln p has changed", compared: true,
     of: (page, row) => Math.abs(page.changes?.ofRow[row] ?? 0),
   },
   {
-    id: "lost", name: "nats lost", about: "the sum of the loss that came: size times count", compared: true,
+    id: "lost", name: "nats lost", about: "the total increase in loss: size times count", compared: true,
     of: (page, row) => page.changes.lossOfRow[row] || 0,
   },
   { id: "file", name: "order of the file", about: "as in the data", of: (page, row) => -page.run.row[row] },

@@ -60,18 +60,18 @@ function fillGroups(dialog, page, act) {
     addLine(kinds, [button(sums.kind, choose({ kind, group: null })), ...numbers]);
   }
   const groups = groupsOf(run);
-  const list = linedTable(["kind", "data", "model", ">times", ">surplus", ">of the loss", "the sharpest"]);
+  const list = linedTable(["kind", "data", "model", ">times", ">surplus", ">of the loss", "sharpest example"]);
   for (const group of groups.slice(0, GROUPS_SHOWN)) {
     const [word, top] = [group.word, group.top].map((idx) => isolatedNode(make("code", "", quotedToken(run.words[idx]))));
     const only = button(run.kinds[group.kind], choose({ kind: group.kind, group: group.key }));
     const example = snippet(run, run.rowOfToken[group.worst], group.worst);
     addLine(list, [only, word, top, thousands(group.count), group.surplus.toFixed(1), share(group.loss, run.totals[0]), example]);
   }
-  const of = run.rowsOfRun > run.row.length ? "Of the rows that the page shows" : "Of all rows";
+  const of = run.rowsOfRun > run.row.length ? "In the rows that the page shows" : "In all rows";
   const most = groups.length > GROUPS_SHOWN ? `, the ${GROUPS_SHOWN} with the most surplus` : "";
   dialog.append(
-    title, kinds, make("h2", "", "The same target against the same choice"),
-    make("p", "soft", `${of}: ${count(groups.length, "group")}${most}. Shares are of all that is learnt in the run.`),
+    title, kinds, make("h2", "", "The same target and the same choice of the model"),
+    make("p", "soft", `${of}: ${count(groups.length, "group")}${most}. Shares are of all supervised tokens of the run.`),
     list, button("Close", () => dialog.close()),
   );
 }

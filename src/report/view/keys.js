@@ -4,34 +4,34 @@ function keyTable(page, act) {
   return [
     { keys: ["j", "ArrowDown"], shown: "j ↓", does: "next row", run: () => act.moveRow(1) },
     { keys: ["k", "ArrowUp"], shown: "k ↑", does: "previous row", run: () => act.moveRow(-1) },
-    { keys: ["PageDown"], shown: "PgDn", does: "a screen of rows on", run: () => act.moveRow(act.screen()) },
-    { keys: ["PageUp"], shown: "PgUp", does: "a screen of rows back", run: () => act.moveRow(-act.screen()) },
+    { keys: ["PageDown"], shown: "PgDn", does: "one screen of rows down", run: () => act.moveRow(act.screen()) },
+    { keys: ["PageUp"], shown: "PgUp", does: "one screen of rows up", run: () => act.moveRow(-act.screen()) },
     { keys: ["Home"], shown: "Home", does: "first row", run: () => act.moveRow(-Infinity) },
     { keys: ["End"], shown: "End", does: "last row", run: () => act.moveRow(Infinity) },
     { keys: ["l", "ArrowRight"], shown: "l →", does: "next token", run: () => act.moveToken(1, false) },
     { keys: ["h", "ArrowLeft"], shown: "h ←", does: "previous token", run: () => act.moveToken(-1, false) },
-    { keys: ["L", "Shift+ArrowRight"], shown: "L ⇧→", does: "select one token more", run: () => act.moveToken(1, true) },
-    { keys: ["H", "Shift+ArrowLeft"], shown: "H ⇧←", does: "select one token less", run: () => act.moveToken(-1, true) },
+    { keys: ["L", "Shift+ArrowRight"], shown: "L ⇧→", does: "extend the selection by a token", run: () => act.moveToken(1, true) },
+    { keys: ["H", "Shift+ArrowLeft"], shown: "H ⇧←", does: "shrink the selection by a token", run: () => act.moveToken(-1, true) },
     { keys: ["]"], shown: "]", does: "next token that passes the filters, or next conflict", run: () => act.nextMatch(1) },
-    { keys: ["["], shown: "[", does: "the one before", run: () => act.nextMatch(-1) },
-    { keys: ["x"], shown: "x", does: "drop the row, or take that back", run: () => act.verdict("drop") },
-    { keys: ["y"], shown: "y", does: "keep the row as it is (yes), or take that back", run: () => act.verdict("keep") },
-    { keys: ["m"], shown: "m", does: "mask the selected tokens, or take that back", run: () => act.mask(false) },
-    { keys: ["t"], shown: "t", does: "mask the whole turn, or take that back", run: () => act.mask(true) },
-    { keys: ["n"], shown: "n", does: "note on the row", run: () => act.note() },
+    { keys: ["["], shown: "[", does: "the previous one", run: () => act.nextMatch(-1) },
+    { keys: ["x"], shown: "x", does: "drop the row, or undo that", run: () => act.verdict("drop") },
+    { keys: ["y"], shown: "y", does: "keep the row as it is (yes), or undo that", run: () => act.verdict("keep") },
+    { keys: ["m"], shown: "m", does: "mask the selected tokens, or undo that", run: () => act.mask(false) },
+    { keys: ["t"], shown: "t", does: "mask the whole turn, or undo that", run: () => act.mask(true) },
+    { keys: ["n"], shown: "n", does: "add a note to the row", run: () => act.note() },
     { keys: ["u"], shown: "u", does: "undo the last decision", run: () => act.undo() },
     { keys: ["e"], shown: "e", does: "export decisions.jsonl", run: () => act.exportDecisions() },
-    { keys: ["o"], shown: "o", does: "read decisions.jsonl back", run: () => act.chooseFile() },
+    { keys: ["o"], shown: "o", does: "import decisions.jsonl", run: () => act.chooseFile() },
     { keys: ["/"], shown: "/", does: "search", run: () => act.search() },
     ...page.measures.map((measure, idx) => {
       const key = String(idx + 1);
       return { keys: [key], shown: key, does: `colour: ${measure.name}, ${measure.about}`, run: () => act.setMeasure(measure.id) };
     }),
-    { keys: ["w"], shown: "w", does: "every space as a dot", run: () => act.toggleDots() },
+    { keys: ["w"], shown: "w", does: "show every space as a dot", run: () => act.toggleDots() },
     { keys: ["g"], shown: "g", does: "kinds of conflict, and groups of the same target and choice", run: () => act.groups() },
     { keys: ["c"], shown: "c", does: "clear all filters", run: () => act.clear() },
     { keys: ["?"], shown: "?", does: "this help", run: () => act.help() },
-    { keys: ["Escape"], shown: "Esc", does: "leave a field, or the selection", run: () => act.escape() },
+    { keys: ["Escape"], shown: "Esc", does: "leave a field, or clear the selection", run: () => act.escape() },
   ];
 }
 
@@ -66,16 +66,16 @@ function fillHelp(dialog, table) {
   const words = make("table");
   for (const [word, meaning] of [
     ["p, H", "probability of the data's token; entropy of the model's prediction, in nats"],
-    ["surplus", "-ln p - H: the nats beyond what the model expected to lose; 0 on average on its own text"],
-    ["confident conflict", "low p and low H: the model is sure, and the data says otherwise"],
+    ["surplus", "-ln p - H: how far the loss exceeds what the model expected, in nats; 0 on average on its own text"],
+    ["confident conflict", "low p and low H: the model is sure, and the data says something else"],
     ["tail", "probability, under the model, of a token no more likely than the data's"],
     ["weight", "the factor of the token's gradient under a loss"],
-    ["kind", "why a conflict may be one, by rules of thumb; template, format and wording are about how a text is written, the others about what it says"],
-    ["order", `of the rows, at first: ${ORDERS[0].about}`],
+    ["kind", "a heuristic guess at the cause of a conflict; template, format and wording concern form, the others content"],
+    ["order", `of the rows, by default: ${ORDERS[0].about}`],
   ]) {
     const row = words.appendChild(make("tr"));
     row.append(make("td", "", word), make("td", "", meaning));
   }
-  const warning = make("p", "soft", "Decisions are held in this page only: export them before you leave.");
-  dialog.append(title, keys, make("h2", "", "Words"), words, warning, button("Close", () => dialog.close()));
+  const warning = make("p", "soft", "Decisions exist only in this page: export them before you leave.");
+  dialog.append(title, keys, make("h2", "", "Terms"), words, warning, button("Close", () => dialog.close()));
 }

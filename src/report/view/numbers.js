@@ -6,7 +6,7 @@ const STEPS = 10;
 // What the colour can show: `at` places a token from 0 (paper) to 1 (stands out most), `ends` are the two ends of the legend.
 const MEASURES = [
   {
-    id: "surplus", name: "surplus", about: "-ln p - H: nats beyond what the model expected to lose",
+    id: "surplus", name: "surplus", about: "-ln p - H: how far the loss exceeds what the model expected, in nats",
     ends: ["0", "8 nats"], at: (run, token) => surplusOf(run, token) / 8,
   },
   {
@@ -27,7 +27,7 @@ const MEASURES = [
     ends: ["0", "1 or more"], at: (run, token, page) => weightOf(run.gates[page.gate].weight, run, token),
   },
 ];
-const CHANGE = { id: "change", name: "change", about: "ln p after, less ln p before" };
+const CHANGE = { id: "change", name: "change", about: "ln p after minus ln p before" };
 
 // The functions of `Weight` in the program's diagnosis/gate/weight.rs, by the names that it gives them.
 function weightOf(weight, run, token) {

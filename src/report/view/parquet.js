@@ -9,9 +9,9 @@ const NOTHING = 0xffffffff;
 async function openTable(file) {
   const bytesOf = async (begin, end) => new Uint8Array(await file.slice(begin, end).arrayBuffer());
   const end = await bytesOf(Math.max(0, file.size - 8), file.size);
-  if (end.length < 8 || ascii(end.subarray(4)) !== "PAR1") throw new Error("it is not a whole Parquet table");
+  if (end.length < 8 || ascii(end.subarray(4)) !== "PAR1") throw new Error("it is not a complete Parquet table");
   const length = new DataView(end.buffer).getUint32(0, true);
-  if (length > file.size - 8) throw new Error("it is not a whole Parquet table");
+  if (length > file.size - 8) throw new Error("it is not a complete Parquet table");
   const about = makeThrift(await bytesOf(file.size - 8 - length, file.size - 8)).struct();
   const columns = new Map();
   for (const element of about[2].slice(1)) columns.set(ascii(element[4]), { type: element[1], isOptional: element[3] === 1 });
@@ -29,7 +29,7 @@ async function openTable(file) {
       const into = makeColumn(column.type, about[3], name);
       for (const group of groups) {
         const chunk = group.get(name);
-        if (chunk[4] !== 0 && chunk[4] !== 7) throw new Error(`its column ${name} is packed by codec ${chunk[4]}, and LZ4_RAW alone is read`);
+        if (chunk[4] !== 0 && chunk[4] !== 7) throw new Error(`its column ${name} is compressed with codec ${chunk[4]}, and only LZ4_RAW is supported`);
         const begin = Math.min(chunk[11] ?? Infinity, chunk[9]);
         readChunk(await bytesOf(begin, begin + chunk[7]), chunk, column, into);
       }
@@ -54,7 +54,7 @@ function makeColumn(type, rows, name) {
     return { n: 0, nothing: NOTHING, take: codeOf, push(value) { codes[this.n++] = value; }, values: () => ({ codes, texts }) };
   }
   const kinds = { 0: Uint8Array, 1: Uint32Array, 2: Float64Array, 4: Float32Array, 5: Float64Array };
-  if (!kinds[type]) throw new Error(`its column ${name} is of type ${PARQUET_TYPES[type] ?? type}, which is not read`);
+  if (!kinds[type]) throw new Error(`its column ${name} is of type ${PARQUET_TYPES[type] ?? type}, which is not supported`);
   const array = new kinds[type](rows);
   return { n: 0, nothing: NaN, take: (value) => value, push(value) { array[this.n++] = value; }, values: () => array };
 }
@@ -68,13 +68,13 @@ function readChunk(bytes, chunk, column, into) {
     const begin = at + thrift.place();
     at = begin + header[3];
     const packed = bytes.subarray(begin, at);
-    if (packed.length < header[3]) throw new Error("a page is not whole");
+    if (packed.length < header[3]) throw new Error("a page is incomplete");
     const page = chunk[4] === 7 ? unpackLz4(packed, header[2]) : packed;
     if (header[1] === 2) {
       dictionary = plainValues(page, 0, chunk[1], header[7][1]).map((value) => into.take(value));
       continue;
     }
-    if (header[1] !== 0) throw new Error(`a page is of kind ${header[1]}, and pages of the first version alone are read`);
+    if (header[1] !== 0) throw new Error(`a page is of kind ${header[1]}, and only pages of version 1 are supported`);
     const { 1: n, 2: encoding } = header[5];
     if (!(n > 0)) throw new Error("a page is empty");
     read += n;
@@ -98,9 +98,9 @@ function readPage(page, n, encoding, type, isOptional, dictionary, into) {
   } else if (encoding === 8 || encoding === 2) {
     if (!dictionary) throw new Error("a page has no dictionary");
     values = runLengths(page.subarray(at + 1), page[at], count);
-    for (let i = 0; i < count; i++) if (values[i] >= dictionary.length) throw new Error("a code is beyond its dictionary");
+    for (let i = 0; i < count; i++) if (values[i] >= dictionary.length) throw new Error("an index is outside its dictionary");
   } else {
-    throw new Error(`a page has encoding ${encoding}, and plain values and dictionaries alone are read`);
+    throw new Error(`a page has encoding ${encoding}, and only plain values and dictionaries are supported`);
   }
   const isCoded = encoding !== 0;
   let next = 0;
@@ -121,7 +121,7 @@ function plainValues(page, at, type, count) {
     else if (type === 5) values[i] = view.getFloat64(at + 8 * i, true);
     else {
       const length = view.getUint32(at, true);
-      if (at + 4 + length > page.length) throw new Error("a text is not whole");
+      if (at + 4 + length > page.length) throw new Error("a text is incomplete");
       values[i] = decode(page, at + 4, at + 4 + length);
       at += 4 + length;
     }
@@ -137,7 +137,7 @@ function runLengths(bytes, width, count) {
   while (n < count) {
     let [header, shift] = [0, 1];
     do {
-      if (at >= bytes.length) throw new Error("a page is not whole");
+      if (at >= bytes.length) throw new Error("a page is incomplete");
       header += (bytes[at] & 127) * shift;
       shift *= 128;
     } while (bytes[at++] & 128);
@@ -157,7 +157,7 @@ function runLengths(bytes, width, count) {
       at += byteWidth;
       const last = Math.min(n + size, count);
       values.fill(value, n, last);
-      if (last === n) throw new Error("a page is not whole");
+      if (last === n) throw new Error("a page is incomplete");
       n = last;
     }
   }
@@ -171,7 +171,7 @@ function unpackLz4(packed, length) {
   const more = (size) => {
     let byte = 255;
     while (size >= 15 && byte === 255) {
-      if (at >= packed.length) throw new Error("a page is not whole");
+      if (at >= packed.length) throw new Error("a page is incomplete");
       byte = packed[at++];
       size += byte;
     }
@@ -180,17 +180,17 @@ function unpackLz4(packed, length) {
   while (at < packed.length) {
     const token = packed[at++];
     const literals = more(token >> 4);
-    if (at + literals > packed.length || to + literals > length) throw new Error("a page is not whole");
+    if (at + literals > packed.length || to + literals > length) throw new Error("a page is incomplete");
     out.set(packed.subarray(at, at + literals), to);
     [at, to] = [at + literals, to + literals];
     if (at >= packed.length) break;
     const distance = packed[at] + 256 * packed[at + 1];
     at += 2;
     const match = more(token & 15) + 4;
-    if (distance === 0 || distance > to || to + match > length) throw new Error("a page is not whole");
+    if (distance === 0 || distance > to || to + match > length) throw new Error("a page is incomplete");
     for (let i = 0; i < match; i++, to++) out[to] = out[to - distance];
   }
-  if (to !== length) throw new Error("a page is not whole");
+  if (to !== length) throw new Error("a page is incomplete");
   return out;
 }
 
@@ -199,7 +199,7 @@ function unpackLz4(packed, length) {
 function makeThrift(bytes) {
   let at = 0;
   const byte = () => {
-    if (at >= bytes.length) throw new Error("its description is not whole");
+    if (at >= bytes.length) throw new Error("its metadata is incomplete");
     return bytes[at++];
   };
   const varint = () => {
@@ -217,7 +217,7 @@ function makeThrift(bytes) {
   };
   const binary = () => {
     const length = varint();
-    if (at + length > bytes.length) throw new Error("its description is not whole");
+    if (at + length > bytes.length) throw new Error("its metadata is incomplete");
     at += length;
     return bytes.subarray(at - length, at);
   };
@@ -238,7 +238,7 @@ function makeThrift(bytes) {
       case 8: return binary();
       case 9: case 10: return list();
       case 12: return struct();
-      default: throw new Error(`its description holds a value of kind ${type}`);
+      default: throw new Error(`its metadata has a value of kind ${type}`);
     }
   };
   function struct() {

@@ -73,11 +73,11 @@ function aboutText({ run, after, changes }) {
   if (run.rowsOfRun > run.row.length) {
     const sampled = run.sampled.reduce((n, is) => n + is, 0);
     const ranked = run.row.length - sampled;
-    parts.push(`shown: ${thousands(ranked)} top rows and ${thousands(sampled)} at random, of ${thousands(run.rowsOfRun)}`);
+    parts.push(`shown: ${thousands(ranked)} top rows and ${thousands(sampled)} random ones, of ${thousands(run.rowsOfRun)}`);
   }
   if (run.isWhole) parts.push("all rows, from the tables");
-  if (run.kinds?.includes(UNKNOWN_KIND)) parts.push("kinds of conflict unknown of the rows that the page did not hold");
-  if (run.turnFrom.at(-1) === 0) parts.push("the data were not at hand: the tokens alone");
+  if (run.kinds?.includes(UNKNOWN_KIND)) parts.push("kinds of conflict unknown for added rows");
+  if (run.turnFrom.at(-1) === 0) parts.push("data files not found: tokens alone");
   if (after) {
     const change = Number.isNaN(changes.mean) ? "" : `, mean change of ln p ${changeText(changes.mean)}`;
     parts.push(`rows paired by ${changes.by}: ${count(changes.shared, "token")} in common${change}`);

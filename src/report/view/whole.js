@@ -12,13 +12,13 @@ async function wholeRun(files, run) {
     const table = await openTable(file).catch((error) => { throw new Error(`${file.name}: ${error.message}`); });
     const what = table.known.get("diagnose.table");
     if (!what) throw new Error(`${file.name} does not say which table it is: sort the run again with this version of the program`);
-    if (!READ_TABLES.includes(what)) throw new Error(`${file.name} is the table ${what}, and none of tokens.parquet, rows.parquet and conflicts.parquet`);
-    if (table.known.get("diagnose.identity") !== run.identity) throw new Error(`${file.name} is of another run`);
-    if (table.known.get("diagnose.thresholds") !== run.thresholdsKey) throw new Error(`${file.name} is sorted by other thresholds than this page`);
+    if (!READ_TABLES.includes(what)) throw new Error(`${file.name} is the table ${what}; expected tokens.parquet, rows.parquet or conflicts.parquet`);
+    if (table.known.get("diagnose.identity") !== run.identity) throw new Error(`${file.name} belongs to another run`);
+    if (table.known.get("diagnose.thresholds") !== run.thresholdsKey) throw new Error(`${file.name} is sorted by different thresholds than this page`);
     if (tables[what]) throw new Error(`${file.name} and ${tables[what].name} are both ${what}.parquet`);
     tables[what] = { table, name: file.name };
   }
-  if (tables.conflicts && !run.kinds) throw new Error("this page was written without kinds of conflict: write it again with diagnose view");
+  if (tables.conflicts && !run.kinds) throw new Error("this page has no kinds of conflict: write it again with diagnose view");
   if (!tables.tokens) throw new Error("tokens.parquet is missing: it has the tokens of all rows");
   const read = async (what, names) => {
     const { table, name } = tables[what];
@@ -40,7 +40,7 @@ async function wholeRun(files, run) {
 
 function tokenArrays(tokens) {
   const codes = tokens.quadrant.texts.map((name) => ["confident_conflict", "uncertain", "confident", "hesitant"].indexOf(name));
-  if (codes.includes(-1)) throw new Error("the quadrants are named otherwise than this page knows");
+  if (codes.includes(-1)) throw new Error("the quadrants have names that this page does not know");
   return {
     turn: tokens.turn, pos: tokens.pos, begin: tokens.begin, end: tokens.end, logprob: tokens.logprob, entropy: tokens.entropy,
     entropyTopk: tokens.entropy_topk, rank: tokens.rank, tail: tokens.tail, varentropy: tokens.varentropy, grad: tokens.grad,
@@ -54,7 +54,7 @@ function rowsOfTokens(tokens) {
   for (let token = 0; token < tokens.row.length; token++) {
     const last = numbers.at(-1);
     if (token > 0 && tokens.row[token] === last) continue;
-    if (token > 0 && tokens.row[token] < last) throw new Error("the tokens do not stand in the order of their rows");
+    if (token > 0 && tokens.row[token] < last) throw new Error("the tokens are not in the order of their rows");
     numbers.push(tokens.row[token]);
     from.push(token);
   }
@@ -158,7 +158,7 @@ function kindsOf(conflicts, tokens, run) {
   for (let i = 0; i < conflicts.row.length; i++) {
     const isBefore = () => tokens.row[token] < conflicts.row[i] || (tokens.row[token] === conflicts.row[i] && tokens.pos[token] < conflicts.pos[i]);
     while (token < kind.length && isBefore()) token++;
-    if (tokens.row[token] !== conflicts.row[i] || tokens.pos[token] !== conflicts.pos[i]) throw new Error("conflicts.parquet names tokens that are not there");
+    if (tokens.row[token] !== conflicts.row[i] || tokens.pos[token] !== conflicts.pos[i]) throw new Error("conflicts.parquet names tokens that do not exist");
     kind[token] = codes[conflicts.kind.codes[i]];
     evidence[token] = conflicts.evidence.codes[i];
   }

@@ -32,16 +32,16 @@ impl Options {
         let is_stream =
             |name: &String| name == "-" || std::fs::metadata(name).is_ok_and(|found| !found.is_file() && !found.is_dir());
         if self.datasets.iter().chain(&self.validation).filter(|name| *name == "-").count() > 1 {
-            return wrong("`-` is named twice, and the standard input can be read once");
+            return wrong("`-` is given twice, but standard input can be read only once");
         }
         if let Some(name) = self.datasets.iter().find(|name| is_stream(name))
             && self.gate().is_ok_and(|gate| self.method.needs_scores(&gate))
         {
             return Err(Error::usage(format!(
-                "--method {} reads the data twice, first for the base model's scores, and `{name}` can be read once",
+                "--method {} reads the data twice, first for the base model's scores, but `{name}` can be read only once",
                 self.method
             ))
-            .cure("Write the rows into a file, and name that."));
+            .cure("Write the rows to a file, and name that file."));
         }
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Options {
         }
         let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != Options::default().warmup_ratio;
         if warms_up && self.schedule == Shape::Constant {
-            return Err(Error::usage("a warm-up has no say under --schedule constant, as in Transformers")
+            return Err(Error::usage("a warm-up has no effect under --schedule constant, as in Transformers")
                 .cure("Give --schedule constant-with-warmup, or leave the warm-up out."));
         }
         Ok(())
@@ -113,17 +113,17 @@ impl Options {
     /// Checks which rows are read, which are held out, and how often they appear.
     fn check_rows(&self) -> Result<()> {
         if self.limit.is_some() && self.sample.is_some() {
-            return wrong("--limit takes the first rows and --sample random ones: give one of them");
+            return wrong("--limit takes the first rows and --sample random ones: use only one of them");
         }
         if self.validation_share > 0.0 && !self.validation.is_empty() {
-            return wrong("--validation names the rows to hold out and --validation-share draws them: give one of them");
+            return wrong("--validation names the rows to hold out and --validation-share draws them: use only one of them");
         }
         let needs_held_out =
             [("--keep best", self.keep == Some(Keep::Best)), ("--stop-after-worse", self.stop_after_worse.is_some())];
         if let Some((name, _)) = needs_held_out.iter().find(|(_, is_given)| *is_given)
             && !self.holds_out()
         {
-            return Err(Error::usage(format!("{name} goes by the loss on held-out rows, and there are none"))
+            return Err(Error::usage(format!("{name} uses the loss on held-out rows, but there are none"))
                 .cure("Give --validation FILE, or --validation-share 0.05."));
         }
         if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..MOST).contains(*weight)) {
@@ -135,14 +135,14 @@ impl Options {
     /// Checks the options that only some methods have.
     fn check_method(&self) -> Result<()> {
         if !self.intended.is_empty() && !self.method.has_weights() {
-            return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
+            return wrong(format!("--intended overrides a method's weights, but {} has none: leave it out", self.method));
         }
         if self.kl_weight.is_some() && !self.method.needs_reference() {
             return wrong(format!("--kl-weight is for sft-kl and asft, and the method is {}", self.method));
         }
         match self.method.beside {
             Beside::Snapshots { .. } if self.lora_dropout > 0.0 => Err(Error::usage(format!(
-                "--lora-dropout {}: {} compares probabilities of one model at two times, and dropout changes them by chance",
+                "--lora-dropout {}: {} compares probabilities of one model at two times, and dropout changes them randomly",
                 self.lora_dropout, self.method
             ))
             .cure("Leave --lora-dropout out.")),

@@ -48,7 +48,7 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
         ("gradient_accumulation_steps: 4", "batch-size"),
         ("finetuning_type: lora", "lora = true"),
         ("use_eaft_loss: true", "method = \"eaft\""),
-        ("max_samples: 100", "Give limit, the first records of all files together"),
+        ("max_samples: 100", "Use limit, the first records of all files together"),
         ("mask_history: true", "supervise = \"last\" for true"),
         ("train_on_prompt: true", "supervise = \"all\" for true"),
         ("train_on_inputs: false", "leave it out for false"),
@@ -68,7 +68,7 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
         "options of the file are not",
         "`use_dft_loss`: Give method",
         "`batchsize`: did you mean batch-size?",
-        "`deepspeed_zz`: this program does not know it",
+        "`deepspeed_zz`: unknown to this program",
     ] {
         assert!(told.contains(expected), "{told}");
     }
@@ -88,18 +88,18 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
     for (line, expected) in [
         ("default_system: Be brief.", "Give system"),
         ("adapter_name_or_path: a1", "`diagnose export ADAPTER --out DIR`"),
-        ("assistant_only_loss: true", "For false give supervise = \"all\""),
-        ("completion_only_loss: false", "For false give supervise = \"all\""),
-        ("use_peft: true", "Give lora = true"),
+        ("assistant_only_loss: true", "For false use supervise = \"all\""),
+        ("completion_only_loss: false", "For false use supervise = \"all\""),
+        ("use_peft: true", "Use lora = true"),
         ("dataset_name: org/data", "Give datasets"),
         ("use_rslora: true", "alpha times the square root of r"),
         ("lora_target_linear: true", "Leave it out for true"),
-        ("excess_length_strategy: drop", "for drop leave such rows out of the data"),
-        ("optim: adafactor", "with any other it is another training"),
-        ("template: qwen", "chat-template names a file"),
-        ("sample_packing: true", "a batch is of packs there"),
+        ("excess_length_strategy: drop", "for drop remove such rows from the data"),
+        ("optim: adafactor", "any other would be a different training"),
+        ("template: qwen", "chat-template names another file"),
+        ("sample_packing: true", "a batch counts packs"),
         ("chat_template_jinja: a.jinja", "Give chat-template"),
-        ("resume_from_checkpoint: true", "the same command goes on"),
+        ("resume_from_checkpoint: true", "the same command resumes"),
         ("evals_per_epoch: 4", "Give eval-every"),
     ] {
         let error = read(line).unwrap_err().to_string();
@@ -117,17 +117,17 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         "cosine_min_lr_ratio: 0.1",
     ] {
         let error = read(line).unwrap_err().to_string();
-        assert!(error.contains("without it the training is another one") && !error.contains("eave it out"), "{line}: {error}");
+        assert!(error.contains("without it the training would differ") && !error.contains("eave it out"), "{line}: {error}");
         let off = line.split_once(':').unwrap().0;
         assert_eq!(read(&format!("{off}: false")).unwrap(), read("").unwrap(), "{off}");
     }
     for line in ["logging_steps: 1", "report_to: none", "wandb_project: x", "ddp_timeout: 180000000", "flash_attention: true"] {
         let error = read(line).unwrap_err().to_string();
-        assert!(error.contains("eave it out: it changes nothing that is learnt"), "{line}: {error}");
+        assert!(error.contains("eave it out: it does not affect the result"), "{line}: {error}");
     }
     // The answer for an unknown name must not suggest leaving it out.
     let error = read("some_new_option: 3").unwrap_err().to_string();
-    assert!(error.contains("some_new_option`: this program does not know it") && !error.contains("eave it out"), "{error}");
+    assert!(error.contains("some_new_option`: unknown to this program") && !error.contains("eave it out"), "{error}");
     assert_eq!(read("max_length: 512").unwrap().max_len, Some(512));
     assert_eq!(read("validation: [b]\nearly_stopping_steps: 3").unwrap().stop_after_worse, Some(3));
 }
@@ -155,7 +155,7 @@ fn values_of_other_programs_are_taken_or_answered() {
         ("val_set_size: 1.0", "`val_set_size: 1.0` is a number of rows", "validation-share"),
         ("eval_steps: 0.25", "`eval_steps: 0.25` is a share of the run", "--dry-run"),
         ("save_steps: 0.25", "`save_steps: 0.25` is a share of the run", "--dry-run"),
-        ("chat_template: chatml", "`chat_template: chatml` names one of another program's templates", "Jinja file"),
+        ("chat_template: chatml", "`chat_template: chatml` names a template of the other program", "Jinja file"),
         ("chat_template: jinja", "`chat_template: jinja` names", "Jinja file"),
         ("dtype: bfloat16", "`dtype: bfloat16`", "dtype = \"bf16\""),
         ("datasets:\n  - path: a.jsonl\n    type: chat_template", "`datasets`", "list of files"),
@@ -184,6 +184,22 @@ fn what_other_programs_do_with_longer_rows_is_said() {
         assert_eq!(remarks(line, "max-len = 512"), Vec::<String>::new());
     }
     assert_eq!(remarks("max_length: 256\nlearning_rate: 1.0e-4", ""), Vec::<String>::new());
+    assert!(remarks("top_k: 50", "")[0].contains("sampling") && remarks("top-k: 50", "").is_empty());
+}
+
+/// PyYAML reads `2e-5` as a string, as YAML 1.1 requires, and trainers convert it to a number.
+#[test]
+fn numbers_in_quotes_are_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("theirs.yaml");
+    let options = |text: &str| {
+        std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
+        Options::resolve(Some(&file), toml::Table::new())
+    };
+    let read = options("learning_rate: \"2e-5\"\nnum_train_epochs: \"3\"\nbatch_size: '8'").unwrap();
+    assert_eq!((read.learning_rate(), read.epochs, read.batch_size), (2e-5, 3.0, 8));
+    let refused = options("batch_size: '8.5'").unwrap_err().to_string();
+    assert!(refused.contains("batch-size: expected a whole number, found `8.5`"), "{refused}");
 }
 
 #[test]
@@ -277,8 +293,8 @@ fn wrong_options_are_refused_by_name() {
         ("kl-weight = 0.5", "kl-weight"),
         ("method = 'sft'\nintended = ['edits.jsonl']", "--intended"),
         ("validation-share = 1.0", "validation-share"),
-        ("validation-share = 0.1\nvalidation = ['b']", "give one of them"),
-        ("keep = 'best'", "--keep best goes by the loss on held-out rows"),
+        ("validation-share = 0.1\nvalidation = ['b']", "use only one of them"),
+        ("keep = 'best'", "--keep best uses the loss on held-out rows"),
         ("stop-after-worse = 2", "--validation FILE"),
         ("validation = ['b']\nstop-after-worse = 0", "--stop-after-worse 0"),
         ("validation = ['b']\nkeep = 'first'", "Known are last, best."),
@@ -295,7 +311,7 @@ fn wrong_options_are_refused_by_name() {
         ("schedule = 'linaer'", "Did you mean linear?"),
         ("max-steps = 0", "max-steps"),
         ("sample = 0", "--sample 0"),
-        ("limit = 5\nsample = 5", "give one of them"),
+        ("limit = 5\nsample = 5", "use only one of them"),
     ] {
         let text = if text.starts_with("datasets") { text.to_owned() } else { format!("datasets = ['a']\n{text}") };
         let error = Options::resolve(None, table(&text)).unwrap_err();

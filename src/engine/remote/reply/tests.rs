@@ -124,7 +124,7 @@ fn recorded_answers_are_read_as_what_they_are() {
     let ids = [1, 9690, 198, 2683, 359, 253];
     let expected =
         |ids| Expected { ids, wanted: &[false, true, true, true, true, true], start: 0, top_k, vocab: 49_152, key: None };
-    wrong(read_vllm(body.as_bytes(), &expected(&ids), None), "expected the answer to one prompt, found several");
+    wrong(read_vllm(body.as_bytes(), &expected(&ids), None), "expected the reply to one prompt, found several");
     wrong(read_vllm(body.as_bytes(), &expected(&[1, 9690, 198, 2683, 253, 359]), None), "does not name it");
 }
 
@@ -147,7 +147,7 @@ fn a_wrong_answer_says_how_it_is_wrong() {
     // Reordered, or for another prompt.
     wrong(vllm(&without("\"3\":", "\"11\":").0), "the entry at token 1 does not name it (id 3)");
     wrong(vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,2,5]")), "other tokens than were sent");
-    wrong(vllm(&VLLM.replace("\"prompt_tokens\":4", "\"prompt_tokens\":3")), "4 tokens were sent, the server has read 3");
+    wrong(vllm(&VLLM.replace("\"prompt_tokens\":4", "\"prompt_tokens\":3")), "4 tokens were sent, but the server read 3");
     // Too few or too many of the most probable tokens.
     wrong(
         vllm(&VLLM.replacen(",\"4\":{\"logprob\":-1.25,\"rank\":2,\"decoded_token\":\"d\"}", "", 1)),
@@ -158,9 +158,9 @@ fn a_wrong_answer_says_how_it_is_wrong() {
     wrong(vllm(&without("\"logprob\":-9.5", "\"logprob\":-0.3").0), "is not among the 2 most probable ones");
     wrong(vllm(&without("\"4\":", "\"64\":").0), "has a token 64");
     wrong(vllm(&VLLM.replacen("{\"index\":0", "{},{\"index\":0", 1)), "found several");
-    wrong(vllm(r#"{"choices":[{"prompt_logprobs":null}]}"#), "gives no log-probabilities of the prompt");
-    wrong(vllm(r#"{"choices":[{}]}"#), "gives no log-probabilities of the prompt");
-    wrong(vllm(r#"{"choices":[{"prompt_logprobs":[]}]}"#), "gives no log-probabilities of the prompt");
+    wrong(vllm(r#"{"choices":[{"prompt_logprobs":null}]}"#), "returns no log-probabilities of the prompt");
+    wrong(vllm(r#"{"choices":[{}]}"#), "returns no log-probabilities of the prompt");
+    wrong(vllm(r#"{"choices":[{"prompt_logprobs":[]}]}"#), "returns no log-probabilities of the prompt");
     wrong(vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,5]")), "other tokens than were sent");
 
     wrong(sglang(&SGLANG.replace("[-9.5,5,null]", "[null,5,null]")), "its log-probability is missing, infinite or not a number");
@@ -169,25 +169,28 @@ fn a_wrong_answer_says_how_it_is_wrong() {
     wrong(sglang(&SGLANG.replace(",[-3.0,2,null]],\n", "],\n")), "entries are missing");
     wrong(
         sglang(&SGLANG.replace("{\"type\":\"length\",\"length\":1}", "{\"type\":\"abort\",\"message\":\"busy\"}")),
-        "gave the request up",
+        "aborted the request",
     );
-    wrong(sglang(r#"{"meta_info":{}}"#), "gives no log-probabilities of the prompt");
+    wrong(sglang(r#"{"meta_info":{}}"#), "returns no log-probabilities of the prompt");
 }
 
 #[test]
 fn numbers_that_json_does_not_have_are_named() {
     for number in ["NaN", "Infinity", "-Infinity"] {
         let of_vllm = VLLM.replace("\"logprob\":-9.5", &format!("\"logprob\":{number}"));
-        wrong(vllm(&of_vllm), &format!("the server gives {number} in the entry of token 2 of the prompt, where a finite number"));
+        wrong(
+            vllm(&of_vllm),
+            &format!("the server returned {number} in the entry of token 2 of the prompt; expected a finite number"),
+        );
         let of_sglang = SGLANG.replace("[-9.5,5,null]", &format!("[{number},5,null]"));
-        wrong(sglang(&of_sglang), &format!("the server gives {number} at line 2 column "));
+        wrong(sglang(&of_sglang), &format!("the server returned {number} at line 2 column "));
         // Also in a part that is skipped, and after more bytes than are kept of a reply.
         let beside = VLLM.replace("\"total_tokens\":5", &format!("\"total_tokens\":{number}"));
-        wrong(vllm(&beside), &format!("the server gives {number} at line 5 column "));
+        wrong(vllm(&beside), &format!("the server returned {number} at line 5 column "));
         for between in [",", ",\n"] {
             let long = vec!["1"; 300_000].join(between);
             let of_vllm = of_vllm.replacen("\"id\":\"x\"", &format!("\"id\":[{long}]"), 1);
-            wrong(vllm(&of_vllm), &format!("the server gives {number} in the entry of token 2"));
+            wrong(vllm(&of_vllm), &format!("the server returned {number} in the entry of token 2"));
         }
     }
 }
@@ -196,7 +199,7 @@ fn numbers_that_json_does_not_have_are_named() {
 fn a_key_in_what_the_server_says_is_not_shown() {
     let said = r#"{"meta_info":{"finish_reason":{"type":"abort","message":"no more\nfor sk-12345"}}}"#;
     let found = read_sglang(said.as_bytes(), &Expected { key: Some("sk-12345"), ..expected(&[false, true, true, true], 0) });
-    wrong(found, "gave the request up: no more for (the key)");
+    wrong(found, "aborted the request: no more for (the key)");
 }
 
 #[test]
@@ -246,9 +249,9 @@ fn a_reply_longer_than_the_prompt_is_refused_before_it_is_read() {
     // Lists, strings and keys of any length are not kept, either.
     for (begin, entry, message) in [
         (r#"{"choices":[{"prompt_token_ids":[3"#, ",3", "other tokens than were sent"),
-        (r#"{"choices":[{"text":""#, "text", "longer than one to this request can be"),
-        (r#"{""#, "key", "longer than one to this request can be"),
-        (r#"{"choices":[{"prompt_logprobs":[null,{"3":{"decoded_token":""#, "text", "longer than one to this request can be"),
+        (r#"{"choices":[{"text":""#, "text", "longer than possible for this request"),
+        (r#"{""#, "key", "longer than possible for this request"),
+        (r#"{"choices":[{"prompt_logprobs":[null,{"3":{"decoded_token":""#, "text", "longer than possible for this request"),
     ] {
         let mut endless = Endless { entry: entry.repeat(1000).into_bytes(), left: usize::MAX, at: 0 };
         wrong(read_vllm(begin.as_bytes().chain(&mut endless), &expected, None), message);
@@ -258,5 +261,5 @@ fn a_reply_longer_than_the_prompt_is_refused_before_it_is_read() {
     let begin = r#"{"meta_info":{"finish_reason":{"type":"abort","message":""#;
     let mut endless = Endless { entry: b"text".repeat(1000), left: usize::MAX, at: 0 };
     let found = read_sglang(begin.as_bytes().chain(&mut endless), &expected);
-    wrong(found, "longer than one to this request can be");
+    wrong(found, "longer than possible for this request");
 }

@@ -1,21 +1,22 @@
-//! The calls that an answer writes, as the official decoder reads them (`default_decode_ast_prompting`, `ast_parse`, `resolve_ast_by_type` in
-//! `bfcl_eval/model_handler/utils.py`, 2026.3.23): a list of calls in Python's syntax, brackets around it or not.
+//! Extracts the calls from an answer as the official decoder does (`default_decode_ast_prompting`, `ast_parse`,
+//! `resolve_ast_by_type` in `bfcl_eval/model_handler/utils.py`, 2026.3.23): a list of calls in Python's syntax, with or without
+//! brackets around it.
 //!
-//! Arguments without a name are passed over, as there. Sums and products are worked out where they are of constants; the official decoder
-//! evaluates whatever stands there, this one nothing.
+//! Like the official decoder, it ignores positional arguments. It computes arithmetic on constants; the official decoder
+//! evaluates any such expression, whereas this one never executes code.
 
 use super::python::{Call, Expr, index_written, parse, unparse};
 use super::value::Value;
 
-/// A call of a function with its named arguments.
+/// A function call with its named arguments.
 pub(super) struct Decoded {
-    /// The name of the function, dots included.
+    /// The name of the function, including dots.
     pub function: String,
-    /// The arguments with their names, in the order in which they are written.
+    /// The named arguments, in the order in which they are written.
     pub arguments: Vec<(String, Value)>,
 }
 
-/// `None` where the answer is no list of calls.
+/// Decodes an answer; `None` if it is not a list of calls.
 pub(super) fn decode(answer: &str) -> Option<Vec<Decoded>> {
     let mut text = answer.trim_matches(['`', '\n', ' ']).to_owned();
     if !text.starts_with('[') {
@@ -52,7 +53,7 @@ fn decoded(call: &Call) -> Option<Decoded> {
     let mut arguments: Vec<(String, Value)> = Vec::new();
     for (name, value) in &call.named {
         let value = value_of(value)?;
-        // No parameter has this name, which stands for Python's None.
+        // No parameter has this name, which represents Python's None.
         let name = name.clone().unwrap_or_else(|| "**".to_owned());
         match arguments.iter_mut().find(|(known, _)| *known == name) {
             Some((_, known)) => *known = value,
@@ -62,13 +63,13 @@ fn decoded(call: &Call) -> Option<Decoded> {
     Some(Decoded { function: parts.join("."), arguments })
 }
 
-/// `None` where the decoder raises an error.
+/// The value of an expression; `None` if the official decoder raises an error.
 fn value_of(expr: &Expr) -> Option<Value> {
     match expr {
         Expr::Constant(value) => Some(value.clone()),
         Expr::Ellipsis => Some(Value::Text("...".to_owned())),
         Expr::Name(name) => Some(Value::Text(name.clone())),
-        // Whatever the sign is, the value is negated.
+        // The official decoder negates the value whatever the sign is.
         Expr::Unary(_, operand) => match &**operand {
             Expr::Constant(value) => negated(value),
             _ => None,
@@ -110,7 +111,7 @@ fn negated(value: &Value) -> Option<Value> {
     }
 }
 
-/// A number, or texts and lists put together.
+/// The value of an expression of constants: a number, a string or a list.
 fn evaluated(expr: &Expr) -> Option<Value> {
     match expr {
         Expr::Constant(value) => Some(value.clone()),
@@ -142,7 +143,7 @@ fn operated(op: &str, left: &Value, right: &Value) -> Option<Value> {
             "+" => a.checked_add(b).map(Value::Int),
             "-" => a.checked_sub(b).map(Value::Int),
             "*" => a.checked_mul(b).map(Value::Int),
-            // Larger numbers would have to be divided before they are rounded.
+            // Larger numbers would have to be divided before rounding.
             "/" => (b != 0 && is_small(a) && is_small(b)).then(|| Value::Float(a as f64 / b as f64)),
             "//" => floored(a, b).map(|(quotient, _)| Value::Int(quotient)),
             "%" => floored(a, b).map(|(_, rest)| Value::Int(rest)),
@@ -195,11 +196,11 @@ fn operated(op: &str, left: &Value, right: &Value) -> Option<Value> {
     }
 }
 
-/// A text or a list, so many times; as Python, an error where no memory holds it.
+/// Repeats a string or a list. As in Python, it is an error if the result exceeds any memory.
 fn repeated(sequence: &Value, n: &Value) -> Option<Value> {
     const MEMORY: usize = 1 << 40;
     let n = i64::try_from(whole(n)?).ok()?.max(0) as usize;
-    // Its values are not copied there, so that the list takes as much as their addresses.
+    // Python does not copy the elements, so that a list takes only the size of their addresses.
     let bytes = match sequence {
         Value::Text(text) => text.len(),
         Value::List(items) | Value::Tuple(items) => 8 * items.len(),
@@ -219,7 +220,8 @@ fn repeated(sequence: &Value, n: &Value) -> Option<Value> {
     }
 }
 
-/// Larger than anything that is expected of an answer is what an operator would build: it is not built, and equals nothing.
+/// Would the result of an operator be small enough? A larger one exceeds anything that is expected of an answer: it is not built,
+/// and equals nothing.
 fn fits(size: usize) -> bool {
     size < 1 << 16
 }

@@ -1,13 +1,13 @@
-//! BFCL (Berkeley Function-Calling Leaderboard; Patil et al. 2025): does an answer write the calls that its question asks for? The official checker's
-//! comparison of the written calls with what is possible (`bfcl_eval/eval_checker/ast_eval/ast_checker.py` and `eval_runner.py`, 2026.3.23, for
-//! Python), its quirks included.
+//! Judges answers of BFCL (Berkeley Function-Calling Leaderboard; Patil et al. 2025): does an answer contain the calls that its
+//! question requires? Implements the official checker's comparison with the possible answers
+//! (`bfcl_eval/eval_checker/ast_eval/ast_checker.py` and `eval_runner.py`, 2026.3.23, for Python), including its quirks.
 //!
 //! ```text
 //! python.rs   text -> Python's expressions; value.rs its values
 //! calls.rs    expressions -> calls with their arguments
 //! ```
 //!
-//! Names of functions are compared as they stand, which is what that program does for models that write their calls as text.
+//! Function names are compared literally, as the official program does for models that write their calls as text.
 
 mod calls;
 mod python;
@@ -21,19 +21,19 @@ use crate::format::beginning;
 use calls::{Decoded, decode};
 use value::{Type, Value};
 
-/// The data are `category`, and but for irrelevance `function` and `ground_truth` of a published question and its answer.
+/// The data are `category` and, except for irrelevance, `function` and `ground_truth` of a published question and its answer.
 pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: 1024, few_shot: 0, primary: "acc", check };
 
-/// What kind of question it is, by which the checker goes.
+/// The category of a question, which selects the official checker's rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Category {
     /// One function, called once.
     Simple,
     /// One of several functions, called once.
     Multiple,
-    /// Several calls in any order, of one function or of several.
+    /// Several calls in any order, of one or several functions.
     Parallel,
-    /// No function fits: nothing may be called.
+    /// No function fits, so that none may be called.
     Irrelevance,
 }
 
@@ -45,10 +45,10 @@ impl Category {
         ("irrelevance", Category::Irrelevance),
     ];
 
-    /// The category of an official file of questions by its name, such as `live_parallel_multiple`; `None` for those that are not
-    /// checked here.
+    /// The category of an official file of questions, by its name, such as `live_parallel_multiple`; `None` for categories that
+    /// are not supported.
     pub fn of(name: &str) -> Option<Category> {
-        // In the order in which the checker asks.
+        // In the order of the official checker's conditions.
         let named = |part: &str| name.contains(part);
         match () {
             () if named("java") || named("multi_turn") => None,
@@ -65,7 +65,7 @@ impl Category {
     }
 }
 
-/// What [`SPEC`] needs of a question's functions and of its possible answers: an error if the checker could make nothing of them.
+/// The data for [`SPEC`] from a question's functions and its possible answers; an error if the checker could not use them.
 pub fn data(category: Category, function: &Json, ground_truth: &Json) -> Result<Json> {
     if category != Category::Irrelevance {
         Question::read(function, ground_truth)?;
@@ -86,14 +86,14 @@ fn check(data: &Json, answer: &str) -> Result<Vec<Verdict>> {
     Ok(vec![Verdict::of_answer("acc", is_right)])
 }
 
-/// The calls that are expected, each with its function.
+/// The expected calls, each with its function.
 struct Question<'a> {
     expected: Vec<Expected<'a>>,
 }
 
 struct Expected<'a> {
     function: Function<'a>,
-    /// The possible values of each parameter; an empty text among them: it may be left out.
+    /// The possible values of each parameter; if an empty string is among them, the parameter is optional.
     arguments: Vec<(&'a str, Vec<Value>)>,
 }
 
@@ -109,7 +109,7 @@ struct Parameter {
     kind: Type,
     is_float: bool,
     is_tuple: bool,
-    /// The type of the items of a list.
+    /// The type of a list's elements.
     nested: Option<Type>,
 }
 
@@ -140,7 +140,7 @@ impl<'a> Question<'a> {
         if category != Category::Parallel {
             return self.expected[0].is_met(&calls[0]);
         }
-        // Each expected call takes the first that meets it.
+        // Each expected call is matched with the first call that meets it.
         let mut taken = vec![false; calls.len()];
         self.expected.iter().all(|expected| {
             let found = (0..calls.len()).find(|&idx| !taken[idx] && expected.is_met(&calls[idx]));
@@ -190,7 +190,7 @@ impl Parameter {
 }
 
 impl Expected<'_> {
-    /// `simple_function_checker`.
+    /// The official `simple_function_checker`.
     fn is_met(&self, call: &Decoded) -> bool {
         let has = |name: &str| call.arguments.iter().any(|(known, _)| known == name);
         if call.function != self.function.name || !self.function.required.iter().all(|name| has(name)) {
@@ -207,7 +207,7 @@ impl Expected<'_> {
 }
 
 impl Parameter {
-    /// May the parameter have this value?
+    /// Is this value allowed for the parameter?
     fn takes(self, value: &Value, possible: &[Value]) -> bool {
         let value = match value {
             Value::Tuple(items) if self.is_tuple => Value::List(items.clone()),
@@ -231,14 +231,15 @@ impl Parameter {
     }
 }
 
-/// `type_checker`: of a wrong type, `None`; else, is it the name of a variable in the place of a value?
+/// The official `type_checker`: `None` for a wrong type, otherwise whether the value is the name of a variable in place of a
+/// value.
 fn is_of_type(value: &Value, possible: &[Value], expected: Type, nested: Option<Type>) -> Option<bool> {
     let possible_type = possible.iter().find(|possible| !is_empty_text(possible)).map(Value::kind);
     let is_variable = possible_type.is_some_and(|kind| kind != expected);
     if value.kind() == expected {
         let Some(nested) = nested else { return Some(is_variable) };
         let Value::List(items) = value else { return None };
-        // What is no list stands for anything.
+        // A possible value that is not a list matches anything.
         let fits = |possible: &Value| match possible {
             Value::List(possible) => items.iter().all(|item| is_of_type(item, possible, nested, None).is_some()),
             _ => true,
@@ -252,13 +253,13 @@ fn is_empty_text(value: &Value) -> bool {
     matches!(value, Value::Text(text) if text.is_empty())
 }
 
-/// `standardize_string`.
+/// The official `standardize_string`.
 fn standard(text: &str) -> String {
     let kept: String = text.chars().filter(|c| !" ,./-_*^".contains(*c)).collect();
     kept.to_lowercase().replace('\'', "\"")
 }
 
-/// A text in its standard form, anything else as it is.
+/// A string in its standard form, any other value unchanged.
 fn plain(value: &Value) -> Value {
     match value {
         Value::Text(text) => Value::Text(standard(text)),
@@ -266,7 +267,7 @@ fn plain(value: &Value) -> Value {
     }
 }
 
-/// The items of a possible list; of a text, its characters, as Python goes through it.
+/// The elements of a possible list; for a string, its characters, since Python iterates over them.
 fn plain_items(possible: &Value) -> Value {
     match possible {
         Value::List(items) => Value::List(items.iter().map(plain).collect()),
@@ -280,7 +281,7 @@ fn is_text(text: &str, possible: &[Value]) -> bool {
     possible.iter().any(|possible| matches!(possible, Value::Text(possible) if standard(possible) == text))
 }
 
-/// `dict_checker`, with one of the possible answers: a list for each key.
+/// The official `dict_checker` for one of the possible answers, which has a list for each key.
 fn is_dict(value: &Value, possible: &Value) -> bool {
     let (Value::Dict(entries), Value::Dict(expected)) = (value, possible) else { return false };
     let is_met = |(key, value): &(Value, Value)| match possible.get(key) {
@@ -294,13 +295,13 @@ fn is_dict(value: &Value, possible: &Value) -> bool {
     entries.iter().all(is_met) && expected.iter().all(is_there)
 }
 
-/// `list_dict_checker`, with one of the possible answers.
+/// The official `list_dict_checker` for one of the possible answers.
 fn are_dicts(items: &[Value], possible: &Value) -> bool {
     match possible {
         Value::List(possible) => {
             items.len() == possible.len() && items.iter().zip(possible).all(|(item, possible)| is_dict(item, possible))
         }
-        // An empty text is as long as an empty list.
+        // An empty string is as long as an empty list.
         possible => items.is_empty() && is_empty_text(possible),
     }
 }

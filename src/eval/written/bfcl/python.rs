@@ -1,7 +1,8 @@
-//! Python's expressions: text -> tree. All of the grammar of an expression is read, so that what is no Python is told from what is; of its kinds
-//! those are kept that a call's arguments are made of.
+//! Parses Python expressions into trees. It reads the whole grammar of expressions, so that it distinguishes valid from invalid
+//! Python, but keeps only the kinds of expression that occur in a call's arguments.
 //!
-//! Grammar: docs.python.org/3/reference/grammar.html, 3.11. Left out: what stands in an f-string's braces, and names of characters (`\N{..}`).
+//! Grammar: docs.python.org/3/reference/grammar.html, 3.11. Not supported: the expressions in an f-string's braces, and named
+//! characters (`\N{..}`).
 
 use super::value::Value;
 
@@ -15,29 +16,29 @@ pub(super) enum Expr {
     List(Vec<Expr>),
     Tuple(Vec<Expr>),
     Set(Vec<Expr>),
-    /// `None` for the key of `**more`.
+    /// The entries of a dictionary; the key of `**more` is `None`.
     Dict(Vec<(Option<Expr>, Expr)>),
     Unary(&'static str, Box<Expr>),
     Binary(&'static str, Box<Expr>, Box<Expr>),
     Subscript(Box<Expr>, Box<Expr>),
-    /// An expression of another kind, as it is written.
+    /// An expression of another kind, as its source text.
     Other(String),
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Call {
-    /// What is called.
+    /// The called expression.
     pub function: Expr,
-    /// The arguments without a name.
+    /// The positional arguments.
     pub positional: Vec<Expr>,
-    /// `None` for the name of `**more`.
+    /// The named arguments; the name of `**more` is `None`.
     pub named: Vec<(Option<String>, Expr)>,
 }
 
-/// Arguments without names, and arguments with.
+/// Positional arguments, and named ones.
 type Arguments = (Vec<Expr>, Vec<(Option<String>, Expr)>);
 
-/// Reads a text that is one expression, as `ast.parse(text, mode="eval")`; `None` where Python finds an error of syntax.
+/// Parses a text that is one expression, like `ast.parse(text, mode="eval")`; `None` where Python reports a syntax error.
 pub(super) fn parse(text: &str) -> Option<Expr> {
     let tokens = tokens(text)?;
     let mut parser = Parser { text, tokens, at: 0, depth: 0, links: 0 };
@@ -49,7 +50,7 @@ pub(super) fn parse(text: &str) -> Option<Expr> {
 enum Kind {
     Name,
     Number(Value),
-    /// A literal's value; `None` for an f-string.
+    /// The value of a literal; `None` for an f-string.
     Text(Option<Value>),
     Op,
 }
@@ -67,7 +68,7 @@ const KEYWORDS: [&str; 35] = [
     "return", "try", "while", "with", "yield",
 ];
 
-/// The longest first.
+/// The operators, the longest first.
 const OPS: [&str; 33] = [
     "...", "**", "//", "<<", ">>", "<=", ">=", "==", "!=", ":=", "->", "(", ")", "[", "]", "{", "}", ",", ":", ".", "=", "+",
     "-", "*", "/", "%", "@", "&", "|", "^", "~", "<", ">",
@@ -81,7 +82,7 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
         let rest = &text[at..];
         match c {
             ' ' | '\t' | '\u{c}' => at += 1,
-            // Lines matter outside of brackets only, where none may follow.
+            // Line breaks only matter outside brackets, where nothing may follow them.
             '\n' | '\r' if open > 0 => at += 1,
             '\n' | '\r' => return rest.trim_matches([' ', '\t', '\n', '\r', '\u{c}']).is_empty().then_some(tokens),
             '\\' => at += ["\\\n", "\\\r\n"].iter().find(|end| rest.starts_with(**end))?.len(),
@@ -113,10 +114,10 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
     Some(tokens)
 }
 
-/// A number and its length.
+/// A number and the length of its text.
 fn number(text: &str) -> Option<(Value, usize)> {
     let digits_of = |text: &str, radix: u32| -> Option<(String, usize)> {
-        // Single underscores may stand between digits.
+        // Single underscores may separate digits.
         let n = text.find(|c: char| c != '_' && !c.is_digit(radix)).unwrap_or(text.len());
         let written = &text[..n];
         let is_wrong = written.is_empty() || written.starts_with('_') || written.ends_with('_') || written.contains("__");
@@ -165,7 +166,8 @@ fn number(text: &str) -> Option<(Value, usize)> {
     Some((value, n))
 }
 
-/// A literal text and its length, if one begins here: `None` inside where it is broken, and where it is an f-string.
+/// A string literal and the length of its text, if the text starts with one. The inner option is `None` for an invalid literal,
+/// the innermost for an f-string.
 fn literal(text: &str) -> Option<(Option<Option<Value>>, usize)> {
     let n_prefix = text.find(|c: char| !c.is_ascii_alphabetic())?;
     let prefix = text[..n_prefix].to_ascii_lowercase();
@@ -213,7 +215,7 @@ fn unescaped(text: &str) -> Option<String> {
         let hex = |rest: &str, n: usize| {
             let digits = rest.get(1..1 + n).filter(|digits| digits.chars().all(|c| c.is_ascii_hexdigit()))?;
             let code = u32::from_str_radix(digits, 16).ok()?;
-            // Half of a pair is a character to Python.
+            // Half of a surrogate pair is a character in Python.
             (code <= 0x10_ffff).then(|| char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER))
         };
         let (written, n) = match c {
@@ -253,16 +255,16 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token>,
     at: usize,
-    /// How many expressions the one that is read stands in.
+    /// The nesting depth of the current expression.
     depth: usize,
-    /// Operators and the like that made a tree higher without a bracket.
+    /// The number of operators and the like that have made the tree higher without brackets.
     links: usize,
 }
 
-/// Brackets in brackets, where Python's tokenizer gives up, and expressions in expressions.
+/// The deepest nesting of expressions, and of brackets, where Python's tokenizer also gives up.
 const DEEPEST: usize = 200;
-/// The most links of chains without brackets; Python gives up where a tree is 3,000 high, and whatever goes down a tree here goes by
-/// recursion.
+/// The maximum number of links in chains without brackets: Python gives up on trees 3,000 high, and everything here that walks a
+/// tree is recursive.
 const LONGEST: usize = 1000;
 
 impl Parser<'_> {
@@ -283,7 +285,7 @@ impl Parser<'_> {
         is_next
     }
 
-    /// One more link of a chain; the first of a kind costs nothing where brackets bound how often there is one.
+    /// Counts another link of a chain; the first link of a kind is free where brackets already limit how often it occurs.
     fn links(&mut self, is_free: bool) -> Option<()> {
         self.links += usize::from(!is_free);
         (self.links <= LONGEST).then_some(())
@@ -293,7 +295,7 @@ impl Parser<'_> {
         self.takes(word).then_some(())
     }
 
-    /// A name that is none of Python's own words.
+    /// Reads a name that is not a keyword of Python.
     fn name(&mut self) -> Option<String> {
         let is_name = self.tokens.get(self.at).is_some_and(|token| token.kind == Kind::Name);
         let name = self.word(self.at);
@@ -305,14 +307,14 @@ impl Parser<'_> {
         Some(name)
     }
 
-    /// What was read since the token `first`, as it is written.
+    /// The source text from the token `first` on, as an expression of another kind.
     fn other(&self, first: usize) -> Expr {
         let end = self.at.checked_sub(1).and_then(|last| self.tokens.get(last)).map_or(0, |token| token.end);
         let begin = self.tokens.get(first).map_or(end, |token| token.begin);
         Expr::Other(self.text.get(begin..end).unwrap_or_default().to_owned())
     }
 
-    /// One expression, or several with commas between: a tuple.
+    /// Reads one expression, or several separated by commas, which form a tuple.
     fn several(&mut self) -> Option<Expr> {
         let first = self.item()?;
         if !self.is(",") {
@@ -342,7 +344,7 @@ impl Parser<'_> {
         self.named().map(Item::Plain)
     }
 
-    /// `name := value`, or an expression.
+    /// Reads `name := value`, or an expression.
     fn named(&mut self) -> Option<Expr> {
         let first = self.at;
         if self.word(self.at + 1) == ":=" {
@@ -444,7 +446,7 @@ impl Parser<'_> {
         Some(if compares { self.other(first) } else { value })
     }
 
-    /// Operators of the level and those that bind more.
+    /// Reads the binary operators of this level and of those that bind more tightly.
     fn binary(&mut self, level: usize) -> Option<Expr> {
         let Some(ops) = LEVELS.get(level) else { return self.factor() };
         let mut value = self.binary(level + 1)?;
@@ -520,7 +522,7 @@ impl Parser<'_> {
                 named.push((None, self.expression()?));
                 has_mapping = true;
             } else if self.takes("*") {
-                // Behind names it may stand, behind `**` not.
+                // `*more` may follow named arguments, but not `**more`.
                 self.expression()?;
                 if has_mapping {
                     return None;
@@ -534,7 +536,7 @@ impl Parser<'_> {
                 let value = self.named()?;
                 if self.begins_loop() {
                     self.loops()?;
-                    // A generator without brackets of its own is the only argument.
+                    // A generator without its own brackets must be the only argument.
                     if !positional.is_empty() || !named.is_empty() || !self.is(")") {
                         return None;
                     }
@@ -553,7 +555,7 @@ impl Parser<'_> {
         Some((positional, named))
     }
 
-    /// What stands between the brackets of a subscript.
+    /// Reads the index between the brackets of a subscript.
     fn index(&mut self) -> Option<Expr> {
         let first = self.at;
         let (mut items, mut is_tuple, mut has_slice) = (Vec::new(), false, false);
@@ -597,7 +599,7 @@ impl Parser<'_> {
         self.is("for") || self.is("async") && self.word(self.at + 1) == "for"
     }
 
-    /// `for target in values if condition`, once or more.
+    /// Reads `for target in values if condition`, once or more.
     fn loops(&mut self) -> Option<()> {
         while self.begins_loop() {
             self.takes("async");
@@ -694,7 +696,7 @@ impl Parser<'_> {
         Some(Expr::Constant(value))
     }
 
-    /// Literal texts, one behind the other, are one.
+    /// Joins adjacent string literals.
     fn texts(&mut self) -> Option<Expr> {
         let first = self.at;
         let (mut joined, mut n_bytes, mut n_format) = (String::new(), 0, 0);
@@ -710,12 +712,12 @@ impl Parser<'_> {
             (0, 0) => Some(Expr::Constant(Value::Text(joined))),
             (0, _) => Some(self.other(first)),
             (n, _) if n == self.at - first => Some(Expr::Constant(Value::Opaque)),
-            // Bytes and texts do not join.
+            // Bytes and strings cannot be joined.
             _ => None,
         }
     }
 
-    /// The other items up to the closing bracket.
+    /// Reads the other elements up to the closing bracket.
     fn rest(&mut self, first: Item, close: &str) -> Option<Vec<Expr>> {
         let mut items = vec![first.into()];
         loop {
@@ -730,7 +732,7 @@ impl Parser<'_> {
         }
     }
 
-    /// A dictionary or a set, behind its opening brace.
+    /// Reads a dictionary or a set after its opening brace.
     fn braces(&mut self, first: usize) -> Option<Expr> {
         if self.takes("}") {
             return Some(Expr::Dict(Vec::new()));
@@ -776,7 +778,7 @@ impl Parser<'_> {
     }
 }
 
-/// An entry of a list.
+/// An element of a list.
 enum Item {
     Plain(Expr),
     Starred(Expr),
@@ -790,7 +792,7 @@ impl From<Item> for Expr {
     }
 }
 
-/// Binary operators, those that bind least first; `**` stands apart.
+/// The binary operators, those that bind least tightly first; `**` is handled separately.
 const LEVELS: [&[&str]; 6] = [&["|"], &["^"], &["&"], &["<<", ">>"], &["+", "-"], &["*", "/", "//", "%", "@"]];
 
 /// The expression as `ast.unparse` writes it.
@@ -798,7 +800,7 @@ pub(super) fn unparse(expr: &Expr) -> String {
     written(expr, 0)
 }
 
-/// How much an expression binds: 0 for what needs no brackets anywhere.
+/// How tightly an expression binds; 0 for one that gets brackets inside any operator.
 fn binding(expr: &Expr) -> usize {
     match expr {
         Expr::Binary("**", ..) => LEVELS.len() + 3,
@@ -810,7 +812,7 @@ fn binding(expr: &Expr) -> usize {
     }
 }
 
-/// The expression as text, in brackets if it binds less than `least`.
+/// The expression as text, in brackets if it binds less tightly than `least`.
 fn written(expr: &Expr, least: usize) -> String {
     let list = |items: &[Expr]| items.iter().map(|item| written(item, 0)).collect::<Vec<_>>().join(", ");
     let text = match expr {
@@ -850,7 +852,7 @@ fn written(expr: &Expr, least: usize) -> String {
     if binding(expr) < least { format!("({text})") } else { text }
 }
 
-/// A tuple in the brackets of a subscript has none of its own.
+/// The index of a subscript as text: a tuple there has no brackets of its own.
 pub(super) fn index_written(index: &Expr) -> String {
     match index {
         Expr::Tuple(items) if items.len() == 1 => format!("{},", written(&items[0], 0)),

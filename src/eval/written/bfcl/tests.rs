@@ -1,4 +1,4 @@
-//! Against the official checker, whose verdicts `tests/fixtures/eval/bfcl.py` has written down.
+//! Compares the verdicts with those of the official checker, which `tests/fixtures/eval/bfcl.py` recorded.
 
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ struct Case {
     valid: bool,
 }
 
-/// 210 answers: types, defaults, order, what is Python and what is not. `DIAGNOSE_BFCL_CASES` names another file of such rows.
+/// 210 answers: types, defaults, order, valid and invalid Python. `DIAGNOSE_BFCL_CASES` names another file of such rows.
 #[test]
 fn verdicts_are_those_of_the_official_checker() {
     let path = std::env::var("DIAGNOSE_BFCL_CASES")
@@ -89,11 +89,11 @@ fn what_would_take_all_memory_is_neither_built_nor_right() {
         assert!(argument(text).is_some_and(|found| found == "[]" || found == "''"), "{text}");
     }
     assert_eq!(argument("(1, 'a')*2").as_deref(), Some("(1, 'a', 1, 'a')"));
-    // Lists of the same value and sums of large ones, which Python holds, are something that nothing equals.
+    // Lists that repeat one value and large sums, which fit into Python's memory, become a value that equals nothing.
     for text in ["['a'*60000]*1000000", "['a'*1000000]*1000000", "'a'*60000+'a'*60000", "[['a'*60000]*1, 'a'*60000]*100"] {
         assert_eq!(argument(text).as_deref(), Some("?"), "{text}");
     }
-    // Nothing holds these.
+    // These do not fit into any memory.
     for text in ["'a'*10**18", "[1]*10**18", "[]*10**30"] {
         assert_eq!(argument(text), None, "{text}");
     }
@@ -128,9 +128,9 @@ fn trees_are_as_deep_as_python_has_them_and_no_deeper() {
         let text = nested(open, "x", close, 100_000);
         assert!(python::parse(&text).is_none() && calls::decode(&text).is_none(), "{open}..{close}");
     }
-    // The highest tree goes through all that reads one.
+    // The highest tree passes through everything that walks a tree.
     let highest = nested("-x.a(", &format!("1{}", "+1".repeat(700)), ")", 198);
     assert!(python::unparse(&python::parse(&highest).unwrap()).len() > highest.len());
-    // A long list of signed numbers is not high.
+    // A long list of signed numbers is not a high tree.
     assert!(python::parse(&format!("[{}]", "-1, ".repeat(5000))).is_some());
 }

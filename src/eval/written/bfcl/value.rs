@@ -1,4 +1,4 @@
-//! Python's values as far as calls and their expected answers have them.
+//! Python's values, as far as calls and their expected answers contain them.
 
 use serde_json::Value as Json;
 
@@ -13,13 +13,13 @@ pub(super) enum Value {
     Text(String),
     List(Vec<Value>),
     Tuple(Vec<Value>),
-    /// In the order in which they were added, each key once.
+    /// In insertion order, each key once.
     Dict(Vec<(Value, Value)>),
-    /// Bytes, complex numbers, integers beyond 128 bits: nothing that an answer expects.
+    /// Bytes, complex numbers, integers beyond 128 bits: values that no expected answer contains.
     Opaque,
 }
 
-/// `type(value)`.
+/// The result of `type(value)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     None,
@@ -66,7 +66,7 @@ impl Value {
         }
     }
 
-    /// The value of a key of a dictionary.
+    /// The value of a key in a dictionary.
     pub(super) fn get(&self, key: &Value) -> Option<&Value> {
         match self {
             Value::Dict(entries) => entries.iter().find(|(known, _)| known == key).map(|(_, value)| value),
@@ -74,7 +74,7 @@ impl Value {
         }
     }
 
-    /// About the memory that it takes: bytes of texts, and one for each value.
+    /// The approximate memory of the value: the bytes of strings, and one for each value.
     pub(super) fn size(&self) -> usize {
         let all = |items: &[Value]| items.iter().map(Value::size).sum::<usize>();
         1 + match self {
@@ -85,7 +85,7 @@ impl Value {
         }
     }
 
-    /// Can it be the key of a dictionary?
+    /// Can it be a key of a dictionary?
     pub(super) fn is_hashable(&self) -> bool {
         match self {
             Value::List(_) | Value::Dict(_) => false,
@@ -94,7 +94,7 @@ impl Value {
         }
     }
 
-    /// `repr(value)`.
+    /// The result of `repr(value)`.
     pub(super) fn repr(&self) -> String {
         let joined = |items: &[Value]| items.iter().map(Value::repr).collect::<Vec<_>>().join(", ");
         match self {
@@ -116,7 +116,7 @@ impl Value {
     }
 }
 
-/// Python's `==`: numbers of all types by their value, lists and tuples never.
+/// Python's `==`: numbers of all types compare by value, a list never equals a tuple.
 impl PartialEq for Value {
     fn eq(&self, other: &Value) -> bool {
         let whole = |value: &Value| match value {
@@ -131,7 +131,7 @@ impl PartialEq for Value {
             (Value::Dict(a), Value::Dict(b)) => a.len() == b.len() && a.iter().all(|(key, value)| other.get(key) == Some(value)),
             (Value::Float(a), Value::Float(b)) => a == b,
             (Value::Float(x), n) | (n, Value::Float(x)) => {
-                // Exactly: the float must be whole, and small enough to be told from its neighbours.
+                // Exactly: the float must be a whole number, and must fit into the integer type.
                 whole(n).is_some_and(|n| x.fract() == 0.0 && x.abs() < 1e38 && *x as i128 == n)
             }
             (a, b) => whole(a).is_some() && whole(a) == whole(b),
@@ -139,10 +139,10 @@ impl PartialEq for Value {
     }
 }
 
-/// `repr` of a float as `ast.unparse` has it.
+/// The `repr` of a float in `ast.unparse`.
 fn float(x: f64) -> String {
     if !x.is_finite() {
-        // `ast.unparse` writes what overflows to it.
+        // `ast.unparse` writes infinity as a number that overflows.
         return if x.is_nan() {
             "nan"
         } else if x > 0.0 {

@@ -1,15 +1,15 @@
-//! The tables of the checks, out of two packages of the Python index: Punkt's English model, which NLTK itself fetches from elsewhere, and
-//! the profiles of langdetect 1.0.9, whose own package is none that can be unpacked as it is.
+//! Fetches the tables for the checks from two packages of the Python index: Punkt's English model, which NLTK itself downloads
+//! from elsewhere, and the profiles of langdetect 1.0.9, whose own package is not a wheel.
 //!
-//! That copy of the profiles leaves the Chinese characters out of Korean's, and is the same otherwise: only of texts with such characters it
-//! may find another language.
+//! That copy of the profiles lacks the Chinese characters in Korean's profile and is otherwise identical, so that only texts with
+//! such characters may get a different language.
 
 use super::tools::Tools;
 use crate::error::{Context, Result};
 use crate::fetch::Progress;
 use crate::fetch::wheel::{self, Wheel};
 
-/// MIT; NLTK's data in it have their own licences.
+/// MIT; the NLTK data in it have their own licences.
 const PUNKT: Wheel = Wheel {
     what: "the model of sentences for IFEval",
     requirement: "llama-index-core==0.14.25",
@@ -34,7 +34,7 @@ const LANGDETECT: Wheel = Wheel {
     instead: "leave `ifeval` out",
 };
 
-/// Fetches both, once, and reads them.
+/// Fetches both packages, unless they are cached, and reads the tables.
 pub(super) fn tools(progress: Progress) -> Result<Tools> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let punkt = wheel::fetch(&PUNKT, progress)?;

@@ -1,7 +1,7 @@
-//! The kinds of instructions (`instructions_registry.py`) and when an answer follows one (`instructions.py`).
+//! The kinds of instructions (`instructions_registry.py`), and whether an answer follows one (`instructions.py`).
 //!
-//! Keywords, markers and splitters are patterns there, put into others as they stand; so they are here, in the syntax of `fancy-regex`, which
-//! is Python's for all that the published rows have.
+//! The official code inserts keywords, markers and splitters into patterns without escaping them. So does this module, in the
+//! syntax of `fancy-regex`, which equals Python's for all published rows.
 
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
@@ -12,7 +12,7 @@ use super::tools::Tools;
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
 
-/// An instruction with what it asks for.
+/// An instruction with its arguments.
 pub(super) enum Instruction {
     Keywords(Vec<Regex>),
     KeywordFrequency(Regex, Bound),
@@ -20,7 +20,7 @@ pub(super) enum Instruction {
     LetterFrequency(char, Bound),
     Language(String),
     Sentences(Bound),
-    /// So many paragraphs, divided by `***`.
+    /// This many paragraphs, separated by `***`.
     Paragraphs(usize),
     Words(Bound),
     FirstWord {
@@ -49,7 +49,7 @@ pub(super) enum Instruction {
     Quotation,
 }
 
-/// `less than` so many, or `at least`.
+/// `less than` or `at least` this number.
 #[derive(Clone, Copy)]
 pub(super) enum Bound {
     LessThan(usize),
@@ -65,7 +65,7 @@ impl Bound {
     }
 }
 
-/// What an instruction of a row is given; what is null, 0 or empty counts as absent.
+/// The arguments of an instruction in a row; a value that is null, 0 or empty counts as absent.
 struct Arguments<'a> {
     id: &'a str,
     given: Vec<(&'a String, &'a Value)>,
@@ -83,7 +83,7 @@ impl<'a> Arguments<'a> {
         Arguments { id, given: arguments.iter().filter(|(_, value)| is_given(value)).collect() }
     }
 
-    /// An error if there are others than these.
+    /// Returns an error if there are other arguments than these.
     fn only(&self, known: &[&str]) -> Result<()> {
         match self.given.iter().find(|(key, _)| !known.contains(&key.as_str())) {
             Some((key, _)) => Err(Error::new(format!("`{}` takes no `{key}`", self.id))),
@@ -95,7 +95,7 @@ impl<'a> Arguments<'a> {
         let found =
             self.given.iter().find(|(known, _)| *known == key).map_or_else(|| "none".to_owned(), |(_, value)| value.to_string());
         Error::new(format!("`{}` of `{}`: expected {expected}, found {found}", key, self.id))
-            .cure("The harness would draw it at random, so that no answer could be judged by the prompt.")
+            .cure("The harness would draw it at random, so no answer could be judged by the prompt.")
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -106,7 +106,7 @@ impl<'a> Arguments<'a> {
         self.get(key).and_then(Value::as_str).ok_or_else(|| self.wrong(key, "a text"))
     }
 
-    /// A number above 0; tables write whole ones as 3.0.
+    /// A whole number above 0, which some tables write as 3.0.
     fn count(&self, key: &str) -> Result<usize> {
         let number =
             self.get(key).and_then(Value::as_f64).filter(|number| *number > 0.0 && number.fract() == 0.0 && *number < 1e9);
@@ -225,7 +225,7 @@ impl Instruction {
         })
     }
 
-    /// Does an answer, which is not empty, follow the instruction?
+    /// Does a non-empty answer follow the instruction?
     pub(super) fn follows(&self, answer: &str, tools: &Tools) -> Result<bool> {
         let patterns = &tools.patterns;
         let is_english = |text: &str| Ok::<bool, Error>(tools.languages.of(text)?.is_none_or(|language| language == "en"));
@@ -259,7 +259,8 @@ impl Instruction {
             Instruction::Constrained => OPTIONS.iter().any(|option| answer.contains(option)),
             Instruction::Highlights(n) => highlights(answer, patterns)? >= *n,
             Instruction::Sections { splitter, at_least } => {
-                // A group of the splitter's own stands between the sections, and is counted with them.
+                // If the splitter contains a group, its matches appear between the sections and count as sections, as in Python's
+                // `re.split`.
                 count(splitter, answer)? * splitter.captures_len() >= *at_least
             }
             Instruction::Json => json::is_json(without_fence(answer)),
@@ -309,7 +310,7 @@ fn too_long(error: fancy_regex::Error) -> Error {
     Error::new("a pattern of an instruction takes too long on an answer").caused_by(error)
 }
 
-/// `str.strip()`.
+/// Python's `str.strip()`.
 pub(super) fn stripped(text: &str) -> &str {
     text.trim_matches(is_python_space)
 }
@@ -324,17 +325,17 @@ fn is_title_case(c: char) -> bool {
         | '\u{1fa8}'..='\u{1faf}' | '\u{1fbc}' | '\u{1fcc}' | '\u{1ffc}')
 }
 
-/// `str.isupper()`: some letter has a case, and none but the upper one.
+/// Python's `str.isupper()`: there are cased letters, and all of them are upper case.
 fn is_upper(text: &str) -> bool {
     text.chars().any(char::is_uppercase) && !text.chars().any(|c| c.is_lowercase() || is_title_case(c))
 }
 
-/// `str.islower()`.
+/// Python's `str.islower()`.
 fn is_lower(text: &str) -> bool {
     text.chars().any(char::is_lowercase) && !text.chars().any(|c| c.is_uppercase() || is_title_case(c))
 }
 
-/// Between `***`; none where one between two others is empty.
+/// The number of paragraphs separated by `***`; `None` if one between two others is empty.
 fn number_of_paragraphs(answer: &str, divider: &Regex) -> Result<Option<usize>> {
     let mut paragraphs = Vec::new();
     let mut begin = 0;
@@ -356,7 +357,7 @@ fn number_of_paragraphs(answer: &str, divider: &Regex) -> Result<Option<usize>> 
     Ok(Some(n))
 }
 
-/// Paragraphs are divided by empty lines. Empty ones do not count, but keep their places before the `nth`.
+/// Paragraphs are separated by empty lines. Empty paragraphs do not count, but keep their positions when the `nth` is looked up.
 fn has_first_word(answer: &str, paragraphs: usize, nth: usize, expected: &str) -> bool {
     let all: Vec<&str> = answer.split("\n\n").map(stripped).collect();
     let n = all.iter().filter(|paragraph| !paragraph.is_empty()).count();
@@ -378,14 +379,14 @@ fn highlights(answer: &str, patterns: &Patterns) -> Result<usize> {
     Ok(single + matches(&patterns.double_highlight, answer)?.iter().filter(|text| inside(text)).count())
 }
 
-/// What stands between ticks.
+/// The text between fences.
 fn without_fence(answer: &str) -> &str {
     let fences = ["```json", "```Json", "```JSON", "```"];
     let text = fences.iter().fold(stripped(answer), |text, fence| text.strip_prefix(fence).unwrap_or(text));
     stripped(text.strip_suffix("```").unwrap_or(text))
 }
 
-/// Two that differ, divided by `******`.
+/// Two different responses, separated by `******`.
 fn are_two_responses(answer: &str) -> bool {
     let responses: Vec<&str> = answer.split("******").map(stripped).collect();
     let is_gap = |(idx, response): (usize, &&str)| response.is_empty() && idx > 0 && idx + 1 < responses.len();

@@ -1,4 +1,5 @@
-//! Would Python's `json.loads` take it? JSON, and beside it `NaN`, `Infinity`, `-Infinity`, numbers of any size and halves of surrogate pairs.
+//! Tells whether Python's `json.loads` accepts a text: JSON, and also `NaN`, `Infinity`, `-Infinity`, numbers of any size and
+//! halves of surrogate pairs.
 
 /// Is the whole text one value?
 pub(super) fn is_json(text: &str) -> bool {
@@ -9,10 +10,10 @@ pub(super) fn is_json(text: &str) -> bool {
     is_value && reader.at == reader.bytes.len()
 }
 
-/// Deeper than this Python gives up, too (its limit on recursion is a thousand frames).
+/// The deepest nesting: Python gives up, too (its recursion limit is a thousand frames).
 const DEEPEST: usize = 990;
 
-/// An int of more digits is none to Python (`sys.int_info.default_max_str_digits`).
+/// The maximum number of digits that Python converts to an int (`sys.int_info.default_max_str_digits`).
 const MOST_DIGITS: usize = 4300;
 
 struct Reader<'a> {
@@ -48,7 +49,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The inside of brackets, whose entries have keys or not.
+    /// Reads the entries inside brackets, which have keys or not.
     fn items(&mut self, depth: usize, close: u8, has_keys: bool) -> bool {
         self.at += 1;
         self.space();
@@ -113,7 +114,7 @@ impl Reader<'_> {
         let whole = self.at - begin;
         let mut is_whole = true;
         let before = self.at;
-        // A point or an exponent without digits is not part of the number, and then something follows that is nothing.
+        // A point or an exponent without digits is not part of the number, and is then an error as what follows it.
         if self.takes(b".") {
             match self.digits() {
                 0 => self.at = before,

@@ -1,9 +1,10 @@
-//! The language of a text: `langdetect` 1.0.9, a port of Shuyo's language-detection, with its seed at 0 (its detector is unseeded where the
-//! harness calls it, so that its verdicts change from run to run).
+//! Detects the language of a text like `langdetect` 1.0.9, a port of Shuyo's language-detection, with seed 0 (where the harness
+//! calls it, the detector is not seeded, so that its verdicts vary from run to run).
 //!
-//! Grams of up to three characters are drawn from the text at random, and the probability of every language is multiplied by how often it
-//! has them, until one is certain; seven times, each with a smoothing of its own. The draws are Python's, so that what is found is to the bit
-//! what `DetectorFactory.seed = 0` finds. Profiles and tables of characters are the package's own files.
+//! N-grams of up to three characters are drawn from the text at random, and the probability of every language is multiplied by
+//! the frequency of the n-gram in it, until one language is certain; this is repeated seven times with different smoothing. The
+//! draws are Python's, so that the result equals that of `DetectorFactory.seed = 0` bit for bit. The profiles and tables of
+//! characters are the package's own files.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,14 +18,14 @@ use crate::error::{Context, Error, Result};
 
 pub(super) struct Languages {
     names: Vec<String>,
-    /// For each gram, its share among the grams of its length in every language, in the order of `names`.
+    /// For each n-gram, its share among the n-grams of its length in every language, in the order of `names`.
     grams: HashMap<String, Box<[f64]>>,
     characters: Characters,
     url: Regex,
     mail: Regex,
 }
 
-/// One file of `profiles/`.
+/// A file in `profiles/`.
 #[derive(Deserialize)]
 struct Profile {
     name: String,
@@ -32,10 +33,10 @@ struct Profile {
     n_words: [f64; 3],
 }
 
-/// What stands for a character in the grams.
+/// The normal forms of characters in the n-grams.
 struct Characters {
     latin1_excluded: String,
-    /// Many Chinese characters count as one of their kind.
+    /// Maps many Chinese characters to one that represents their class.
     cjk: HashMap<char, char>,
     vietnamese: HashMap<(char, char), char>,
 }
@@ -50,7 +51,7 @@ const LEAST_PROBABILITY: f64 = 0.1;
 const LONGEST_TEXT: usize = 10000;
 
 impl Languages {
-    /// Reads the package `langdetect` in its folder: `profiles/`, `utils/messages.properties`.
+    /// Reads the folder of the package `langdetect`: `profiles/` and `utils/messages.properties`.
     pub(super) fn open(package: &Path) -> Result<Languages> {
         let folder = package.join("profiles");
         let entries = std::fs::read_dir(&folder).context_at(&folder, "cannot list the profiles of languages")?;
@@ -83,7 +84,7 @@ impl Languages {
         })
     }
 
-    /// The language by its code, such as `en`; `None` where the text has nothing to tell it by. `unknown` where none is likely.
+    /// The code of the language, such as `en`; `None` if the text has no known n-gram, and `unknown` if no language is likely.
     pub(super) fn of(&self, text: &str) -> Result<Option<&str>> {
         let grams = self.grams_of(&self.cleaned(text)?);
         if grams.is_empty() {
@@ -115,7 +116,7 @@ impl Languages {
         Ok(Some(best.map_or("unknown", |(language, _)| self.names[language].as_str())))
     }
 
-    /// The text without addresses and doubled spaces; where another script prevails, without Latin letters.
+    /// The text without addresses and repeated spaces; and without Latin letters if another script prevails.
     fn cleaned(&self, text: &str) -> Result<Vec<char>> {
         let replaced = |pattern: &Regex, text: &str| match pattern.try_replacen(text, 0, " ") {
             Ok(replaced) => Ok(replaced.into_owned()),
@@ -140,7 +141,8 @@ impl Languages {
         Ok(cleaned)
     }
 
-    /// The shares of the grams of a text that some language has, in the order in which they end; a gram with two capitals in a row is none.
+    /// The shares of all n-grams of a text that some language has, in the order of their ends; n-grams that end in two capitals
+    /// are skipped.
     fn grams_of(&self, text: &[char]) -> Vec<&[f64]> {
         let mut found = Vec::new();
         let mut window = vec![' '];
@@ -177,7 +179,7 @@ impl Languages {
     }
 }
 
-/// Makes the sum 1, and gives the highest.
+/// Scales the probabilities to sum 1, and returns the highest.
 fn normalise(probabilities: &mut [f64]) -> f64 {
     let sum: f64 = probabilities.iter().sum();
     let mut highest = 0.0;
@@ -197,7 +199,7 @@ impl Characters {
             table.get(key).cloned().ok_or_else(|| Error::new(format!("the table of characters has no `{key}`")).at(path))
         };
         let mut cjk = HashMap::new();
-        // A character that stands in two lines is of the later one; the lines are sorted as the package goes through them.
+        // A character in two lines belongs to the later one; the lines are in the order in which the package reads them.
         let mut classes: Vec<(Vec<u32>, &String)> = table
             .iter()
             .filter_map(|(key, value)| {
@@ -219,7 +221,7 @@ impl Characters {
         Ok(Characters { latin1_excluded: get("NGram.LATIN1_EXCLUDE")?, cjk, vietnamese })
     }
 
-    /// Vietnamese letters with their marks as one character.
+    /// Combines Vietnamese letters and their diacritics into single characters.
     fn composed(&self, text: &str) -> Vec<char> {
         let mut composed = Vec::new();
         let mut rest = text.chars().peekable();
@@ -233,7 +235,8 @@ impl Characters {
         composed
     }
 
-    /// What counts for a character: a space for what is no letter, one letter for all of some blocks.
+    /// The normal form of a character: a space for one that is not a letter, and a common letter for all characters of some
+    /// blocks.
     fn normal(&self, c: char) -> char {
         match c {
             '\0'..='\u{7f}' if !c.is_ascii_alphabetic() => ' ',
@@ -253,7 +256,7 @@ impl Characters {
     }
 }
 
-/// `\u00AB` as the character that it writes.
+/// Replaces escapes such as `\u00AB` by their characters.
 fn unescaped(text: &str) -> String {
     let mut parts = text.split("\\u");
     let mut out = parts.next().unwrap_or_default().to_owned();

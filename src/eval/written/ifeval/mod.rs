@@ -1,18 +1,19 @@
-//! IFEval (Zhou et al. 2023, arXiv 2311.07911): does an answer follow the instructions of its prompt? Every kind of instruction that
-//! lm-evaluation-harness 0.4.13 checks (`lm_eval/tasks/ifeval`, version 4), by the same rules, their quirks included.
+//! Judges answers of IFEval (Zhou et al. 2023, arXiv 2311.07911): does an answer follow the instructions of its prompt? Supports
+//! every kind of instruction that lm-evaluation-harness 0.4.13 checks (`lm_eval/tasks/ifeval`, version 4), by the same rules,
+//! including their quirks.
 //!
 //! ```text
-//! instruction.rs  the kinds, as a published row names them, and when an answer follows one
-//! sentences.rs    Punkt, for the number of sentences; words.rs cuts them, for words in capitals
+//! instruction.rs  the kinds of instructions in a published row, and whether an answer follows one
+//! sentences.rs    Punkt, for the number of sentences; words.rs splits them, for words in capitals
 //! language.rs     langdetect, for the three kinds that detect a language; python_random.rs its draws
-//! json.rs         what Python takes for JSON
-//! tools.rs        all of that as one, out of the packages that fetched.rs fetches
-//! pattern.rs      patterns as Python has them
+//! json.rs         what Python accepts as JSON
+//! tools.rs        all tables and patterns together, from the packages that fetched.rs fetches
+//! pattern.rs      patterns that match as in Python
 //! ```
 //!
-//! Where the harness would draw what is asked for at random, because the row does not say it, the row is refused. One such case is in the
-//! published file: two rows ask for `!` and `#` as a letter, and the harness counts a letter of its own choice. Here what the prompt names is
-//! counted. The detector of languages is unseeded there and has the seed 0 here.
+//! If a row does not specify its arguments, the harness draws them at random; here the row is rejected. The published file has
+//! one such case: two rows ask for the letters `!` and `#`, for which the harness counts a letter of its own choice, while this
+//! module counts what the prompt names. The language detector is unseeded in the harness and has seed 0 here.
 
 mod fetched;
 mod instruction;
@@ -40,10 +41,10 @@ pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: 1280, few_shot: 0, pri
 
 static TOOLS: OnceLock<Tools> = OnceLock::new();
 
-/// Fetches what [`SPEC`] needs and makes it known to it; what loads the task calls this.
+/// Fetches the tables that [`SPEC`] needs and registers them; the code that loads the task calls this.
 pub fn prepare(progress: Progress) -> Result<()> {
     if TOOLS.get().is_none() {
-        // Where two threads fetch at once the first result is kept; both have read the same files.
+        // If two threads fetch at once, the first result is kept; both have read the same files.
         let _ = TOOLS.set(fetched::tools(progress)?);
     }
     Ok(())
@@ -54,14 +55,14 @@ fn check(data: &Value, answer: &str) -> Result<Vec<Verdict>> {
     judge(data, answer, tools)
 }
 
-/// What [`judge`] needs of a published row: an error if it has a kind that is not known, or leaves open what it asks for.
+/// The data for [`judge`] from a published row; an error if it has an unknown kind of instruction, or lacks arguments.
 pub fn data(row: &Map<String, Value>) -> Result<Value> {
     let data = json!({"instruction_id_list": row.get("instruction_id_list"), "kwargs": row.get("kwargs")});
     instructions(&data)?;
     Ok(data)
 }
 
-/// The four accuracies of an answer: of the prompt (all instructions) and of its single instructions, strict and loose.
+/// The four accuracies of an answer: for the whole prompt (all instructions) and for single instructions, strict and loose.
 pub fn judge(data: &Value, answer: &str, tools: &Tools) -> Result<Vec<Verdict>> {
     let (mut strict, mut loose) = (Vec::new(), Vec::new());
     let variants = variants(answer);
@@ -71,7 +72,7 @@ pub fn judge(data: &Value, answer: &str, tools: &Tools) -> Result<Vec<Verdict>> 
         };
         let is_strict = follows(&variants[0])?;
         strict.push(is_strict);
-        // The answer itself is the first of its variants.
+        // The first variant is the answer itself.
         let mut is_loose = is_strict;
         for variant in &variants[1..] {
             is_loose = is_loose || follows(variant)?;
@@ -87,7 +88,7 @@ pub fn judge(data: &Value, answer: &str, tools: &Tools) -> Result<Vec<Verdict>> 
     Ok([strict, verdicts("prompt_level_loose_acc", "inst_level_loose_acc", &loose)].concat())
 }
 
-/// The answer, and what is left of it without its first line, its last one and both, each also without asterisks.
+/// The answer, and the answer without its first line, its last line and both, each also without asterisks.
 fn variants(answer: &str) -> [String; 8] {
     let lines: Vec<&str> = answer.split('\n').collect();
     let joined =

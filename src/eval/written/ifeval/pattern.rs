@@ -1,20 +1,20 @@
-//! Patterns as Python reads them, in the syntax of `fancy-regex`.
+//! Regular expressions that match as in Python, in the syntax of `fancy-regex`.
 
 use fancy_regex::Regex;
 
 use crate::error::{Error, Result};
 
-/// A pattern of this program's own, or of a row.
+/// Compiles a pattern of this program or of a row.
 pub(super) fn pattern(text: &str) -> Result<Regex> {
     Regex::new(text).map_err(|error| Error::new(format!("the pattern `{text}` cannot be read")).caused_by(error))
 }
 
-/// A place between a word and none, as Python's `\b`: there a word's characters are letters, numbers and `_`.
+/// A word boundary as Python's `\b`: word characters are letters, numbers and `_`.
 pub(super) const BOUNDARY: &str = r"(?:(?<![\p{L}\p{N}_])(?=[\p{L}\p{N}_])|(?<=[\p{L}\p{N}_])(?![\p{L}\p{N}_]))";
-/// As Python's `\s`.
+/// Python's `\s`.
 pub(super) const SPACE: &str = r"[\s\x1c-\x1f]";
 
-/// The patterns of the kinds that have one of their own.
+/// The patterns of those kinds of instructions that have a fixed one.
 pub(super) struct Patterns {
     /// A word.
     pub word: Regex,
@@ -30,14 +30,14 @@ pub(super) struct Patterns {
     pub double_highlight: Regex,
     /// A title: `<<so>>`.
     pub title: Regex,
-    /// A divider of paragraphs: `***`.
+    /// A separator of paragraphs: `***`.
     pub divider: Regex,
 }
 
 impl Patterns {
     pub(super) fn new() -> Result<Patterns> {
         Ok(Patterns {
-            // NLTK's words have marks in them, as fancy-regex's do.
+            // `\w` includes combining marks in NLTK as in fancy-regex.
             word: pattern(r"\w+")?,
             placeholder: pattern(r"\[.*?\]")?,
             star: pattern(&format!(r"(?m)^{SPACE}*\*[^\*].*$"))?,

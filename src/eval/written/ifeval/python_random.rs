@@ -1,5 +1,5 @@
-//! Python's `random.Random` as far as the detector of languages uses it: the Mersenne Twister (Matsumoto and Nishimura 1998) seeded by a
-//! number, `gauss`, and `choice`.
+//! Python's `random.Random`, as far as the language detector uses it: the Mersenne Twister (Matsumoto and Nishimura 1998) seeded
+//! by a number, `gauss`, and `choice`.
 
 const N: usize = 624;
 const M: usize = 397;
@@ -7,14 +7,14 @@ const M: usize = 397;
 pub(super) struct Random {
     state: [u32; N],
     at: usize,
-    /// `gauss` makes two numbers at a time.
+    /// `gauss` generates two numbers at a time; this is the second.
     gauss_next: Option<f64>,
 }
 
 impl Random {
-    /// `random.seed(seed)`.
+    /// Python's `random.seed(seed)`.
     pub(super) fn seeded(seed: u32) -> Random {
-        // init_genrand(19650218), then init_by_array([seed]).
+        // This is init_genrand(19650218) followed by init_by_array([seed]).
         let mut state = [0u32; N];
         state[0] = 19650218;
         for i in 1..N {
@@ -23,7 +23,7 @@ impl Random {
         let mut i = 1;
         for _ in 0..N {
             let mixed = (state[i - 1] ^ (state[i - 1] >> 30)).wrapping_mul(1664525);
-            // The key has one word, whose index is 0.
+            // The key has a single word, whose index is 0.
             state[i] = (state[i] ^ mixed).wrapping_add(seed);
             i += 1;
             if i >= N {
@@ -61,13 +61,13 @@ impl Random {
         y ^ (y >> 18)
     }
 
-    /// `random()`, in 0..1.
+    /// Python's `random()`, in 0..1.
     fn share(&mut self) -> f64 {
         let (a, b) = (self.next() >> 5, self.next() >> 6);
         (f64::from(a) * 67108864.0 + f64::from(b)) / 9007199254740992.0
     }
 
-    /// `gauss(0, 1)`.
+    /// Python's `gauss(0, 1)`.
     pub(super) fn gauss(&mut self) -> f64 {
         if let Some(next) = self.gauss_next.take() {
             return next;
@@ -78,7 +78,7 @@ impl Random {
         angle.cos() * radius
     }
 
-    /// The index that `choice` takes of `n`, which is above 0 and below 2^32.
+    /// The index that Python's `choice` draws from `n` elements; `n` is above 0 and below 2^32.
     pub(super) fn below(&mut self, n: usize) -> usize {
         let bits = usize::BITS - n.leading_zeros();
         loop {

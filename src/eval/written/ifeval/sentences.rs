@@ -1,8 +1,8 @@
-//! Where sentences end: Punkt (Kiss and Strunk 2006, "Unsupervised Multilingual Sentence Boundary Detection"), as NLTK 3.10.4 runs it with its
-//! English model (`nltk/tokenize/punkt.py`, `punkt_tab/english`).
+//! Splits text into sentences with Punkt (Kiss and Strunk 2006, "Unsupervised Multilingual Sentence Boundary Detection"), as NLTK
+//! 3.10.4 runs it with its English model (`nltk/tokenize/punkt.py`, `punkt_tab/english`).
 //!
-//! A `.`, `?` or `!` before white space or closing punctuation may end a sentence. Whether it does is decided from the word before it and the
-//! one behind: known abbreviations, collocations, words that often begin sentences, and how the next word is usually written (`ortho_context`).
+//! A `.`, `?` or `!` before white space or closing punctuation may end a sentence. The words before and after it decide: known
+//! abbreviations, collocations, words that often start sentences, and how the next word is usually written (`ortho_context`).
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -13,12 +13,12 @@ use fancy_regex::Regex;
 use super::pattern::pattern;
 use crate::error::{Context, Error, Result};
 
-/// The tables of the model, and the patterns that cut words.
+/// The tables of the model, and the patterns that split words.
 pub(super) struct Sentences {
     abbreviations: HashSet<String>,
     collocations: HashSet<(String, String)>,
     starters: HashSet<String>,
-    /// How each word was seen: bits [`LOWER`] and the others.
+    /// How each word was seen in the model's training text: [`LOWER`] and the other bits.
     ortho: HashMap<String, u32>,
     word: Regex,
     number: Regex,
@@ -28,27 +28,27 @@ pub(super) struct Sentences {
 
 /// Seen with an upper-case letter within a sentence.
 const WITHIN_UPPER: u32 = 1 << 2;
-/// Seen with a lower-case letter at the beginning of one.
+/// Seen with a lower-case letter at the start of a sentence.
 const FIRST_LOWER: u32 = 1 << 4;
 const UPPER: u32 = 1 << 1 | WITHIN_UPPER | 1 << 3;
 const LOWER: u32 = FIRST_LOWER | 1 << 5 | 1 << 6;
 
-/// What may follow the end of a sentence without white space between, and ends a word.
+/// Characters that may directly follow the end of a sentence, and end a word.
 const NON_WORD: &str = r#"[)";}\]*:@'({\[‘’“”«»?!]"#;
 const MULTI: &str = r"(?:-{2,}|\.{2,}|(?:\.\s){2,}\.)";
 const NUMBER: &str = "##number##";
 
-/// A word of a context.
+/// A word of a candidate's context.
 struct Word {
     text: String,
-    /// The word in lower case, all numbers being alike.
+    /// The word in lower case, with all numbers mapped to one.
     kind: String,
     ends: bool,
     is_abbreviation: bool,
     is_ellipsis: bool,
 }
 
-/// Does a sentence begin with a word, to judge by how that is usually written?
+/// Does the usual spelling of a word suggest that it starts a sentence here?
 #[derive(PartialEq)]
 enum Begins {
     Yes,
@@ -89,18 +89,18 @@ impl Sentences {
         })
     }
 
-    /// The sentences of a text, in order.
+    /// Splits a text into its sentences.
     pub(super) fn split(&self, text: &str) -> Result<Vec<String>> {
         let text: Vec<char> = text.chars().collect();
         let sentences = self.spans(&text)?.into_iter().map(|span| text[span].iter().collect());
         Ok(sentences.collect())
     }
 
-    /// `span_tokenize`: characters `begin..end` of each sentence.
+    /// NLTK's `span_tokenize`: the character range of each sentence.
     fn spans(&self, text: &[char]) -> Result<Vec<Range<usize>>> {
         let slices = self.slices(text)?;
         let mut spans = Vec::new();
-        // Closing quotes and brackets at the beginning of a sentence belong to the one before.
+        // Closing quotes and brackets at the start of a sentence belong to the previous one.
         let mut moved = 0;
         for (idx, slice) in slices.iter().enumerate() {
             let begin = slice.start + moved;
@@ -124,7 +124,7 @@ impl Sentences {
         Ok(spans)
     }
 
-    /// The text between the ends that are real.
+    /// The ranges between those candidates that really end a sentence.
     fn slices(&self, text: &[char]) -> Result<Vec<Range<usize>>> {
         let mut slices = Vec::new();
         let mut begin = 0;
@@ -139,7 +139,7 @@ impl Sentences {
         Ok(slices)
     }
 
-    /// Does a sentence end within the context, and another word follow?
+    /// Does a sentence end within the context, with another word after it?
     fn has_break(&self, context: &str) -> Result<bool> {
         let mut words = Vec::new();
         for line in context.split('\n') {
@@ -159,7 +159,7 @@ impl Sentences {
         Ok(false)
     }
 
-    /// A word judged by itself.
+    /// Classifies a word by itself.
     fn word(&self, text: &str) -> Result<Word> {
         let lower = text.to_lowercase();
         let is_number = self.number.is_match(&lower).map_err(too_long)?;
@@ -178,7 +178,7 @@ impl Sentences {
         Ok(word)
     }
 
-    /// The second thought about a word that ends in a period, from the word behind it.
+    /// Revises the classification of a word that ends in a period, using the next word.
     fn revise(&self, word: &mut Word, next: &Word) -> Result<()> {
         if !word.text.ends_with('.') {
             return Ok(());
@@ -224,16 +224,16 @@ impl Sentences {
     }
 }
 
-/// A place where a sentence may end.
+/// A position where a sentence may end.
 struct Candidate {
     at: usize,
-    /// Where the next word begins, if white space stands between.
+    /// The start of the next word, if white space precedes it.
     next: Option<usize>,
-    /// The word before, the character, and what follows.
+    /// The word before the position, the character at it, and what follows.
     context: String,
 }
 
-/// `_match_potential_end_contexts`: of those whose words overlap, the last.
+/// NLTK's `_match_potential_end_contexts`: of candidates with overlapping words, only the last counts.
 fn candidates(text: &[char]) -> Vec<Candidate> {
     let is_space = |c: char| c.is_whitespace();
     let closing = ")\";}]*:@'({[‘’“”«»?!";
@@ -254,7 +254,8 @@ fn candidates(text: &[char]) -> Vec<Candidate> {
         } else {
             continue;
         };
-        // The word before begins behind the last white space; white space in the very first place is none, as in NLTK.
+        // The previous word starts after the last white space; white space at the very start of the text does not count, as in
+        // NLTK.
         let space = text[word.end..at].iter().rposition(|c| " \t\n\r\u{b}\u{c}".contains(*c)).filter(|&space| space > 0);
         let own = space.map_or(word.start, |space| word.end + space + 1)..at;
         candidates.extend(last.take().filter(|_| word.end <= own.start));

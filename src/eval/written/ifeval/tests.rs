@@ -1,4 +1,4 @@
-//! Against the official checker, whose verdicts `tests/fixtures/eval/ifeval/make.py` has written down.
+//! Compares the verdicts with those of the official checker, which `tests/fixtures/eval/ifeval/make.py` recorded.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
-/// `DIAGNOSE_IFEVAL_CASES` names another folder that `make.py` could have written.
+/// The path of a fixture; `DIAGNOSE_IFEVAL_CASES` names another folder written by `make.py`.
 fn fixture(name: &str) -> PathBuf {
     let other = std::env::var_os("DIAGNOSE_IFEVAL_CASES").map(PathBuf::from);
     other.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/eval/ifeval")).join(name)
@@ -31,7 +31,7 @@ struct Case {
     loose: bool,
 }
 
-/// All kinds, of each twelve answers, the three that detect a language with the seed 0 on both sides.
+/// Twelve answers for each kind of instruction; the three kinds that detect a language use seed 0 on both sides.
 #[test]
 fn verdicts_are_those_of_the_official_checker() {
     let (tools, cases) = (tools(), read::<Case>("cases.jsonl"));
@@ -76,7 +76,7 @@ fn sentences_words_and_languages_are_those_of_nltk_and_langdetect() {
             cut.extend(tools.words.cut(sentence).unwrap());
         }
         let spoken = tools.languages.of(&text).unwrap();
-        // The fixture has the grams of its first texts only.
+        // The fixture has only the n-grams of its first texts.
         let spoken = spoken.filter(|_| language.is_some());
         n_spoken += usize::from(language.is_some());
         if (&found, &cut, spoken) != (&sentences, &words, language.as_deref()) {
@@ -93,7 +93,7 @@ fn a_prompt_is_followed_if_all_its_instructions_are() {
         "instruction_id_list": ["punctuation:no_comma", "startend:quotation", "keywords:existence"],
         "kwargs": [{}, {"num_words": null}, {"keywords": ["sea", "salt"], "frequency": 0}],
     });
-    // Without its first line the answer is quoted, and without its last one too, but then a word is missing.
+    // Without its first line the answer is quoted; without its last line as well, a word is missing.
     let answer = "Sure:\n\"the sea\nis salt\"";
     assert_eq!(
         judge(&data, answer, &tools()).unwrap(),
@@ -104,7 +104,7 @@ fn a_prompt_is_followed_if_all_its_instructions_are() {
             Verdict::of_parts("inst_level_loose_acc", 3, 3),
         ]
     );
-    // An empty answer follows nothing, not even what it does not break.
+    // An empty answer follows no instruction, not even one that it does not violate.
     assert_eq!(judge(&data, " \n", &tools()).unwrap()[1], Verdict::of_parts("inst_level_strict_acc", 0, 3));
 }
 

@@ -1,4 +1,4 @@
-//! What some kinds of instructions need beside the answer.
+//! The tables and patterns that some kinds of instructions need besides the answer.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::sentences::Sentences;
 use super::words::Words;
 use crate::error::Result;
 
-/// The tables and patterns that the checks read.
+/// The tables and patterns of the checks.
 pub struct Tools {
     pub(super) sentences: Sentences,
     pub(super) words: Words,

@@ -1,4 +1,5 @@
-//! Words of a sentence: `NLTKWordTokenizer` of NLTK 3.10.4 (`nltk/tokenize/destructive.py`), which cuts punctuation and clitics off.
+//! Splits a sentence into words like `NLTKWordTokenizer` of NLTK 3.10.4 (`nltk/tokenize/destructive.py`), which separates
+//! punctuation and clitics.
 
 use fancy_regex::Regex;
 
@@ -6,7 +7,7 @@ use super::pattern::pattern;
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
 
-/// The substitutions, in their order: those before white space is put around the sentence, and those after.
+/// The substitutions, in order: those before the sentence is padded with white space, and those after.
 pub(super) struct Words {
     before: Vec<(Regex, &'static str)>,
     after: Vec<(Regex, &'static str)>,

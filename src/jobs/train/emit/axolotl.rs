@@ -1,6 +1,6 @@
 //! axolotl: `axolotl train train.yaml`.
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps, whole_alpha};
 use super::yaml::{Yaml, list, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     let model = model(recipe)?;
     let (eaft, factor) = loss(&recipe.loss)?;
     if recipe.supervise == Supervise::All {
-        return Err(Error::usage("with axolotl's chat_template data the whole text cannot be trained on")
+        return Err(Error::usage("axolotl's chat_template data cannot train on the whole text")
             .cure("Use --supervise assistant or last."));
     }
     let mut yaml = Yaml::default();
@@ -31,7 +31,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if let Some(lora) = &recipe.lora {
         yaml.set("adapter", "lora")
             .set("lora_r", lora.rank.to_string())
-            .set("lora_alpha", whole_alpha(lora.alpha)?)
+            .set("lora_alpha", whole_alpha("axolotl", lora.alpha)?)
             .set("lora_dropout", number(lora.dropout));
         match lora.targets.is_empty() {
             true => yaml.comment(LINEAR_NOTE).set("lora_target_linear", "true"),
@@ -72,10 +72,10 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if let Some(every) = recipe.eval_every {
         yaml.set("eval_steps", every.to_string());
     }
-    yaml.comment("Longer rows are cut at their end, as in the run that this stands for; axolotl would drop them.")
+    yaml.comment("Longer rows are cut at their end, as in the original run; by default axolotl would drop them.")
         .set("sequence_len", recipe.max_len.to_string())
         .set("excess_length_strategy", "truncate")
-        .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
+        .comment("A step is a number of rows, as in the original run: rows are padded, not packed.")
         .set("sample_packing", "false")
         .blank();
 
@@ -105,24 +105,15 @@ fn loss(loss: &Loss) -> Result<(Option<(f64, usize)>, f64)> {
 }
 
 const TURN_ENDS_NOTE: &str = "
-With what the chat template ends an answer, which is learnt with it. axolotl looks for the tokenizer's end token alone where it is not
-told; none stands here where the template ends answers with no control token.";
+The tokens with which the chat template ends an answer; they are learnt with it. By default axolotl looks only for the tokenizer's end
+token. The list is empty if the template ends answers without a control token.";
 
 const LINEAR_NOTE: &str = "
-All linear modules but the head. Of a multimodal model those of the vision tower are among them: no text reaches them, and they stay without effect.";
+All linear modules except the head. In a multimodal model this includes those of the vision tower, which text does not reach, so they have no effect.";
 
 const EAFT_NOTE: &str = "
-EAFT: with H the entropy of the eaft_k most probable tokens in nats, axolotl weighs a token by H^eaft_alpha and does not divide,
+EAFT: with H the entropy of the eaft_k most probable tokens in nats, axolotl weights a token by H^eaft_alpha and does not divide,
 where the paper and diagnose have (H / ln K)^alpha with ln 20 = 2.9957, and LLaMA-Factory (H / 3.0)^alpha. For the same data the
 loss and the gradient norm are about three times as large as theirs and not comparable, nor are learning rates under an optimiser
 that does not normalise the gradient. AdamW does, so the learning rate below is the one of the original run; only max_grad_norm
 is multiplied by the ratio of the two losses.";
-
-/// axolotl's `lora_alpha` is an int.
-fn whole_alpha(alpha: f64) -> Result<String> {
-    match alpha.fract() == 0.0 {
-        true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("axolotl takes whole numbers for lora_alpha, not {alpha}"))
-            .cure("Give --lora-alpha a whole number.")),
-    }
-}

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Recipe, model, not_offered, optimiser, steps};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Recipe, model, not_offered, optimiser, steps, whole_alpha};
 use super::yaml::{Yaml, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -35,7 +35,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .cure("Use --supervise assistant or last."));
     }
     if recipe.chat_template.is_some() {
-        return Err(Error::usage("LLaMA-Factory takes no file with a chat template: it has names for its own, or reads the tokenizer's")
+        return Err(Error::usage("LLaMA-Factory cannot use a chat template file: it has named templates, or reads the tokenizer's")
             .cure("Write it into chat_template.jinja in a copy of the model's folder, give --model that folder, and leave --chat-template out."));
     }
     let mut yaml = Yaml::default();
@@ -51,8 +51,8 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         Some(lora) => yaml
             .set("finetuning_type", "lora")
             .set("lora_rank", lora.rank.to_string())
-            .comment("A whole number, as LLaMA-Factory wants it.")
-            .set("lora_alpha", whole_alpha(lora.alpha)?)
+            .comment("LLaMA-Factory requires a whole number.")
+            .set("lora_alpha", whole_alpha("LLaMA-Factory", lora.alpha)?)
             .set("lora_dropout", number(lora.dropout))
             .set("lora_target", if lora.targets.is_empty() { "all".to_owned() } else { text(&lora.targets.join(",")) }),
     };
@@ -62,16 +62,16 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     yaml.set("deepspeed", text(DEEPSPEED)).blank();
 
     yaml.comment(
-        "The model's own chat template is read from its tokenizer, as `template` is not set. Its loss is a mean over a token",
+        "`template` is not set, so the model's own chat template is read from its tokenizer. The loss is a mean over one more token",
     )
     .comment(
-        "more an answer, where the template writes one behind the end of a turn (in ChatML a line break, learnt at no cost).",
+        "per answer if the template writes one after the end of a turn (in ChatML a line break, learnt at no cost).",
     )
     .set("dataset_dir", text("."))
     .set("dataset", text(DATASET))
-    .comment("Of rows that are longer, LLaMA-Factory cuts prompt and answers by their lengths; the run that this stands for cuts the end.")
+    .comment("LLaMA-Factory cuts prompt and answers of longer rows in proportion to their lengths; the original run cuts the end.")
     .set("cutoff_len", recipe.max_len.to_string())
-    .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
+    .comment("A step is a number of rows, as in the original run: rows are padded, not packed.")
     .set("packing", "false");
     if recipe.supervise == Supervise::Last {
         yaml.comment("Only the last answer is trained on.").set("mask_history", "true");
@@ -87,7 +87,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
 
     steps(&mut yaml, recipe, batch, "per_device_train_batch_size", "num_train_epochs");
     optimiser(&mut yaml, recipe, "lr_scheduler_type", "optim", loss.factor);
-    yaml.comment("Weights are kept in f32 beside bf16 ones (pure_bf16 stays off): bf16 alone loses updates of this size.")
+    yaml.comment("Weights are kept in f32 beside bf16 (pure_bf16 stays off): bf16 alone loses updates of this size.")
         .set("bf16", recipe.bf16.to_string())
         .set("seed", recipe.seed.to_string())
         .set("data_seed", recipe.seed.to_string())
@@ -145,17 +145,8 @@ fn loss(recipe: &Recipe) -> Result<Settings> {
 }
 
 const EAFT_NOTE: &str = "
-EAFT: with H the entropy of the 20 most probable tokens in nats, LLaMA-Factory weighs a token by (H / 3.0)^eaft_alpha, where the
+EAFT: with H the entropy of the 20 most probable tokens in nats, LLaMA-Factory weights a token by (H / 3.0)^eaft_alpha, where the
 paper and diagnose have (H / ln 20)^alpha and ln 20 = 2.9957; axolotl does not divide at all, and its loss is about three times
 as large for the same data. Losses and gradient norms of the three are therefore not comparable, nor are learning rates under an
 optimiser that does not normalise the gradient. AdamW does, so the learning rate below is the one of the original run; only
 max_grad_norm is multiplied by the ratio of the two losses.";
-
-/// LLaMA-Factory's `lora_alpha` is an int.
-fn whole_alpha(alpha: f64) -> Result<String> {
-    match alpha.fract() == 0.0 {
-        true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("LLaMA-Factory takes whole numbers for lora_alpha, not {alpha}"))
-            .cure("Give --lora-alpha a whole number.")),
-    }
-}

@@ -86,7 +86,7 @@ impl Batch {
     pub(super) fn of(recipe: &Recipe) -> Result<Batch> {
         let (batch, devices) = (recipe.batch_size, recipe.devices);
         if batch == 0 || devices == 0 || !batch.is_multiple_of(devices) {
-            return Err(Error::usage(format!("{batch} sequences a step cannot be spread evenly over {devices} devices"))
+            return Err(Error::usage(format!("{batch} sequences per step cannot be divided evenly among {devices} devices"))
                 .cure("Choose a batch size that is a multiple of the devices."));
         }
         let share = batch / devices;
@@ -137,10 +137,20 @@ pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, op
         .set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * factor)));
 }
 
+/// `lora_alpha`, which is an int in both programs.
+pub(super) fn whole_alpha(program: &str, alpha: f64) -> Result<String> {
+    match alpha.fract() == 0.0 {
+        true => Ok(format!("{alpha:.0}")),
+        false => Err(Error::usage(format!("{program} takes whole numbers for lora_alpha, not {alpha}"))
+            .cure("Give --lora-alpha a whole number.")),
+    }
+}
+
 pub(super) fn not_offered(program: &str, loss: &Loss, offered: &str) -> Error {
     let name = match loss.method.beside {
         Beside::Nothing => loss.gate.to_string(),
         _ => loss.method.to_string(),
     };
-    Error::usage(format!("{program} has no loss like `{name}`")).cure(format!("It offers {offered}; the others train here only."))
+    Error::usage(format!("{program} has no loss equivalent to `{name}`"))
+        .cure(format!("It offers {offered}; the others can only be trained here."))
 }

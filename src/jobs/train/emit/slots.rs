@@ -27,15 +27,17 @@ impl Slots {
     /// `parse_template`, line for line; it counts characters.
     pub(crate) fn of(renderer: &Renderer) -> Result<Slots> {
         if renderer.template_sha256().is_none() {
-            return Err(Error::new("the model has no chat template, and LLaMA-Factory learns no end of an answer without one")
-                .cure("Use --emit axolotl, or train here."));
+            return Err(Error::new(
+                "the model has no chat template, without which LLaMA-Factory does not learn where answers end",
+            )
+            .cure("Use --emit axolotl, or train here."));
         }
         let tokenizer = renderer.tokenizer();
         let prefix: String = tokenizer.leading().iter().map(|&id| tokenizer.text(id)).collect();
         let n_prefix = prefix.chars().count();
         let turn = |role: Role, text: &str| Turn::plain(role, text);
         let render = |turns: Vec<Turn>, asks: bool| {
-            let text = renderer.text(turns, asks).map_err(|error| unlike("does not read this chat template").caused_by(error))?;
+            let text = renderer.text(turns, asks).map_err(|error| unlike("cannot read this chat template").caused_by(error))?;
             Ok::<_, Error>(behind(&text, n_prefix).to_owned())
         };
         let system = render(vec![turn(Role::System, CONTENT)], false)?;
@@ -69,7 +71,7 @@ impl Slots {
                 format!("{text:?}")
             };
             return Err(unlike(&format!(
-                "makes other tokens of the row: at token {at} {} where the chat template has {}",
+                "tokenises the row differently: at token {at} {} where the chat template has {}",
                 shown(&ids),
                 shown(&sequence.ids)
             )));
@@ -84,7 +86,7 @@ impl Slots {
             let behind: String = ids[n_learnt..].iter().map(|&id| renderer.tokenizer().text(id)).collect();
             let is_same = if is_learnt { n_learnt > 0 && behind.trim().is_empty() } else { n_learnt == 0 };
             if !is_same || ours[n_learnt..].contains(&true) {
-                return Err(unlike("learns other tokens of the row"));
+                return Err(unlike("masks the row differently"));
             }
             at += ids.len();
         }
@@ -151,9 +153,9 @@ pub(crate) fn check_axolotl(renderer: &Renderer, example: &Example, supervise: S
     match renderer.rewritten_turns(example)?.into_iter().find(|&turn| is_learnt(turn)) {
         None => Ok(()),
         Some(turn) => Err(Error::new(format!(
-            "the chat template writes message {} otherwise when others follow it, and axolotl would learn other tokens of it",
+            "the chat template renders message {} differently when others follow it, so axolotl would learn different tokens of it",
             turn + 1
         ))
-        .cure("Use --supervise last, train here, or give a template that does not.")),
+        .cure("Use --supervise last, train here, or pass a template that does not.")),
     }
 }

@@ -180,7 +180,7 @@ fn a_template_of_ones_own_goes_along_where_the_program_takes_one() {
     }
     assert_eq!(fs::read_to_string(folder.path().join("chat_template.jinja")).unwrap(), "{{ messages }}\n");
     let error = emitted(Program::LlamaFactory, &recipe, rows()).unwrap_err().to_string();
-    assert!(error.contains("no file with a chat template"), "{error}");
+    assert!(error.contains("cannot use a chat template file"), "{error}");
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
             let recipe = recipe(loss(method.name));
             match offered.contains(&method.name) {
                 true => drop(emitted(program, &recipe, rows()).unwrap()),
-                false => check(program, recipe, rows(), &format!("has no loss like `{name}`")),
+                false => check(program, recipe, rows(), &format!("has no loss equivalent to `{name}`")),
             }
         }
     }
@@ -242,7 +242,11 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(factory, Recipe { batch_size: 12, ..recipe(eaft(1.0)) }, rows(), "12 sequences a step");
     check(factory, Recipe { supervise: Supervise::All, ..recipe(eaft(1.0)) }, rows(), "whole text");
     let lora = LoraSettings { rank: 4, alpha: 2.5, dropout: 0.0, targets: vec!["q_proj".to_owned()] };
-    check(axolotl, Recipe { lora: Some(lora), ..recipe(eaft(1.0)) }, rows(), "not 2.5");
+    for (program, said) in
+        [(axolotl, "axolotl takes whole"), (factory, "LLaMA-Factory takes whole numbers for lora_alpha, not 2.5")]
+    {
+        check(program, Recipe { lora: Some(lora.clone()), ..recipe(eaft(1.0)) }, rows(), said);
+    }
 
     let text = example(vec![turn(Role::Text, "words", 1.0)]);
     check(axolotl, recipe(eaft(1.0)), vec![rows().remove(0), text], "rows.jsonl:2: a plain text");
@@ -258,8 +262,8 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(factory, recipe(eaft(1.0)), weighted(0.0), "the weight 0;");
     // Rows that LLaMA-Factory's own reader passes over.
     let speakers = |roles: &[Role]| vec![example(roles.iter().map(|role| turn(*role, "a", 1.0)).collect())];
-    check(factory, recipe(eaft(1.0)), speakers(&[Role::User, Role::User, Role::Assistant]), "turn 1 is out of turn");
-    check(factory, recipe(eaft(1.0)), speakers(&[Role::Assistant, Role::User, Role::Assistant]), "turn 0 is out of turn");
+    check(factory, recipe(eaft(1.0)), speakers(&[Role::User, Role::User, Role::Assistant]), "turn 1 breaks the order");
+    check(factory, recipe(eaft(1.0)), speakers(&[Role::Assistant, Role::User, Role::Assistant]), "turn 0 breaks the order");
     check(factory, recipe(eaft(1.0)), speakers(&[Role::System, Role::User, Role::Assistant, Role::User]), "end with an answer");
     emitted(factory, &recipe(eaft(1.0)), speakers(&[Role::System, Role::User, Role::Assistant])).unwrap();
     let mut tools = rows().remove(0);

@@ -159,7 +159,7 @@ fn every_key_is_honoured_or_refused_or_irrelevant() {
             }
         }
         let message = with("mup_scale", json!(2)).unwrap_err().to_string();
-        assert!(message.contains("`mup_scale` = 2 is not a setting that is known"), "{message}");
+        assert!(message.contains("`mup_scale` = 2 is not a known setting"), "{message}");
     }
 }
 
@@ -192,7 +192,7 @@ fn one_setting_under_two_names_must_be_one_number() {
     json["use_sliding_window"] = json!(false);
     json["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention", "full_attention"]);
     let message = Config::from_json(&json).unwrap_err().to_string();
-    assert!(message.contains("`layer_types` names layers with a window"), "{message}");
+    assert!(message.contains("`layer_types` has layers with a window"), "{message}");
 }
 
 #[test]

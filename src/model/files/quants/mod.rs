@@ -76,8 +76,8 @@ const TAKEN: &[TensorType] = &[
 ];
 
 const DROPPED: &str = "llama.cpp has dropped it";
-const NO_WEIGHTS: &str = "no model's weights are stored so";
-const INSIDE: &str = "llama.cpp uses it inside of products only";
+const NO_WEIGHTS: &str = "no model stores its weights this way";
+const INSIDE: &str = "llama.cpp uses it only inside products";
 const TOO_NEW: &str = "gguf-py, which this program follows, does not read it either";
 
 /// The other types with a number in ggml, and why they are not supported.
@@ -112,9 +112,9 @@ pub(super) fn by_number(number: u32, tensor: &str) -> Result<&'static TensorType
     let refused = REFUSED.iter().find(|(_, refused, _)| *refused == number);
     Err(Error::new(match refused {
         Some((name, _, why)) => {
-            format!("the tensor `{tensor}` is of the type {name} (number {number}), which is not read: {why}")
+            format!("the tensor `{tensor}` has the type {name} (number {number}), which is not supported: {why}")
         }
-        None => format!("the tensor `{tensor}` is of a type with the number {number}, which is not known here"),
+        None => format!("the tensor `{tensor}` has the unknown type number {number}"),
     })
     .cure("Convert or quantise the model again, to one of the types in the guide (Q8_0, Q4_K, F16 and so on)."))
 }

@@ -1,0 +1,213 @@
+//! The learnt answers of a row, each with a hash of all that is asked before it: rows that ask the same and answer otherwise are found by these.
+//!
+//! What is asked is all that a chat template may put before the answer: the row's tools and its variables for the template, and of each earlier turn
+//! who speaks, what is said, thought and called. The ids of calls are left out: they are drawn at random, and no two rows would ask the same.
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::near_duplicates::{Prompt, words};
+use crate::dataset::{Example, Role, Turn};
+
+/// A learnt answer, and what is asked before it, by their hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// The index of the answer's turn.
+    pub turn: u16,
+    /// Equal where the same is asked: where no word differs, and no sign but those of a sentence. A question behind a long preamble may be
+    /// another one by a single word.
+    pub asked: u64,
+    /// Equal for answers that say and call the same, whatever the model is to think before.
+    pub answer: u64,
+}
+
+/// The answers among the `learnt` turns, which come in their order; those before which nothing is asked are left out. The time that it takes grows
+/// with the length of the row alone.
+pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
+    let mut asked = Sha256::new();
+    for given in given(example) {
+        asked.update(given.to_string());
+    }
+    let (mut found, mut has_question) = (Vec::new(), false);
+    for (turn, idx) in example.turns.iter().zip(0..=u16::MAX) {
+        if turn.role == Role::Assistant && has_question && learnt.binary_search(&idx).is_ok() {
+            let answer = answer(&answer_text(turn));
+            found.push(Exchange { turn: idx, asked: first_bytes(asked.clone()), answer });
+        }
+        let text = text(turn);
+        has_question = !text.trim().is_empty() || (has_question && turn.role != Role::User);
+        asked.update(format!("{}\n{}", turn.role.name(), normalised(&text)));
+    }
+    found
+}
+
+/// What is kept of the prompt of the answer at `turn`, to find others that ask nearly the same.
+pub fn prompt(example: &Example, turn: u16) -> Option<Prompt> {
+    let asked = &example.turns[..usize::from(turn).min(example.turns.len())];
+    let question = asked.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
+    let joined = |turns: &[Turn]| turns.iter().map(|turn| text(turn) + "\n").collect::<String>();
+    let given: String = given(example).map(|given| format!("{given}\n")).collect();
+    Prompt::of(&(given + &joined(&asked[..question])), &joined(&asked[question..]))
+}
+
+/// What an answer says, and what it calls.
+pub fn answer_text(turn: &Turn) -> String {
+    let parts = [turn.content.clone()].into_iter().chain(calls(turn));
+    parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// Equal for rows whose users say the same.
+pub fn users_say(example: &Example) -> u64 {
+    let mut hash = Sha256::new();
+    for turn in example.turns.iter().filter(|turn| turn.role == Role::User) {
+        hash.update(normalised(&turn.content));
+    }
+    first_bytes(hash)
+}
+
+/// What the template is given beside the turns.
+fn given(example: &Example) -> impl Iterator<Item = &Value> {
+    let is_empty = |value: &Value| value.as_object().is_some_and(|object| object.is_empty());
+    [&example.tools, &example.template_switches].into_iter().flatten().filter(move |value| !is_empty(value))
+}
+
+/// All that a turn holds.
+fn text(turn: &Turn) -> String {
+    let reasoning = turn.reasoning.iter().map(|reasoning| format!("{reasoning}\n"));
+    reasoning.chain([answer_text(turn)]).collect()
+}
+
+/// The calls of a turn by their names and arguments, the same whether these are an object or its text.
+fn calls(turn: &Turn) -> impl Iterator<Item = String> {
+    turn.tool_calls.iter().filter_map(Value::as_array).flatten().map(|call| {
+        let function = call.get("function").unwrap_or(call);
+        match (function.get("name").and_then(Value::as_str), function.get("arguments")) {
+            (Some(name), Some(Value::String(arguments))) => format!("{name} {arguments}"),
+            (Some(name), Some(arguments)) => format!("{name} {arguments}"),
+            _ => function.to_string(),
+        }
+    })
+}
+
+/// Equal for answers of the same words and signs but those of a sentence and of Markdown, or, where there are none, of the same text.
+fn answer(text: &str) -> u64 {
+    let is_mark = |word: &str| !word.is_empty() && word.chars().all(|c| "#>-+•".contains(c));
+    // What a line of a heading, a list or a quotation begins with.
+    let unmarked = |line: &str| {
+        let line = line.trim_start();
+        line.split_once(' ').filter(|(first, _)| is_mark(first)).map_or(line, |(_, rest)| rest).replace(['*', '_'], "") + "\n"
+    };
+    let plain = normalised(&text.lines().map(unmarked).collect::<String>());
+    let is_empty = plain.trim().is_empty();
+    first_bytes(Sha256::new().chain_update(if is_empty { text.trim() } else { &plain }))
+}
+
+/// The words of a text in a line, and its signs but those of a sentence in another.
+fn normalised(text: &str) -> String {
+    let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
+    let signs = text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c));
+    words(text).join(" ") + "\n" + &signs.collect::<String>() + "\n"
+}
+
+fn first_bytes(hash: Sha256) -> u64 {
+    let digest = hash.finalize();
+    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn user(text: &str) -> Turn {
+        Turn::plain(Role::User, text)
+    }
+
+    fn assistant(text: &str) -> Turn {
+        Turn::plain(Role::Assistant, text)
+    }
+
+    fn call(id: &str, arguments: Value) -> Turn {
+        let call = json!([{"id": id, "type": "function", "function": {"name": "look", "arguments": arguments}}]);
+        Turn { tool_calls: Some(call), ..assistant("") }
+    }
+
+    fn example(turns: &[Turn]) -> Example {
+        Example { turns: turns.to_vec(), ..Example::default() }
+    }
+
+    /// The last of all exchanges.
+    fn last(example: &Example) -> Exchange {
+        let all: Vec<u16> = (0..example.turns.len() as u16).collect();
+        *exchanges(example, &all).last().unwrap()
+    }
+
+    fn asks_the_same(a: &Example, b: &Example) -> bool {
+        last(a).asked == last(b).asked
+    }
+
+    fn answers_the_same(a: &str, b: &str) -> bool {
+        answer(a) == answer(b)
+    }
+
+    #[test]
+    fn a_word_or_a_sign_makes_another_question() {
+        let same = |a: &str, b: &str| asks_the_same(&example(&[user(a), assistant("")]), &example(&[user(b), assistant("")]));
+        assert!(same("what is the capital of France", "What is the capital of France?"));
+        assert!(!same("What is 3 times 4?", "What is 3 times 5?"));
+        assert!(!same("The capital of France", "The capital of Spain"));
+        assert!(!same("What is 3 + 4?", "What is 3 - 4?"));
+        assert!(!same("🙂", "🙁"));
+        // Each word of the one stands in the other, too.
+        let rules = "Talk of the sea and of the sky.";
+        assert!(!same(&format!("{rules} Is the sea blue?"), &format!("{rules} Is the sky blue?")));
+        let of = |turns: &[Turn]| example(&[turns, &[assistant("")]].concat());
+        assert!(!asks_the_same(&of(&[user("a b"), user("c")]), &of(&[user("a"), user("b c")])));
+        assert!(!asks_the_same(&of(&[user("a"), user("b")]), &of(&[Turn::plain(Role::System, "a"), user("b")])));
+    }
+
+    #[test]
+    fn answers_are_equal_by_their_words_and_numbers() {
+        assert!(answers_the_same("It is Oslo.", "it is **Oslo**"));
+        assert!(answers_the_same("- 3 apples\n* pears", "3 apples\n\npears"));
+        assert!(answers_the_same(":-) ", ":-)") && !answers_the_same(":-)", ":-("));
+        assert!(answers_the_same(" ! ", "!") && !answers_the_same("!", "?"));
+        for (a, b) in [("-3", "3"), ("x > 3", "x < 3"), ("C#", "C"), ("{\"n\": -1}", "{\"n\": 1}"), ("Oslo", "Bergen"), ("", "a")]
+        {
+            assert!(!answers_the_same(a, b), "{a} {b}");
+        }
+    }
+
+    /// What a template may put before the answer is asked, and who gives a call its number changes nothing.
+    #[test]
+    fn tools_calls_and_variables_are_asked() {
+        let plain = example(&[user("Is it raining?"), assistant("No.")]);
+        assert!(asks_the_same(&plain, &Example { template_switches: Some(json!({})), ..plain.clone() }));
+        let tools = |name: &str| Example { tools: Some(json!([{"function": {"name": name}}])), ..plain.clone() };
+        assert!(asks_the_same(&tools("weather"), &tools("weather")));
+        assert!(!asks_the_same(&tools("weather"), &plain) && !asks_the_same(&tools("weather"), &tools("music")));
+        let thinks = |on: bool| Example { template_switches: Some(json!({"enable_thinking": on})), ..plain.clone() };
+        assert!(!asks_the_same(&thinks(true), &thinks(false)));
+        let with = |call: Turn| example(&[user("Is it raining?"), call, Turn::plain(Role::Tool, "12 mm"), assistant("Yes.")]);
+        let [oslo, bergen] = ["Oslo", "Bergen"].map(|town| json!({"town": town}));
+        let called = with(call("c1", oslo.clone()));
+        assert!(asks_the_same(&called, &with(call("c2", oslo.to_string().into()))));
+        assert!(!asks_the_same(&called, &with(call("c1", bergen.clone()))) && !asks_the_same(&called, &with(assistant(""))));
+        let reasoned = Turn { reasoning: Some("Let me look.".to_owned()), ..call("c1", oslo.clone()) };
+        assert!(!asks_the_same(&called, &with(reasoned.clone())));
+        // Of an answer the reasoning does not count, and the call does.
+        let [first, second, other] = [call("c1", oslo.clone()), call("c2", oslo), call("c1", bergen)]
+            .map(|turn| last(&example(&[user("a"), turn])).answer);
+        assert!(first == second && first != other && first == last(&example(&[user("a"), reasoned])).answer);
+    }
+
+    #[test]
+    fn each_learnt_answer_is_an_exchange() {
+        let row = example(&[user("a"), assistant("b"), user("c"), assistant("d"), user(""), assistant("e")]);
+        let turns = |learnt: &[u16]| exchanges(&row, learnt).iter().map(|exchange| exchange.turn).collect::<Vec<_>>();
+        // Those of users are none, and the last answers nothing.
+        assert_eq!((turns(&[0, 1, 2, 3, 4, 5]), turns(&[3]), turns(&[])), (vec![1, 3], vec![3], vec![]));
+        assert_eq!(exchanges(&row, &[1])[0], last(&example(&[user("A?"), assistant("B!")])));
+        assert!(exchanges(&example(&[assistant("b")]), &[0]).is_empty());
+    }
+}
