@@ -391,7 +391,7 @@ fn breakdowns(text: &mut String, summary: &Summary) {
         add!(text, "");
     }
     if summary.turns.len() > 1 {
-        add!(text, "## By turn\n\n| turn | {columns}");
+        add!(text, "## By turn\n\nTurns are counted from 0, system prompts and tool results included.\n\n| turn | {columns}");
         for turn in summary.turns.iter().take(SHOWN) {
             row(text, &turn.turn.to_string(), &turn.breakdown);
         }

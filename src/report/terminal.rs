@@ -7,7 +7,6 @@ use crate::diagnosis::breakdown::Cell;
 use crate::diagnosis::by_kind::PromptedKind;
 use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
-use crate::diagnosis::self_check::LEAST_ROWS;
 use crate::diagnosis::summary::{Summary, Surprise};
 use crate::format::{count, n_tokens, number_with_interval, percent, percent_with_interval, thousands, visible};
 use crate::table::Quadrant;
@@ -189,9 +188,10 @@ fn further(report: &Report, Colours { bold, reset, .. }: Colours) -> Vec<String>
     if let Some(on_policy) = &report.on_policy {
         let found = on_policy.check.as_ref().map(|check| check.sentence().replace("**", ""));
         let why_not = || on_policy.why_not.as_ref().map(|why_not| format!("not possible: {why_not}"));
-        let result = found.or_else(why_not).unwrap_or_else(|| format!("needs {LEAST_ROWS} rows"));
-        lines.push(String::new());
-        lines.push(format!("{bold}self-check{reset} {result}"));
+        if let Some(result) = found.or_else(why_not) {
+            lines.push(String::new());
+            lines.push(format!("{bold}self-check{reset} {result}"));
+        }
     }
     lines
 }

@@ -136,7 +136,7 @@ impl Column {
         use ColumnType::*;
         [
             (Row, "row", U32, "example, numbered over the whole input"),
-            (Turn, "turn", U16, "turn in the example"),
+            (Turn, "turn", U16, "turn in the example, counted from 0; system prompts and tool results count"),
             (Pos, "pos", U32, "index of the token in the rendered sequence"),
             (Source, "source", Text, "file, or the row's own source field"),
             (TokenId, "token_id", U32, "target token"),
