@@ -1,11 +1,11 @@
-//! Packing: sequences -> batches of about a token budget, without padding, prefixes computed once.
+//! Packs sequences into batches of about a token budget, without padding, and with shared prefixes computed once.
 //!
-//! Sequences are sorted by their tokens, so that those with a common prefix lie side by side; a batch is then a forest in which
-//! every common prefix of [`MIN_SHARED`] tokens or more is one segment. Tokens behind the last supervised one are left out, and so
-//! is that one itself: nothing is predicted from it.
+//! Sequences are sorted by their tokens, so that those with a common prefix are adjacent. A batch is then a forest in which every common
+//! prefix of [`MIN_SHARED`] tokens or more is one segment. Tokens from the last supervised one on are omitted, including that one, because
+//! no supervised token is predicted from them.
 //!
 //! ```text
-//! sequences, sorted        segments of the batch, one behind the other
+//! sequences, sorted        segments of the batch, in order
 //!
 //! S A B                    S      sees itself
 //! S A C              ->    A B    sees S and itself
@@ -20,47 +20,47 @@ use crate::kernels::Segment;
 use crate::model::Batch;
 use crate::tokens::Sequence;
 
-/// Tokens of a batch for whatever holds more than statistics of it.
+/// The token budget of batches for which more than statistics is stored.
 pub const TOKEN_BUDGET: usize = 2048;
 
-/// A shorter common prefix is computed again: a segment has its own cost.
+/// Shorter common prefixes are recomputed, because a segment has its own cost.
 const MIN_SHARED: usize = 8;
 
-/// The small first batch ends between two sequences whose common prefix has no more tokens than this, or than a hundredth of all: the prefix
-/// is computed a second time, in the batch that follows.
+/// The small first batch ends between two sequences whose common prefix has at most this many tokens, or a hundredth of all: the next batch
+/// computes that prefix again.
 const FIRST_LOSS: usize = 32;
 
-/// A batch and what to read from it.
+/// A batch, and what to read from it.
 pub struct Packed {
-    /// The tokens, and who sees whom.
+    /// The tokens, and which tokens see which.
     pub batch: Batch,
-    /// Rows of the batch that predict a target, each `(row, target)` once. Length `N`.
+    /// The rows of the batch that predict a target, each `(row, target)` once. Length `N`.
     pub rows: Vec<u32>,
-    /// The tokens they predict. Length `N`.
+    /// The tokens that they predict. Length `N`.
     pub targets: Vec<u32>,
-    /// Number of the sequence in the input; for each of its supervised tokens the index into `rows` and `targets`.
+    /// For each sequence, its index in the input and, for each of its supervised tokens, the index into `rows` and `targets`.
     pub scatter: Vec<(usize, Vec<u32>)>,
 }
 
-/// Packs the sequences that have supervised tokens, the first batch with a budget of its own. A sequence longer than `budget` gets a
-/// batch to itself.
+/// Packs the sequences that have supervised tokens; the first batch has its own budget. A sequence longer than `budget` gets a batch to
+/// itself.
 pub fn pack(sequences: &[Sequence], budget: usize, first_budget: usize) -> Vec<Packed> {
     packs(sequences, budget, first_budget).collect()
 }
 
-/// The same, each batch when it is asked for.
+/// Like [`pack`], with each batch packed on demand.
 pub(super) fn packs(sequences: &[Sequence], budget: usize, first_budget: usize) -> impl Iterator<Item = Packed> {
     let inputs: Vec<&[u32]> = sequences.iter().map(input).collect();
     let mut order: Vec<usize> = (0..sequences.len()).filter(|&i| !inputs[i].is_empty()).collect();
     order.sort_by_key(|&i| inputs[i]);
 
-    // What each sequence adds to those before it, if they are in one batch.
+    // The number of tokens that each sequence adds to those before it, if they are in one batch.
     let added = |position: usize| {
         let own = inputs[order[position]];
         let shared = if position == 0 { 0 } else { common_prefix(inputs[order[position - 1]], own) };
         own.len() - if shared < MIN_SHARED { 0 } else { shared }
     };
-    // Batches of equal size rather than full ones and a rest.
+    // Batches of equal size, rather than full ones and a small rest.
     let total: usize = (0..order.len()).map(added).sum();
     let share = total.div_ceil(total.div_ceil(budget).max(1));
     let mut groups: Vec<Range<usize>> = Vec::new();
@@ -78,7 +78,7 @@ pub(super) fn packs(sequences: &[Sequence], budget: usize, first_budget: usize) 
     groups.into_iter().filter(|group| !group.is_empty()).map(move |group| pack_group(sequences, &inputs, &order[group]))
 }
 
-/// The tokens that predict something supervised.
+/// The tokens from which something supervised is predicted.
 fn input(sequence: &Sequence) -> &[u32] {
     &sequence.ids[..sequence.targets_end().saturating_sub(1)]
 }
@@ -87,7 +87,7 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// `members` are numbers of sequences, sorted by their input tokens.
+/// Packs one batch; `members` are indices of sequences, sorted by their input tokens.
 fn pack_group(sequences: &[Sequence], inputs: &[&[u32]], members: &[usize]) -> Packed {
     let mut forest = Forest { inputs, ids: Vec::new(), segments: Vec::new(), paths: HashMap::new() };
     forest.grow(members, 0, &[]);
@@ -98,7 +98,7 @@ fn pack_group(sequences: &[Sequence], inputs: &[&[u32]], members: &[usize]) -> P
         targets: Vec::new(),
         scatter: Vec::with_capacity(members.len()),
     };
-    // By their first rows: how many members go through each segment.
+    // The number of members that pass through each segment, by its first row.
     let mut shares: HashMap<usize, usize> = HashMap::new();
     for rows in members.iter().flat_map(|member| &forest.paths[member]) {
         *shares.entry(rows.start).or_default() += 1;
@@ -111,7 +111,7 @@ fn pack_group(sequences: &[Sequence], inputs: &[&[u32]], members: &[usize]) -> P
         let (mut indices, mut before) = (Vec::new(), 0);
         for rows in &forest.paths[&member] {
             let is_shared = shares[&rows.start] > 1;
-            // A token is predicted from the row of the one before.
+            // A token is predicted from the row of the previous token.
             while let Some((position, target)) = targets.next_if(|(position, _)| *position <= before + rows.len()) {
                 let row = (rows.start + position - 1 - before) as u32;
                 let mut add = || {
@@ -133,16 +133,16 @@ struct Forest<'a> {
     inputs: &'a [&'a [u32]],
     ids: Vec<u32>,
     segments: Vec<Segment>,
-    /// The batch rows of each finished sequence's tokens, first to last; the key is the number of the sequence.
+    /// The batch rows of each finished sequence's tokens, in order, by the index of the sequence.
     paths: HashMap<usize, Vec<Range<usize>>>,
 }
 
 impl Forest<'_> {
-    /// Lays out the tokens from `depth` on of `members`, which are sorted, agree before `depth`, and have that part at the rows
-    /// `context` already.
+    /// Lays out the tokens from `depth` on of `members`, which are sorted and agree before `depth`, where the rows `context` hold their
+    /// common beginning.
     fn grow(&mut self, members: &[usize], depth: usize, context: &[Range<usize>]) {
         let (Some(&first), Some(&last)) = (members.first(), members.last()) else { return };
-        // They are sorted, so what the first and the last have in common all have.
+        // They are sorted, so what the first and the last have in common, all have.
         let shared = common_prefix(self.inputs[first], self.inputs[last]);
         let all_end = self.inputs[last].len() == shared;
         if all_end || shared - depth >= MIN_SHARED {
@@ -159,7 +159,7 @@ impl Forest<'_> {
             }
             self.grow_apart(&members[ended..], shared, shared, &path);
         } else {
-            // Too little in common: each goes on from `depth`, with those that share more.
+            // Too little in common: each continues from `depth`, together with those that share more.
             let ended = members.iter().take_while(|&&member| self.inputs[member].len() == shared).count();
             for member in &members[..ended] {
                 self.grow(std::slice::from_ref(member), depth, context);
@@ -168,7 +168,7 @@ impl Forest<'_> {
         }
     }
 
-    /// Grows the groups of `members` that have the same token at `branch`.
+    /// Lays out the groups of `members` that have the same token at `branch`.
     fn grow_apart(&mut self, members: &[usize], branch: usize, depth: usize, context: &[Range<usize>]) {
         let inputs = self.inputs;
         for group in members.chunk_by(|&a, &b| inputs[a][branch] == inputs[b][branch]) {
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Every supervised token must be predicted from the tokens before it, in order, and nothing else.
+    /// Checks that every supervised token is predicted from exactly the tokens before it, in order.
     fn check(sequences: &[Sequence], budget: usize) -> Vec<Packed> {
         let batches = pack(sequences, budget, 256);
         let mut found = 0;
@@ -225,7 +225,7 @@ mod tests {
         let with = |tail: &[u32]| sequence(&[&prefix, tail].concat(), 20);
         let batches = check(&[with(&[7, 8, 9]), with(&[5, 6]), with(&[7, 8, 4]), with(&[7, 8, 9])], 1000);
         assert_eq!(batches.len(), 1);
-        // 20 shared, then [7, 8] twice (two tokens are too few to share between 9 and 4, and the last token predicts nothing), 5.
+        // 20 shared tokens, then [7, 8] once, because three sequences are equal except for their last token, which is no input, then 5.
         assert_eq!(batches[0].batch.ids.len(), 20 + 2 + 1);
         // The two equal sequences and the third have the rows of 7 and 8 in common: (19, 7), (7, 8), (8, 9), (8, 4), (19, 5), (5, 6).
         assert_eq!(batches[0].rows.len(), 6);
@@ -260,7 +260,7 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 16) % n
         };
-        // Few different tokens, so that prefixes of every length occur.
+        // Few distinct tokens, so that prefixes of every length occur.
         let sequences: Vec<Sequence> = (0..300)
             .map(|_| {
                 let length = 2 + random(60) as usize;

@@ -1,56 +1,56 @@
-//! What the largest probabilities of a distribution say about the whole of it.
+//! Bounds on the statistics of a distribution of which only the largest probabilities are known.
 //!
-//! A server tells the K largest log-probabilities, and the target's. Beyond them it is known that the rest, `V - K` tokens, has the mass `m`
-//! that is left over, and that none of it is more probable than the K-th, `c`. Of all distributions that fit, those with as many tokens at
-//! `c` as `m` pays for have the least entropy and the most `sum p^2`, and the one that shares `m` out evenly the most entropy and the least
-//! `sum p^2`: `x ln x` and `x^2` are convex, and `x (ln x)^2` is concave below 1/e.
+//! A server returns the K largest log-probabilities, and the target's. The other `V - K` tokens share the remaining mass `m`, and none of
+//! them is more probable than the K-th, `c`. Among all distributions that fit, the one with as many tokens of probability `c` as `m` allows
+//! has the least entropy and the largest `sum p^2`, and the one that divides `m` evenly has the largest entropy and the least `sum p^2`:
+//! `x ln x` and `x^2` are convex, and `x (ln x)^2` is concave below 1/e.
 
 use crate::error::{Error, Result};
 use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 
-/// The K of the EAFT gate, [`TOP_K`](crate::engine::TOP_K): fewer are refused, so that `entropy_topk` is exact.
+/// The K of the EAFT gate, [`TOP_K`](crate::engine::TOP_K): fewer are refused, so `entropy_topk` is exact.
 pub const LEAST_TOP_K: usize = 20;
 
-/// What a sum of a few hundred probabilities may be off by, whose logarithms came as f32 from a softmax in f32.
+/// The error of a sum of a few hundred probabilities whose logarithms are f32, from a softmax in f32.
 const SLACK: f64 = 2e-6;
-/// A mass that is further from what it can be did not come from a softmax in f32: the bounds would not hold. What lies between the two widens
-/// them.
+/// A mass that is further than this from the possible values did not come from a softmax in f32, and the bounds would be invalid. Smaller
+/// deviations widen them.
 const MOST_EXCESS: f64 = 1e-5;
-/// What the statistics themselves are off by where they are summed in f32: parts in ten million of some nats, of 1, and of squares of nats.
+/// The errors of the statistics themselves when summed in f32: parts in ten million of a few nats, of 1, and of squares of nats.
 const ENTROPY_ROUNDING: f64 = 1e-6;
 const TAIL_ROUNDING: f64 = 1e-7;
 const VARENTROPY_ROUNDING: f64 = 1e-4;
 
-/// What is known of one position: the target's ln p, and the K largest of the distribution that it was drawn from.
+/// What is known of one position: the target's ln p, and the K largest of its distribution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Position {
-    /// The token that stands in the data, with its ln p.
+    /// The token in the data, with its ln p.
     pub target: Choice,
-    /// 1 + number of tokens that are at least as probable, where the server says so.
+    /// 1 + the number of tokens that are at least as probable, if the server returns it.
     pub rank: Option<u32>,
-    /// The most probable first, the lowest id first among equals; the target may be among them.
+    /// The most probable tokens first, the lowest id first among ties; may include the target.
     pub top: Vec<Choice>,
 }
 
-/// Least and largest value that fit what is known.
+/// The least and largest value that fit what is known.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Range {
-    /// The least value, in the unit of what is bounded.
+    /// The least value, in the unit of the bounded statistic.
     pub lo: f32,
     /// The largest value.
     pub hi: f32,
 }
 
-/// Where the statistics lie that the largest probabilities do not decide. Units as in [`TokenStatistics`].
+/// The ranges of the statistics that the largest probabilities do not determine. Units as in [`TokenStatistics`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Bounds {
     /// The entropy over the whole vocabulary, nats.
     pub entropy: Range,
-    /// Probability mass of all tokens no more probable than the target.
+    /// The probability mass of all tokens no more probable than the target.
     pub tail: Range,
-    /// Variance of -ln p under the model.
+    /// The variance of -ln p under the model.
     pub varentropy: Range,
-    /// L2 norm of the gradient of -ln p(target) with respect to the logits.
+    /// The L2 norm of the gradient of -ln p(target) with respect to the logits.
     pub grad: Range,
 }
 
@@ -59,30 +59,30 @@ impl Range {
         Range { lo: lo as f32, hi: hi.max(lo) as f32 }
     }
 
-    /// Half way between the least value and the largest.
+    /// The midpoint of the range.
     pub fn middle(self) -> f32 {
         self.lo + (self.hi - self.lo) / 2.0
     }
 
-    /// The largest value less the least.
+    /// The largest value minus the least.
     pub fn width(self) -> f32 {
         self.hi - self.lo
     }
 }
 
-/// Sums over the tokens that are not known, of which there are `n`, each of at most `cap`, and all together of `mass`.
+/// The unknown tokens: `n` of them, each of probability at most `cap`, with a total mass between `least` and `most`.
 struct Rest {
-    /// Mass, of which the sums of f32 numbers leave a little open.
+    /// The mass, which sums of f32 numbers do not determine exactly.
     least: f64,
     most: f64,
     n: f64,
     cap: f64,
-    /// What the sum of all may be off by.
+    /// The possible error of the sum of all probabilities.
     slack: f64,
 }
 
 impl Rest {
-    /// The sum of `f` where as many tokens as possible have the probability `cap`, and one what is left of `mass`.
+    /// The sum of `f` if as many tokens as possible have the probability `cap`, and one the rest of `mass`.
     fn packed(&self, mass: f64, f: impl Fn(f64) -> f64) -> f64 {
         if mass <= 0.0 || self.cap <= 0.0 {
             return 0.0;
@@ -91,7 +91,7 @@ impl Rest {
         full * f(self.cap) + f(mass - full * self.cap)
     }
 
-    /// The sum of `f` where all have the same probability.
+    /// The sum of `f` if all have the same probability.
     fn spread(&self, mass: f64, f: impl Fn(f64) -> f64) -> f64 {
         if mass <= 0.0 || self.n <= 0.0 { 0.0 } else { self.n * f(mass / self.n) }
     }
@@ -107,18 +107,18 @@ fn square_surprise(x: f64) -> f64 {
     if x <= 0.0 { 0.0 } else { x * x.ln().powi(2) }
 }
 
-/// What an engine is asked to tell of each position.
+/// What an engine has to return for each position.
 #[derive(Debug, Clone, Copy)]
 pub struct TopTokens {
-    /// How many of the most probable tokens.
+    /// The number of most probable tokens.
     pub top_k: usize,
-    /// How many tokens the vocabulary has: ids lie below it.
+    /// The size of the vocabulary; ids are below it.
     pub vocab: usize,
 }
 
 impl Position {
-    /// What an engine says of the token at index `at` of a prompt, as long as it makes sense: the target, and the most probable tokens in any
-    /// order.
+    /// Builds the position of the token at index `at` of a prompt from an engine's answer, and checks its consistency: the target, and the
+    /// most probable tokens in any order.
     pub(crate) fn new(
         at: usize,
         target: Choice,
@@ -162,7 +162,7 @@ impl Position {
                 target.logprob, last.logprob
             )));
         }
-        // Less probable than all that are listed, it comes after them.
+        // If it is less probable than all listed tokens, it ranks after them.
         let fits = |rank: u32| top_k < rank as usize && rank as usize <= vocab;
         match rank {
             Some(rank) if target.logprob < last.logprob && !fits(rank) => Err(Error::new(format!(
@@ -172,18 +172,18 @@ impl Position {
         }
     }
 
-    /// Is nothing that is not listed more probable than the target? So it is where the target ties with the last that is.
+    /// Whether no unlisted token is more probable than the target. This includes a tie with the last listed token.
     fn is_among_most_probable(&self) -> bool {
         self.has_target() || self.top.last().is_some_and(|last| self.target.logprob >= last.logprob)
     }
 
-    /// The target among the most probable?
+    /// Whether the target is among the most probable tokens.
     pub(crate) fn has_target(&self) -> bool {
         self.top.iter().any(|choice| choice.id == self.target.id)
     }
 
-    /// The statistics, and where those lie that are not known: they stand at the middle of their bounds. `vocab` is the number of tokens that
-    /// share the mass. An error where no distribution has these as its largest log-probabilities.
+    /// The statistics, with unknown ones at the midpoint of their bounds, and the bounds. `vocab` is the number of tokens that share the
+    /// mass. Returns an error if no distribution has these as its largest log-probabilities.
     pub fn statistics(&self, vocab: usize) -> Result<(TokenStatistics, Bounds)> {
         let Position { target, top, .. } = self;
         let p = |choice: &Choice| f64::from(choice.logprob).exp();
@@ -204,7 +204,7 @@ impl Position {
         let second = (second + rest.packed(rest.least, square_surprise), second + rest.spread(rest.most, square_surprise));
         let varentropy = ((second.0 - entropy.1 * entropy.1).max(0.0), (second.1 - entropy.0 * entropy.0).max(0.0));
 
-        // 1 - 2 p + sum p^2 without the cancellation of a p near 1.
+        // 1 - 2 p + sum p^2, without cancellation if p is close to 1.
         let not_target = -f64::from(target.logprob).exp_m1();
         let squares: f64 = known().filter(|choice| choice.id != target.id).map(|choice| p(choice).powi(2)).sum();
         let squares = not_target * not_target + squares;
@@ -241,8 +241,8 @@ impl Position {
         Ok((statistics, bounds))
     }
 
-    /// How far the mass of all tokens is from 1, if those that are not listed have `rest` at most. An error where that is more than rounding
-    /// makes, since what came is then not the largest probabilities of one distribution over the vocabulary.
+    /// How far the mass of all tokens is from 1, if the unlisted tokens have at most `rest`. Returns an error if that exceeds rounding,
+    /// because the input is then not the largest probabilities of one distribution over the vocabulary.
     fn excess(&self, first: &Choice, listed: f64, all: f64, rest: f64) -> Result<f64> {
         let raw =
             "The server returns raw or altered logits: start it without --logprobs-mode, or with --logprobs-mode raw_logprobs.";
@@ -254,7 +254,7 @@ impl Position {
         if excess <= MOST_EXCESS {
             return Ok(excess);
         }
-        // Sixteen bits of logarithms of a few nats are that far off.
+        // Rounding logarithms of a few nats to sixteen bits causes such an error.
         if excess < 0.02 {
             return Err(Error::new(format!(
                 "the probabilities of a position add up to {:.6} instead of 1: they were rounded more coarsely than f32, so values that the server does not report cannot be bounded",
@@ -281,7 +281,7 @@ impl Position {
         .cure(raw))
     }
 
-    /// Mass of the tokens no more probable than the target.
+    /// The mass of the tokens no more probable than the target.
     fn tail(&self, rest: &Rest, vocab: usize) -> Result<Range> {
         let p = |choice: &Choice| f64::from(choice.logprob).exp();
         let outside = if self.has_target() { None } else { Some(&self.target) };
@@ -290,10 +290,10 @@ impl Position {
         let range =
             |least: f64, most: f64| Range::new((own + least - TAIL_ROUNDING).max(0.0), (own + most + TAIL_ROUNDING).min(1.0));
         if self.is_among_most_probable() {
-            // Nothing that is not listed is more probable than what is.
+            // No unlisted token is more probable than the listed ones.
             return Ok(range(rest.least, rest.most));
         }
-        // Only so many of the tokens that are not listed can be more probable than the target, none more than the last that is.
+        // At most this many of the unlisted tokens can be more probable than the target, none more than the last listed one.
         let others = vocab.saturating_sub(self.top.len() + 1);
         let larger = self.rank.map_or(others, |rank| (rank as usize).saturating_sub(1 + self.top.len())) as f64;
         let least = (rest.least - larger * rest.cap).max(0.0);
@@ -308,7 +308,7 @@ impl Position {
         Ok(range(least, most))
     }
 
-    /// As [`TokenStatistics::entropy_topk`], of the first [`LEAST_TOP_K`].
+    /// Like [`TokenStatistics::entropy_topk`], of the first [`LEAST_TOP_K`].
     fn entropy_topk(&self) -> f64 {
         let top = &self.top[..self.top.len().min(LEAST_TOP_K)];
         let largest = top.first().map_or(0.0, |choice| f64::from(choice.logprob));
@@ -327,7 +327,7 @@ mod tests {
     use crate::kernels::statistics::statistics_of_logits;
     use crate::random::SplitMix;
 
-    /// What a server with `--max-logprobs K` says of these logits.
+    /// The answer of a server with `--max-logprobs K` for these logits.
     fn position(logits: &[f32], target: u32, k: usize, with_rank: bool) -> Position {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
@@ -339,7 +339,7 @@ mod tests {
         Position { target: choice(target), rank: with_rank.then_some(rank), top: ids[..k].iter().map(|&id| choice(id)).collect() }
     }
 
-    /// Logits of a shape that the number decides: flat, peaked, heavy-tailed, with ties.
+    /// Logits whose shape depends on the index: flat, peaked, heavy-tailed, with ties.
     fn logits(random: &mut SplitMix, i: usize) -> Vec<f32> {
         let n = 40 + random.below(3000) as usize;
         let scale = [0.01, 0.5, 2.0, 5.0, 12.0][i % 5];
@@ -350,9 +350,9 @@ mod tests {
         (0..n)
             .map(|v| match i % 3 {
                 0 => (normal() * scale) as f32,
-                // Zipf's law, as words have it.
+                // Zipf's law, as for words.
                 1 => (-(v as f64 + 1.0).ln() * (0.5 + scale) + 0.1 * normal()) as f32,
-                // One zero, not two.
+                // Avoids negative zero.
                 _ => ((normal() * scale * 2.0).round() / 2.0 + 0.0) as f32,
             })
             .collect()
@@ -367,7 +367,7 @@ mod tests {
             for i in 0..1000 {
                 let logits = logits(&mut random, i);
                 let k = k.min(logits.len());
-                // Targets from the head, the middle and anywhere.
+                // Targets among the most probable, in the middle and anywhere.
                 let target = random.below([5, 60, logits.len() as u32][i % 3].min(logits.len() as u32));
                 let truth = statistics_of_logits(&logits, target, LEAST_TOP_K);
                 for with_rank in [false, true] {
@@ -380,7 +380,7 @@ mod tests {
                     assert!(within(bounds.grad, truth.grad), "{i}: {bounds:?} {truth:?}");
                     assert!((found.entropy_topk - truth.entropy_topk).abs() < 2e-6, "{i}: {found:?} {truth:?}");
                     assert!((found.logprob - truth.logprob).abs() <= 1e-6 * truth.logprob.abs().max(1.0));
-                    // Logits that differ may have one logarithm in f32, and which came first is then not told.
+                    // Different logits may have the same logarithm in f32, and their order is then unknown.
                     let logit = |choice: &Choice| logits[choice.id as usize];
                     let collide = |a: &Choice, b: &Choice| a.logprob == b.logprob && logit(a) != logit(b);
                     let is_told = !position.top.windows(2).any(|pair| collide(&pair[0], &pair[1]));
@@ -407,31 +407,31 @@ mod tests {
             widths.push(width / n);
         }
         assert!(told > 4000, "{told}");
-        // More of them say more.
+        // Larger K give narrower bounds.
         assert!(widths[0] > widths[1] && widths[1] > widths[2], "{widths:?}");
     }
 
     #[test]
     fn bounds_by_hand() {
-        // Twenty tokens of 0.04 each, and 0.2 over 100 others of at most 0.04: five of them, or all alike.
+        // Twenty tokens of 0.04 each, and 0.2 over 100 others of at most 0.04: five of them, or all with equal shares.
         let logprob = 0.04f32.ln();
         let top: Vec<Choice> = (0..20).map(|id| Choice { id, logprob }).collect();
         let inside = Position { target: top[3], rank: Some(20), top };
         let (statistics, bounds) = inside.statistics(120).unwrap();
         let expected = [25.0 * 0.04 * -(0.04f64.ln()), 20.0 * 0.04 * -(0.04f64.ln()) - 0.2 * (0.2f64 / 100.0).ln()];
         for (found, expected) in [bounds.entropy.lo, bounds.entropy.hi].into_iter().zip(expected) {
-            // Half of a hundred-thousandth: the slack of 2e-6 of mass is worth that much of entropy.
+            // Half of a ten-thousandth: the slack of 2e-6 of mass corresponds to that much entropy.
             assert!((f64::from(found) - expected).abs() < 5e-5, "{found} {expected}");
         }
-        // Ties are in the tail, and so is all that is not listed.
+        // The tail includes ties and all unlisted tokens.
         assert!((statistics.tail - 1.0).abs() < 1e-5 && statistics.rank == 1);
         assert!((statistics.entropy_topk - 1.0).abs() < 1e-6);
-        // sqrt(1 - 2 p + sum p^2), with 5 at 0.04 more, or 100 at 0.002.
+        // sqrt(1 - 2 p + sum p^2), with 5 more tokens at 0.04, or 100 at 0.002.
         let grad = |rest: f64| (1.0 - 0.08 + 20.0 * 0.0016 + rest).sqrt();
         assert!((f64::from(bounds.grad.hi) - grad(5.0 * 0.0016)).abs() < 1e-5);
         assert!((f64::from(bounds.grad.lo) - grad(100.0 * 4e-6)).abs() < 1e-5);
 
-        // A target of 0.01 that is not among them, the 23rd: two others of at most 0.04 lie between.
+        // An unlisted target of 0.01 with rank 23: two unlisted tokens of at most 0.04 come before it.
         let outside = Position { target: Choice { id: 50, logprob: 0.01f32.ln() }, rank: Some(23), ..inside };
         let (statistics, bounds) = outside.statistics(120).unwrap();
         assert_eq!(statistics.rank, 23);
@@ -450,7 +450,7 @@ mod tests {
         assert!(listed(-1.0).contains("add up to 7.3576"), "{}", listed(-1.0));
         assert!(listed(-12.0).contains("cannot complete that to 1"), "{}", listed(-12.0));
         assert!(listed(-12.0).contains("--logprobs-mode"));
-        // Rounded to bf16: too coarse for bounds, and said to be that.
+        // Rounded to bf16: too coarse for bounds, which the error says.
         assert!(listed((0.05f32 * 1.001).ln()).contains("rounded more coarsely"), "{}", listed((0.05f32 * 1.001).ln()));
     }
 
@@ -467,7 +467,7 @@ mod tests {
             assert!(error.contains(message), "{error}");
         };
         assert!(new(3, -2.3125, Some(4), listed()).is_ok() && new(40, -7.0, Some(21), listed()).is_ok());
-        // Equal ids far from each other in ln p.
+        // The same id twice, with very different ln p.
         let mut twice = listed();
         twice[17].id = 2;
         refused(new(3, -2.3125, Some(4), twice), "id 2 stands twice");
@@ -480,12 +480,12 @@ mod tests {
         refused(new(40, -7.0, Some(65), listed()), "has rank 65 of 64");
         refused(new(40, -2.0, Some(30), listed()), "is not among the 20 most probable ones");
         refused(new(3, -2.3125, Some(4), listed()[1..].to_vec()), "found 19: entries are missing");
-        // A tie with the last that is listed has no rank to check, and is as exact as what is listed.
+        // A tie with the last listed token has no rank to check, and is as exact as the listed tokens.
         let tie = new(40, -6.3125, Some(30), listed()).unwrap();
         let (statistics, bounds) = tie.statistics(VOCAB).unwrap();
         assert_eq!(statistics.rank, 20);
         assert!(bounds.tail.width() < 1e-4, "{bounds:?}");
-        // Twenty-one tokens before it leave more to those after it than they can have.
+        // With twenty-one tokens before it, those after it would need more mass than they can have.
         let top: Vec<Choice> = (0..20).map(|id| Choice { id, logprob: 0.01f32.ln() }).collect();
         let target = Choice { id: 40, logprob: -20.0 };
         let impossible =

@@ -1,9 +1,9 @@
-//! How far a second model has moved from a first one: the Kullback-Leibler divergence over the whole vocabulary, token by token.
+//! The Kullback-Leibler divergence of a second model from a first one, over the whole vocabulary, token by token.
 //!
-//! `KL(first || second) = sum_v p_v (ln p_v - ln q_v)` in nats, p of the first model; `0 ln 0 = 0`. By the fused kernels where the models
-//! have them, else by the plain expression ([`divergences`]); either way logits are there for some hundred tokens at a time. Two models
-//! that are both at hand are compared by [`divergence`]. Training has the first model only before its first step, and keeps its logits
-//! in a file: [`KeptLogits`].
+//! `KL(first || second) = sum_v p_v (ln p_v - ln q_v)` in nats, with p of the first model; `0 ln 0 = 0`. Uses the fused kernels if the
+//! models have them, otherwise the plain expression ([`divergences`]); either way logits are stored for a few hundred tokens at a time.
+//! Two loaded models are compared by [`divergence`]. Training only has the first model before its first step, and keeps its logits in a
+//! file: [`KeptLogits`].
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, Write};
@@ -17,7 +17,7 @@ use crate::kernels::statistics::{chunk_rows, divergences, logits};
 use crate::model::Model;
 use crate::tokens::Sequence;
 
-/// How far the second model is from the first at one supervised token.
+/// The divergence of the second model from the first at one supervised token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenDivergence {
     /// KL(first || second), nats.
@@ -26,7 +26,7 @@ pub struct TokenDivergence {
     pub logprob: f64,
 }
 
-/// The divergence at each supervised token of each sequence. `progress` is told the number of sequences done.
+/// The divergence at each supervised token of each sequence. `progress` receives the number of sequences done.
 pub fn divergence(
     before: &Model,
     after: &Model,
@@ -54,16 +54,16 @@ pub fn divergence(
     compared(after, &packs, sequences.len(), of_before, progress)
 }
 
-/// What a model says of some sequences, kept for the time when it says something else: its logits at every supervised token.
+/// A model's logits at every supervised token of some sequences, stored for a comparison with the model's later state.
 pub struct KeptLogits {
     packs: Vec<Packed>,
     n_sequences: usize,
-    /// `[n, V]` f32, little-endian, in the order of the packs. The file has no name, and goes with the process.
+    /// `[n, V]` f32, little-endian, in the order of the packs. The file is unnamed and is deleted when the process ends.
     file: File,
 }
 
 impl KeptLogits {
-    /// Keeps what `model` says now in a file in `folder`: four bytes a word of the vocabulary and token.
+    /// Stores the logits of `model` in a file in `folder`: four bytes per token and word of the vocabulary.
     pub fn of(model: &Model, sequences: &[Sequence], folder: &Path) -> Result<KeptLogits> {
         const CANNOT: &str = "cannot write the base model's logits";
         let packs = pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET);
@@ -80,7 +80,7 @@ impl KeptLogits {
         Ok(KeptLogits { packs, n_sequences: sequences.len(), file })
     }
 
-    /// The divergence from what was kept to what `model` says now, at each supervised token of each sequence.
+    /// The divergence of `model` from the stored logits, at each supervised token of each sequence.
     pub fn divergence(&self, model: &Model) -> Result<Vec<Vec<TokenDivergence>>> {
         const CANNOT: &str = "cannot read the base model's logits";
         let vocabulary = model.head().out_features();
@@ -99,7 +99,8 @@ impl KeptLogits {
     }
 }
 
-/// `of_base` gives the first model's logits of `n` rows of a pack from one on; it is asked in their order.
+/// The divergences of `model`; `of_base` returns the first model's logits for `n` rows of a pack from a given row on, and is called in
+/// their order.
 fn compared(
     model: &Model,
     packs: &[Packed],
@@ -133,7 +134,7 @@ fn compared(
     Ok(by_sequence)
 }
 
-/// The rows of a pack, as many at a time as logits are to be in memory: where they begin, and their number.
+/// The rows of a pack in chunks whose logits fit into memory: their beginning and length.
 fn chunks(model: &Model, packed: &Packed) -> impl Iterator<Item = (usize, usize)> + use<> {
     let (chunk, rows) = (chunk_rows(model.head().out_features()), packed.rows.len());
     (0..rows).step_by(chunk).map(move |begin| (begin, chunk.min(rows - begin)))

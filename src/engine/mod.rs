@@ -1,13 +1,13 @@
-//! One forward pass over a data set: sequences -> what the model believed about every supervised token.
+//! Runs a model over a data set in one forward pass: sequences -> statistics of every supervised token.
 //!
 //! This file runs the batches.
 //!
 //! ```text
 //! batch.rs        sequences -> batches that share prefixes
-//! sample.rs       of which tokens the entropy of the top K is compared with that of all
+//! sample.rs       the tokens for which the top-K entropy is compared with the full entropy
 //! divergence.rs   two models over the same batches
-//! generate/       a model that writes
-//! remote/         a server in place of a model of our own; bounds.rs what follows from the most probable tokens, which are all that it tells
+//! generate/       generates answers
+//! remote/         a server in place of our own model; bounds.rs what follows from the most probable tokens, which are all that it returns
 //! ```
 
 mod batch;
@@ -31,28 +31,28 @@ pub use sample::{Curve, Sample};
 /// The EAFT gate's K (arXiv 2601.02151, section 3).
 pub const TOP_K: usize = 20;
 
-/// Tokens of the first batch of [`score`] on a CPU, whose results show soon that all is well.
+/// The token budget of the first batch of [`score`] on a CPU, so that the first results appear soon.
 pub const FIRST_BUDGET: usize = 256;
 
-/// How much was computed and how long it took.
+/// The amount of computation, and the time that it took.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub struct Work {
-    /// Tokens that went through the decoder: less than the input where prefixes were shared or nothing supervised followed.
+    /// The tokens that the decoder processed: fewer than the input if prefixes were shared or no supervised token followed.
     pub computed_tokens: u64,
-    /// Seconds in the decoder.
+    /// The seconds spent in the decoder.
     pub decoder_seconds: f64,
-    /// Seconds in the head.
+    /// The seconds spent in the head.
     pub head_seconds: f64,
 }
 
-/// Statistics of the supervised tokens of each sequence, in order: `scores[i].len()` is the number of `true`s in
+/// The statistics of the supervised tokens of each sequence, in order: `scores[i].len()` is the number of `true`s in
 /// `sequences[i].supervised`. With the fused kernels a score does not depend on what else is scored, to the last bit.
 pub fn score(model: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<TokenStatistics>>> {
     score_watched(model, sequences, &mut Work::default(), &mut |_| {})
 }
 
-/// As [`score`], and adds to `work` what was computed. After each batch `progress` is told the number of input tokens done; the first one is
-/// small, so that this is soon.
+/// Like [`score`], and adds the computation to `work`. After each batch `progress` receives the number of input tokens done; the first batch
+/// is small, so this is soon.
 pub fn score_watched(
     model: &Model,
     sequences: &[Sequence],
@@ -62,7 +62,7 @@ pub fn score_watched(
     score_top_k(model, sequences, TOP_K, work, progress)
 }
 
-/// As [`score_watched`], with the entropy of another top K than [`TOP_K`].
+/// Like [`score_watched`], with the top-K entropy for another K than [`TOP_K`].
 pub fn score_top_k(
     model: &Model,
     sequences: &[Sequence],
@@ -74,40 +74,40 @@ pub fn score_top_k(
     let mut scorer = Scorer::new(model, top_k, &sample, work);
     let mut scores = scorer.add(sequences, progress)?;
     scores.extend(scorer.finish(progress)?);
-    // There was one set, so that this is one element.
+    // There was one set, so this has one element.
     Ok(scores.into_iter().flat_map(|scores| scores.tokens).collect())
 }
 
-/// What [`Scorer`] gives of each set of sequences.
+/// The result of [`Scorer`] for each set of sequences.
 pub struct Scores {
-    /// Statistics of the supervised tokens of each sequence, in order.
+    /// The statistics of the supervised tokens of each sequence, in order.
     pub tokens: Vec<Vec<TokenStatistics>>,
-    /// The curves of those tokens that are in the sample.
+    /// The curves of the supervised tokens in the sample.
     pub curves: Vec<Curve>,
 }
 
-/// Scores sets of sequences, one after the other. A GPU has the next batch before it is asked for the last one's results, be it the first of
-/// the next set, so that it never waits; elsewhere a set is finished when it has been added.
+/// Scores sets of sequences, one after the other. A GPU gets the next batch, possibly the first of the next set, before the results of the
+/// last one are read, so it never waits; elsewhere a set is complete once it has been added.
 pub struct Scorer<'a> {
     model: &'a Model,
     top_k: usize,
     sample: &'a Sample,
     work: &'a mut Work,
-    /// How many input tokens the finished batches stand for.
+    /// The number of input tokens in the finished batches.
     done: u64,
     underway: Option<Underway<'a>>,
-    /// The set whose last batch is under way.
+    /// The set whose last batch is still running.
     open: Option<Scores>,
 }
 
 impl<'a> Scorer<'a> {
-    /// `work` grows with every batch that is done.
+    /// A scorer that adds every finished batch to `work`.
     pub fn new(model: &'a Model, top_k: usize, sample: &'a Sample, work: &'a mut Work) -> Scorer<'a> {
         Scorer { model, top_k, sample, work, done: 0, underway: None, open: None }
     }
 
-    /// Puts all batches of a set to work, and gives what sets were finished meanwhile, in their order. After each batch `progress` is told
-    /// the number of input tokens done, of all sets.
+    /// Enqueues all batches of a set, and returns the sets that were completed meanwhile, in order. After each batch `progress` receives the
+    /// number of input tokens done, over all sets.
     pub fn add(&mut self, sequences: &[Sequence], progress: &mut dyn FnMut(u64)) -> Result<Vec<Scores>> {
         let (model, mut finished) = (self.model, Vec::new());
         let mut scores = Scores { tokens: sequences.iter().map(|_| Vec::new()).collect(), curves: Vec::new() };
@@ -134,7 +134,7 @@ impl<'a> Scorer<'a> {
                 Statistics::Pending(..) => self.underway = Some(next),
             }
         }
-        // A set without a batch leaves the one before open.
+        // A set without a batch leaves the previous set open.
         if self.open.is_some() {
             finished.extend(self.finish(progress)?);
         }
@@ -145,7 +145,7 @@ impl<'a> Scorer<'a> {
         Ok(finished)
     }
 
-    /// Waits for what is under way, and gives the set that it belongs to.
+    /// Waits for the running batch, and returns the set that it belongs to.
     pub fn finish(&mut self, progress: &mut dyn FnMut(u64)) -> Result<Option<Scores>> {
         let Some(mut open) = self.open.take() else { return Ok(None) };
         if let Some(last) = self.underway.take() {
@@ -178,12 +178,12 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// A batch whose statistics may be on their way.
+/// A batch whose statistics may still be on their way.
 struct Underway<'a> {
     packed: Packed,
-    /// The tokens of all its sequences, as they were given.
+    /// The total number of tokens of its sequences, before packing.
     input_tokens: u64,
-    /// Targets whose curves were asked for.
+    /// The targets whose curves were requested.
     sampled: Vec<u32>,
     statistics: Statistics<'a>,
 }
@@ -204,7 +204,7 @@ mod tests {
         Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device: placement }, 128).unwrap()
     }
 
-    /// `n` sequences from number `first` on, with a prefix in common, of which tokens from `supervised_from` on are supervised.
+    /// `n` sequences from index `first` on, with a common prefix, whose tokens from `supervised_from` on are supervised.
     fn sequences(first: u32, n: u32, supervised_from: usize) -> Vec<Sequence> {
         let of_row = |row: u32| {
             let tail = (0..5 + row % 23).map(|t| (row * 7 + t * t) % 250);
@@ -215,8 +215,8 @@ mod tests {
         (first..first + n).map(of_row).collect()
     }
 
-    /// Sets come out in their order and as each alone, also where one of them has nothing to score; a GPU holds one back, the CPU none. The
-    /// sample's curves are those of the CPU.
+    /// Sets are returned in order and as if scored separately, even if one has nothing to score; a GPU holds one back, the CPU none. The
+    /// curves of the sample are those of the CPU.
     #[test]
     fn sets_are_scored_as_if_each_were_alone() {
         let sets = [sequences(0, 40, 3), sequences(40, 0, 3), sequences(40, 9, 13), sequences(49, 5, 99), sequences(54, 30, 8)];
@@ -232,7 +232,7 @@ mod tests {
             let mut found = Vec::new();
             for (number, set) in sets.iter().enumerate() {
                 found.extend(scorer.add(set, &mut progress).unwrap());
-                // Of those that have a batch.
+                // Only sets that have a batch are held back.
                 let held_back = usize::from(placement == Placement::Cuda && [0, 2, 4].contains(&number));
                 assert_eq!(found.len(), number + 1 - held_back, "{placement:?}");
             }
@@ -256,7 +256,7 @@ mod tests {
             assert_eq!(curves, sample.len());
             of_places.push(found);
         }
-        // f32 here and there.
+        // f32 on both.
         for (of_cpu, of_gpu) in of_places[0].iter().zip(of_places.iter().skip(1).flatten()) {
             assert_eq!(of_cpu.curves.len(), of_gpu.curves.len());
             let sorted = |curves: &[Curve]| {

@@ -1,19 +1,19 @@
-//! The tokens on which the entropy of the K most probable tokens is compared with that of the whole vocabulary, for every K.
+//! The sample of tokens for which the top-K entropy is compared with the entropy over the whole vocabulary, for every K.
 
 use std::collections::HashMap;
 
 use super::batch::{Packed, TOKEN_BUDGET, pack};
 use crate::tokens::Sequence;
 
-/// Some supervised tokens of a data set. The default is none.
+/// Some supervised tokens of a data set; none by default.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
     pub(super) k_max: usize,
-    /// Which of a sequence's supervised tokens are in the sample, in ascending order; the key is [`Sequence::row`].
+    /// The indices of a sequence's supervised tokens in the sample, in ascending order, by [`Sequence::row`].
     tokens: HashMap<u32, Vec<usize>>,
 }
 
-/// Entropies at one token, in nats.
+/// The entropies at one token, in nats.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     /// The entropy of the softmax over the `K` largest logits: `by_k[K - 1]` for `K = 1 ..= k_max`.
@@ -23,8 +23,8 @@ pub struct Curve {
 }
 
 impl Sample {
-    /// Up to `limit` supervised tokens of the sequences: the first ones in the order in which these sequences alone are packed, a token that
-    /// several of them share once. It depends on nothing but the arguments.
+    /// Up to `limit` supervised tokens of the sequences: the first ones in the order in which these sequences are packed on their own, with
+    /// tokens that several of them share counted once. The result depends on the arguments only.
     pub fn new(sequences: &[Sequence], k_max: usize, limit: usize) -> Sample {
         let (mut tokens, mut missing) = (HashMap::<u32, Vec<usize>>::new(), limit);
         for packed in pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET) {
@@ -45,17 +45,17 @@ impl Sample {
         Sample { k_max, tokens }
     }
 
-    /// How many tokens are in the sample.
+    /// The number of tokens in the sample.
     pub fn len(&self) -> usize {
         self.tokens.values().map(Vec::len).sum()
     }
 
-    /// Are no tokens in the sample?
+    /// Whether the sample is empty.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Targets of a batch of these sequences that are in the sample.
+    /// The targets of a batch of these sequences that are in the sample.
     pub(super) fn of(&self, sequences: &[Sequence], packed: &Packed) -> Vec<u32> {
         let of_sequence = |(sequence, targets): &(usize, Vec<u32>)| {
             let tokens = self.tokens.get(&sequences[*sequence].row).map(Vec::as_slice).unwrap_or_default();
@@ -75,7 +75,7 @@ mod tests {
         Sequence { row, ids: ids.to_vec(), supervised, spans: vec![Span::default(); ids.len()] }
     }
 
-    /// What each target of a batch is predicted from, and the target.
+    /// The context that each target of a batch is predicted from, and the target.
     fn texts(packed: &Packed, targets: &[u32]) -> Vec<(Vec<u32>, u32)> {
         let text = |&target: &u32| {
             let row = packed.rows[target as usize] as usize;
@@ -86,7 +86,7 @@ mod tests {
         targets.iter().map(text).collect()
     }
 
-    /// The tokens of the sample are found again wherever their sequences are packed, and are the first rows of the sequences' own pack.
+    /// The tokens of the sample are found wherever their sequences are packed, and are the first rows when these are packed on their own.
     #[test]
     fn a_sample_is_the_same_tokens_in_any_batch() {
         let prefix: Vec<u32> = (0..20).collect();

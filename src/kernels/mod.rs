@@ -1,22 +1,22 @@
-//! The operations that candle lacks or does slowly, and all of the crate's `unsafe` code.
+//! The operations that candle lacks or computes slowly, and all of the crate's `unsafe` code.
 //!
-//! Every operation has a plain form, which says what it computes, and fused kernels, which compute it fast; tests hold the second against the
-//! first in f64. The kernels are written once over lanes of a vector and compiled for each level of instructions; `.cu` files beside them are
-//! the same for NVIDIA's GPUs.
+//! Every operation has a reference form, which defines it, and fused kernels, which compute it fast; tests compare the latter with the
+//! definition in f64. The kernels are written once over vector lanes and compiled for each instruction set; the `.cu` files next to them are
+//! their counterparts for NVIDIA GPUs.
 //!
 //! ```text
-//! matmul/         `x W^T`, whatever `W` is held in; quantized/ where it stays in the blocks of a GGUF file
-//! attention/      attention over a packed batch, forward and backward, and over what earlier calls have left
-//! delta/          the gated delta rule, which stands in attention's place in some layers
+//! matmul/         `x W^T`, for any storage of `W`; quantized/ if it stays in the blocks of a GGUF file
+//! attention/      attention over a packed batch, forward and backward, and over a KV cache
+//! delta/          the gated delta rule, which replaces attention in some layers
 //! norm.rs         norms; rotary.rs rotary embeddings; gated.rs the gated product, with activation.rs
-//! statistics/     the head: hidden states and targets -> statistics of each token, without a row of logits in memory; its gradient
-//! adamw.rs        the update of what learns
+//! statistics/     the head: hidden states and targets -> statistics of each token, without storing a row of logits; its gradient
+//! adamw.rs        the optimiser's update
 //! cuda/           all of it on an NVIDIA GPU
-//! cpu.rs          what a custom operation of candle's needs around a kernel; tasks.rs cuts work for the threads
-//! lanes.rs        vectors of f32, in which kernels are written; exp.rs `exp` and `tanh` of them; amx.rs registers of tiles
-//! level.rs        which instructions are used; choice.rs measures which are fastest here; processor.rs asks the processor for AMX
+//! cpu.rs          helpers for custom operations of candle; tasks.rs divides work among threads
+//! lanes.rs        vectors of f32, over which kernels are written; exp.rs `exp` and `tanh` of them; amx.rs tile registers
+//! level.rs        the instruction set to use; choice.rs measures which is fastest here; processor.rs detects AMX
 //! allocator.rs    a setting of the allocator
-//! peak.rs         the most that a machine can do, for benchmarks
+//! peak.rs         the peak rates of the machine, for benchmarks
 //! ```
 
 #![allow(unsafe_code)]
@@ -61,24 +61,25 @@ use crate::spelling::named;
 pub enum Kernels {
     /// Plain compositions of tensor operations: slow, readable, on any device.
     Reference,
-    /// The fused kernels of this room: on the CPU.
+    /// The fused kernels of this module, on the CPU.
     #[default]
     Fused,
-    /// The kernels of `cuda`: on an NVIDIA GPU. They come with the device and have no name to ask for them.
+    /// The kernels of `cuda`, on an NVIDIA GPU. They are implied by the device and cannot be requested by name.
     Cuda,
 }
 
-/// What matrices are multiplied in, and a frozen weight is held in.
+/// The format in which matrices are multiplied, and frozen weights stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
     #[default]
     F32,
-    /// Rounds both factors of every product with a weight to bfloat16 and adds in f32; of attention's products see `attention/factors.rs`.
+    /// Rounds both factors of every product with a weight to bfloat16 and accumulates in f32; for attention's products see
+    /// `attention/factors.rs`.
     Bf16,
-    /// Each factor as the sum of two bfloat16, and of their four products the three that count, added in f32: some five hundred times closer
-    /// to f32 than `Bf16`, for three times its work. Of a factor 16 bits are kept, of its 24; denormal parts count as zero where the
-    /// processor's bf16 instructions say so, and a sum within a hundredth of f32's largest number may overflow, to infinity or NaN; factors
-    /// that are infinite or NaN give what they give in f32.
+    /// Each factor is the sum of two bfloat16, and three of their four products, which matter, are accumulated in f32: some five hundred
+    /// times closer to f32 than `Bf16`, for three times its work. It keeps 16 of a factor's 24 bits. Denormal parts count as zero if the
+    /// processor's bf16 instructions do so, and a sum within a hundredth of f32's largest number may overflow, to infinity or NaN; infinite
+    /// and NaN factors give the results of f32.
     Bf16x3,
 }
 
@@ -93,7 +94,7 @@ impl Dtype {
         }
     }
 
-    /// What the factors are stored in where each is one number: on a GPU.
+    /// The storage format of the factors on a GPU, where each is a single number.
     pub(crate) fn stored(self) -> Result<Stored> {
         match self {
             Dtype::F32 => Ok(Stored::F32),
@@ -105,7 +106,7 @@ impl Dtype {
     }
 }
 
-/// What numbers are stored in, in a file or on a GPU.
+/// The format in which numbers are stored, in a file or on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stored {
     F32,
@@ -124,20 +125,20 @@ impl Stored {
     }
 }
 
-/// One run of tokens of a packed batch `[T, D]` and what it may attend to.
+/// A run of tokens of a packed batch `[T, D]`, and what it may attend to.
 ///
-/// A token at `tokens.start + i` sees every token of `context` and the tokens `tokens.start ..= tokens.start + i`.
-/// Sequences with a common prefix share it: the prefix is a segment of its own, and stands in the `context` of the others.
+/// A token at `tokens.start + i` sees every token of `context` and the tokens `tokens.start ..= tokens.start + i`. Sequences can share a
+/// common prefix: the prefix is a separate segment, which is in the `context` of the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// Rows of the batch; the segments of a batch tile `0..T` in order.
+    /// Rows of the batch; the segments of a batch cover `0..T` in order.
     pub tokens: Range<usize>,
-    /// Earlier rows of the batch that come before this segment in its sequence, first to last; the position of the segment's
-    /// first token is the sum of their lengths.
+    /// Earlier rows of the batch that precede this segment in its sequence, in order; the position of the segment's first token is the sum of
+    /// their lengths.
     pub context: Vec<Range<usize>>,
 }
 
-/// What the model believed about one target token. Natural logarithms; sums over the whole vocabulary `V`.
+/// The model's statistics for one target token. Logarithms are natural; sums are over the whole vocabulary `V`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct TokenStatistics {
     /// ln p(target)
@@ -146,31 +147,31 @@ pub struct TokenStatistics {
     pub entropy: f32,
     /// Entropy of the softmax over the K largest logits, divided by ln K: the EAFT gate (arXiv 2601.02151), K = 20 by default.
     pub entropy_topk: f32,
-    /// 1 + number of tokens with a larger logit; of equal ones only `top_id` says which comes first
+    /// 1 + the number of tokens with a larger logit; ties with the target do not count, so only `top_id` says which of them comes first
     pub rank: u32,
-    /// Probability mass of all tokens no more probable than the target (ties and the target included)
+    /// The probability mass of all tokens that are no more probable than the target (including ties and the target)
     pub tail: f32,
-    /// Variance of -ln p under the model: sum p (ln p)^2 - H^2
+    /// The variance of -ln p under the model: sum p (ln p)^2 - H^2
     pub varentropy: f32,
-    /// L2 norm of the gradient of -ln p(target) with respect to the logits: sqrt(1 - 2 p + sum p^2)
+    /// The L2 norm of the gradient of -ln p(target) with respect to the logits: sqrt(1 - 2 p + sum p^2)
     pub grad: f32,
-    /// The model's first choice; the lowest id among ties
+    /// The most probable token; the lowest id among ties
     pub top_id: u32,
-    /// ln p of that choice, nats.
+    /// ln p of that token, nats.
     pub top_logprob: f32,
-    /// The model's second to fifth choice, the lowest ids first among ties; fewer where fewer largest logits were asked for.
+    /// The second to fifth most probable tokens, lowest ids first among ties; fewer if fewer largest logits were requested.
     pub next: [Choice; NEXT_CHOICES],
 }
 
-/// How many choices after the first are kept.
+/// The number of choices that are kept after the first.
 pub const NEXT_CHOICES: usize = 4;
 
-/// A token that the model might have written.
+/// A token that the model might have generated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
     /// The id of the token.
     pub id: u32,
-    /// ln p; -inf where there is no such choice.
+    /// ln p; -inf if there is no such choice.
     pub logprob: f32,
 }
 

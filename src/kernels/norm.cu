@@ -1,11 +1,11 @@
-// Root-mean-square normalisation, as norm.rs defines it: y = x / sqrt(mean(x^2) + eps) * weight, in f32.
+// Root-mean-square normalisation, as defined in norm.rs: y = x / sqrt(mean(x^2) + eps) * weight, in f32.
 //
-// x [T, D] f32; y [T, D] f32 or bf16. With ADD, y is f32 and the result is added to what stands there: the norm behind what a block adds to
-// the residual stream (Gemma 3). A block has 256 threads, `row_threads` of which take a row: 32, 128 or 256, of four numbers at a time
-// where D allows it, which then stay in registers between the sum and the result.
+// x [T, D] f32; y [T, D] f32 or bf16. With ADD, y is f32 and the result is added to it: for the norm on what a block adds to the residual
+// stream (Gemma 3). A block has 256 threads; `row_threads` of them (32, 128 or 256) process a row, four numbers at a time if D is divisible
+// by four, which then stay in registers between the sum and the result.
 
 #define THREADS 256
-// Groups of four that a thread keeps.
+// The groups of four numbers that a thread keeps.
 #define KEPT 8
 
 // The sum over the threads of one row.
@@ -24,7 +24,7 @@ template <typename Out, bool ADD>
 __device__ void rms_norm(const float* x, const float* weight, Out* y, u32 rows, u32 width, u32 row_threads, float eps) {
     __shared__ float sums[THREADS / WARP];
     u32 row = blockIdx.x * (THREADS / row_threads) + threadIdx.x / row_threads, thread = threadIdx.x % row_threads;
-    // All threads meet at the barrier; those without a row read the last one.
+    // All threads have to reach the barrier; those without a row read the last one.
     bool has_row = row < rows;
     const float* from = x + (u64)min(row, rows - 1) * width;
     Out* to = y + (u64)min(row, rows - 1) * width;

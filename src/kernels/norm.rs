@@ -1,10 +1,10 @@
 //! Root-mean-square normalisation over the last dimension of `[T, D]`, and over each head's slice of a fused `[T, q|k|v]`.
 //!
-//! `y = x / sqrt(mean(x^2) + eps) * weight`. A family whose weight is stored as an offset from 1 (Gemma) adds the 1 when it
-//! loads the weight. The arithmetic is f32 whatever the tensor's type (in the reference; the fused kernel takes nothing else).
+//! `y = x / sqrt(mean(x^2) + eps) * weight`. A family whose weight is stored as an offset from 1 (Gemma) adds the 1 when it loads the
+//! weight. The arithmetic is f32 for any type of tensor (in the reference; the fused kernel only accepts f32).
 //!
-//! Backward, with `r = 1 / sqrt(mean(x^2) + eps)` and the upstream gradient `g`:
-//! `dx = r (g w - x r^2 mean(g w x))`, `dw = sum over rows of g x r`.
+//! Backward, with `r = 1 / sqrt(mean(x^2) + eps)` and the upstream gradient `g`: `dx = r (g w - x r^2 mean(g w x))`,
+//! `dw = sum over rows of g x r`.
 
 use std::mem::MaybeUninit;
 
@@ -33,7 +33,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kernels: Kernels) -> Resu
 }
 
 /// Normalises the queries and the keys of `qkv [T, (heads + 2 kv_heads) * head_dim]` (columns q|k|v) before the rotary embedding; the
-/// values pass through. Weights `[head_dim]` norm each head on its own (Qwen 3), those as wide as all heads norm these as one (OLMo 2).
+/// values pass through. Weights `[head_dim]` normalise each head separately (Qwen 3), weights as wide as all heads normalise these
+/// together (OLMo 2).
 pub fn qk_norm(
     qkv: &Tensor,
     q_weight: &Tensor,
@@ -74,14 +75,14 @@ pub fn qk_norm(
     }
 }
 
-/// The gradients of [`rms_norm`] for `dy`: of `x`, and of the weight.
+/// The gradients of [`rms_norm`] with respect to `x` and the weight, given `dy`.
 pub fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) -> Result<(Tensor, Vec<f32>)> {
     let op = RmsNorm { eps: eps as f32, level: Level::current() };
     let (dx, dw) = op.gradients(x, weight, dy)?;
     Ok((gradient(dx, x)?, dw))
 }
 
-/// The gradients of [`qk_norm`] for `dy`: of `qkv`, and of the two weights.
+/// The gradients of [`qk_norm`] with respect to `qkv` and the two weights, given `dy`.
 pub fn qk_norm_backward(
     qkv: &Tensor,
     q_weight: &Tensor,
@@ -107,7 +108,7 @@ fn check_weight(what: &str, weight: &Tensor, width: usize) -> Result<()> {
     Ok(())
 }
 
-/// The norm as tensor operations, over the last dimension, whatever stands before it.
+/// The norm as tensor operations, over the last dimension, for any leading dimensions.
 fn reference(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -163,9 +164,9 @@ impl CustomOp2 for RmsNorm {
 
 struct QkNorm {
     columns: usize,
-    /// Slices of the queries that are normalised on their own, such as heads.
+    /// The number of slices of the queries that are normalised separately, such as heads.
     q_slices: usize,
-    /// The same of the keys.
+    /// The same for the keys.
     k_slices: usize,
     eps: f32,
     level: Level,
@@ -176,7 +177,7 @@ impl QkNorm {
         Rows { columns: self.columns, groups, eps: self.eps }
     }
 
-    /// The gradient of `qkv`, and the gradients of both weights, one after the other.
+    /// The gradient of `qkv`, and the gradients of both weights, concatenated.
     fn gradients(
         &self,
         qkv: &Tensor,
@@ -228,22 +229,22 @@ impl CustomOp3 for QkNorm {
     }
 }
 
-/// A frozen weight needs no gradient.
+/// Returns the gradient unless the weight is frozen.
 fn if_tracked(values: Vec<f32>, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
     weight.track_op().then(|| gradient(values, weight)).transpose()
 }
 
-/// How the columns of a row split into slices that are normalised on their own.
+/// How the columns of a row are divided into slices that are normalised separately.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     columns: usize,
-    /// A weight, as wide as a slice, and the number of consecutive slices that use it; columns after the last slice pass through.
+    /// Each weight, as wide as a slice, with the number of consecutive slices that use it; columns after the last slice pass through.
     groups: &'a [(&'a [f32], usize)],
     eps: f32,
 }
 
 impl<'a> Rows<'a> {
-    /// First column and weight of each slice, and the index of the weight.
+    /// The first column and weight of each slice, and the index of the weight.
     #[inline(always)]
     fn slices(self) -> impl Iterator<Item = (usize, &'a [f32], usize)> {
         let mut column = 0;
@@ -259,7 +260,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows per task, a constant so that the order of the sums in `dw` does not depend on the number of threads.
+/// The rows per task: a constant, so that the order of the sums in `dw` does not depend on the number of threads.
 const ROWS: usize = 32;
 
 fn forward(level: Level, rows: &Rows, x: &[f32]) -> Vec<f32> {
@@ -267,7 +268,7 @@ fn forward(level: Level, rows: &Rows, x: &[f32]) -> Vec<f32> {
     let fill = |y: &mut [MaybeUninit<f32>]| {
         y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| level.run(Forward { rows: *rows, x, y }));
     };
-    // SAFETY: `Forward` writes every element of its block: the slices and what follows them.
+    // SAFETY: `Forward` writes every element of its block: the slices and the columns after them.
     unsafe { written(x.len(), fill) }
 }
 
@@ -306,7 +307,7 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// `(dx, dw)`, the gradients of the weights one after the other.
+/// Returns `(dx, dw)`, with the gradients of the weights concatenated.
 fn backward(level: Level, rows: &Rows, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let weights: usize = rows.groups.iter().map(|(weight, _)| weight.len()).sum();
     let block = ROWS * rows.columns.max(1);
@@ -316,7 +317,7 @@ fn backward(level: Level, rows: &Rows, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<
         let outputs = dx.par_chunks_mut(block).zip(dw_of_blocks.par_chunks_mut(weights.max(1)));
         inputs.zip(outputs).for_each(|((x, dy), (dx, dw))| level.run(Backward { rows: *rows, x, dy, dx, dw }));
     };
-    // SAFETY: `Backward` writes every element of its block: the slices and what follows them.
+    // SAFETY: `Backward` writes every element of its block: the slices and the columns after them.
     let dx = unsafe { written(x.len(), fill) };
     let mut dw = vec![0.0; weights];
     for block in dw_of_blocks.chunks_exact(weights.max(1)) {
@@ -330,7 +331,7 @@ struct Backward<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     dx: &'a mut [MaybeUninit<f32>],
-    /// The gradient of the weight is added to this.
+    /// The weight's gradient, to which this block's is added.
     dw: &'a mut [f32],
 }
 
@@ -387,7 +388,7 @@ impl Kernel for Backward<'_> {
 pub(super) unsafe fn inverse_rms<V: Lanes>(x: &[f32], eps: f32) -> f32 {
     // SAFETY: the instructions are there by contract; `i + n` never passes the end of `x`.
     unsafe {
-        // Two sums, so that one addition need not wait for the other.
+        // Two sums, so that an addition need not wait for the previous one.
         let mut sums = [V::splat(0.0); 2];
         for_lanes::<V>(
             x.len(),
@@ -494,7 +495,7 @@ mod tests {
         }
     }
 
-    /// One norm over all query heads is that of a single query head as wide.
+    /// A norm over all query heads equals that of a single query head of the same width.
     #[test]
     fn a_norm_over_all_heads_is_that_of_one_wide_head() {
         let (tokens, heads, kv_heads, head_dim) = (37, 6, 2, 7);

@@ -1,7 +1,7 @@
-//! The most that this machine can do: what benchmarks measure the kernels by.
+//! Measures the peak rates of this machine, to which benchmarks compare the kernels.
 //!
-//! Multiply-adds on registers alone, without a load or a store, and a triad over arrays that no cache holds; both on all threads of
-//! the pool at once, the best of several tries.
+//! These are multiply-adds in registers, without any load or store, and a triad over arrays larger than any cache; both on all
+//! threads of the pool at once, taking the best of several tries.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -22,10 +22,10 @@ pub fn flops(level: Level, dtype: Dtype) -> f64 {
         (Level::Avx512Bf16, Dtype::Bf16 | Dtype::Bf16x3) => bf16_dot::chains(STEPS),
         #[cfg(target_arch = "x86_64")]
         (Level::Amx, Dtype::Bf16 | Dtype::Bf16x3) if super::processor::has_tiles() => super::matmul::amx::chains(STEPS / 16),
-        // Without the instruction pairs of bf16 are widened to f32 first.
+        // Without the instruction, bf16 pairs are widened to f32 first.
         _ => level.run(Chains { steps: STEPS }),
     };
-    // Three products stand for one.
+    // Three products make up one.
     let products = if dtype == Dtype::Bf16x3 { 3.0 } else { 1.0 };
     best(|| rayon::broadcast(|_| run()).into_iter().sum::<usize>()) / products
 }
@@ -45,7 +45,7 @@ pub fn bandwidth() -> f64 {
     })
 }
 
-/// The highest rate of `work`, which returns how much it did, in things per second.
+/// The highest rate of `work`, which returns the amount of work done, per second.
 fn best(mut work: impl FnMut() -> usize) -> f64 {
     let rate = |_| {
         let began = Instant::now();
@@ -54,7 +54,7 @@ fn best(mut work: impl FnMut() -> usize) -> f64 {
     (0..TRIES).map(rate).fold(0.0, f64::max)
 }
 
-/// Independent chains of multiply-adds: enough to hide the latency, few enough for the registers of every level.
+/// The number of independent chains of multiply-adds: enough to hide the latency, few enough for the registers of every level.
 const CHAINS: usize = 12;
 
 struct Chains {
@@ -68,7 +68,7 @@ impl Kernel for Chains {
     unsafe fn run<V: Lanes>(self) -> usize {
         // SAFETY: by contract.
         let (factor, summand) = unsafe { (V::splat(black_box(0.5)), V::splat(black_box(1.0))) };
-        // The chains start apart, or the compiler would keep only one.
+        // The chains start with different values; otherwise the compiler would keep only one.
         let mut chains = [summand; CHAINS];
         for (i, chain) in chains.iter_mut().enumerate() {
             *chain = chain.filled(i as f32);
@@ -91,12 +91,12 @@ mod bf16_dot {
 
     use crate::kernels::level::Level;
 
-    /// Twice as many as of multiply-adds: on some processors the instruction takes twice as long.
+    /// Twice as many as for multiply-adds, because on some processors the instruction takes twice as long.
     const CHAINS: usize = 24;
 
     pub(super) fn chains(steps: usize) -> usize {
         assert!(Level::available().contains(&Level::Avx512Bf16));
-        // SAFETY: the assertion has shown that the processor has the instructions.
+        // SAFETY: the assertion shows that the processor has the instructions.
         unsafe { run(steps) }
     }
 
@@ -129,7 +129,7 @@ mod tests {
     fn every_level_has_a_peak_and_longer_vectors_a_higher_one() {
         let rates: Vec<f64> = Level::available().into_iter().map(|level| flops(level, Dtype::F32)).collect();
         assert!(rates.iter().all(|&rate| rate > 1e8), "{rates:?}");
-        // Four lanes against eight or sixteen, which no busy machine turns round.
+        // Four lanes against eight or sixteen: even a busy machine does not reverse this.
         assert!(rates.len() == 1 || rates[rates.len() - 1] > rates[0], "{rates:?}");
         assert!(Level::available().into_iter().all(|level| flops(level, Dtype::Bf16) > 1e8));
         assert!(bandwidth() > 1e8);

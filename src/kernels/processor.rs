@@ -1,10 +1,10 @@
-//! What the standard library cannot tell of a processor yet: AMX.
+//! Detects AMX, which the standard library does not detect yet.
 
 use std::arch::asm;
 use std::sync::OnceLock;
 
-/// Has the processor these instructions, and does the kernel let this process use them? Asked once. Unit tests follow their definition
-/// instead, unless `DIAGNOSE_AMX_TESTS` is set: do so on a machine that has them, where nobody has been yet.
+/// Whether the processor has AMX and the kernel lets this process use it; detected once. Unit tests emulate AMX instead, unless
+/// `DIAGNOSE_AMX_TESTS` is set: set it on a machine with AMX, on which these tests have not been run yet.
 pub(crate) fn has_tiles() -> bool {
     static HERE: OnceLock<bool> = OnceLock::new();
     *HERE.get_or_init(|| {
@@ -20,7 +20,7 @@ fn in_processor() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES
 }
 
-/// Linux saves eight kilobytes more for a process that uses tiles, and wants to be asked.
+/// Requests the permission to use tiles, for which Linux saves eight more kilobytes per process.
 #[cfg(target_os = "linux")]
 fn granted() -> bool {
     const ARCH_PRCTL: i64 = 158;

@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864): the tables, and the plain form of the rotation.
 //!
-//! The fused rotation happens inside the attention kernel, which has each row in its hands anyway. Angles are computed in
-//! f64: at position 4,000 the product of position and frequency has lost four digits in f32.
+//! The fused rotation is part of the attention kernel, which processes each row anyway. Angles are computed in f64, because
+//! at position 4,000 the product of position and frequency has lost four digits in f32.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use candle_core::{D, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Which elements of a head form a pair.
+/// Which elements of a head are rotated as a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryStyle {
-    /// Element `i` with `i + rotary_dim / 2`: GPT-NeoX, Llama and Qwen as Hugging Face stores them.
+    /// Elements `i` and `i + rotary_dim / 2`: GPT-NeoX, and Llama and Qwen as stored by Hugging Face.
     Half,
-    /// Element `2 i` with `2 i + 1`: GPT-J, GLM, Llama as GGUF stores it.
+    /// Elements `2 i` and `2 i + 1`: GPT-J, GLM, and Llama as stored in GGUF.
     Interleaved,
 }
 
-/// Cosines and sines for every position and pair; cheap to clone.
+/// The cosines and sines for every position and pair; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Rotary {
     pub(crate) style: RotaryStyle,
-    /// Pairs per head; the first `2 * pairs` elements of a head turn, the others stay.
+    /// The number of pairs per head; the first `2 * pairs` elements of a head are rotated, the others are unchanged.
     pub(crate) pairs: usize,
     max_positions: usize,
     /// `[max_positions, pairs]`
@@ -31,8 +31,9 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// One frequency per pair, so `rotary_dim = 2 * inverse_frequencies.len()`, which may be less than the head's width; none
-    /// means no rotation at all. `attention_scaling` multiplies the tables (YaRN and LongRoPE; otherwise 1).
+    /// Computes the tables from one frequency per pair. `rotary_dim = 2 * inverse_frequencies.len()` may be less than the
+    /// head's width; without frequencies there is no rotation. `attention_scaling` multiplies the tables (YaRN and LongRoPE;
+    /// otherwise 1).
     pub fn new(inverse_frequencies: &[f64], max_positions: usize, style: RotaryStyle, attention_scaling: f32) -> Self {
         let angles = || (0..max_positions).flat_map(|position| inverse_frequencies.iter().map(move |f| position as f64 * f));
         let scaling = f64::from(attention_scaling);
@@ -45,12 +46,12 @@ impl Rotary {
         }
     }
 
-    /// How many elements of a head turn.
+    /// The number of elements of a head that are rotated.
     pub fn rotary_dim(&self) -> usize {
         2 * self.pairs
     }
 
-    /// How many positions the tables hold.
+    /// The number of positions in the tables.
     pub fn max_positions(&self) -> usize {
         self.max_positions
     }
@@ -69,7 +70,7 @@ impl Rotary {
         }
     }
 
-    /// Rotates one head in place; the inverse rotation (for gradients, the transpose) if `sign` is -1.
+    /// Rotates one head in place; with `sign` -1 by the inverse rotation, which is also the transpose, for gradients.
     #[inline(always)]
     pub(crate) fn rotate_head(&self, head: &mut [f32], position: usize, sign: f32) {
         let table = position * self.pairs..(position + 1) * self.pairs;
@@ -88,7 +89,7 @@ impl Rotary {
         }
     }
 
-    /// The plain rotation: `x [T, heads, head_dim]`, f32; row `t` stands at `positions[t]`.
+    /// The reference rotation of `x [T, heads, head_dim]`, f32; row `t` has the position `positions[t]`.
     pub(crate) fn rotate(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
         if self.pairs == 0 {
             return Ok(x.clone());
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_quarter_turn_by_hand() {
-        // One pair with frequency pi / 2: position 1 turns (1, 2) into (-2, 1); the third element stays.
+        // One pair with frequency pi / 2: position 1 rotates (1, 2) to (-2, 1); the third element is unchanged.
         let x = Tensor::new(&[[[1f32, 2.0, 5.0]]], &Device::Cpu).unwrap();
         for style in [RotaryStyle::Half, RotaryStyle::Interleaved] {
             let rotary = Rotary::new(&[std::f64::consts::FRAC_PI_2], 2, style, 1.0);
@@ -153,7 +154,7 @@ mod tests {
                 .map(|x| x.round())
                 .collect::<Vec<_>>()
         };
-        // Scaled by 2; Half turns (1, 3) and leaves (2, 4), Interleaved turns (1, 2) and leaves (3, 4).
+        // Scaled by 2; `Half` rotates (1, 3) and keeps (2, 4), `Interleaved` rotates (1, 2) and keeps (3, 4).
         assert_eq!(turned(RotaryStyle::Half), [-6.0, 4.0, 2.0, 8.0]);
         assert_eq!(turned(RotaryStyle::Interleaved), [-4.0, 2.0, 6.0, 8.0]);
     }

@@ -3,7 +3,7 @@
 use super::cuda::Device;
 use super::{Dtype, Kernels};
 
-/// All implementations that run on this machine. Where `DIAGNOSE_DEVICE_TESTS` is set, a GPU that cannot be used is a failure.
+/// All implementations that run on this machine. If `DIAGNOSE_DEVICE_TESTS` is set, this fails unless a GPU can be used.
 pub(crate) fn implementations() -> Vec<Kernels> {
     let mut kernels = vec![Kernels::Reference, Kernels::Fused];
     if device().is_some() {
@@ -12,7 +12,7 @@ pub(crate) fn implementations() -> Vec<Kernels> {
     kernels
 }
 
-/// Those that multiply in `dtype`.
+/// The implementations that multiply in `dtype`.
 pub(crate) fn implementations_in(dtype: Dtype) -> Vec<Kernels> {
     let mut kernels = implementations();
     kernels.retain(|&kernels| kernels != Kernels::Cuda || dtype.stored().is_ok());
@@ -26,9 +26,9 @@ pub(crate) fn device() -> Option<&'static Device> {
     device.ok()
 }
 
-/// `n` numbers spread evenly over `-amplitude .. amplitude`, always the same for one seed.
+/// `n` numbers distributed evenly over `-amplitude .. amplitude`, the same for equal seeds.
 pub(crate) fn noise(n: usize, amplitude: f32, seed: u64) -> Vec<f32> {
-    // Steele, Lea and Flood's SplitMix64.
+    // SplitMix64 by Steele, Lea and Flood.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -41,7 +41,7 @@ pub(crate) fn noise(n: usize, amplitude: f32, seed: u64) -> Vec<f32> {
 
 pub(crate) const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::Bf16x3];
 
-/// `x w` as a product in `dtype` has it, without an error of its own.
+/// `x w` as a product in `dtype` computes it, without any further rounding.
 pub(crate) fn product(dtype: Dtype, x: f32, w: f32) -> f64 {
     let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
     let (upper_x, upper_w) = (rounded(x), rounded(w));
@@ -55,7 +55,7 @@ pub(crate) fn product(dtype: Dtype, x: f32, w: f32) -> f64 {
     }
 }
 
-/// A number as a weight in `dtype` holds it.
+/// A number as rounded in a weight of `dtype`.
 pub(crate) fn held(dtype: Dtype, x: f32) -> f32 {
     let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
     match dtype {
@@ -78,8 +78,9 @@ pub(crate) fn close(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-/// What is rounded to bf16 on its way: each factor is a part in 512 off at most, and what is left of a difference may be a fraction of both. By
-/// the lengths of whole vectors, since single elements may cancel to nothing, and a bound for the largest says nothing of the others.
+/// Compares results that were rounded to bf16: each factor is off by at most one part in 512, and a difference of factors may be a fraction of
+/// both. Compares the norms of whole vectors, because single elements may cancel, and a bound for the largest element says little about the
+/// others.
 #[track_caller]
 pub(crate) fn near(got: &[f32], expected: &[f64], what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}: number of elements");
@@ -87,7 +88,7 @@ pub(crate) fn near(got: &[f32], expected: &[f64], what: &str) {
     assert!(error <= 2e-2 * size + 1e-6, "{what}: {error} beside {size}");
 }
 
-/// The length (L2) of the difference between `got` and `expected`, and that of `expected`.
+/// The L2 norms of the difference between `got` and `expected`, and of `expected`.
 pub(crate) fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> (f64, f64) {
     let squares =
         |(errors, sizes): (f64, f64), (got, expected): (f64, f64)| (errors + (got - expected).powi(2), sizes + expected.powi(2));

@@ -1,6 +1,6 @@
-//! How far numbers are apart in a test. `tests/` has this very file, too.
+//! The largest difference between numbers in a test. `tests/tests.rs` includes this file, too.
 
-/// The largest of these differences, which are not negative; not a number if one of them is none, over which `max` would pass.
+/// The largest of these differences, which must not be negative; NaN if one of them is, which `max` would ignore.
 pub(crate) fn worst<F: Into<f64>>(differences: impl IntoIterator<Item = F>) -> f64 {
     let larger = |worst: f64, difference: f64| if worst.is_nan() || difference <= worst { worst } else { difference };
     differences.into_iter().map(Into::into).fold(0.0, larger)

@@ -1,4 +1,4 @@
-//! What has been written so far, and whether that is the end of it.
+//! An answer while it is being generated, and the conditions that end it.
 
 use crate::spelling::named;
 use crate::tokens::Tokenizer;
@@ -6,11 +6,11 @@ use crate::tokens::Tokenizer;
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// With one of the end tokens, which is its last.
+    /// It generated an end token, which is its last token.
     EndToken,
-    /// With a stop string.
+    /// It contains a stop string.
     Stop,
-    /// It has as many tokens as it may have.
+    /// It reached the maximum length.
     Length,
 }
 
@@ -19,27 +19,26 @@ named! { pub Ended, "a reason for the end of an answer": EndToken = "end_token",
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// All tokens that were written, the end token included.
+    /// All generated tokens, including the end token.
     pub ids: Vec<u32>,
     /// Why the answer ends.
     pub ended: Ended,
-    /// Where the stop string begins in [`Answer::bytes`].
+    /// The offset of the stop string in [`Answer::bytes`].
     stop_at: Option<usize>,
 }
 
 impl Answer {
-    /// The bytes of the tokens but for an end token.
+    /// The bytes of the tokens, without the end token.
     pub fn bytes(&self, tokenizer: &Tokenizer) -> Vec<u8> {
         bytes_of(&self.ids, self.ended, tokenizer)
     }
 
-    /// All that was written, without the end token. What is no UTF-8, such as the beginning of a character that was cut, becomes
-    /// U+FFFD.
+    /// The whole text, without the end token. Invalid UTF-8, such as the beginning of a truncated character, becomes U+FFFD.
     pub fn text(&self, tokenizer: &Tokenizer) -> String {
         text_of(&self.ids, self.ended, tokenizer)
     }
 
-    /// The text up to the stop string; all of it where none was found.
+    /// The text up to the stop string, or all of it if there is none.
     pub fn text_before_stop(&self, tokenizer: &Tokenizer) -> String {
         let mut bytes = self.bytes(tokenizer);
         bytes.truncate(self.stop_at.unwrap_or(bytes.len()));
@@ -47,7 +46,7 @@ impl Answer {
     }
 }
 
-/// The text of an answer's tokens: [`Answer::text`], where no more is kept of it.
+/// The text of an answer's tokens, like [`Answer::text`], if nothing else of it was stored.
 pub fn text_of(ids: &[u32], ended: Ended, tokenizer: &Tokenizer) -> String {
     String::from_utf8_lossy(&bytes_of(ids, ended, tokenizer)).into_owned()
 }
@@ -57,25 +56,26 @@ fn bytes_of(ids: &[u32], ended: Ended, tokenizer: &Tokenizer) -> Vec<u8> {
     ids[..n].iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect()
 }
 
-/// The answer that these tokens are, of at most `most`, up to the one that ends it; `None` where none of them does.
+/// The answer that consists of these tokens, of which there may be at most `most`, up to the one that ends it; `None` if none
+/// does.
 pub(crate) fn answer_of(ids: &[u32], most: usize, ends: &[u32], stops: &[String], tokenizer: &Tokenizer) -> Option<Answer> {
     let mut writing = Writing::new(tokenizer, ends, stops, most);
     ids.iter().find_map(|&id| writing.push(id))
 }
 
-/// An answer under way.
+/// An answer that is being generated.
 pub(super) struct Writing<'a> {
     tokenizer: &'a Tokenizer,
     ends: &'a [u32],
     stops: &'a [String],
     most: usize,
     ids: Vec<u32>,
-    /// The bytes of all tokens so far; not kept where nobody asks for stop strings.
+    /// The bytes of all tokens so far; not kept if there are no stop strings.
     bytes: Vec<u8>,
 }
 
 impl<'a> Writing<'a> {
-    /// The beginning of an answer of at most `most` tokens.
+    /// Begins an answer of at most `most` tokens.
     pub(super) fn new(tokenizer: &'a Tokenizer, ends: &'a [u32], stops: &'a [String], most: usize) -> Writing<'a> {
         Writing { tokenizer, ends, stops, most, ids: Vec::new(), bytes: Vec::new() }
     }
@@ -89,7 +89,7 @@ impl<'a> Writing<'a> {
         &self.ids
     }
 
-    /// Takes the next token; gives the answer if it is the last one.
+    /// Adds the next token; returns the answer if it is the last one.
     pub(super) fn push(&mut self, id: u32) -> Option<Answer> {
         self.ids.push(id);
         if self.ends.contains(&id) {
@@ -101,7 +101,7 @@ impl<'a> Writing<'a> {
         (self.ids.len() >= self.most).then(|| self.finished(Ended::Length, None))
     }
 
-    /// Where the first of the stop strings begins that end within this token.
+    /// The offset of the first stop string that ends within this token.
     fn find_stop(&mut self, id: u32) -> Option<usize> {
         let longest = self.stops.iter().map(String::len).max()?;
         let begin = (self.bytes.len() + 1).saturating_sub(longest);

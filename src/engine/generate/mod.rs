@@ -1,13 +1,13 @@
-//! Answers written by the model: prompts -> token ids.
+//! Generates answers: prompts -> token ids.
 //!
-//! Many prompts are answered at once, and one that is finished makes room for the next: a step computes one token of every answer under way
-//! and the whole prompts of those that join, in one batch, by the same blocks as scoring (`Model::next_logits`). Pages of the cache that
-//! hold nothing but a common beginning of two prompts are computed and kept once; not in models with the gated delta rule, which remember a
-//! sequence by a state of all of it.
+//! Many prompts are answered concurrently, and a finished answer makes room for the next (continuous batching): a step computes one token of
+//! every running answer and the whole prompts of new ones in one batch, with the same blocks as scoring (`Model::next_logits`). Cache pages
+//! that only contain a common beginning of two prompts are computed and stored once, except in models with the gated delta rule, whose state
+//! summarises the whole sequence.
 //!
-//! Every token is drawn with a random number of its own, from the request's seed and its place in the answer, and its logits do not depend
-//! on the rest of the batch, to the bit: neither does an answer. Stop strings and end tokens end it (`answer.rs`), `sampling.rs` chooses the
-//! tokens.
+//! Every token is sampled with its own random number, derived from the request's seed and the token's index in the answer, and its logits do
+//! not depend on the rest of the batch, to the bit; so neither does an answer. Stop strings and end tokens end it (`answer.rs`);
+//! `sampling.rs` chooses the tokens.
 
 mod answer;
 mod sampling;
@@ -26,48 +26,48 @@ use crate::kernels::tasks::on_the_pool;
 use crate::model::{Cache, CacheSize, Model, Placement, Stretch};
 use crate::random;
 
-/// Tokens of prompts that join in one step, unless one is longer.
+/// The most prompt tokens that join in one step, unless a single prompt is longer.
 const JOINING_TOKENS: usize = 2048;
 
-/// Something to be answered.
+/// A prompt to answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// At least one token.
     pub prompt: Vec<u32>,
-    /// At least 1; prompt and answer together are to fit the positions that the model was loaded for.
+    /// At least 1; prompt and answer together must fit into the positions that the model was loaded for.
     pub max_new_tokens: usize,
-    /// Two requests with one prompt and one seed get one answer.
+    /// Requests with the same prompt and seed get the same answer.
     pub seed: u64,
 }
 
-/// How to answer.
+/// How to generate answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Way {
     /// How the next token is chosen.
     pub sampling: Sampling,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
-    /// Texts that end an answer as soon as they stand in it.
+    /// Texts that end an answer as soon as it contains them.
     pub stops: Vec<String>,
-    /// Answers under way at a time; changes no answer.
+    /// The number of concurrent answers; affects no answer.
     pub at_once: usize,
 }
 
-/// How much was computed.
+/// The amount of computation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Written {
-    /// Tokens of all prompts.
+    /// The number of tokens of all prompts.
     pub prompt_tokens: u64,
-    /// How many of them had been computed for an earlier prompt.
+    /// The number of prompt tokens that had been computed for an earlier prompt.
     pub shared_tokens: u64,
-    /// Tokens of the answers.
+    /// The number of tokens of the answers.
     pub tokens: u64,
-    /// How many batches were computed.
+    /// The number of batches.
     pub steps: u64,
 }
 
-/// Answers all requests; `finished` is given each answer with the number of its request as soon as it is there, and `progress` after every
-/// step the number of tokens written.
+/// Answers all requests. `finished` receives each answer with the index of its request as soon as it is complete, and `progress` receives
+/// the number of tokens generated after every step.
 pub fn generate(
     model: &Model,
     requests: &[Request],
@@ -89,7 +89,7 @@ pub fn generate(
     answer_within(model, requests, way, cache, finished, progress)
 }
 
-/// As [`generate`], in a cache that is there; where its pages do not suffice for all requests at once, some wait.
+/// Like [`generate`], in an existing cache; if its pages do not suffice for all requests at once, some wait.
 fn answer_within(
     model: &Model,
     requests: &[Request],
@@ -124,7 +124,7 @@ fn answer_within(
                 let before = requests[row.request].prompt.iter().chain(row.writing.ids());
                 way.sampling.choose(&way.sampling.penalised(logits, before.copied()), random(row))
             };
-            // Where nothing but the model's shares counts, a GPU chooses, too.
+            // A GPU chooses the tokens, too, if only the model's probabilities matter.
             let chosen = if way.sampling.repetition_penalty.is_some() {
                 None
             } else if way.sampling.is_greedy() {
@@ -148,7 +148,7 @@ fn answer_within(
     }
 }
 
-/// What is needed for so many answers at a time, or for one, by pages of so many positions.
+/// The cache size for `at_once` concurrent answers, or at least for one, with pages of `page` positions.
 fn cache_size(requests: &[Request], at_once: usize, page: usize) -> CacheSize {
     let longest_prompt = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
     CacheSize {
@@ -159,7 +159,7 @@ fn cache_size(requests: &[Request], at_once: usize, page: usize) -> CacheSize {
     }
 }
 
-/// Pages for the largest requests that can be under way at a time, and for the prompt that was admitted last.
+/// The pages for the largest requests that can run concurrently, and for the prompt that was admitted last.
 fn n_pages(requests: &[Request], at_once: usize, page: usize) -> usize {
     let mut needs: Vec<usize> = requests.iter().map(|request| positions_of(request).div_ceil(page)).collect();
     needs.sort_unstable_by(|a, b| b.cmp(a));
@@ -167,40 +167,41 @@ fn n_pages(requests: &[Request], at_once: usize, page: usize) -> usize {
     needs.iter().take(at_once.max(1)).sum::<usize>() + prompts.max().unwrap_or(0)
 }
 
-/// Tokens that are read: the last of an answer is not.
+/// The number of tokens that the model reads: all except the last token of the answer.
 fn positions_of(request: &Request) -> usize {
     request.prompt.len() + request.max_new_tokens - 1
 }
 
-/// All that is under way.
+/// The state of all requests.
 struct Desk<'a> {
     model: &'a Model,
     requests: &'a [Request],
     way: &'a Way,
     cache: Cache,
-    /// Numbers of sequences of the cache that no answer has.
+    /// The sequence indices of the cache that no answer uses.
     seats: Vec<usize>,
-    /// The first request that has not been begun.
+    /// The first request that has not begun.
     next: usize,
     rows: Vec<Row<'a>>,
-    /// The prompt that was admitted last, and its whole pages: those that follow mostly begin like it, even if it has been answered.
+    /// The prompt that was admitted last, and its full pages, which are kept even after its answer, because the following prompts mostly
+    /// begin like it.
     last: Option<(usize, Vec<usize>)>,
     written: Written,
 }
 
-/// An answer under way.
+/// A running answer.
 struct Row<'a> {
     request: usize,
     seat: usize,
     pages: Arc<[usize]>,
-    /// Tokens of the sequence that are in the cache.
+    /// The number of the sequence's tokens in the cache.
     n_cached: usize,
-    /// The sequence's tokens that go through the model next.
+    /// The sequence's tokens to process next.
     reading: Vec<u32>,
     writing: Writing<'a>,
 }
 
-/// What goes through the model in one step: the rows' next tokens, one row after the other.
+/// The tokens of one step: those of all rows, one row after the other.
 struct Step {
     ids: Vec<u32>,
     stretches: Vec<Stretch>,
@@ -247,9 +248,8 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// The pages of another prompt that hold nothing but the beginning of this one, as many as there are. Neither prompt's last token is in
-    /// them: this one's has to go through the model, since the answer begins from it, and the other's may have been computed in another way
-    /// than the tokens before it.
+    /// The pages of another prompt that only contain the beginning of this one. They contain neither prompt's last token: this one's has to
+    /// be processed, because the answer begins from it, and the other's may have been computed in another way than the tokens before it.
     fn shared_pages(&self, prompt: &[u32]) -> Vec<usize> {
         if !self.cache.shares_pages() {
             return Vec::new();
@@ -276,7 +276,7 @@ impl Desk<'_> {
         step
     }
 
-    /// Takes the token of each row; rows that end with it leave.
+    /// Adds the chosen token to each row; removes rows that it ends.
     fn take(&mut self, chosen: &[u32], finished: &mut dyn FnMut(usize, Answer) -> Result<()>) -> Result<()> {
         self.written.steps += 1;
         self.written.tokens += chosen.len() as u64;
@@ -308,7 +308,7 @@ mod tests {
     use crate::kernels::{Dtype, Kernels};
     use crate::model::{LoadOptions, Reference};
 
-    /// In the least cache there is always one under way, and the answers are those of the largest.
+    /// In the smallest cache at least one answer always runs, and the answers are those of the largest cache.
     #[test]
     fn an_answer_does_not_depend_on_the_pages_there_are() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");

@@ -1,8 +1,8 @@
-//! The choice of the next token from a row of logits.
+//! Chooses the next token from a row of logits.
 //!
-//! Order and definitions are those of Transformers' `generate` (`generation/logits_process.py`): repetition penalty, temperature, then top-k, top-p and
-//! min-p, each on what the one before has left. The draw is our own: the first token, by ids, up to which the shares sum to more than
-//! the random number.
+//! Order and definitions are those of Transformers' `generate` (`generation/logits_process.py`): repetition penalty, temperature, then top-k, top-p
+//! and min-p, each applied to what the previous one has left. The sampling method is our own: the first token, by id, at which the cumulative share
+//! exceeds the random number.
 
 use std::borrow::Cow;
 
@@ -15,47 +15,47 @@ use crate::kernels::level::Level;
 /// How the next token is chosen from the logits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most probable token, of equals the first, and the rest then has no say.
+    /// Divides the logits; at 0 the most probable token is taken, the first among ties, and the filters below have no effect.
     pub temperature: f64,
-    /// Only this many of the largest logits, and those that equal the last of them.
+    /// Keeps only this many of the largest logits, and those equal to the last of them.
     pub top_k: Option<usize>,
-    /// Only the most probable tokens that together have this share, the one that reaches it included.
+    /// Keeps only the most probable tokens that together have this share, including the one that reaches it.
     pub top_p: Option<f64>,
-    /// Only tokens of at least this share of the probability of the first.
+    /// Keeps only tokens of at least this share of the largest probability.
     pub min_p: Option<f64>,
-    /// Before all else, and without a draw, too: divides the logits of tokens that prompt or answer hold already where they are above 0,
-    /// multiplies them where they are below.
+    /// Applied before everything else, also to greedy decoding: for tokens that the prompt or answer already contains, positive logits are divided by
+    /// it and negative ones multiplied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f64>,
 }
 
 impl Sampling {
-    /// The most probable token, each time.
+    /// Greedy decoding.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: None };
-    /// A draw from the model's own distribution.
+    /// Samples from the model's own distribution.
     pub const PLAIN: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
 
-    /// Is the most probable token taken, without a draw?
+    /// Whether the most probable token is always taken.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Is every token drawn with the probability that the model gives it?
+    /// Whether every token is sampled with the probability that the model gives it.
     pub fn is_plain(&self) -> bool {
         self.temperature == 1.0 && !self.has_cuts() && self.repetition_penalty.is_none()
     }
 
-    /// Is there a choice beside that of the temperature?
+    /// Whether there is a filter besides the temperature.
     pub(super) fn has_cuts(&self) -> bool {
         self.top_k.is_some() || self.top_p.is_some_and(|p| p < 1.0) || self.min_p.is_some_and(|p| p > 0.0)
     }
 
-    /// Multiplies the logits; of no use where the temperature is 0.
+    /// The factor of the logits; meaningless if the temperature is 0.
     pub(super) fn scale(&self) -> f32 {
         (1.0 / self.temperature) as f32
     }
 
-    /// Refuses numbers that are out of range, by the names of their options.
+    /// Refuses values that are out of range, with the names of their options.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage(format!("--temperature {}: expected a number of 0 or more", self.temperature))
@@ -76,7 +76,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// The logits after `tokens`, prompt and answer, of which any may come more than once.
+    /// Applies the repetition penalty to the logits, given the `tokens` of prompt and answer, which may contain duplicates.
     pub(super) fn penalised<'a>(&self, logits: &'a [f32], tokens: impl Iterator<Item = u32>) -> Cow<'a, [f32]> {
         let Some(penalty) = self.repetition_penalty else { return Cow::Borrowed(logits) };
         let penalty = penalty as f32;
@@ -87,7 +87,7 @@ impl Sampling {
         Cow::Owned(own)
     }
 
-    /// The next token; `random` is uniform in 0..1. The logits of every word, softcap included.
+    /// Chooses the next token from the logits of all words, softcap included; `random` is uniform in 0..1.
     pub(super) fn choose(&self, logits: &[f32], random: f64) -> Result<u32> {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if !largest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
@@ -99,10 +99,10 @@ impl Sampling {
         Ok(draw(&self.weights(logits, largest), random))
     }
 
-    /// The probability of each token but for a common factor; the most probable has 1, what is cut off 0.
+    /// The probability of each token, up to a common factor: 1 for the most probable, 0 for those filtered out.
     fn weights(&self, logits: &[f32], largest: f32) -> Vec<f32> {
         let scale = self.scale();
-        // 0 times infinity is no number: the largest is 0 whatever the scale.
+        // Avoids 0 times infinity: the largest logit gives 0 for any scale.
         let scaled = |logit: f32| if logit == largest { 0.0 } else { (logit - largest) * scale };
         let mut weights: Vec<f32> = logits.iter().map(|&logit| scaled(logit)).collect();
         exp_slice(Level::current(), &mut weights);
@@ -121,7 +121,7 @@ impl Sampling {
     }
 }
 
-/// The id that a GPU chose, unless there is none.
+/// Returns the id that a GPU chose, or an error if there is none.
 pub(super) fn check_chosen(id: u32) -> Result<u32> {
     if id == u32::MAX { Err(no_numbers()) } else { Ok(id) }
 }
@@ -130,12 +130,12 @@ fn no_numbers() -> Error {
     Error::new("the model's logits are not numbers").cure("The weights are damaged, or overflow: check the model file.")
 }
 
-/// Leaves the most probable tokens until they have this share of the whole; of equals the first come first.
+/// Keeps the most probable tokens until they have this share of the total; ties are broken by the lower id.
 fn keep_share(weights: &mut [f32], share: f64) {
     let bound = share * weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
     let mut order: Vec<u32> = (0..weights.len() as u32).filter(|&id| weights[id as usize] > 0.0).collect();
     let by_weight = |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
-    // Few are needed mostly: sorting more and more of them is less work than sorting all.
+    // Few are usually needed, so sorting a growing prefix is less work than sorting all.
     let mut n_sorted = 64;
     let n_kept = loop {
         if n_sorted < order.len() {
@@ -158,9 +158,9 @@ fn keep_share(weights: &mut [f32], share: f64) {
     order[n_kept..].iter().for_each(|&id| weights[id as usize] = 0.0);
 }
 
-/// statistics/draw.cu does the same on a GPU, to the bit.
+/// Samples a token. statistics/draw.cu does the same on a GPU, to the bit.
 fn draw(weights: &[f32], random: f64) -> u32 {
-    // In two steps, so that most of the sums do not wait for each other.
+    // In two steps, so that most of the sums are independent.
     const BLOCK: usize = 512;
     let sum = |weights: &[f32]| weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
     let blocks: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
@@ -177,7 +177,7 @@ fn draw(weights: &[f32], random: f64) -> u32 {
             rest -= f64::from(weight);
         }
     }
-    // Rounding has left a little too much: the last token that can be drawn.
+    // If rounding left a small remainder, this takes the last token with any weight.
     weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0) as u32
 }
 
@@ -195,7 +195,7 @@ mod tests {
         (0..logits.len() as u32).filter(|&id| weights[id as usize] > 0.0).collect()
     }
 
-    /// ln of 0.4, 0.3, 0.15, 0.1, 0.05, in an order of their own.
+    /// The logarithms of 0.4, 0.3, 0.15, 0.1, 0.05, in another order.
     fn five() -> Vec<f32> {
         [0.1f32, 0.4, 0.05, 0.3, 0.15].iter().map(|p| p.ln()).collect()
     }
@@ -211,11 +211,11 @@ mod tests {
         check(Sampling { top_p: Some(0.0), ..Sampling::PLAIN }, &[1]);
         check(Sampling { min_p: Some(0.26), ..Sampling::PLAIN }, &[1, 3, 4]);
         check(Sampling { min_p: Some(1.0), ..Sampling::PLAIN }, &[1]);
-        // Among the three that are left, 0.4 / 0.85 and 0.3 / 0.85 have 0.82 together.
+        // Among the three that are left, 0.4 / 0.85 and 0.3 / 0.85 add up to 0.82.
         check(Sampling { top_k: Some(3), top_p: Some(0.8), ..Sampling::PLAIN }, &[1, 3]);
-        // Shares to the power 1 / 2: 0.63, 0.55, 0.39, 0.32, 0.22 of 2.11; two have 0.56, three 0.74.
+        // The shares to the power 1 / 2: 0.63, 0.55, 0.39, 0.32, 0.22 of 2.11; two add up to 0.56, three to 0.74.
         check(Sampling { temperature: 2.0, top_p: Some(0.7), ..Sampling::PLAIN }, &[1, 3, 4]);
-        // Equals of the last of the k stay.
+        // Tokens equal to the last of the k are kept.
         assert_eq!(kept(Sampling { top_k: Some(2), ..Sampling::PLAIN }, &[1.0, 2.0, 1.0, 0.0]), [0, 1, 2]);
     }
 
@@ -230,21 +230,20 @@ mod tests {
     #[test]
     fn the_draw_goes_by_the_sums_of_the_shares() {
         let choose = |random| Sampling::PLAIN.choose(&five(), random).unwrap();
-        // The sums: 0.1, 0.5, 0.55, 0.85, 1.
+        // The cumulative sums: 0.1, 0.5, 0.55, 0.85, 1.
         for (random, id) in [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.52, 2), (0.6, 3), (0.9, 4), (0.999_999, 4)] {
             assert_eq!(choose(random), id, "{random}");
         }
         assert_eq!(Sampling::GREEDY.choose(&[0.0, 3.0, 3.0], 0.9).unwrap(), 1);
         assert!(Sampling::PLAIN.choose(&[0.0, f32::NAN], 0.5).is_err());
         assert_eq!(Sampling { temperature: 1e-30, ..Sampling::PLAIN }.choose(&[0.0, 3.0, 3.0, 1.0], 0.7).unwrap(), 2);
-        // A wide vocabulary, of which whole blocks have nothing.
+        // A large vocabulary in which whole blocks have no weight.
         let mut wide = vec![f32::NEG_INFINITY; 2000];
         (wide[700], wide[1999]) = (0.0, 0.0);
         assert_eq!([0.4, 0.6].map(|random| Sampling::PLAIN.choose(&wide, random).unwrap()), [700, 1999]);
     }
 
-    /// What a GPU draws, where it draws: of blocks that are whole and that are not, of shares that are 0, of numbers at both ends, and of no
-    /// numbers.
+    /// Compares a GPU with the CPU: whole and partial blocks, zero weights, random numbers at both ends, and NaN.
     #[test]
     fn a_gpu_draws_the_same_tokens() {
         use crate::kernels::Stored;
@@ -252,7 +251,7 @@ mod tests {
         use crate::kernels::testing::{device, noise};
         let Some(device) = device() else { return };
         if Level::current() == Level::Portable {
-            return; // It has no fused multiply-add.
+            return; // This level has no fused multiply-add, so its bits differ.
         }
         for (vocabulary, temperature) in [(1, 1.0), (7, 0.5), (512, 1.0), (513, 1.7), (3001, 1.0), (40_000, 0.8), (3001, 1e-30)] {
             let sampling = Sampling { temperature, ..Sampling::PLAIN };
@@ -260,7 +259,7 @@ mod tests {
                 [0.0, 1.0 - f64::EPSILON, 0.5].into_iter().chain((0..60).map(|i| random::unit(5, i))).collect();
             let n = randoms.len();
             let mut logits = noise(n * vocabulary, 12.0, vocabulary as u64);
-            // A row without most of its tokens, two largest ones, a row without numbers, and shares that are no normal number any more.
+            // A row without most of its tokens, a row with two largest ones, a NaN row, and subnormal weights.
             logits[vocabulary.div_ceil(2)..vocabulary].fill(f32::NEG_INFINITY);
             logits[vocabulary..][vocabulary / 3] = 13.0;
             logits[vocabulary..][vocabulary - 1] = 13.0;
@@ -310,7 +309,7 @@ mod tests {
         }
     }
 
-    /// The frequencies are those of candle's sampler, whose numbers are drawn otherwise: chi-squared over the tokens, at one in a thousand.
+    /// Compares the frequencies with those of candle's sampler, which uses other random numbers: chi-squared over the tokens, at one in a thousand.
     #[test]
     fn frequencies_are_those_of_candles_sampler() {
         const DRAWS: u64 = 20_000;
@@ -331,7 +330,7 @@ mod tests {
             let drawn = |counts: &[f64; 12]| counts.iter().map(|&n| n > 0.0).collect::<Vec<_>>();
             assert_eq!(drawn(&ours), drawn(&candles), "{own:?}");
             let terms = ours.iter().zip(&candles).filter(|(a, b)| *a + *b > 0.0).map(|(a, b)| (a - b).powi(2) / (a + b));
-            // 11 degrees of freedom at most.
+            // At most 11 degrees of freedom.
             assert!(terms.sum::<f64>() < 31.3, "{own:?}: {ours:?} {candles:?}");
         }
     }

@@ -1,7 +1,7 @@
-//! How the servers are tested before a run, since each of these engines has had faults on this very path.
+//! Tests the servers before a run, because each of these engines has had bugs in exactly this feature.
 //!
-//! Every answer of the run is tested by itself as well: `reply.rs` makes sure that the first entry is null, that no entry is missing and that
-//! each names its own token, `../bounds.rs` that the log-probabilities are those of a distribution.
+//! Every answer of the run is checked as well: `reply.rs` checks that the first entry is null, that no entry is missing and that each
+//! contains its own token; `../bounds.rs` checks that the log-probabilities are those of a distribution.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,28 +17,29 @@ use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::tokens::{Sequence, Span, Tokenizer};
 
-/// Tokens of a probe: enough for several pages of a server's cache (16 tokens in vLLM).
+/// The tokens of a probe: enough for several pages of a server's cache (16 tokens in vLLM).
 const PROBE_TOKENS: usize = 64;
-/// What every run asks about, whatever its data: by this it is known whether two shards were scored by the same weights.
+/// A text that every run asks about, whatever its data. It shows whether two shards were scored by the same weights.
 const FIXED_TEXT: &str = "The quick brown fox jumps over the lazy dog. A train leaves the station at 7:45 and arrives 3 hours later; def f(x): \
     return x + 1  # plus one. Water boils at 100 degrees.";
-/// ln p below this counts as this: bf16 says little there. JSON has no minus infinity, either.
+/// Smaller ln p are clamped to this, because bf16 is inaccurate there, and JSON has no minus infinity.
 const LEAST_LOGPROB: f32 = -15.0;
-/// Nats between two answers to one prompt, on the mean. In bf16 another batch rounds other sums: 0.01; a stale value is nats away.
+/// The mean difference, in nats, between two answers to one prompt. In bf16 another batch rounds differently, by 0.01; a stale value is off
+/// by nats.
 const REPEATED: f64 = 0.05;
-/// Nats between two servers of one model, on the mean: they may run on other cards.
+/// The mean difference, in nats, between two servers of one model, which may run on different cards.
 const BETWEEN_SERVERS: f64 = 0.1;
-/// Nats from our own engine in f32, on the mean. bf16 alone is 0.03 away, fp8 and int4 some times that.
+/// The mean difference, in nats, from our own engine in f32. bf16 alone is off by 0.03, fp8 and int4 by several times that.
 const FROM_OWN: f64 = 0.3;
-/// How many nats a token that is written as the most probable one may lie below the most probable one when it is asked for as part of a
-/// prompt: in bf16 two that are nearly equal may change places.
+/// The nats by which a token that was generated greedily may be below the most probable one when it is scored as part of a prompt: in bf16
+/// two nearly equal tokens may change places.
 const WRITTEN: f32 = 0.25;
-/// How many tokens are written for that check.
+/// The number of tokens generated for that check.
 const PROBE_ANSWER: usize = 8;
-/// The share of tokens whose texts may differ: tokenizers write spaces and broken characters in several ways.
+/// The share of tokens whose texts may differ, because tokenizers spell spaces and broken characters differently.
 const OTHER_TEXTS: f64 = 0.1;
 
-/// What the servers were, and what the checks found: goes into run.json.
+/// A description of the servers, and the results of the checks; recorded in run.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
     /// The protocol of the servers.
@@ -47,31 +48,32 @@ pub struct Checked {
     pub urls: Vec<String>,
     /// The name under which the model is served.
     pub model: String,
-    /// Where the servers have the model from, if they say so.
+    /// The origin of the served model, if the servers report it.
     pub root: Option<String>,
-    /// The version of the servers' program, if they tell it.
+    /// The version of the servers' program, if they report it.
     pub version: Option<String>,
-    /// The most probable tokens of each position that were asked for.
+    /// The number of most probable tokens requested for each position.
     pub top_logprobs: usize,
-    /// Tokens of the vocabulary, over which the mass that no listed token has is shared.
+    /// The size of the vocabulary, over which the mass of the unlisted tokens is distributed.
     pub vocab_size: usize,
-    /// Nats between two answers to the same prompt, on the mean, and the largest.
+    /// The mean and largest difference, in nats, between two answers to the same prompt.
     pub repeated: Difference,
-    /// Nats between the servers' answers and this program's own engine in f32; absent where the weights are not here or too many.
+    /// The difference, in nats, between the servers and this program's own engine in f32; absent if the weights are not available here or too
+    /// large.
     pub from_own: Option<Difference>,
     /// ln p of the probe's tokens, which are the first of the data.
     #[serde(default)]
     pub probe: Vec<f32>,
-    /// ln p of the tokens of a text that is the same in all runs; none where there is nobody to ask.
+    /// ln p of the tokens of a text that is the same in all runs; empty if there is no server.
     #[serde(default)]
     pub fixed: Vec<f32>,
-    /// SHA-256 of the file of the prompts, where another program has answered them.
+    /// SHA-256 of the file of prompts, if another program has answered them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_sha256: Option<String>,
 }
 
 impl Checked {
-    /// The record for answers that lie in a folder, which another program has written.
+    /// The record for answers in a folder, which another program has written.
     pub fn offline(
         folder: &Path,
         sent_sha256: String,
@@ -95,19 +97,19 @@ impl Checked {
         }
     }
 
-    /// `vllm 0.11.0`
+    /// The program with its version, such as `vllm 0.11.0`.
     pub fn program(&self) -> String {
         program(self.api, self.version.as_deref())
     }
 
-    /// How far apart the servers of two runs are in what they say of a text that is not of the data, where that is too far for one model.
+    /// The difference between two runs' servers on the text that is the same in all runs, if it is too large for one model.
     pub fn weights_apart(&self, other: &Checked) -> Option<Difference> {
-        // The tokens after a prefix do not change what is said of it.
+        // Tokens after a prefix do not affect its scores.
         let apart = Difference::of(self.fixed.iter().copied().zip(other.fixed.iter().copied()));
         (self.fixed.is_empty() != other.fixed.is_empty() || apart.mean > BETWEEN_SERVERS).then_some(apart)
     }
 
-    /// An error unless the servers say of the probe what they said `before`, and it is the same one.
+    /// Returns an error unless the probe is the same and the servers' answers to it agree with those `before`.
     pub fn compare(&self, before: &Checked) -> Result<()> {
         if self.sent_sha256 != before.sent_sha256 || self.probe.len() != before.probe.len() {
             return Err(Error::new("the answered prompts differ from those at the start of this run")
@@ -125,19 +127,19 @@ impl Checked {
     }
 }
 
-/// How far two lists of ln p of the same tokens are apart, in nats.
+/// The difference between two lists of ln p of the same tokens, in nats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
-    /// How many tokens were compared.
+    /// The number of tokens compared.
     pub tokens: usize,
-    /// The mean distance.
+    /// The mean difference.
     pub mean: f64,
-    /// The largest distance.
+    /// The largest difference.
     pub max: f64,
 }
 
 impl Difference {
-    /// Tokens of which either says that they are impossible are left out unless only one does.
+    /// Compares pairs of ln p; tokens that are impossible according to both are skipped.
     fn of(pairs: impl Iterator<Item = (f32, f32)>) -> Difference {
         let mut found = Difference::default();
         for (a, b) in pairs {
@@ -152,8 +154,8 @@ impl Difference {
 }
 
 impl Pool {
-    /// Probes every server with the beginning of a sequence of the data. `own` gives what this program's own engine says of the supervised
-    /// tokens of a sequence, where it can.
+    /// Probes every server with the beginning of a sequence of the data. `own` returns the scores of this program's own engine for the
+    /// supervised tokens of a sequence, if available.
     pub fn check(
         &self,
         sequence: &Sequence,
@@ -203,13 +205,13 @@ impl Pool {
         })
     }
 
-    /// What the first server, which the others agree with, says of the text that is the same in all runs.
+    /// The scores of the first server, with which the others agree, for the text that is the same in all runs.
     fn fixed(&self, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
         let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
         Ok(logprobs(&self.ask(0, &ids, &supervised, None).map_err(Trouble::into_error)?))
     }
 
-    /// An error if a server says other things of that text now than when it was put to the test: another model has taken its place since.
+    /// Returns an error if a server's scores for that text differ from those of the checks, because it then serves another model.
     pub(crate) fn check_unchanged(&self, checked: &Checked, tokenizer: &Tokenizer) -> Result<()> {
         let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
         for at in 0..self.servers.len() {
@@ -230,7 +232,7 @@ impl Pool {
         Ok(())
     }
 
-    /// The tokens of the text that is the same in all runs: the probe where there are no data.
+    /// The tokens of the text that is the same in all runs, which serves as the probe if there are no data.
     pub(crate) fn fixed_sequence(&self, tokenizer: &Tokenizer) -> Result<Sequence> {
         let text = tokenizer.encode(FIXED_TEXT)?;
         let mut ids: Vec<u32> = tokenizer.leading().iter().copied().chain(text.iter().map(|token| token.id)).collect();
@@ -239,8 +241,8 @@ impl Pool {
         Ok(Sequence { row: 0, supervised: (0..n).map(|i| i > 0).collect(), spans: vec![Span::default(); n], ids })
     }
 
-    /// Has every server go on with a text by the most probable tokens, and asks it how probable these are: what it writes must be what it
-    /// says. A penalty, a watermark, or other ids than those that were drawn do not pass.
+    /// Lets every server continue a text greedily, and asks it for the probability of these tokens: its answers must agree with its scores.
+    /// This detects a penalty, a watermark, or ids other than those that were sampled.
     pub(crate) fn check_answers(&self, tokenizer: &Tokenizer) -> Result<()> {
         let mut prompt = self.fixed_sequence(tokenizer)?.ids;
         prompt.truncate(prompt.len().saturating_sub(PROBE_ANSWER).max(1));
@@ -270,7 +272,7 @@ impl Pool {
         Ok(())
     }
 
-    /// The first answer of a server, and whether its tokens are ours.
+    /// The first answer of a server, with a check that its tokens are ours.
     fn probe(&self, at: usize, probe: &Sequence, tokenizer: &Tokenizer) -> Result<Vec<Position>> {
         let mut texts = HashMap::new();
         let positions = self.ask(at, &probe.ids, &probe.supervised, Some(&mut texts)).map_err(Trouble::into_error)?;
@@ -278,11 +280,11 @@ impl Pool {
             position.statistics(self.vocab).map_err(|error| error.at(self.servers[at].url()))?;
         }
         self.check_texts(at, &texts, tokenizer)?;
-        // The last token of the vocabulary must be known there, and the one after it must not.
+        // The server must know the last token of the vocabulary, and must not know the one after it.
         let last = tokenizer.vocab_size().min(self.vocab).saturating_sub(1) as u32;
         let ids = [probe.ids[0], last];
         self.ask(at, &ids, &[false, true], None).map_err(Trouble::into_error)?;
-        // SGLang hands it to the GPU, where it ends the server.
+        // SGLang passes it to the GPU, where it crashes the server.
         if self.servers[at].api == Api::Vllm {
             let beyond = [probe.ids[0], self.vocab as u32];
             match self.ask(at, &beyond, &[false, true], None) {
@@ -300,7 +302,7 @@ impl Pool {
     }
 
     fn check_texts(&self, at: usize, texts: &HashMap<u32, String>, tokenizer: &Tokenizer) -> Result<()> {
-        // Part of a character cannot be written in JSON.
+        // Partial characters cannot be represented in JSON.
         let whole = |text: &str| !text.contains('\u{fffd}');
         let mut ids: Vec<u32> = texts.iter().filter(|(_, text)| whole(text)).map(|(id, _)| *id).collect();
         ids.sort_unstable();
@@ -323,7 +325,7 @@ impl Pool {
             .cure("Pass the folder of exactly the served model with --model."))
     }
 
-    /// A prompt with the same prefix, and the probe again: neither may change what is said of it.
+    /// Scores a prompt with the same prefix, and the probe again: the cache must not change the scores.
     fn repeat(&self, at: usize, probe: &Sequence, first: &[Position]) -> Result<Difference> {
         let shared = probe.ids.len() / 2;
         if shared >= 2 {
@@ -352,7 +354,7 @@ impl Pool {
     }
 }
 
-/// Another engine's answer to a sequence against this program's own. An error where they are further apart than any precision explains.
+/// Compares another engine's scores of a sequence with this program's own. Returns an error if they differ more than any precision explains.
 pub fn compare_with_own(found: &[Position], own: &[TokenStatistics]) -> Result<Difference> {
     let apart = Difference::of(found.iter().zip(own).map(|(found, own)| (found.target.logprob, own.logprob)));
     if apart.mean <= FROM_OWN {
@@ -365,7 +367,7 @@ pub fn compare_with_own(found: &[Position], own: &[TokenStatistics]) -> Result<D
     .cure("A different model is served, or the server computes it incorrectly. Pass exactly the served model with --model."))
 }
 
-/// ln p of the targets, to be kept and compared.
+/// ln p of the targets, for storage and comparison.
 fn logprobs(positions: &[Position]) -> Vec<f32> {
     positions.iter().map(|position| position.target.logprob.max(LEAST_LOGPROB)).collect()
 }
@@ -374,7 +376,7 @@ fn difference(first: &[Position], second: &[Position]) -> Difference {
     Difference::of(first.iter().zip(second).map(|(first, second)| (first.target.logprob, second.target.logprob)))
 }
 
-/// The beginning of a sequence, of which all tokens but the first are asked for.
+/// The beginning of a sequence, with all tokens except the first requested.
 fn probe_of(sequence: &Sequence) -> Sequence {
     let n = sequence.ids.len().min(PROBE_TOKENS);
     Sequence {

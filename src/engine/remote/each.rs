@@ -1,4 +1,4 @@
-//! Many requests at a time, as many as there are connections.
+//! Runs many requests concurrently, as many as there are connections.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +8,8 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 
 impl Pool {
-    /// Asks for each task, and gives `finished` the numbers of tasks and what came, as it comes: of all that came while it was at work before,
-    /// at once. After a failure nothing more is begun, and what was under way is still handed on: it has been paid for.
+    /// Runs `ask` for each task, and passes the indices of tasks and their results to `finished`, all that have arrived since its last call at
+    /// once. After a failure no new requests begin, but the results of running ones are still passed on, because they have been paid for.
     pub fn each<T: Sync, R: Send>(
         &self,
         tasks: &[T],
@@ -25,14 +25,14 @@ impl Pool {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(task) = tasks.get(at) else { return };
-                // Whoever waits for the answer must hear of a fault of ours, too.
+                // A panic must also reach the thread that waits for the answer.
                 let answer = catch_unwind(AssertUnwindSafe(|| ask(task)))
                     .unwrap_or_else(|_| Err(Error::new(format!("the program has failed at request {at}"))));
                 let has_failed = answer.is_err();
                 if to_us.send((at, answer)).is_err() {
                     return;
                 }
-                // Those that end by it come behind what it was.
+                // Stops only after sending the failure, so that requests which end because of it come after it.
                 if has_failed {
                     stop();
                 }
@@ -57,7 +57,7 @@ impl Pool {
                         }
                     }
                 }
-                // What could not be written down once is not offered more.
+                // After a failure to write, no more results are passed on.
                 if can_write
                     && !came.is_empty()
                     && let Err(error) = finished(came)

@@ -1,4 +1,4 @@
-//! Requests to one server: JSON there, a stream back; what a status means, and whether to try again.
+//! Requests to one server: sends JSON, receives a stream; interprets the status, and decides whether to retry.
 
 use std::io::{Cursor, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -11,35 +11,35 @@ use ureq::{Agent, Body};
 use crate::error::{Error, Result};
 use crate::fetch::client::agent_config;
 
-/// The environment variable that holds the key of the servers, if they want one.
+/// The environment variable with the servers' key, if they need one.
 pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
 
-/// How long a server is waited for.
+/// The timeouts of a server.
 #[derive(Clone, Copy)]
 struct Waits {
-    /// How long its answer may take to begin, and from then on to end. A server with a long queue answers late.
+    /// The time until an answer begins, and the same again until it ends. A server with a long queue answers late.
     answer: Duration,
-    /// How long no more may come of an answer whose first byte is there. Servers send one that they have computed whole.
+    /// The longest pause within an answer once its first byte has arrived. Servers send an answer after they have computed all of it.
     stall: Duration,
-    /// How long it may take to read some bytes of what is sent.
+    /// The longest time in which the server may read none of what is sent.
     sending: Duration,
 }
 
 const WAITS: Waits =
     Waits { answer: Duration::from_secs(900), stall: Duration::from_secs(60), sending: Duration::from_secs(120) };
-/// What to do where a server's model gives numbers that are none.
+/// The advice if a server's model returns NaN.
 pub(super) const DAMAGED: &str = "Its weights are damaged, or overflow in its precision: try --dtype float32 or bfloat16 there.";
-/// The most that is read of a message of error, and of a reply that is no answer to a prompt.
+/// The limit on the size of an error message, and of a reply that is not an answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
-/// Connections that are kept.
+/// The number of connections to keep open.
 pub(super) const CONNECTIONS: usize = 64;
 
-/// A request that brought no answer.
+/// A failed request.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// Worth another try, after so long if the server says so.
+    /// Worth a retry, after the given time if the server states one.
     Passing(Box<Error>, Option<Duration>),
-    /// Another try would end the same way.
+    /// A retry would fail in the same way.
     Lasting(Box<Error>),
 }
 
@@ -59,17 +59,17 @@ impl Trouble {
     }
 }
 
-/// A server by its address.
+/// A connection to the server at an address.
 pub(crate) struct Http {
     agent: Agent,
-    /// Without a slash at the end.
+    /// Without a trailing slash.
     pub url: String,
     key: Option<String>,
     waits: Waits,
 }
 
 impl Http {
-    /// `url` as the user wrote it: with or without the `/v1` of OpenAI's protocol.
+    /// Connects to `url` as written by the user: with or without the `/v1` of OpenAI's protocol.
     pub(crate) fn new(url: &str) -> Result<Http> {
         Http::with_waits(url, WAITS)
     }
@@ -79,7 +79,7 @@ impl Http {
         let trimmed = url.trim_end_matches('/');
         let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
         let host = trimmed.strip_prefix("http://").or_else(|| trimmed.strip_prefix("https://"));
-        // What holds a password or a key is not shown, however it is spelt.
+        // An address that may contain a password or a key is not shown, in any spelling.
         let secret = [('@', "has a name or a password before an `@`"), ('?', "has a `?`, which may introduce a key")];
         if let Some((_, what)) = secret.iter().find(|(sign, _)| url.contains(*sign)) {
             return Err(Error::usage(format!("the address of a server {what}"))
@@ -93,7 +93,7 @@ impl Http {
         if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(Error::new(format!("{KEY_VARIABLE} has characters that are not allowed in a key")).cure("Set it anew."));
         }
-        // It follows no redirect: the key goes nowhere else.
+        // Redirects are not followed, so that the key is not sent elsewhere.
         let config = agent_config()?
             .timeout_recv_response(Some(waits.answer))
             .timeout_recv_body(Some(waits.answer))
@@ -112,7 +112,7 @@ impl Http {
         error.at(&self.url)
     }
 
-    /// What GET brings as JSON; `None` where there is nothing of that name.
+    /// The JSON result of a GET; `None` if the path does not exist.
     pub(crate) fn get(&self, path: &str) -> Result<Option<Value>, Trouble> {
         let mut request = self.agent.get(format!("{}{path}", self.url));
         if let Some(key) = &self.key {
@@ -129,12 +129,12 @@ impl Http {
         }
     }
 
-    /// POSTs JSON and gives the answer's body, if the status is that of success.
+    /// POSTs JSON and returns the body of the answer if the status is successful.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<impl Read + use<>, Trouble> {
         self.post_waiting(path, body, Duration::ZERO)
     }
 
-    /// As [`Http::post`], where the answer may take `more` time than most.
+    /// Like [`Http::post`], for an answer that may take `more` time than usual.
     pub(crate) fn post_waiting(&self, path: &str, body: &Value, more: Duration) -> Result<impl Read + use<>, Trouble> {
         let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
         let answer = Some(self.waits.answer + more);
@@ -149,7 +149,7 @@ impl Http {
         }
     }
 
-    /// The bytes of an answer that may take `more` time than most.
+    /// The bytes of an answer that may take `more` time than usual.
     fn body(&self, response: Response<Body>, more: Duration) -> Arriving {
         Arriving::new(response.into_body().into_reader(), self.waits.answer + more, self.waits.stall)
     }
@@ -158,7 +158,7 @@ impl Http {
         Trouble::passing(self.at(Error::new("the server cannot be reached, or has dropped the connection").caused_by(cause)))
     }
 
-    /// What a status that is not a success means.
+    /// Converts an unsuccessful status to an error.
     fn refusal(&self, response: Response<Body>) -> Trouble {
         let status = response.status();
         let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
@@ -177,7 +177,7 @@ impl Http {
                 after.map(|seconds: u64| Duration::from_secs(seconds.min(300))),
             ),
             500..=599 => Trouble::passing(error(format!("the server failed ({status}): {said}"))),
-            // Python's json refuses to write a NaN.
+            // Python's json module refuses to write NaN.
             400 if said.contains("not JSON compliant") => Trouble::lasting(
                 error("the server's model produces log-probabilities that are not numbers, which it can only report as a bad request (400)".to_owned())
                     .cure(DAMAGED),
@@ -204,18 +204,17 @@ impl Http {
 /// The beginning of a body, as text.
 fn message(body: impl Read) -> String {
     let mut bytes = Vec::new();
-    // What has come is what there is to say.
+    // Uses what has arrived, even after an error.
     let _ = body.take(MESSAGE_BYTES).read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Bytes that a thread of their own fetches, so that whoever reads them knows for how long none came: the HTTP library has one limit for the wait
-/// for an answer that is still computed and for the wait between its parts. The thread that hangs at a silent server ends with the limit of the
-/// whole answer.
+/// A stream of bytes that a separate thread fetches, so that the reader can detect a stall: the HTTP library has a single timeout for an answer
+/// that is still being computed and for pauses between its parts. If the server stalls, that thread ends with the timeout of the whole answer.
 struct Arriving {
     chunks: Receiver<std::io::Result<Vec<u8>>>,
     chunk: Cursor<Vec<u8>>,
-    /// How long the next byte may take: the first one longer than those behind it.
+    /// The timeout of the next byte: longer for the first one than for the others.
     wait: Duration,
     stall: Duration,
     ended: bool,
@@ -224,7 +223,7 @@ struct Arriving {
 impl Arriving {
     fn new(mut body: impl Read + Send + 'static, first: Duration, stall: Duration) -> Arriving {
         const CHUNK_BYTES: usize = 1 << 16;
-        // One waits while the next is fetched: that bounds the memory.
+        // One chunk waits while the next is fetched, which limits the memory.
         let (to_us, chunks) = sync_channel(1);
         std::thread::spawn(move || {
             loop {
@@ -269,8 +268,8 @@ impl Read for Arriving {
     }
 }
 
-/// What a body of error says, in a line: `{"error": {"message": ..}}`, `{"error": ".."}`, `{"detail": ".."}`, or itself.
-/// The key does not go with it: some servers say which one was wrong.
+/// The message of an error body, in one line: `{"error": {"message": ..}}`, `{"error": ".."}`, `{"detail": ".."}`, or the body itself. Removes
+/// the key, because some servers repeat a wrong one.
 pub(super) fn said(body: &str, key: Option<&str>) -> String {
     let json: Value = serde_json::from_str(body).unwrap_or_default();
     let said = [&json["error"]["message"], &json["error"], &json["detail"], &json["message"]];
@@ -295,7 +294,7 @@ mod tests {
 
     use super::*;
 
-    /// The address of a server that does this with its only connection.
+    /// The address of a server that runs `serve` for its only connection.
     fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -320,7 +319,7 @@ mod tests {
             Err(Trouble::Passing(error, _)) => error.to_string(),
             other => panic!("{other:?}"),
         };
-        // It reads nothing of more than fits on the way; it never answers; it answers the half.
+        // A server that reads only what fits into the buffers; one that never answers; one that sends half of its answer.
         let long = json!({ "prompt": "x".repeat(64 << 20) });
         assert!(fails(server(move |_stream| std::thread::sleep(rest)), &long).contains("cannot be reached"));
         assert!(fails(server(move |_stream| std::thread::sleep(rest)), &json!({})).contains("cannot be reached"));
@@ -332,14 +331,14 @@ mod tests {
         let error = fails(half, &json!({}));
         assert!(error.contains("broke off") && error.contains("sent nothing for 0.2 s"), "{error}");
         assert!(began.elapsed() < waits.answer, "it is not waited for the whole time that an answer may take");
-        // The same of what a refusal says: its status is enough.
+        // The same for an error's body: its status suffices.
         let refusal = server(move |mut stream| {
             write!(stream, "HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\noops").unwrap();
             std::thread::sleep(rest);
         });
         assert!(fails(refusal, &json!({})).contains("the server failed (500 Internal Server Error): oops"));
         assert!(began.elapsed() < waits.answer);
-        // Late is not never: longer than it may take for some bytes to be sent, before the head and behind it, and with a pause in the middle.
+        // Slow is not stalled: pauses longer than the sending timeout before and after the header, and a short one within the body.
         for pauses in [[300, 0, 0], [0, 300, 0], [300, 300, 0], [0, 0, 100]] {
             let late = server(move |mut stream| {
                 for (pause, part) in pauses.into_iter().zip([head, "o", "k"]) {
@@ -373,7 +372,7 @@ mod tests {
         let body = r#"{"error": {"message": "Incorrect API key\n provided: sk-12345."}}"#;
         assert_eq!(said(body, Some("sk-12345")), "Incorrect API key provided: (the key).");
         assert_eq!(said("<b>no</b>", None), "<b>no</b>");
-        // Where the line ends within the key, no part of it is left.
+        // If the line is cut within the key, no part of the key remains.
         let long = format!("{}sk-12345", "x".repeat(296));
         assert!(!said(&long, Some("sk-12345")).contains("sk-"));
     }

@@ -1,15 +1,15 @@
-//! Statistics and answers from elsewhere: a server of vLLM or SGLang runs the model, says what it believed about the tokens of a prompt,
-//! and writes answers.
+//! Statistics and answers from remote servers: a server of vLLM or SGLang runs the model, returns log-probabilities for the tokens of a
+//! prompt, and generates answers.
 //!
 //! ```text
-//! server.rs   one server, its protocol, its answer to a prompt; http.rs what goes over the wire
-//! reply.rs    an answer, read as it comes -> positions, which ../bounds.rs makes statistics of
-//! pool.rs     several servers: retries; turns.rs whose turn it is, and where; each.rs many requests at a time
-//! write.rs    an answer that is written there
-//! checks.rs   what is asked of them before a run
+//! server.rs   one server: its protocol and its answer to a prompt; http.rs the transport
+//! reply.rs    parses an answer as it arrives into positions, from which ../bounds.rs computes statistics
+//! pool.rs     several servers, with retries; turns.rs schedules requests; each.rs runs many at a time
+//! write.rs    answers that a server generates
+//! checks.rs   tests of the servers before a run
 //! ```
 //!
-//! Token ids go there, not text: the template, the mask and the tokenizer are this program's.
+//! Requests contain token ids, not text: template, mask and tokenizer are this program's.
 
 mod checks;
 mod each;

@@ -1,7 +1,7 @@
-//! Several servers of one model: each prompt goes to one that has room for it, and comes back scored.
+//! Several servers of one model: each prompt goes to a server that has room for it.
 //!
-//! What is bounded is the tokens under way, not the requests: the log-probabilities of a prompt take a server `tokens x vocabulary` numbers.
-//! What fails in passing is asked again when its turn comes (`turns.rs`).
+//! The limit is on the tokens in flight, not on the requests, because a server needs `tokens x vocabulary` numbers for the log-probabilities
+//! of a prompt. Requests with transient failures are retried in turn (`turns.rs`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,26 +15,26 @@ use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
 
-/// What the user asks of the servers.
+/// The user's settings for the servers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// The addresses of the servers.
     pub urls: Vec<String>,
-    /// `None`: it is found out.
+    /// The protocol; `None` to detect it.
     pub api: Option<Api>,
-    /// The name under which the model is served; `None` where there is one.
+    /// The name under which the model is served; `None` if there is only one.
     pub model: Option<String>,
-    /// How many of the most probable tokens are asked for.
+    /// The number of most probable tokens to request.
     pub top_k: usize,
-    /// Tokens under way at each server.
+    /// The tokens in flight at each server.
     pub in_flight: usize,
 }
 
-/// Seconds for which a request is tried again, in place of [`PATIENCE`].
+/// The variable with the number of seconds for which a request is retried, in place of [`PATIENCE`].
 const PATIENCE_VARIABLE: &str = "DIAGNOSE_SERVER_PATIENCE";
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The servers of one model, and whose turn it is.
+/// The servers of one model, and the scheduler.
 pub struct Pool {
     pub(super) servers: Vec<Server>,
     turns: Turns,
@@ -52,12 +52,12 @@ fn patience(seconds: &str) -> Result<Duration> {
     })
 }
 
-/// `top_k` of the most probable tokens are asked for, of fewer that there are.
+/// The error for requesting `top_k` most probable tokens from a smaller vocabulary.
 pub(crate) fn more_than_all(top_k: usize, vocab: usize) -> Error {
     Error::usage(format!("--top-logprobs {top_k} is more than the {vocab} tokens of the model's vocabulary"))
 }
 
-/// How the turn ends that has brought this answer.
+/// How a request with this answer has ended, for the scheduler.
 fn end_of<T>(answer: &Result<T, Trouble>) -> End {
     match answer {
         Ok(_) => End::Answered,
@@ -70,11 +70,11 @@ fn resumable(tried: Duration) -> String {
     format!("Retried for {:.1} s. Run the same command again when the server is up: it resumes.", tried.as_secs_f64())
 }
 
-/// What is known of each supervised token of a sequence, in order.
+/// The statistics and bounds of each supervised token of a sequence, in order.
 pub type Scored = Vec<(TokenStatistics, Bounds)>;
 
 impl Pool {
-    /// Asks each server what it is. They serve a model of `vocab` tokens.
+    /// Connects to each server. They must serve a model of `vocab` tokens.
     pub fn open(options: &Options, vocab: usize) -> Result<Pool> {
         if options.top_k > vocab {
             return Err(more_than_all(options.top_k, vocab));
@@ -100,44 +100,44 @@ impl Pool {
         TopTokens { top_k: self.top_k, vocab: self.vocab }
     }
 
-    /// The servers as before, asked for `top_k` of the most probable tokens: 1 is enough for the targets alone, and costs the least.
+    /// The same servers with `top_k` most probable tokens: 1 suffices for the targets only, and costs the least.
     pub fn with_top_k(self, top_k: usize) -> Pool {
         Pool { top_k, ..self }
     }
 
-    /// The most requests that can be under way.
+    /// The most requests that can run concurrently.
     pub fn connections(&self) -> usize {
         CONNECTIONS * self.servers.len()
     }
 
-    /// Where the servers have the model from, or what they call it.
+    /// The origin of the servers' model, or its name.
     pub fn model(&self) -> &str {
         self.servers.first().map_or("", |server| server.root.as_deref().unwrap_or(&server.model))
     }
 
-    /// `vllm 0.11.0`
+    /// The program with its version, such as `vllm 0.11.0`.
     pub fn program(&self) -> String {
         self.servers.first().map_or_else(String::new, Server::program)
     }
 
-    /// Requests that were sent again.
+    /// The number of requests that were retried.
     pub fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// The most tokens that all of them take, prompt and answer together.
+    /// The most tokens that all servers accept, prompt and answer together.
     pub fn max_len(&self) -> Option<usize> {
         self.servers.iter().filter_map(|server| server.max_len).min()
     }
 
-    /// The longest prompt that all of them take: one token less than their limit, since each has to answer one.
+    /// The longest prompt that all servers accept: one token less than their limit, because each has to generate one.
     pub fn longest_prompt(&self) -> Option<usize> {
         self.max_len().map(|tokens| tokens.saturating_sub(1))
     }
 
-    /// What the servers say of the supervised tokens of a sequence, in order. Waits for its turn, and through failures that pass.
+    /// The statistics of the supervised tokens of a sequence, in order. Waits for its turn, and retries transient failures.
     pub fn score(&self, sequence: &Sequence) -> Result<Scored> {
-        // Nothing is asked of what follows the last supervised token.
+        // Nothing after the last supervised token is needed.
         let n = sequence.targets_end();
         let positions = self.positions(&sequence.ids[..n], &sequence.supervised[..n])?;
         positions.iter().map(|position| position.statistics(self.vocab)).collect()
@@ -147,12 +147,12 @@ impl Pool {
         self.turn(ids.len(), |server| server.positions(ids, wanted, self.top_tokens(), None))
     }
 
-    /// What waits for its turn is asked for no more.
+    /// Stops requests that are still waiting for their turn.
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// What a server answers to a request of so many tokens. Waits for its turn, and through failures that pass.
+    /// A server's answer to a request of `tokens` tokens. Waits for its turn, and retries transient failures.
     pub(super) fn turn<T>(&self, tokens: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<T> {
         let (mut began, mut tries): (Option<Instant>, u32) = (None, 0);
         loop {
@@ -168,7 +168,7 @@ impl Pool {
                     if self.stopped.load(Ordering::Relaxed) {
                         return Err(*error);
                     }
-                    // A server may fail at one request and answer others, or answer nothing at all.
+                    // A server may fail at one request and answer others, or answer none at all.
                     let own = began.filter(|_| tries >= LEAST_TRIES).map(|began| began.elapsed());
                     if let Some(tried) = own.max(self.turns.failing_for()).filter(|tried| *tried >= self.patience) {
                         return Err(error.cure(resumable(tried)));
@@ -181,7 +181,7 @@ impl Pool {
         }
     }
 
-    /// One request to one server, sent again while it fails in passing.
+    /// Sends one request to one server, and retries transient failures.
     pub(super) fn ask_again(&self, at: usize, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
         const PAUSE: Duration = Duration::from_millis(250);
         let (began, mut tries) = (Instant::now(), 0);
@@ -202,7 +202,7 @@ impl Pool {
         }
     }
 
-    /// One request to one server.
+    /// Sends one request to one server.
     pub(super) fn ask(
         &self,
         at: usize,

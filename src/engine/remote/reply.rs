@@ -1,8 +1,8 @@
-//! A server's answer, read as it comes: JSON of any length -> the positions that were asked for.
+//! Parses a server's answer as it arrives: JSON of any length -> the requested positions.
 //!
-//! A prompt token takes 1.4 kB of vLLM's JSON and 170 bytes here; what is not wanted is dropped at once, and more than was asked for is
-//! refused as soon as it shows, so that memory is bounded by the request, whatever the reply. Each position must name its own token: a
-//! reply that is shifted, reordered, cut or another prompt's does not.
+//! A prompt token takes 1.4 kB of vLLM's JSON and 170 bytes here. Unwanted values are dropped at once, and excess ones are refused as soon as
+//! they appear, so the request limits the memory, whatever the reply. Each position must contain its own token, which rules out replies that
+//! are shifted, reordered, truncated or for another prompt.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,32 +18,32 @@ use crate::error::{Error, Result};
 use crate::json::foreign_number;
 use crate::kernels::Choice;
 
-/// What a prompt's answer must look like.
+/// The requirements on the answer to a prompt.
 pub(crate) struct Expected<'a> {
     /// The prompt that was sent.
     pub ids: &'a [u32],
-    /// For each token of the prompt: is its position wanted? Never the first's.
+    /// Whether each token's position is wanted; never the first token's.
     pub wanted: &'a [bool],
-    /// Index of the token with which the answer begins; that one's position is null, since nothing predicts it.
+    /// The index of the token with which the answer begins; its position is null, because it is not predicted.
     pub start: usize,
     /// How many of the most probable tokens each position must list.
     pub top_k: usize,
-    /// Ids lie below it.
+    /// The size of the vocabulary; ids are below it.
     pub vocab: usize,
-    /// The key that the server is asked with, which no message may show.
+    /// The server's key, which no message may show.
     pub key: Option<&'a str>,
 }
 
-/// What was wrong with an answer.
+/// What is wrong with an answer.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// It broke off, or is no JSON: worth another try.
+    /// It is truncated or invalid JSON: worth a retry.
     Broken(Error),
-    /// It is whole and wrong: another try would be, too.
+    /// It is complete but wrong: a retry would give the same.
     Wrong(Error),
 }
 
-/// The wanted positions, in order, and the texts of tokens where the answer has them and `texts` is there.
+/// Parses the wanted positions, in order, and the texts of tokens, if `texts` is given and the answer contains them.
 pub(crate) fn read_vllm(
     reply: impl Read,
     expected: &Expected,
@@ -55,7 +55,7 @@ pub(crate) fn read_vllm(
     finish(reading, read, &passed)
 }
 
-/// As [`read_vllm`], for the answer of SGLang's `/generate`, of which no texts of tokens are read.
+/// Like [`read_vllm`], for the answer of SGLang's `/generate`, without the texts of tokens.
 pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts: None, fault: None };
     let mut arrays = Arrays::default();
@@ -71,26 +71,26 @@ pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<P
     finish(reading, read, &passed)
 }
 
-/// A reply up to the length that one to this request can have. The values are bounded as they come; a single string or key, which is read
-/// whole, is by this.
+/// A reply limited to the length that an answer to this request can have. Values are limited as they are parsed; this limits a single string
+/// or key, which is read whole.
 pub(super) struct Limited<'a, R> {
     reply: R,
     left: u64,
     passed: &'a Passed,
 }
 
-/// What is known of a reply's bytes when it cannot be read.
+/// What is known about a reply when parsing fails.
 #[derive(Default)]
 pub(super) struct Passed {
     is_too_long: Cell<bool>,
     recent: RefCell<Recent>,
 }
 
-/// The last bytes of a reply, as many as the reader may be ahead of where it gives up, and more.
+/// The last bytes of a reply: at least as many as the parser may have read ahead of its error.
 #[derive(Default)]
 struct Recent {
     bytes: Vec<u8>,
-    /// Whole lines before these bytes, and the bytes of their own line that are before them.
+    /// The number of whole lines before these bytes, and of the bytes of their own line before them.
     lines: usize,
     columns: usize,
 }
@@ -107,7 +107,7 @@ impl Recent {
         }
     }
 
-    /// The number that JSON does not have at which the reader gave up, if it is that.
+    /// The non-JSON number at which the parser failed, if that is the cause.
     fn foreign_number(&self, error: &serde_json::Error) -> Option<&'static str> {
         let nth = error.line().checked_sub(1 + self.lines)?;
         let before = if nth == 0 { self.columns } else { 0 };
@@ -121,16 +121,16 @@ impl<'a, R: Read> Limited<'a, R> {
         Limited::of_tokens(reply, expected.ids.len() as u64 * (expected.top_k as u64 + 2), passed)
     }
 
-    /// `reply` up to the length of one that tells of `tokens` tokens.
+    /// Limits `reply` to the length of an answer about `tokens` tokens.
     pub(super) fn of_tokens(reply: R, tokens: u64, passed: &'a Passed) -> Limited<'a, R> {
-        // What stands beside the entries, the text of the answer and the ids of the prompt among it; and an entry of each token, whose text of
-        // a hundred characters or so may be written in six bytes each.
+        // The part beside the entries, including the answer's text and the prompt's ids; and the entry of each token, whose text of about a
+        // hundred characters may be escaped with six bytes each.
         const BESIDE: u64 = 4 << 20;
         const TOKEN: u64 = 1 << 10;
         Limited { reply, left: BESIDE + tokens * TOKEN, passed }
     }
 
-    /// Read in large pieces.
+    /// Buffers the reply in large pieces.
     pub(super) fn buffered(self) -> BufReader<Self> {
         BufReader::with_capacity(BUFFER_BYTES, self)
     }
@@ -159,12 +159,12 @@ fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: Limited<R>, se
     json.end()
 }
 
-/// Why a reply could not be read; `at` says of which part of it more is known.
+/// Why a reply could not be parsed; `at` describes the place in it, if more is known than the line.
 pub(super) fn unread(error: serde_json::Error, passed: &Passed, at: Option<String>) -> Fault {
     if passed.is_too_long.get() {
         return Fault::Wrong(Error::new("the reply is longer than possible for this request"));
     }
-    // Another try would bring the same: it is what the model gives.
+    // A retry would give the same: this is the output of the model.
     if let Some(number) = passed.recent.borrow().foreign_number(&error) {
         let at = at.unwrap_or_else(|| format!("at line {} column {} of its reply", error.line(), error.column()));
         return Fault::Wrong(Error::new(format!("the server returned {number} {at}; expected a finite number")).cure(DAMAGED));
@@ -178,7 +178,7 @@ fn finish(reading: Reading, read: serde_json::Result<()>, passed: &Passed) -> Re
         return Err(Fault::Wrong(fault));
     }
     read.map_err(|error| {
-        // Entries are read where they stand, but for those that come as lists apart.
+        // Entries are parsed in place, except for those that arrive in separate lists.
         let within = reading.index().ok().filter(|_| reading.at > 0);
         unread(error, passed, within.map(|index| format!("in the entry of token {index} of the prompt")))
     })?;
@@ -198,14 +198,14 @@ fn finish(reading: Reading, read: serde_json::Result<()>, passed: &Passed) -> Re
     Ok(reading.positions)
 }
 
-/// What has been read so far.
+/// The state of parsing.
 struct Reading<'a> {
     expected: &'a Expected<'a>,
     positions: Vec<Position>,
-    /// How many entries were read.
+    /// The number of entries parsed.
     at: usize,
     texts: Option<&'a mut HashMap<u32, String>>,
-    /// Why the answer is wrong though it is JSON.
+    /// Why the answer is wrong although it is valid JSON.
     fault: Option<Error>,
 }
 
@@ -215,7 +215,7 @@ impl Reading<'_> {
         E::custom("")
     }
 
-    /// The server may say how many tokens it has read.
+    /// Checks the number of tokens that the server has read, if it reports it.
     fn check_length<E: serde::de::Error>(&mut self, read: Option<u64>) -> Result<(), E> {
         let sent = self.expected.ids.len() as u64;
         match read.filter(|read| *read != sent) {
@@ -226,7 +226,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Index of the token whose entry comes next, or why there is none.
+    /// The index of the token for the next entry, or an error if there is none.
     fn index(&self) -> Result<usize> {
         let index = self.expected.start + self.at;
         match index < self.expected.ids.len() {
@@ -238,7 +238,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The entry of a token that nothing predicts.
+    /// Handles the entry of a token that is not predicted.
     fn null(&mut self) -> Result<()> {
         let index = self.index()?;
         if self.at > 0 {
@@ -250,7 +250,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// The entry of a token: the most probable ones, and the target among them or beside them.
+    /// Handles the entry of a token: the most probable tokens, and the target, which may be among them.
     fn entry(&mut self, top: Vec<Choice>, target: Option<Choice>, rank: Option<u32>) -> Result<()> {
         let index = self.index()?;
         let Expected { ids, wanted, top_k, vocab, .. } = *self.expected;
@@ -275,12 +275,12 @@ impl Reading<'_> {
     }
 }
 
-/// vLLM writes -9999 for minus infinity; finite values below that are what they are.
+/// vLLM writes -9999 for minus infinity; smaller finite values are kept.
 fn logprob(value: f64) -> f32 {
     if value == -9999.0 { f32::NEG_INFINITY } else { value as f32 }
 }
 
-/// An object of which some members are read and the others passed over.
+/// Defines the parser of an object, some members of which are read and the others skipped.
 macro_rules! object {
     ($seed:ident($($of:ident: $type:ty),*), $what:literal, |$own:ident, $key:ident, $map:ident| $body:block) => {
         struct $seed<'r, 'a>($(&'r mut $type),*);
@@ -327,7 +327,7 @@ struct Usage {
     prompt_tokens: Option<u64>,
 }
 
-/// The list of choices, of which there is one for one prompt.
+/// The list of choices, which has one element for one prompt.
 struct Choices<'r, 'a>(&'r mut Reading<'a>);
 
 impl<'de> DeserializeSeed<'de> for Choices<'_, '_> {
@@ -397,7 +397,7 @@ impl<'de> Visitor<'de> for ReadIds<'_, '_> {
     }
 }
 
-/// `[null, {"id": {..}, ..}, ..]`
+/// The entries of the tokens: `[null, {"id": {..}, ..}, ..]`.
 struct Entries<'r, 'a>(&'r mut Reading<'a>);
 
 impl<'de> DeserializeSeed<'de> for Entries<'_, '_> {
@@ -479,7 +479,7 @@ impl<'de> Visitor<'de> for Entry<'_, '_> {
                 texts.insert(choice.id, text);
             }
         }
-        // One more than was asked for: the target, which is not among them.
+        // One more than requested: this is the target, which is not among the most probable.
         if top.len() == top_k + 1 {
             top.retain(|choice| choice.id != own);
         }
@@ -531,7 +531,7 @@ struct FinishReason {
     message: Option<String>,
 }
 
-/// `[ln p, id, text or null]`
+/// A token of SGLang: `[ln p, id, text or null]`.
 #[derive(Deserialize)]
 struct Triple(Option<f64>, u32, IgnoredAny);
 
@@ -581,7 +581,7 @@ object!(Meta(reading: Reading<'a>, arrays: Arrays), "an object with log-probabil
     }
 });
 
-/// A list with an element for each token of the prompt, and none beyond it.
+/// Defines the parser of a list with at most one element per token of the prompt.
 macro_rules! per_token {
     ($seed:ident, |$own:ident, $seq:ident| $next:expr, |$element:ident| $body:expr) => {
         struct $seed<'r, 'a>(&'r mut Reading<'a>, &'r mut Arrays);
@@ -628,7 +628,7 @@ per_token!(Targets, |own, seq| seq.next_element::<Option<Triple>>()?, |target| {
 });
 per_token!(Tops, |own, seq| seq.next_element_seed(Several(&mut *own.0))?, |top| own.1.tops.push(top));
 
-/// A list of no more than were asked for, or null.
+/// A list with at most as many tokens as requested, or null.
 struct Several<'r, 'a>(&'r mut Reading<'a>);
 
 impl<'de> DeserializeSeed<'de> for Several<'_, '_> {

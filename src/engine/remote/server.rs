@@ -1,4 +1,4 @@
-//! One server: which protocol it speaks, what it serves, and its answer to a prompt.
+//! One server: its protocol, the model that it serves, and its answer to a prompt.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use super::reply::{Expected, Fault, read_sglang, read_vllm};
 use crate::error::{Error, Result};
 use crate::spelling::named;
 
-/// What a server speaks.
+/// The protocol of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/completions` with `prompt_logprobs`.
@@ -27,16 +27,16 @@ pub(crate) struct Server {
     pub api: Api,
     /// The name under which it serves the model.
     pub model: String,
-    /// Where it has the model from, if it says so.
+    /// The origin of the model, if the server reports it.
     pub root: Option<String>,
-    /// The version of its program, if it tells it.
+    /// The version of its program, if the server reports it.
     pub version: Option<String>,
-    /// Prompt and answer together, if it says so.
+    /// The limit on prompt and answer together, if the server reports it.
     pub max_len: Option<usize>,
 }
 
 impl Server {
-    /// Asks a server what it is. `model` names one of those that it serves, where there are several.
+    /// Connects to a server and determines its properties. `model` selects one of the models that it serves, if there are several.
     pub(crate) fn open(url: &str, api: Option<Api>, model: Option<&str>) -> Result<Server> {
         let http = Http::new(url)?;
         let is_up = |trouble: Trouble| match trouble {
@@ -88,7 +88,7 @@ impl Server {
             Api::Vllm => http.get("/version").map_err(is_up)?.and_then(|version| version["version"].as_str().map(str::to_owned)),
             Api::Sglang => None,
         };
-        // Prompt and answer of so many tokens less, by the versions of it that keep the most: it refuses or cuts what is longer.
+        // SGLang reserves up to this many tokens of its limit, depending on the version, and refuses or truncates longer requests.
         let kept_back = if api == Api::Sglang { 8 } else { 0 };
         Ok(Server {
             api,
@@ -102,7 +102,7 @@ impl Server {
         })
     }
 
-    /// `vllm 0.11.0`
+    /// The program with its version, such as `vllm 0.11.0`.
     pub(super) fn program(&self) -> String {
         program(self.api, self.version.as_deref())
     }
@@ -111,7 +111,7 @@ impl Server {
         &self.http.url
     }
 
-    /// What it says of the wanted tokens of a prompt, in order; `texts` gets the texts of the tokens that come along, if there are any.
+    /// The positions of the wanted tokens of a prompt, in order; `texts` receives the texts of tokens, if the answer contains them.
     pub(crate) fn positions(
         &self,
         ids: &[u32],
@@ -132,7 +132,7 @@ impl Server {
         read.map_err(|fault| self.trouble(fault))
     }
 
-    /// What is wrong with an answer of this server, and whether to ask again.
+    /// Converts a faulty answer of this server to an error, which says whether to retry.
     pub(super) fn trouble(&self, fault: Fault) -> Trouble {
         match fault {
             Fault::Broken(error) => Trouble::passing(error.at(self.url())),
@@ -141,7 +141,7 @@ impl Server {
     }
 
     fn vllm(&self, ids: &[u32], top_k: usize) -> Value {
-        // It refuses to write no token; which one it writes is of no interest.
+        // It refuses to generate no tokens, so one is generated and ignored.
         let mut body = json!({
             "prompt": ids,
             "max_tokens": 1,
@@ -157,7 +157,7 @@ impl Server {
     }
 }
 
-/// `vllm 0.11.0`
+/// The program with its version, such as `vllm 0.11.0`.
 pub(super) fn program(api: Api, version: Option<&str>) -> String {
     version.map_or_else(|| api.to_string(), |version| format!("{api} {version}"))
 }

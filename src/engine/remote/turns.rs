@@ -1,8 +1,7 @@
-//! Which request is next, and where it goes: requests wait in the order in which they came, and each goes to the server with the fewest
-//! tokens under way.
+//! Schedules requests: they wait in order of arrival, and each goes to the server with the fewest tokens in flight.
 //!
-//! A server that fails rests for a time that doubles, and the others go on. What was under way when it failed had been sent before anybody knew: however
-//! much of that fails, it is one failure.
+//! A server that fails is paused for a time that doubles, while the others continue. Requests in flight when it failed were sent before the failure
+//! was known, so however many of them fail, they count as one failure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,25 +9,25 @@ use std::time::{Duration, Instant};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A request is given up only after this many failed tries: a single failure may come of a kept connection that the server had closed.
+/// A request is only given up after this many failures, because a single one may be due to a kept connection that the server had closed.
 pub(super) const LEAST_TRIES: u32 = 3;
 
 pub(super) struct Turns {
     state: Mutex<State>,
     changed: Condvar,
-    /// Tokens under way at each server.
+    /// The most tokens in flight at each server.
     in_flight: usize,
-    /// Requests under way at each server.
+    /// The most requests in flight at each server.
     connections: usize,
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Turn {
-    /// The number of its server.
+    /// The index of its server.
     pub at: usize,
     tokens: usize,
-    /// How often the server had failed when it was sent.
+    /// The number of the server's failures when it was sent.
     fallen: u64,
 }
 
@@ -36,26 +35,26 @@ pub(super) struct Turn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Answered,
-    /// In passing; the server may have said after how long it will do.
+    /// A transient failure; the server may have stated after how long to retry.
     Failed(Option<Duration>),
-    /// It would fail anywhere and always.
+    /// It would fail on every server and every time.
     Refused,
 }
 
 struct State {
     servers: Vec<Load>,
-    /// The number of the next request that comes, and of the one whose turn is next.
+    /// The ticket of the next request to arrive, and of the one whose turn is next.
     comes: u64,
     next: u64,
 }
 
-/// What is under way at a server.
+/// The requests in flight at a server.
 #[derive(Debug, Default)]
 struct Load {
     tokens: usize,
     requests: usize,
     fallen: u64,
-    /// Failures since its last answer, and when the first of them was.
+    /// The number of failures since its last answer, and the time of the first of them.
     failures: u32,
     fails_since: Option<Instant>,
     rests_until: Option<Instant>,
@@ -67,8 +66,8 @@ impl Turns {
         Turns { state: Mutex::new(State { servers, comes: 0, next: 0 }), changed: Condvar::new(), in_flight, connections }
     }
 
-    /// Waits until all that came before have had their turn and a server has room for so many tokens. One request may be as long as it likes.
-    /// `None` once all have `stopped`, which is for good: those that wait go, too.
+    /// Waits until all earlier requests have had their turn and a server has room for `tokens` tokens. A single request may exceed the limit. Returns
+    /// `None` once `stopped` is set, which is permanent and also ends the waiting of others.
     pub(super) fn take(&self, tokens: usize, stopped: &AtomicBool) -> Option<Turn> {
         let mut state = self.state();
         let own = state.comes;
@@ -84,7 +83,7 @@ impl Turns {
                 self.changed.notify_all();
                 return Some(turn);
             }
-            // A rest may end without anybody saying so.
+            // A pause may end without a notification.
             let (woken, _) = self.changed.wait_timeout(state, Duration::from_millis(50)).unwrap_or_else(PoisonError::into_inner);
             state = woken;
         }
@@ -95,7 +94,7 @@ impl Turns {
         self.changed.notify_all();
     }
 
-    /// For how long no server has answered anything, where each has failed several times: what waits for its turn has been waiting for nothing.
+    /// For how long no server has answered anything, if each has failed several times; waiting requests have waited in vain for that long.
     pub(super) fn failing_for(&self) -> Option<Duration> {
         self.state().failing_for(Instant::now())
     }
@@ -103,7 +102,7 @@ impl Turns {
     fn free(&self, state: &mut State, tokens: usize, now: Instant) -> Option<Turn> {
         let has_room = |load: &Load| {
             let fits = load.tokens == 0 || load.tokens + tokens <= self.in_flight;
-            // A server that has failed is tried by one request, however many wait.
+            // A failing server is tried by one request at a time, however many are waiting.
             let connections = if load.failures == 0 { self.connections } else { 1 };
             fits && load.requests < connections && load.rests_until.is_none_or(|until| until <= now)
         };
@@ -115,7 +114,7 @@ impl Turns {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in there can be half done.
+        // The state is never left inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,13 +131,13 @@ impl Load {
         self.tokens -= turn.tokens;
         self.requests -= 1;
         match end {
-            // It ends no rest: what was answered may have been sent before.
+            // This ends no pause, because the answered request may have been sent before the failure.
             End::Answered => (self.failures, self.fails_since) = (0, None),
             End::Failed(after) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
                 let is_first = turn.fallen == self.fallen;
                 let rest = after.or_else(|| is_first.then_some(pause)).map(|rest| now + rest);
-                // The longer of two rests holds, and none is shortened.
+                // The longer of two pauses applies; none is shortened.
                 self.rests_until = self.rests_until.max(rest);
                 if is_first {
                     self.fallen += 1;
@@ -170,9 +169,9 @@ mod tests {
         let (turns, mut now) = (Turns::new(1, 1000, 64), Instant::now());
         for pause in [250, 500, 1000, 2000].map(Duration::from_millis) {
             let under_way: Vec<Turn> = (0..64).map_while(|_| take(&turns, 1, now)).collect();
-            // Once it has failed, one tries it for all.
+            // After a failure, one request tries the server for all.
             assert_eq!(under_way.len(), if pause == FIRST_PAUSE { 64 } else { 1 });
-            // One after the other, while the server rests already.
+            // One after the other, while the server is paused already.
             for (n, turn) in (0..).zip(under_way) {
                 end(&turns, turn, End::Failed(None), now + Duration::from_millis(n));
             }
@@ -246,7 +245,7 @@ mod tests {
             wait_for(4);
             turns.end(first, End::Answered);
         });
-        // The long one is first; the others find room beside each other, in either order.
+        // The long request is first; the others then fit concurrently, in either order.
         assert_eq!(order.into_inner().unwrap()[0], 10);
     }
 

@@ -1,8 +1,8 @@
-//! An answer that a server writes: token ids there, token ids back, and it ends where this program ends it.
+//! Answers that a server generates: token ids in, token ids out, ended by this program's own rules.
 //!
-//! All that could draw from another distribution is said, not left to what the server takes for granted: temperature, cuts, penalties, end
-//! tokens, watermarks. What comes is gone through token by token as in our own engine (`generate/answer.rs`); why the server stopped counts only where
-//! this finds no end.
+//! The request states everything that could change the distribution instead of relying on the server's defaults: temperature, filters, penalties, end
+//! tokens, watermarks. The tokens are processed one by one as in our own engine (`generate/answer.rs`); the server's reason for stopping only matters
+//! if this finds no end.
 
 use std::io::Read;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::error::{Error, Result};
 use crate::format::{beginning, n_tokens};
 use crate::tokens::Tokenizer;
 
-/// A server with many answers under way writes five tokens a second of each.
+/// A server with many concurrent answers generates five tokens per second of each.
 const WAIT_FOR_TOKEN: Duration = Duration::from_millis(200);
-/// vLLM takes this for each temperature between it and 0.
+/// vLLM raises smaller positive temperatures to this value.
 const LEAST_TEMPERATURE_OF_VLLM: f64 = 0.01;
 
 impl Pool {
-    /// An error where the servers cannot draw in this way.
+    /// Returns an error if the servers cannot sample in this way.
     pub fn check_way(&self, sampling: &Sampling) -> Result<()> {
         let by = |api: Api| self.servers.iter().find(|server| server.api == api);
         if let (Some(penalty), Some(server)) = (sampling.repetition_penalty, by(Api::Sglang)) {
@@ -55,7 +55,7 @@ impl Pool {
         Ok(())
     }
 
-    /// The answer to a request. Waits for its turn, and through failures that pass.
+    /// The answer to a request. Waits for its turn, and retries transient failures.
     pub fn answer(&self, request: &Request, way: &Way, tokenizer: &Tokenizer) -> Result<Answer> {
         let tokens = request.prompt.len() + request.max_new_tokens;
         self.turn(tokens, |server| server.answer(request, way, tokenizer, self.vocab))
@@ -63,7 +63,8 @@ impl Pool {
 }
 
 impl Server {
-    /// One request, or two: where the server has seen a stop string that is none by the bytes of the tokens, it is asked without.
+    /// Sends one request, or two: if the server stopped at a string that the bytes of the tokens do not contain, it is asked again without stop
+    /// strings.
     pub(super) fn answer(&self, request: &Request, way: &Way, tokenizer: &Tokenizer, vocab: usize) -> Result<Answer, Trouble> {
         let Way { ends, stops, .. } = way;
         let cut = |told: &Told| answer_of(&told.ids, request.max_new_tokens, ends, stops, tokenizer);
@@ -104,7 +105,7 @@ impl Server {
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "watermarking": false,
-            // Ours, and no others: the end tokens of the model that is served may be fewer or more.
+            // Only our end tokens apply: those of the served model may differ.
             "ignore_eos": true,
             "stop_token_ids": way.ends,
             "stop": stops,
@@ -115,7 +116,7 @@ impl Server {
             "return_token_ids": true,
         });
         if !way.sampling.is_greedy() {
-            // It takes numbers with a sign.
+            // vLLM only accepts signed numbers.
             body["seed"] = (request.seed >> 1).into();
         }
         if !self.model.is_empty() {
@@ -126,7 +127,7 @@ impl Server {
 }
 
 fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
-    // What has a penalty is refused before (`check_way`).
+    // A penalty has been refused before (`check_way`).
     let Sampling { temperature, top_k, top_p, min_p, repetition_penalty: _ } = way.sampling;
     let mut sampling = json!({
         "max_new_tokens": request.max_new_tokens,
@@ -137,7 +138,7 @@ fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        // Where there are some it would end at none of these either.
+        // With it set, SGLang would also ignore these end tokens.
         "ignore_eos": way.ends.is_empty(),
         "stop_token_ids": way.ends,
         "stop": stops,
@@ -146,13 +147,13 @@ fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
         "spaces_between_special_tokens": false,
     });
     if !way.sampling.is_greedy() {
-        // It heeds this with --enable-deterministic-inference, and then would draw all answers to a prompt alike without.
+        // SGLang uses this with --enable-deterministic-inference, and without it would then sample the same answer to equal prompts.
         sampling["sampling_seed"] = (request.seed >> 33).into();
     }
     json!({ "input_ids": request.prompt, "sampling_params": sampling })
 }
 
-/// A reply that tells so many tokens at most.
+/// Parses a reply limited to `tokens` tokens.
 fn read<T: DeserializeOwned>(reply: impl Read, tokens: u64) -> Result<T, Fault> {
     let passed = Passed::default();
     let reply = Limited::of_tokens(reply, tokens, &passed).buffered();
@@ -203,12 +204,12 @@ struct FinishReason {
     message: Option<String>,
 }
 
-/// What a server says of an answer.
+/// A server's answer.
 struct Told {
     ids: Vec<u32>,
-    /// `length`, `stop`, ..
+    /// For example `length` or `stop`.
     reason: String,
-    /// The id or the text that ended it, or null.
+    /// The id or text that ended the answer, or null.
     matched: Value,
     prompt_ids: Option<Vec<u32>>,
     prompt_tokens: Option<usize>,
@@ -246,7 +247,7 @@ impl Told {
         })
     }
 
-    /// Is it an answer to this request, whole and in the tokens of the vocabulary?
+    /// Checks that it is a complete answer to this request, in tokens of the vocabulary.
     fn checked(self, request: &Request, vocab: usize) -> Result<Told, Fault> {
         let wrong = |what: String| Err(Fault::Wrong(Error::new(what)));
         if self.prompt_ids.as_ref().is_some_and(|ids| *ids != request.prompt) {
@@ -270,7 +271,7 @@ impl Told {
         Ok(self)
     }
 
-    /// Why these tokens are no answer: nothing in them ends it.
+    /// Why these tokens are not an answer: nothing in them ends it.
     fn unfinished(&self, request: &Request, tokenizer: &Tokenizer) -> Error {
         let (found, most) = (self.ids.len(), request.max_new_tokens);
         match (self.reason.as_str(), self.ids.last()) {
@@ -291,7 +292,7 @@ impl Told {
     }
 }
 
-/// Asked again, it may go through.
+/// Returns an error that permits a retry if the server aborted the answer.
 fn check_not_given_up(reason: &str, message: &str) -> Result<(), Fault> {
     if reason != "abort" {
         return Ok(());

@@ -1,13 +1,13 @@
-//! Pairs of bf16 by AMX: products of tiles of 16 rows by 16 words, of which the softmax takes most of the time that is left.
+//! Attention's arithmetic with bf16 pairs and AMX: products of tiles of 16 rows by 16 words. Most of the remaining time is the softmax.
 //!
 //! ```text
-//!   scores     rows x keys of a granule by column     16 words of a row at a time, at its end 8; four granules beside each other; both in two
-//!                                                     parts, of whose products three are added up as in bf16x3
-//!   outputs    weights x values of a granule by row   8 words, the granule's keys; four times 16 columns beside each other
+//!   scores     rows x keys of a granule by column     16 words of a row at a time, 8 at its end; four granules side by side; both factors
+//!                                                     in two parts, with three products as in bf16x3
+//!   outputs    weights x values of a granule by row   8 words, the keys of a granule; four times 16 columns side by side
 //! ```
 //!
-//! A granule's keys go into a sum at once, those of weight 0, too, so that a row's result depends neither on the other rows nor on what
-//! comes behind it; see `matmul/amx.rs` for how the instruction adds up, and for the tests.
+//! All keys of a granule are added at once, including those of weight 0, so that a row's result depends neither on the other rows nor on later
+//! keys; see `matmul/amx.rs` for how the instruction accumulates, and for the tests.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -25,21 +25,21 @@ use crate::kernels::level::Level;
 #[cfg(test)]
 use crate::kernels::processor;
 
-/// Query rows of a strip.
+/// The query rows of a strip.
 pub(super) const STRIP: usize = TILE;
 
-/// Words of half a tile: the keys of a granule.
+/// The words of half a tile: the keys of a granule.
 const HALF: usize = TILE / 2;
 
-/// Four for sums, two for factors of 16 words, two for those of 8.
+/// Four tiles for sums, two for factors of 16 words, two for those of 8.
 static SHAPE: Shape =
     Shape::new([(TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, HALF), (HALF, TILE)]);
 
 pub(super) fn run<K: AttentionKernel>(kernel: K) -> K::Output {
-    // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+    // As in `Level::run`, one comparison keeps this sound whatever level was passed in.
     assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
     let _tiles = Tiles::take(&SHAPE);
-    // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
+    // SAFETY: the processor has the instructions, and this thread's tile registers are configured.
     unsafe { dots::compiled::<K, OfTiles, STRIP>(kernel) }
 }
 
@@ -109,7 +109,7 @@ impl Arithmetic<STRIP> for OfTiles {
     unsafe fn add_transposed(weights: &[u32], g: usize, rows: &[u32], sums: &mut [f32]) {
         let width = rows.len() / HALF;
         assert!(g < GRANULES && weights.len() == HALF * STRIDE && sums.len() == GRANULE * width);
-        // SAFETY: the processor has the instructions by contract; the assertion vouches for the places.
+        // SAFETY: the processor has the instructions by contract; the assertion bounds all accesses.
         unsafe {
             let weights = transposed(weights.as_ptr().add(g * GRANULE));
             multiply_add(weights.as_ptr().cast(), HALF, &[rows.as_ptr()], sums, width);
@@ -117,9 +117,8 @@ impl Arithmetic<STRIP> for OfTiles {
     }
 }
 
-/// Splits numbers into pairs of bf16, in place: of each 32 numbers first the words of their upper parts, then those of their lower
-/// parts;
-/// if only 16 are left at the end, the same with these.
+/// Splits numbers into bf16 pairs, in place: for each 32 numbers first the words of their upper parts, then those of their lower parts;
+/// likewise for the last 16 if their number is odd.
 ///
 /// # Safety
 /// As [`Arithmetic::finely`].
@@ -143,7 +142,7 @@ unsafe fn split(row: &mut [f32]) {
     }
 }
 
-/// Scores of words along rows, in `PARTS` parts, one or two.
+/// The scores for words along rows, in `PARTS` parts, one or two.
 ///
 /// # Safety
 /// As [`Arithmetic::products`].
@@ -155,7 +154,7 @@ unsafe fn products<const PARTS: usize>(columns: Head, tile: Tile, rows: &[u32], 
     let (fours, ones) = tile.granules.as_chunks::<4>();
     let keys = |granule: usize| columns.granule(granule).as_ptr();
     let depth = words / PARTS;
-    // SAFETY: by contract, and the assertion; the granules' scores lie beside each other.
+    // SAFETY: by contract, and the assertion; the granules' scores are contiguous.
     unsafe {
         for (i, &[a, b, c, d]) in fours.iter().enumerate() {
             let keys = [keys(a), keys(b), keys(c), keys(d)];
@@ -168,7 +167,7 @@ unsafe fn products<const PARTS: usize>(columns: Head, tile: Tile, rows: &[u32], 
     }
 }
 
-/// Eight rows of 16 words, [`STRIDE`] apart, as 16 rows of eight.
+/// Transposes eight rows of 16 words, [`STRIDE`] apart, to 16 rows of eight.
 ///
 /// # Safety
 /// The processor must have AVX-512; the words must be readable.
@@ -205,11 +204,11 @@ unsafe fn by_fours(words: *const u32) -> [[[u32; 4]; 4]; 4] {
     }
 }
 
-/// `to[r][n] = a[r] . b[n]` of `depth` words, in `PARTS` parts, for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`] apart,
-/// words of a column 16. Of two parts a step has the products upper by upper, upper by lower and lower by upper.
+/// `to[r][n] = a[r] . b[n]` over `depth` words, in `PARTS` parts, for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`]
+/// apart, words of a column 16. With two parts, a step has the products upper by upper, upper by lower and lower by upper.
 ///
 /// # Safety
-/// All that is readable, `to` writable, `depth` a multiple of 8, and the tiles have their shape.
+/// All inputs must be readable, `to` writable, `depth` a multiple of 8, and the tiles configured.
 #[inline(always)]
 unsafe fn multiply<const N: usize, const PARTS: usize>(
     a: *const u32,
@@ -229,17 +228,17 @@ unsafe fn multiply<const N: usize, const PARTS: usize>(
                 let products: &[(usize, usize)] = if PARTS == 1 { &[(0, 0)] } else { &[(0, 0), (0, words), (words, 0)] };
                 for (of_a, of_b) in products {
                     let (a, b) = (a.wrapping_add(PARTS * step + of_a), b.wrapping_add((PARTS * step + of_b) * TILE));
-                    // SAFETY: the caller's promise.
+                    // SAFETY: by contract.
                     unsafe { add_product(&mut sum, a, b, TILE, words) };
                 }
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: by contract.
             unsafe { to.add(r * STRIDE + n).write(sum) };
         }
         return;
     }
-    // One product of each column tile, from `$of_a` and `$of_b` bytes on, through the registers `$x` and `$y`. The first factor of
-    // `tdpbf16ps` is the second operand.
+    // One product of each column tile, at byte offsets `$of_a` and `$of_b`, using the registers `$x` and `$y`. The first factor of `tdpbf16ps`
+    // is the second operand.
     macro_rules! one {
         ($x:literal, $of_a:literal, $y:literal, $of_b:literal, $($b:ident $sum:literal),+) => {
             concat!(
@@ -284,7 +283,7 @@ unsafe fn multiply<const N: usize, const PARTS: usize>(
             )
         };
     }
-    // Loads and stores are those that the caller allows.
+    // Loads and stores are within what the contract allows.
     macro_rules! in_parts {
         ($($b:ident $column:literal $sum:literal),+) => {
             match PARTS {
@@ -310,7 +309,7 @@ unsafe fn multiply<const N: usize, const PARTS: usize>(
         };
     }
     let [b0, b1, b2, b3] = b;
-    // SAFETY: the caller's promise, as said above.
+    // SAFETY: by contract, as described above.
     unsafe {
         match N {
             4 => in_parts!(b0 "0" "tmm0", b1 "64" "tmm1", b2 "128" "tmm2", b3 "192" "tmm3"),
@@ -319,11 +318,11 @@ unsafe fn multiply<const N: usize, const PARTS: usize>(
     }
 }
 
-/// `sums += sum over i of a[i] b[i]` with tiles `a[i]` of 16 rows by 8 words, which lie beside each other in rows `stride` words apart, and
-/// `b[i]` of 8 rows of `width` words; `sums` is `[16, width]`.
+/// `sums += sum over i of a[i] b[i]`, with tiles `a[i]` of 16 rows by 8 words, side by side in rows `stride` words apart, and `b[i]` of 8 rows
+/// of `width` words; `sums` is `[16, width]`.
 ///
 /// # Safety
-/// All that is readable, `width` is a multiple of 16, and the tiles have their shape.
+/// All inputs must be readable, `width` must be a multiple of 16, and the tiles must be configured.
 #[inline(always)]
 unsafe fn multiply_add(a: *const u32, stride: usize, b: &[*const u32], sums: &mut [f32], width: usize) {
     if b.is_empty() {
@@ -333,7 +332,7 @@ unsafe fn multiply_add(a: *const u32, stride: usize, b: &[*const u32], sums: &mu
     if !processor::has_tiles() {
         for (i, sum) in sums.iter_mut().enumerate() {
             for (k, b) in b.iter().enumerate() {
-                // SAFETY: the caller's promise.
+                // SAFETY: by contract.
                 unsafe { add_product(sum, a.add(i / width * stride + k * HALF), b.add(i % width), width, HALF) };
             }
         }
@@ -370,7 +369,7 @@ unsafe fn multiply_add(a: *const u32, stride: usize, b: &[*const u32], sums: &mu
         };
     }
     let mut column = 0;
-    // SAFETY: the caller's promise: loads and stores are of columns within the width.
+    // SAFETY: by contract; loads and stores are of columns within the width.
     unsafe {
         while column + 4 * TILE <= width {
             product!(column, ("0", "tmm0"), ("64", "tmm1"), ("128", "tmm2"), ("192", "tmm3"));

@@ -1,9 +1,9 @@
 //! The paged KV cache of sequences being generated, on the device, and the attention of their newest tokens.
 //!
 //! The result of a token does not depend, to the bit, on the rest of the step. All tokens of a prompt except the last go through
-//! attention.cu, which processes keys in groups of 64 or fewer that start at multiples of that position, like pages; the last token of each
-//! stretch goes through last.cu, whether it belongs to a prompt or was generated. A prompt is therefore split in the same way wherever its
-//! beginning was computed, provided that no shared page contains another prompt's last token. Products treat the two kinds in the same way
+//! attention.cu, which processes keys in aligned groups of 64 or fewer positions, like pages; the last token of each stretch goes through
+//! last.cu, whether it belongs to a prompt or was generated. A prompt is therefore split in the same way wherever its beginning was computed,
+//! provided that no shared page contains another prompt's last token. Products distinguish these two kinds of tokens in the same way
 //! (step_rows.rs).
 
 use std::ops::Range;

@@ -1,4 +1,5 @@
-// Rows of matrices: embeddings, chosen rows, biases, and the change of number format. One block a row.
+// Operations on rows of matrices: embeddings, selected rows, biases, and conversion of the number
+// format. One block per row.
 
 template <typename T>
 __device__ void embed(const T* table, const u32* ids, float* y, u32 width, float scale) {
@@ -27,13 +28,13 @@ extern "C" __global__ void take_rows_bf16(const bf16* x, const u32* rows, bf16* 
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[(u64)blockIdx.x * width + i] = from[i];
 }
 
-// The same for rows of any numbers, in units of 16 bytes.
+// The same for rows of any format, in units of 16 bytes.
 extern "C" __global__ void take_rows_16(const uint4* x, const u32* rows, uint4* y, u32 units) {
     const uint4* from = x + (u64)rows[blockIdx.x] * units;
     for (u32 i = threadIdx.x; i < units; i += blockDim.x) y[(u64)blockIdx.x * units + i] = from[i];
 }
 
-// y[rows[i]] = columns first .. first + width of x[i], which has x_width of them.
+// y[rows[i]] = columns first .. first + width of x[i], which has x_width columns.
 template <typename T>
 __device__ void put_rows(const T* x, const u32* rows, T* y, u32 x_width, u32 first, u32 width) {
     const T* from = x + (u64)blockIdx.x * x_width + first;
@@ -55,13 +56,13 @@ extern "C" __global__ void add_bias(const float* bias, float* y, u32 width) {
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] += bias[i];
 }
 
-// f32 -> bf16, `n` numbers.
+// Converts `n` numbers from f32 to bf16.
 extern "C" __global__ void round_to_bf16(const float* x, bf16* y, u64 n) {
     u64 stride = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) y[i] = round_bf16(x[i]);
 }
 
-// bf16 -> f32, `n` numbers.
+// Converts `n` numbers from bf16 to f32.
 extern "C" __global__ void widen_to_f32(const bf16* x, float* y, u64 n) {
     u64 stride = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) y[i] = widen(x[i]);

@@ -1,4 +1,4 @@
-//! Fused and reference products against sums in f64.
+//! Compares fused and reference products with sums in f64.
 
 use super::*;
 use crate::kernels::testing::{DTYPES, held, implementations, implementations_in, noise, product};
@@ -22,8 +22,8 @@ fn packed(dtype: Dtype, w_nk: &[f32], k: usize) -> Panels {
     panels
 }
 
-/// `K` products of numbers up to 1 with random signs: their sums stay near `sqrt(K)`, and `K` roundings of half a unit each add
-/// up to about `K 2^-25` if they all go one way. The constant covers small `K`, whose sums can be larger than `sqrt(K)`.
+/// The error of `K` products of numbers up to 1 with random signs: the sums stay near `sqrt(K)`, and `K` roundings of half a unit
+/// each add up to about `K 2^-25` if they all go one way. The constant covers small `K`, whose sums can be larger than `sqrt(K)`.
 fn tolerance(k: usize) -> f64 {
     (k as f64 + 8.0) * 2f64.powi(-24)
 }
@@ -32,7 +32,7 @@ fn check_product(dtype: Dtype, t: usize, k: usize, n: usize) {
     let (x, w, residual) = (numbers(t * k, 1 + t as u64), numbers(n * k, 2 + n as u64), numbers(t * n, 3));
     let panels = packed(dtype, &w, k);
     let truth = |row: usize, column: usize| -> f64 { (0..k).map(|i| product(dtype, x[row * k + i], w[column * k + i])).sum() };
-    // In two parts the products that count less are numbers too, and roundings of sums: half as many again and to spare.
+    // In two parts the smaller products are also numbers, and roundings of sums: half as much again, with some margin.
     let tolerance = |k| if dtype == Dtype::Bf16x3 { 2.0 * tolerance(k) } else { tolerance(k) };
     let mut results: Vec<(String, Vec<f32>, Vec<f32>)> = Level::available()
         .into_iter()
@@ -59,7 +59,7 @@ fn check_product(dtype: Dtype, t: usize, k: usize, n: usize) {
 
 #[test]
 fn one_hand_made_product() {
-    // [1 2 3; 4 5 6] times the rows (1, 0, -1) and (0.5, 0.5, 0.5): exact in bf16 too.
+    // [1 2 3; 4 5 6] times the rows (1, 0, -1) and (0.5, 0.5, 0.5): exact in bf16, too.
     let x = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3);
     let w = tensor(&[1.0, 0.0, -1.0, 0.5, 0.5, 0.5], 2, 3);
     for dtype in DTYPES {
@@ -86,7 +86,7 @@ fn odd_sizes_agree_with_f64_at_every_level() {
         for n in SIZES {
             check_product(dtype, 7, 33, n);
         }
-        // Two blocks of k, row blocks and panel blocks, none of them whole.
+        // Two blocks of k, rows and panels, none of them whole.
         check_product(dtype, 99, 1601, 17);
         check_product(dtype, 97, 7, 16 * 48 + 1);
     }
@@ -107,7 +107,7 @@ fn two_parts_are_hundreds_of_times_closer_to_f32_than_one() {
     }
 }
 
-/// Numbers that no bf16 is near give what f32 gives: those that round to infinity, infinities and NaN.
+/// Numbers without a near bf16 give the same as in f32: those that round to infinity, infinities and NaN.
 #[test]
 fn the_largest_numbers_infinities_and_nan_multiply_as_in_f32() {
     let infinity = f32::INFINITY;
@@ -121,7 +121,7 @@ fn the_largest_numbers_infinities_and_nan_multiply_as_in_f32() {
         for (edge, other, k) in
             edges.into_iter().flat_map(|edge| others.map(|other| [(edge, other, 1), (edge, other, 33)])).flatten()
         {
-            // Finite factors whose product overflows are f32's own edge.
+            // Finite factors whose product overflows depend on f32's own limit.
             if edge.is_finite() && other.is_finite() && !(edge * other).is_finite() {
                 continue;
             }
@@ -209,7 +209,8 @@ fn views_are_multiplied_as_what_they_show() {
 fn gradients_reach_the_input_and_the_residual() {
     let (t, k, n) = (3, 5, 800);
     for dtype in DTYPES {
-        // Numbers that bf16 holds exactly: the reference rounds the gradient on its way through the cast, and this changes nothing.
+        // Numbers that bf16 represents exactly: the reference rounds the gradient in the backward pass of its cast, which changes
+        // nothing then.
         let w = tensor(&rounded(Dtype::Bf16, &numbers(n * k, 1)), n, k);
         let gradients = |kernels: Kernels| {
             let matrix = Matrix::new([Ok(w.clone())], dtype, kernels).unwrap();
@@ -225,8 +226,8 @@ fn gradients_reach_the_input_and_the_residual() {
         };
         let (fused, plain) = (gradients(Kernels::Fused), gradients(Kernels::Reference));
         assert_eq!(fused.1, plain.1);
-        // Sums of 800 products twice; the reference in bf16 rounds each result to 8 bits.
-        // In two parts some products are left out, up to 2^-17 of as many sizes.
+        // Two sums of 800 products; the reference in bf16 rounds each result to 8 bits. In two parts some products are omitted, of
+        // up to 2^-17 of the size of each.
         let tolerance = match dtype {
             Dtype::F32 => 1e-4,
             Dtype::Bf16 => 0.5,

@@ -1,7 +1,7 @@
-//! The register tile: up to 8 rows of the input times one panel of 48 outputs, all sums in registers.
+//! The register tile: up to 8 rows of the input times one panel of 48 outputs, with all sums in registers.
 //!
-//! Every output is the sum over `k` in ascending order, one multiply-add after the other, whatever the tile's height and wherever
-//! it lies. A row's result therefore depends neither on its batch nor on the number of threads.
+//! Every output is the sum over `k` in ascending order, one multiply-add after the other, whatever the height and place of the tile.
+//! A row's result therefore depends neither on its batch nor on the number of threads.
 
 #![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
 
@@ -11,26 +11,26 @@ use super::pack::{GROUP, PANEL};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Kernel;
 
-/// Vectors of a tile's row: all 48 outputs with AVX-512, 24 or 12 of them where registers are shorter and fewer.
+/// The vectors of a tile's row: all 48 outputs with AVX-512, 24 or 12 of them where registers are shorter and fewer.
 pub(crate) const VECTORS: usize = 3;
 
-/// One way to multiply packed words.
+/// A way to multiply packed words.
 pub(crate) trait Product {
     type V: Lanes;
-    /// Rows of the highest tile whose sums fit the registers.
+    /// The rows of the highest tile whose sums fit into registers.
     const MAX_ROWS: usize;
-    /// Rows of `w` for each word of `x`.
+    /// The rows of `w` for each word of `x`.
     const ROWS_OF_WORD: usize = 1;
-    /// The same product, to the same bits, by panels which [`widen`] has made f32; where nothing is won by that, the product itself.
+    /// The same product, with the same bits, for panels that [`widen`] has converted to f32; the product itself if that is no faster.
     type Widened: Product<V = Self::V>;
-    /// Whether many rows go past a panel faster by [`Product::Widened`].
+    /// Whether [`Product::Widened`] is faster for many rows.
     const WIDENS: bool = false;
 
-    /// `sums[r][c] += sum over k < depth of x[r][k] w[k][c]`; `x` has a word for each word of `w` (f32 or a pair of bf16).
+    /// `sums[r][c] += sum over k < depth of x[r][k] w[k][c]`, where each word of `x` (f32 or a bf16 pair) has a word of `w`.
     ///
     /// # Safety
-    /// The processor has the product's instructions; `R` rows of `depth` words, `stride` words apart, are readable at `x`, and
-    /// `depth` times [`Product::ROWS_OF_WORD`] rows of `VECTORS` vectors, `PANEL` words apart, at `w`.
+    /// The processor must have the product's instructions; `R` rows of `depth` words, `stride` words apart, must be readable at `x`,
+    /// and `depth` times [`Product::ROWS_OF_WORD`] rows of `VECTORS` vectors, `PANEL` words apart, at `w`.
     unsafe fn accumulate<const R: usize>(
         sums: &mut [[Self::V; VECTORS]; R],
         x: *const u32,
@@ -40,19 +40,19 @@ pub(crate) trait Product {
     );
 }
 
-/// From this many rows on, the time that it takes to widen a panel is won back.
+/// The number of rows from which widening a panel pays off.
 pub(crate) const MANY_ROWS: usize = 8;
 
-/// Rows of a panel's words, pairs of bf16, as twice as many rows of f32: of each pair the odd `k` first.
+/// Converts rows of a panel's words, bf16 pairs, to twice as many rows of f32: the odd `k` of each pair first.
 ///
 /// # Safety
-/// The processor has `V`'s instructions.
+/// The processor must have `V`'s instructions.
 #[inline(always)]
 pub(crate) unsafe fn widen<V: Lanes>(words: &[u32], to: &mut [f32]) {
     assert!(words.len().is_multiple_of(PANEL) && to.len() >= 2 * words.len());
     for row in (0..words.len()).step_by(PANEL) {
         for column in (0..PANEL).step_by(V::N) {
-            // SAFETY: `column + N <= PANEL`, and the assertion vouches for both rows; the instructions are there by contract.
+            // SAFETY: `column + N <= PANEL`, and the assertion covers both rows; the instructions are there by contract.
             unsafe {
                 let pairs = V::load(words.as_ptr().add(row + column).cast());
                 let to = to.as_mut_ptr().add(2 * row + column);
@@ -63,8 +63,8 @@ pub(crate) unsafe fn widen<V: Lanes>(words: &[u32], to: &mut [f32]) {
     }
 }
 
-/// Both factors in two parts, `x = u + v` and `w = s + t`: of the four products `u s`, `u t` and `v s` are added up; `v t` is at most
-/// 2^-16 of the whole. Group by group, so that blocks of whole groups give the bits of one product over all of them.
+/// Both factors in two parts, `x = u + v` and `w = s + t`: sums the products `u s`, `u t` and `v s`, and omits `v t`, which is at
+/// most 2^-16 of the whole. Proceeds group by group, so that blocks of whole groups give the bits of one product over all of them.
 pub(super) struct Split<P>(P);
 
 impl<P: Product> Product for Split<P> {
@@ -84,7 +84,7 @@ impl<P: Product> Product for Split<P> {
     ) {
         debug_assert!(depth.is_multiple_of(2 * GROUP));
         for first in (0..depth).step_by(2 * GROUP) {
-            // SAFETY: both parts of a group lie within `depth` words; the rest is the caller's promise.
+            // SAFETY: both parts of a group lie within `depth` words; the rest is by contract.
             unsafe {
                 let (x, w) = (x.add(first), w.add(first * P::ROWS_OF_WORD * PANEL));
                 P::accumulate(sums, x, stride, w, GROUP);
@@ -95,7 +95,7 @@ impl<P: Product> Product for Split<P> {
     }
 }
 
-/// Code that [`dispatch`](super::dispatch::dispatch) compiles once per product; the rules of [`Kernel`] hold.
+/// Code that [`dispatch`](super::dispatch::dispatch) compiles once per product; the rules of [`Kernel`] apply.
 pub(crate) trait ProductKernel {
     type Output;
 
@@ -104,7 +104,7 @@ pub(crate) trait ProductKernel {
     unsafe fn run<P: Product>(self) -> Self::Output;
 }
 
-/// Multiplies a tile of up to [`Product::MAX_ROWS`] rows and hands each vector of sums to `finish(row, column, sums)`.
+/// Multiplies a tile of up to [`Product::MAX_ROWS`] rows and passes each vector of sums to `finish(row, column, sums)`.
 ///
 /// # Safety
 /// As [`Product::accumulate`], for `R` rows and a whole panel at `w`.
@@ -119,9 +119,9 @@ pub(crate) unsafe fn tile<P: Product, const R: usize>(
 ) {
     let width = VECTORS * P::V::N;
     for column in (0..PANEL).step_by(width) {
-        // SAFETY: `column` lies in the panel, and every sum has been written before it is used; the rest is the caller's promise.
+        // SAFETY: `column` lies in the panel, and every sum is written before it is used; the rest is by contract.
         unsafe {
-            // Not filled with zeros first: they went through memory.
+            // Not initialised with zeros, because these then went through memory.
             let mut sums = [const { [const { MaybeUninit::uninit() }; VECTORS] }; R];
             for r in 0..R {
                 for c in 0..VECTORS {
@@ -175,12 +175,12 @@ impl<K: ProductKernel> Kernel for SplitKernel<K> {
     }
 }
 
-/// f32 words.
+/// The product of f32 words.
 struct F32Product<V>(V);
 
 impl<V: Lanes> Product for F32Product<V> {
     type V = V;
-    /// 24 of AVX-512's 32 registers for sums; 9 of 16 elsewhere: with 12 the compiler runs out and spills.
+    /// Sums take 24 of AVX-512's 32 registers, or 9 of 16 otherwise: with 12 the compiler spills.
     const MAX_ROWS: usize = if V::N == 16 { 8 } else { 3 };
     type Widened = Self;
 
@@ -194,7 +194,7 @@ impl<V: Lanes> Product for F32Product<V> {
     ) {
         let (x, w) = (x.cast::<f32>(), w.cast::<f32>());
         for k in 0..depth {
-            // SAFETY: the caller's promise, for `k < depth` and `r < R`.
+            // SAFETY: by contract, for `k < depth` and `r < R`.
             unsafe {
                 let w = w.add(k * PANEL);
                 let w = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
@@ -209,15 +209,15 @@ impl<V: Lanes> Product for F32Product<V> {
     }
 }
 
-/// Pairs of bf16, widened to f32: a bf16 is the upper half of an f32. The odd `k` of a pair goes first, as in `vdpbf16ps`.
+/// bf16 pairs, widened to f32: a bf16 is the upper half of an f32. The odd `k` of a pair comes first, as in `vdpbf16ps`.
 struct WidenedProduct<V>(V);
 
 impl<V: Lanes> Product for WidenedProduct<V> {
     type V = V;
-    /// Few rows: both halves of three words, a row and a mask leave no room for 24 sums.
+    /// Few rows, because both halves of three words, a row and a mask leave no room for 24 sums.
     const MAX_ROWS: usize = if V::N == 16 { 4 } else { 2 };
     type Widened = ByWidened<V>;
-    /// AVX-512 has the registers to widen four rows' worth on the way.
+    /// AVX-512 has enough registers to widen inside the product, for four rows at a time.
     const WIDENS: bool = V::N < 16;
 
     #[inline(always)]
@@ -229,7 +229,7 @@ impl<V: Lanes> Product for WidenedProduct<V> {
         depth: usize,
     ) {
         for k in 0..depth {
-            // SAFETY: the caller's promise, for `k < depth` and `r < R`.
+            // SAFETY: by contract, for `k < depth` and `r < R`.
             unsafe {
                 let w = w.add(k * PANEL).cast();
                 let odd = [V::load(w).high_halves(), V::load(w.add(V::N)).high_halves(), V::load(w.add(2 * V::N)).high_halves()];
@@ -251,12 +251,12 @@ impl<V: Lanes> Product for WidenedProduct<V> {
     }
 }
 
-/// [`WidenedProduct`] by panels that [`widen`] has made f32 of.
+/// [`WidenedProduct`] for panels that [`widen`] has converted to f32.
 struct ByWidened<V>(V);
 
 impl<V: Lanes> Product for ByWidened<V> {
     type V = V;
-    /// As many rows as for f32 words.
+    /// The same number of rows as for f32 words.
     const MAX_ROWS: usize = F32Product::<V>::MAX_ROWS;
     const ROWS_OF_WORD: usize = 2;
     type Widened = Self;
@@ -270,7 +270,7 @@ impl<V: Lanes> Product for ByWidened<V> {
         depth: usize,
     ) {
         for k in 0..depth {
-            // SAFETY: the caller's promise, for `k < depth` and `r < R`.
+            // SAFETY: by contract, for `k < depth` and `r < R`.
             unsafe {
                 let w = w.add(2 * k * PANEL).cast::<f32>();
                 let odd = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
@@ -293,7 +293,7 @@ impl<V: Lanes> Product for ByWidened<V> {
     }
 }
 
-/// Pairs of bf16 with the instruction made for them: twice the rate of f32.
+/// bf16 pairs multiplied by the dedicated instruction: twice the rate of f32.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod bf16_dot {
     use std::arch::x86_64::*;
@@ -303,9 +303,9 @@ pub(super) mod bf16_dot {
     use crate::kernels::lanes::F32x16;
     use crate::kernels::level::Level;
 
-    /// `P` is a product by these instructions.
+    /// Runs `kernel` with `P`, a product that uses these instructions.
     pub(in crate::kernels::matmul) fn dispatch<P: ByDots, K: ProductKernel>(kernel: K) -> K::Output {
-        // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+        // As in `Level::run`, one comparison keeps this sound whatever level was passed in.
         assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run avx512bf16 kernels");
         // SAFETY: the processor has the instructions.
         unsafe { run::<P, K>(kernel) }
@@ -318,10 +318,10 @@ pub(super) mod bf16_dot {
 
     impl ByDots for Split<Bf16Dot> {}
 
-    /// Compiles `kernel` with these instructions, for the products that need no others, or see to them.
+    /// Compiles `kernel` with these instructions, for products that need no others or enable them themselves.
     ///
     /// # Safety
-    /// The processor must have them, and `P`'s own.
+    /// The processor must have them, and `P`'s own instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     pub(in crate::kernels::matmul) unsafe fn run<P: Product, K: ProductKernel>(kernel: K) -> K::Output {
         // SAFETY: by contract.
@@ -344,7 +344,7 @@ pub(super) mod bf16_dot {
             depth: usize,
         ) {
             for k in 0..depth {
-                // SAFETY: the caller's promise, for `k < depth` and `r < R`; `__m512i` and `__m512bh` are the same 64 bytes.
+                // SAFETY: by contract, for `k < depth` and `r < R`; `__m512i` and `__m512bh` are the same 64 bytes.
                 unsafe {
                     let w = w.add(k * PANEL).cast::<__m512i>();
                     let w = [_mm512_loadu_si512(w), _mm512_loadu_si512(w.add(1)), _mm512_loadu_si512(w.add(2))];

@@ -1,12 +1,12 @@
-//! A weight that is being trained: its f32 master in panels, the gradient in the same places.
+//! A weight under training: its f32 master in panels, and the gradient in the same layout.
 //!
-//! An optimiser goes over both as flat arrays, number by number, and need not know where a number of `W [N, K]` stands; the places
-//! that fill up the last panel have gradient 0. Gradients are added up in the order of the calls, so equal runs give equal bits.
+//! An optimiser treats both as flat arrays and need not know the location of a number of `W [N, K]`; the padding of the last panel has gradient
+//! 0. Gradients are summed in the order of the calls, so equal runs give equal bits.
 //!
-//! In bf16 the master is two matrices: the rounded weight, which products read, and what rounding took from it. Together they are no
-//! larger than the master alone, and a rounded copy beside it would be half as large again (the split of Kalamkar et al. 2020,
-//! "Optimizing Deep Learning Recommender Systems Training on CPU Cluster Architectures", arXiv 2005.04680, but rounded to the nearest).
-//! What rounding took is not the lower part of bf16x3, so that the master stays whole there.
+//! In bf16 the master consists of two matrices: the rounded weight, which products read, and the rounding error. Together they are no larger
+//! than the master alone, which with a rounded copy would be half as large again (the split of Kalamkar et al. 2020, "Optimizing Deep Learning
+//! Recommender Systems Training on CPU Cluster Architectures", arXiv 2005.04680, but rounded to nearest). The rounding error is not the lower
+//! part of bf16x3, so the master is not split there.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -28,15 +28,15 @@ pub struct Trained {
     in_features: usize,
     master: RwLock<Master>,
     gradient: Mutex<Panels>,
-    /// Outputs and inputs of the blocks on the diagonal, if the rest of the matrix is to stay zero.
+    /// The outputs and inputs of the blocks on the diagonal, if the rest of the matrix has to stay zero.
     blocks: Vec<(usize, usize)>,
 }
 
 #[derive(Debug)]
 enum Master {
-    /// In one matrix of f32.
+    /// One f32 matrix.
     Whole(Arc<Panels>),
-    /// In two matrices: the nearest bf16, and the rest.
+    /// Two matrices: the nearest bf16, and the rounding error.
     Split { upper: Arc<Panels>, lower: Panels },
 }
 
@@ -59,15 +59,15 @@ impl Trained {
         }
     }
 
-    /// A block-diagonal weight in f32: `blocks` are `(outputs, inputs, W [outputs, inputs] row-major)`, one below and right of the
-    /// other. What lies outside the blocks is zero and gets no gradient.
+    /// A block-diagonal weight in f32: `blocks` are `(outputs, inputs, W [outputs, inputs] row-major)`, from the upper left to the lower right.
+    /// Elements outside the blocks are zero and get no gradient.
     pub fn block_diagonal(blocks: &[(usize, usize, Vec<f32>)], dtype: Dtype) -> Trained {
         let in_features: usize = blocks.iter().map(|(_, inputs, _)| inputs).sum();
         let mut master = Panels::new(in_features, Dtype::F32);
         let mut first = 0;
         for (outputs, inputs, values) in blocks {
             let mut rows = vec![0.0; outputs * in_features];
-            // A block without inputs is rows of zeros.
+            // A block without inputs consists of rows of zeros.
             for (row, values) in rows.chunks_exact_mut(in_features).zip(values.chunks_exact((*inputs).max(1))) {
                 row[first..first + inputs].copy_from_slice(values);
             }
@@ -87,12 +87,12 @@ impl Trained {
         self.in_features
     }
 
-    /// What the products with it are computed in.
+    /// The format in which the products are computed.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Memory of the weight and its gradient.
+    /// The memory of the weight and its gradient, in bytes.
     pub fn bytes(&self) -> usize {
         let master = match &*self.master() {
             Master::Whole(panels) => panels.bytes(),
@@ -101,23 +101,23 @@ impl Trained {
         master + lock(&self.gradient).bytes()
     }
 
-    /// Numbers in a flat array: `N` rounded up to whole panels times `K`.
+    /// The length of a flat array: `N` rounded up to whole panels, times `K`.
     pub fn len(&self) -> usize {
         self.out_features.div_ceil(PANEL) * self.panel_len()
     }
 
-    /// Has the weight no numbers?
+    /// Whether the weight has no numbers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Numbers in a panel: what [`Trained::update`] hands out at a time.
+    /// The size of a panel, which [`Trained::update`] passes at a time.
     pub fn panel_len(&self) -> usize {
         PANEL * self.in_features
     }
 
-    /// Runs `step(values, gradient, companion)` on each panel, on all threads; there is a companion for each. An error if the weight
-    /// is still in use: a graph that goes through it must be dropped first.
+    /// Runs `step(values, gradient, companion)` on each panel, on all threads, with one companion per panel. Returns an error if the weight is
+    /// still in use: a graph that goes through it must be dropped first.
     pub fn update<C: Send>(&self, companions: Vec<C>, step: impl Fn(&mut [f32], &mut [f32], C) + Sync) -> Result<()> {
         let len = self.panel_len();
         let mut gradient = lock(&self.gradient);
@@ -142,7 +142,7 @@ impl Trained {
         Ok(())
     }
 
-    /// Lets `change` alter the weight as a whole.
+    /// Lets `change` modify the whole weight.
     pub fn change<R>(&self, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
         match &mut *self.master.write().unwrap_or_else(PoisonError::into_inner) {
             Master::Whole(master) => Ok(change(owned(master)?.floats_mut())),
@@ -156,7 +156,7 @@ impl Trained {
         }
     }
 
-    /// Lets `look` read the weight as a flat array, panel by panel.
+    /// Passes the weight to `look` as a flat array, panel by panel.
     pub fn values<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
         match &*self.master() {
             Master::Whole(master) => look(master.floats()),
@@ -164,12 +164,12 @@ impl Trained {
         }
     }
 
-    /// Lets `look` read the gradient as a flat array, in the places of the weight's numbers.
+    /// Passes the gradient to `look` as a flat array, in the layout of the weight.
     pub fn gradient<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
         look(lock(&self.gradient).floats())
     }
 
-    /// Outputs `rows` and inputs `columns` of a flat array as a matrix, row-major.
+    /// The outputs `rows` and inputs `columns` of a flat array as a matrix, row-major.
     pub fn part_of(&self, values: &[f32], rows: Range<usize>, columns: Range<usize>) -> Vec<f32> {
         let mut part = Vec::with_capacity(rows.len() * columns.len());
         for n in rows {
@@ -180,12 +180,12 @@ impl Trained {
         part
     }
 
-    /// Where `w_nk` stands in a flat array.
+    /// The index of `w_nk` in a flat array.
     pub fn place(&self, n: usize, k: usize) -> usize {
         n / PANEL * PANEL * self.in_features + k * PANEL + n % PANEL
     }
 
-    /// Adds `g [ids.len(), K]` to the gradients of the rows `ids`, but for row `padding`: the gradient of [`Matrix::rows`](super::Matrix::rows).
+    /// Adds `g [ids.len(), K]` to the gradients of the rows `ids`: the backward pass of [`Matrix::rows`](super::Matrix::rows).
     pub fn add_row_gradients(&self, ids: &[u32], padding: Option<u32>, g: &[f32]) {
         let k = self.in_features;
         assert_eq!(g.len(), ids.len() * k);
@@ -214,14 +214,14 @@ impl Trained {
         }
     }
 
-    /// What products read: of the master, but in bf16x3 its two parts, made for the occasion. That is one pass over the weight for the
-    /// arithmetic of all tokens; kept, the parts would take as much memory as the master.
+    /// The panels for products: those of the master, except in bf16x3, where its two parts are computed temporarily. This takes one pass over
+    /// the weight for the arithmetic of all tokens; stored, the parts would take as much memory as the master.
     pub(super) fn panels(&self) -> Arc<Panels> {
         let stored = self.stored();
         if self.dtype == Dtype::Bf16x3 { Arc::new(stored.in_parts()) } else { stored }
     }
 
-    /// The master, in bf16 rounded.
+    /// The master, rounded in bf16.
     pub(super) fn stored(&self) -> Arc<Panels> {
         match &*self.master() {
             Master::Whole(panels) | Master::Split { upper: panels, .. } => panels.clone(),
@@ -262,7 +262,7 @@ mod tests {
             };
             assert!((0..n).all(|n| row(&trained.panels(), n) == row(&nearest, n)));
 
-            // Panel by panel and as a whole: the same change.
+            // The same change, once panel by panel and once as a whole.
             let halve = |values: &mut [f32]| values.iter_mut().for_each(|x| *x *= 0.3);
             let panels = vec![(); n.div_ceil(PANEL)];
             trained.update(panels, |values, _, ()| halve(values)).unwrap();
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_number_midway_between_two_bf16_moves_by_its_last_bit_at_most() {
-        // 1 + 2^-8 lies between 1 and 1 + 2^-7; the even one is 1, and the rest is half a unit, which the lower half lacks room for.
+        // 1 + 2^-8 lies between 1 and 1 + 2^-7; the even one is 1, and the error is half a unit, for which the lower half has no room.
         let mut master = Panels::new(2, Dtype::F32);
         master.push(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]);
         let trained = Trained::new(master, Dtype::Bf16);

@@ -1,43 +1,44 @@
-//! The stored form of blocks: panels of 48 outputs, as the other weights have them.
+//! The storage format of quantised blocks: panels of 48 outputs, as for other weights.
 //!
-//! A block of a panel is some rows of 48 words, one for each output: first the whole numbers, four bytes or eight nibbles
-//! to a word, `k` ascending from the lowest bits on, where the low halves of the bytes come before the high ones; then the scales. A panel is its blocks one after the other, which the processor reads front to back.
+//! A block of a panel is some rows of 48 words, one for each output: first the integers, four bytes or eight nibbles per word, with `k` ascending
+//! from the lowest bits (for nibbles, first the low halves of the bytes, then the high ones); then the scales. A panel is a sequence of blocks, which
+//! the processor reads front to back.
 
 use half::f16;
 use rayon::prelude::*;
 
 use crate::kernels::tasks::PANEL;
 
-/// Numbers of a block, at most.
+/// The most numbers in a block.
 const LONGEST: usize = 32;
 
-/// What a block consists of.
+/// The components of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// 32 numbers of 0 to 15; scale and least value are f16, in one word.
+    /// 32 numbers from 0 to 15; scale and minimum are f16, in one word.
     Nibbles,
-    /// As `Nibbles`, but scale and least value are f32, in a word each.
+    /// Like `Nibbles`, but scale and minimum are f32, in one word each.
     WideNibbles,
-    /// 32 numbers of -128 to 127; a scale in f32.
+    /// 32 numbers from -128 to 127; an f32 scale.
     Bytes,
-    /// As `Bytes`, with a least value in f32.
+    /// Like `Bytes`, with an f32 minimum.
     BytesAndLeast,
-    /// 16 numbers of -128 to 127; a scale in f32.
+    /// 16 numbers from -128 to 127; an f32 scale.
     ShortBytes,
 }
 
 /// One block of one output: `w = scale q + least`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Group {
-    /// The whole numbers `q`: as many as the form has, the places behind them do not count.
+    /// The integers `q`, as many as the form has; the remaining elements are ignored.
     pub values: [i8; LONGEST],
-    /// What the whole numbers are multiplied by.
+    /// The factor of the integers.
     pub scale: f32,
-    /// What is added; 0 in forms without a least value.
+    /// The number to add; 0 in forms without a minimum.
     pub least: f32,
 }
 
-/// `W [N, K]` in blocks.
+/// A matrix `W [N, K]` in blocks.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     form: Form,
@@ -46,18 +47,18 @@ pub(crate) struct Blocks {
     rows: Vec<Row>,
 }
 
-/// A word of each output of a panel: three cache lines.
+/// One word for each output of a panel: three cache lines.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Row([u32; PANEL]);
 
-/// Where nibble `i` of a word stands.
+/// The shift of nibble `i` in a word.
 pub(super) const fn shift_of_nibble(i: usize) -> usize {
     i % 4 * 8 + i / 4 * 4
 }
 
 impl Form {
-    /// Numbers in a block.
+    /// The numbers in a block.
     pub(crate) const fn len(self) -> usize {
         match self {
             Form::Nibbles | Form::WideNibbles | Form::Bytes | Form::BytesAndLeast => 32,
@@ -72,17 +73,17 @@ impl Form {
         }
     }
 
-    /// Numbers in a word.
+    /// The numbers in a word.
     pub(super) const fn per_word(self) -> usize {
         u32::BITS as usize / self.bits()
     }
 
-    /// Where number `i` of a word stands.
+    /// The shift of number `i` in a word.
     fn shift(self, i: usize) -> usize {
         if self.bits() == 4 { shift_of_nibble(i) } else { 8 * i }
     }
 
-    /// Words of an output's block that hold numbers; those of the scales follow.
+    /// The words of an output's block with numbers, before those with the scales.
     pub(super) const fn value_words(self) -> usize {
         self.len() / self.per_word()
     }
@@ -95,7 +96,7 @@ impl Form {
             }
     }
 
-    /// The words of a group; `None` if they cannot hold its scale and least value exactly, or if these are no numbers.
+    /// The words of a group; `None` if they cannot represent its scale and minimum exactly, or if these are not finite.
     fn words_of(self, group: &Group) -> Option<[u32; LONGEST / 4 + 2]> {
         let mut words = [0; LONGEST / 4 + 2];
         for (i, &value) in group.values[..self.len()].iter().enumerate() {
@@ -116,7 +117,8 @@ impl Form {
 }
 
 impl Blocks {
-    /// `group(n, i)` is the block `i` of output `n`. `None` if the form cannot hold all of them exactly, or `K` is no multiple of 32.
+    /// Builds the matrix; `group(n, i)` returns block `i` of output `n`. Returns `None` if the form cannot represent all blocks exactly, or if `K` is
+    /// not a multiple of 32.
     pub(crate) fn new(
         form: Form,
         out_features: usize,
@@ -160,18 +162,18 @@ impl Blocks {
         self.out_features.div_ceil(PANEL)
     }
 
-    /// Blocks of one output.
+    /// The number of blocks of one output.
     pub(super) fn n_blocks(&self) -> usize {
         self.in_features / self.form.len()
     }
 
-    /// `[n_blocks * words, PANEL]` words.
+    /// A panel of `[n_blocks * words, PANEL]` words.
     pub(super) fn panel(&self, panel: usize) -> *const u32 {
         let depth = self.n_blocks() * self.form.words();
         self.rows[panel * depth..][..depth].as_ptr().cast()
     }
 
-    /// Output `n`, `[K]`, dequantised.
+    /// Dequantises output `n`, `[K]`.
     pub(crate) fn row_into(&self, n: usize, row: &mut [f32]) {
         let form = self.form;
         let blocks = self.rows[n / PANEL * self.n_blocks() * form.words()..].chunks_exact(form.words());

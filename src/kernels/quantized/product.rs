@@ -1,8 +1,8 @@
-//! The product: tiles of up to four rows of the input times one panel of 48 outputs.
+//! The product with quantised blocks: tiles of up to four rows of the input times one panel of 48 outputs.
 //!
-//! Every output has two sums in a block, of the even and the odd inputs, so that one row has chains enough to keep the processor busy; the
-//! blocks follow in ascending order. It is the same arithmetic whatever the tile's height: a row's result depends neither on its batch nor on
-//! the number of threads.
+//! Every output has two sums in a block, of the even and the odd inputs, so that even one row has enough independent chains to keep the
+//! processor busy; the blocks follow in ascending order. The arithmetic is the same for any height of the tile, so a row's result depends
+//! neither on its batch nor on the number of threads.
 
 #![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
 
@@ -15,9 +15,10 @@ use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::tasks::{PANEL, for_each_task};
 
-/// Vectors of a tile's row.
+/// The number of vectors in a tile's row.
 const VECTORS: usize = 3;
-/// `x W^T`, plus `residual_tn` if there is one, `W` being `parts` one below the other. `x_tk` is `[T, K]`, row-major; the result `[T, N]`.
+/// `x W^T`, plus `residual_tn` if there is one, where `W` is the concatenation of `parts`. `x_tk` is `[T, K]`, row-major; the result is
+/// `[T, N]`.
 pub(in crate::kernels) fn multiply(
     level: Level,
     x_tk: &[f32],
@@ -42,7 +43,7 @@ pub(in crate::kernels) fn multiply(
     unsafe { written(n_rows * n, fill) }
 }
 
-/// A task and what it multiplies.
+/// A task and its input.
 struct Tiles<'a> {
     task: Task<'a>,
     x_tk: &'a [f32],
@@ -58,7 +59,7 @@ impl Kernel for Tiles<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         for place in self.task.panels {
-            // SAFETY: the caller vouches for the instructions.
+            // SAFETY: the instructions are there by contract.
             unsafe {
                 match place.part.form() {
                     Form::Nibbles => self.rows::<V, 4, 4, HALVES>(place),
@@ -73,17 +74,17 @@ impl Kernel for Tiles<'_> {
 }
 
 impl Tiles<'_> {
-    /// All rows of the task against one panel.
+    /// Multiplies all rows of the task with one panel.
     ///
     /// # Safety
-    /// The processor has `V`'s instructions; `BITS`, `WORDS` and `SCALES` are those of the panel's form.
+    /// The processor must have `V`'s instructions; `BITS`, `WORDS` and `SCALES` must be those of the panel's form.
     #[inline(always)]
     unsafe fn rows<V: Lanes, const BITS: usize, const WORDS: usize, const SCALES: u8>(&self, place: &Place) {
-        // Six sums a row: 24 of AVX-512's 32 registers; 12 of 16 elsewhere.
+        // Six sums per row: 24 of AVX-512's 32 registers, otherwise 12 of 16.
         let highest = if V::N == 16 { 4 } else { 2 };
         let mut row = self.task.rows.start;
         while row < self.task.rows.end {
-            // SAFETY: the rows exist; the rest by contract.
+            // SAFETY: the rows exist; the rest is by contract.
             row += unsafe {
                 match (self.task.rows.end - row).min(highest) {
                     4.. => self.tile::<V, 4, BITS, WORDS, SCALES>(place, row),
@@ -95,10 +96,10 @@ impl Tiles<'_> {
         }
     }
 
-    /// `R` rows from `row` on; returns `R`.
+    /// Multiplies `R` rows from `row` on; returns `R`.
     ///
     /// # Safety
-    /// As [`Tiles::rows`], and `R` rows from `row` on exist.
+    /// As [`Tiles::rows`], and `R` rows from `row` on must exist.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const R: usize, const BITS: usize, const WORDS: usize, const SCALES: u8>(
         &self,
@@ -113,7 +114,7 @@ impl Tiles<'_> {
         let sums_of_x = self.sums[row * n_sums..(row + R) * n_sums].as_ptr();
         let panel = place.part.panel(place.panel);
         for column in (0..PANEL).step_by(VECTORS * V::N) {
-            // SAFETY: `panel` has checked that its words are there; the rows of `x` have `K` numbers, which all blocks together are.
+            // SAFETY: `panel` has checked that its words exist; the rows of `x` have `K` numbers, which is the total length of all blocks.
             unsafe {
                 let mut totals = [[V::splat(0.0); VECTORS]; R];
                 for block in 0..place.part.n_blocks() {
@@ -124,7 +125,7 @@ impl Tiles<'_> {
                         let w = words.add(word * PANEL).cast::<f32>();
                         let w = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
                         let x = x.add(word * per_word);
-                        // Written out, so that every sum stays in its register.
+                        // Unrolled by hand, so that every sum stays in its register.
                         step::<V, R, BITS, 0>(x, self.k, &w, &mut sums);
                         step::<V, R, BITS, 1>(x, self.k, &w, &mut sums);
                         step::<V, R, BITS, 2>(x, self.k, &w, &mut sums);
@@ -163,10 +164,10 @@ impl Tiles<'_> {
     }
 }
 
-/// Adds the products of input `I` of the words `w` to the sums of the even or the odd ones.
+/// Adds the products of input `I` of the words `w` to the sums of the even or the odd inputs.
 ///
 /// # Safety
-/// The processor has `V`'s instructions; `R` numbers, `stride` apart, are readable `I` behind `x`.
+/// The processor must have `V`'s instructions; `R` numbers, `stride` apart, must be readable at offset `I` from `x`.
 #[inline(always)]
 unsafe fn step<V: Lanes, const R: usize, const BITS: usize, const I: usize>(
     x: *const f32,
@@ -176,7 +177,7 @@ unsafe fn step<V: Lanes, const R: usize, const BITS: usize, const I: usize>(
 ) {
     let mut q = *w;
     for c in 0..VECTORS {
-        // The shifts are constants: a call that stayed one here drove all sums out of their registers, for a fifth of the rate.
+        // The shifts are constants, because a call that was not inlined here spilled all sums, which cost a fifth of the rate.
         q[c] = if BITS == 4 { w[c].nibbles(const { shift_of_nibble(I) as u32 }) } else { w[c].bytes(const { 8 * I as u32 }) };
     }
     for r in 0..R {

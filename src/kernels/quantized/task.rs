@@ -1,4 +1,4 @@
-//! What one thread multiplies at a time, and where the results go; the same for every product.
+//! The work that one thread does at a time, and where its results go.
 
 use std::ops::Range;
 
@@ -7,15 +7,15 @@ use crate::kernels::cpu::Shared;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::tasks::PANEL;
 
-/// Inputs whose sum is taken for the least values.
+/// The number of inputs that are summed, for the minimums.
 pub(super) const SUMMED: usize = 32;
 
-/// How the scales of a block stand: one f32, two f16 in a word, two f32.
+/// The layout of a block's scales: one f32, two f16 in a word, two f32.
 pub(super) const ONE: u8 = 0;
 pub(super) const HALVES: u8 = 1;
 pub(super) const TWO: u8 = 2;
 
-/// The sums of each 32 inputs. Plain sums, four at a time, whichever the level: the order is part of the result.
+/// The sums of each 32 inputs. Plain loops over four lanes at every level, because the order affects the result.
 pub(super) fn sums_of(x_tk: &[f32]) -> Vec<f32> {
     let sum = |x: &[f32]| {
         let fours = x.as_chunks::<4>().0;
@@ -25,11 +25,11 @@ pub(super) fn sums_of(x_tk: &[f32]) -> Vec<f32> {
     x_tk.chunks(SUMMED).map(sum).collect()
 }
 
-/// A panel and where its outputs stand.
+/// A panel, and the location of its outputs.
 pub(super) struct Place<'a> {
     pub(super) part: &'a Blocks,
     pub(super) panel: usize,
-    /// The first column of the output, and how many there are.
+    /// The first column of the output, and the number of columns.
     column: usize,
     n_columns: usize,
 }
@@ -49,20 +49,20 @@ pub(super) fn places(parts: &[Blocks]) -> Vec<Place<'_>> {
     places
 }
 
-/// Some rows against some panels.
+/// Some rows and some panels to multiply.
 pub(super) struct Task<'a> {
     pub(super) panels: &'a [Place<'a>],
-    /// Outputs of all panels together: the width of a row of the result.
+    /// The outputs of all panels together: the width of a row of the result.
     pub(super) n: usize,
     pub(super) residual_tn: Option<&'a [f32]>,
     pub(super) rows: Range<usize>,
 }
 
 impl Task<'_> {
-    /// Writes `sums`, which begin at `column` of the panel, as far as there are outputs, the residual added.
+    /// Stores `sums`, which begin at `column` of the panel, up to the last output, with the residual added.
     ///
     /// # Safety
-    /// The processor has `V`'s instructions, and no other thread writes these elements.
+    /// The processor must have `V`'s instructions, and no other thread may write these elements.
     #[inline(always)]
     pub(super) unsafe fn store<V: Lanes>(&self, output: &Shared<f32>, sums: V, row: usize, column: usize, place: &Place) {
         let n_lanes = place.n_columns.saturating_sub(column).min(V::N);
@@ -70,7 +70,7 @@ impl Task<'_> {
             return;
         }
         let at = row * self.n + place.column + column;
-        // SAFETY: these `n_lanes` elements belong to this tile alone.
+        // SAFETY: these `n_lanes` elements belong to this tile only.
         unsafe {
             let to = output.at(at, n_lanes);
             let residual = self.residual_tn.map(|residual| residual[at..at + n_lanes].as_ptr());

@@ -22,7 +22,7 @@ fn blocks(form: Form, out_features: usize, in_features: usize, seed: u64) -> Blo
     .unwrap()
 }
 
-/// The product of the dequantised weight in f64, and the sum of the sizes of what is added.
+/// The product with the dequantised weight in f64, and the sum of the absolute values of its terms.
 fn expected(x: &[f32], parts: &[Blocks], residual: Option<&[f32]>) -> (Vec<f64>, f64) {
     let k = parts[0].in_features();
     let (mut y, mut largest) = (Vec::new(), 0f64);
@@ -55,7 +55,7 @@ fn products_are_those_of_the_dequantised_weight() {
                 let (expected, largest) = expected(&x, &parts, residual);
                 for level in Level::available() {
                     let y = multiply(level, &x, n_rows, &parts, residual);
-                    // Scale and least value are added apart, which may be larger than their sum; some roundings each of 2^-24.
+                    // Scale and minimum are added separately and may be larger than their sum; a few roundings of 2^-24 each.
                     close(&y, &expected, 1e-6 * largest.max(1.0), &format!("{form:?} {n_rows} x {outputs} x {k} at {level}"));
                 }
             }
@@ -63,7 +63,7 @@ fn products_are_those_of_the_dequantised_weight() {
     }
 }
 
-/// To the bit, so that an answer does not depend on what else is written at the time.
+/// Bit-identical, so that an answer does not depend on what else is generated at the time.
 #[test]
 fn a_row_is_the_same_alone_and_among_others() {
     for form in FORMS {
@@ -80,7 +80,7 @@ fn a_row_is_the_same_alone_and_among_others() {
     }
 }
 
-/// What a form cannot hold exactly is not kept.
+/// Numbers that a form cannot represent exactly are refused.
 #[test]
 fn scales_that_do_not_fit_are_refused() {
     let with = |form: Form, scale: f32, least: f32| {
@@ -91,7 +91,7 @@ fn scales_that_do_not_fit_are_refused() {
         })
     };
     assert_eq!(with(Form::Nibbles, 0.5, -4.0), Some(-3.5));
-    // The least f16 above 0, and a number with more digits than f16 has.
+    // The smallest f16 above 0, and a number with more digits than f16 has.
     assert_eq!(with(Form::Nibbles, 2f32.powi(-24), 0.0), Some(2f32.powi(-24)));
     assert_eq!(with(Form::Nibbles, 1.0 + 2f32.powi(-12), 0.0), None);
     assert_eq!(with(Form::Nibbles, 70_000.0, 0.0), None);
@@ -101,7 +101,7 @@ fn scales_that_do_not_fit_are_refused() {
     assert!(Blocks::new(Form::Bytes, 1, 48, |_, _| Group { values: [0; 32], scale: 1.0, least: 0.0 }).is_none());
 }
 
-/// Subnormal f16 scales, negative ones and zeros go through every level's own conversion.
+/// Every level's own conversion handles subnormal and negative f16 scales and zeros.
 #[test]
 fn halves_are_converted_exactly_at_every_level() {
     let scales: Vec<f32> =

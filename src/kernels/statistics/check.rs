@@ -1,4 +1,4 @@
-//! Do hidden states, head, targets and options belong together?
+//! Checks that hidden states, head, targets and options fit together.
 
 use candle_core::{DType, Tensor};
 
@@ -18,7 +18,7 @@ pub(super) fn check_hidden(hidden_nd: &Tensor, head_vd: &Matrix) -> Result<usize
     }
 }
 
-/// An error unless hidden states, head, targets and options belong together.
+/// Returns an error unless hidden states, head, targets and options fit together.
 pub(super) fn check(hidden_nd: &Tensor, head_vd: &Matrix, targets: &[u32], options: &HeadOptions) -> Result<()> {
     let (n_rows, vocabulary) = (check_hidden(hidden_nd, head_vd)?, head_vd.out_features());
     if n_rows != targets.len() {

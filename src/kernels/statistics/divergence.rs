@@ -1,6 +1,7 @@
-//! How far two models are apart at one token.
+//! The divergence of two models at one token.
 
-/// How far the model is from the reference at one token, nats; zero without a reference.
+/// The divergences between the model and the reference at one token, in nats; zero without a
+/// reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Divergence {
     /// `KL(reference || model)`

@@ -1,13 +1,13 @@
-// The draw of a token from each row of logits, by the function that engine/generate/sampling.rs computes on the host, to the bit: a share is
-// exp((logit - largest) scale), by the exponential of exp.rs with its fused multiply-adds; shares are added in f64, in blocks of 512 from
-// their first on, and the first token is taken up to which they sum to more than a random number times their whole.
+// Samples a token from each row of logits, with the same bits as engine/generate/sampling.rs on the host: the weight of a token is
+// exp((logit - largest) scale), by the exponential of exp.rs with fused multiply-adds; weights are summed in f64, in blocks of 512 from the
+// first on, and the result is the first token at which the cumulative sum exceeds a random number times the total.
 
 #define BLOCK 512
 #define THREADS 128
 #define NONE 0xffffffffu
 
 __device__ __forceinline__ float share_of(float logit, float largest, float scale) {
-    // 0 times infinity is no number: the largest is 0 whatever the scale.
+    // Avoids 0 times infinity: the largest logit gives 0 for any scale.
     float x = logit == largest ? 0.0f : (logit - largest) * scale;
     if (x < -87.33654f) return 0.0f;
     float rounded = fmaf(x, 1.44269504088896340736f, 12582912.0f), n = rounded - 12582912.0f;
@@ -22,7 +22,7 @@ __device__ __forceinline__ float share_of(float logit, float largest, float scal
     return __uint_as_float(__float_as_uint(p) + (__float_as_uint(rounded) << 23));
 }
 
-// Shares of the tokens of a block of the vocabulary, 0 behind its end. All threads of the block take part.
+// The weights of the tokens of a block of the vocabulary, 0 past its end. All threads of the block must take part.
 __device__ __forceinline__ void shares_of(float* shares, const float* logits, u32 block, u32 vocabulary, float largest, float scale) {
     for (u32 j = threadIdx.x; j < BLOCK; j += THREADS) {
         u32 id = block * BLOCK + j;
@@ -31,7 +31,7 @@ __device__ __forceinline__ void shares_of(float* shares, const float* logits, u3
     __syncthreads();
 }
 
-// logits [N, V] and the ids of their largest [N], NONE where a row has none -> sums [N, V / 512 rounded up] of the shares of each block.
+// logits [N, V] and the ids of their largest [N], NONE if a row has none -> sums [N, ceil(V / 512)] of the weights of each block.
 extern "C" __global__ void __launch_bounds__(THREADS)
 sum_shares(const float* logits, const u32* largest, double* sums, u32 vocabulary, float scale) {
     __shared__ float shares[BLOCK];
@@ -46,7 +46,7 @@ sum_shares(const float* logits, const u32* largest, double* sums, u32 vocabulary
     }
 }
 
-// The same, and numbers in 0..1 [N] -> ids [N]; NONE stays. One block a row.
+// The same, and random numbers in 0..1 [N] -> ids [N]; NONE stays NONE. One block per row.
 extern "C" __global__ void __launch_bounds__(THREADS)
 draw(const float* logits, const u32* largest, const double* sums, const double* randoms, u32* ids, u32 vocabulary, float scale) {
     __shared__ float shares[BLOCK];
@@ -62,7 +62,7 @@ draw(const float* logits, const u32* largest, const double* sums, const double* 
     if (threadIdx.x == 0) {
         double all = 0.0;
         for (u32 i = 0; i < n_blocks; ++i) all += sums[i];
-        // Rounded by itself, as on the host.
+        // Rounded separately, as on the host.
         rest = __dmul_rn(randoms[row], all);
         block = 0, found = NONE;
     }
@@ -84,7 +84,7 @@ draw(const float* logits, const u32* largest, const double* sums, const double* 
         __syncthreads();
         if (found != NONE) break;
     }
-    // Rounding may have left a little too much: the last token that can be drawn.
+    // If rounding left a small remainder, this takes the last token with any weight.
     if (found == NONE) {
         __syncthreads();
         if (threadIdx.x == 0) found = 0;

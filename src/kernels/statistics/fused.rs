@@ -1,9 +1,9 @@
-//! One pass over the vocabulary, a tile of logits at a time.
+//! The statistics of the head in one pass over the vocabulary, a tile of logits at a time.
 //!
-//! For a tile (8 tokens by a few hundred words) the logits are computed into a buffer in the first-level cache, and each
-//! token's [`Running`] statistics take them in. The vocabulary is cut into spans of fixed size, so that a few tokens keep all
-//! cores busy; [`Running::join`] puts the spans together in f64, always in the same order. Which tokens share a call, and how
-//! many threads work on it, changes no bit of the result.
+//! The logits of a tile (8 tokens by a few hundred words) are computed into a buffer in the first-level cache and folded into
+//! each token's [`Running`] statistics. The vocabulary is divided into spans of fixed size, so that a few tokens keep all
+//! cores busy; [`Running::join`] combines the spans in f64, always in the same order. The result does not depend, to the bit,
+//! on the other tokens of a call or on the number of threads.
 
 use std::ops::Range;
 
@@ -17,17 +17,17 @@ use crate::kernels::level::Level;
 use crate::kernels::matmul::{MANY_ROWS, PANEL, Panels, Product, ProductKernel, Rows, dispatch, tile, widen, widens};
 use crate::kernels::{Dtype, TokenStatistics};
 
-/// Panels whose logits are joined at the end: 24,576 words.
+/// The panels of a span: 24,576 words.
 pub(super) const SPAN_PANELS: usize = 512;
-/// A tile's share of the weight stays in the second-level cache while all rows of a task go past it.
+/// The weights of a tile stay in the second-level cache while all rows of a task are processed.
 const TILE_BYTES: usize = 512 << 10;
 pub(super) const MAX_TILE_PANELS: usize = 8;
-/// Rows of the highest tile.
+/// The rows of the highest tile.
 const MAX_ROWS: usize = 16;
-/// Rows of a task. The weight comes from memory once for all of them, so few rows would wait for it.
+/// The rows of a task. The weights are read from memory once for all of them, so few rows would wait for memory.
 const ROW_BLOCK: std::ops::RangeInclusive<usize> = 32..=256;
 
-/// Statistics of all targets, and the curves of some.
+/// The statistics of all targets, and the curves of some.
 pub(super) fn head_statistics(
     level: Level,
     hidden_nd: &[f32],
@@ -51,7 +51,7 @@ pub(super) fn head_statistics(
         .collect();
 
     let n_spans = head_vd.n_panels().div_ceil(SPAN_PANELS);
-    // Four tasks a thread, if that leaves them enough rows.
+    // Four tasks per thread, if that leaves enough rows for each.
     let row_block = (n_rows * n_spans).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(MAX_ROWS);
     let row_block = row_block.clamp(*ROW_BLOCK.start(), *ROW_BLOCK.end());
     let n_blocks = n_rows.div_ceil(row_block);
@@ -87,14 +87,14 @@ pub(super) fn head_statistics(
     (statistics, curve_rows.map(of_row).collect())
 }
 
-/// Panels of a tile.
+/// The number of panels in a tile.
 pub(super) fn tile_panels(level: Level, head_vd: &Panels) -> usize {
     let widened = if widens(level, head_vd.dtype()) { 2 } else { 1 };
     let panel_bytes = widened * head_vd.depth() * PANEL * size_of::<u32>();
     (TILE_BYTES / panel_bytes).clamp(1, MAX_TILE_PANELS)
 }
 
-/// Takes a tile of logits, of which the first `n_words` belong to words, into a row's statistics.
+/// Folds a tile of logits, of which the first `n_words` belong to words, into a row's statistics.
 ///
 /// # Safety
 /// As [`Running::take`].
@@ -107,7 +107,7 @@ pub(super) unsafe fn take<V: Lanes>(
     target: u32,
     target_logit: f32,
 ) {
-    // The last panel's padding is no word of the vocabulary, and the target is counted at the end, apart from the others.
+    // The last panel's padding is not part of the vocabulary, and the target is counted separately at the end.
     logits[n_words..].fill(f32::NEG_INFINITY);
     if let Some(logit) = (target as usize).checked_sub(first_id).and_then(|i| logits[..n_words].get_mut(i)) {
         *logit = f32::NEG_INFINITY;
@@ -116,7 +116,7 @@ pub(super) unsafe fn take<V: Lanes>(
     unsafe { running.take::<V>(logits, first_id as u32, target_logit) };
 }
 
-/// The matrix of logits that nobody stores.
+/// The matrix of logits, which is never stored as a whole.
 #[derive(Clone, Copy)]
 struct Logits<'a> {
     rows: &'a Rows<'a>,
@@ -125,10 +125,10 @@ struct Logits<'a> {
 }
 
 impl Logits<'_> {
-    /// Logits of `R` rows against one panel, handed over a vector at a time: `store(row, column, logits)`.
+    /// Computes the logits of `R` rows for one panel and passes them on a vector at a time: `store(row, column, logits)`.
     ///
     /// # Safety
-    /// `w` are a panel's words; the processor has `P`'s instructions.
+    /// `w` must be a panel's words; the processor must have `P`'s instructions.
     #[inline(always)]
     unsafe fn compute<P: Product, const R: usize>(
         &self,
@@ -137,7 +137,7 @@ impl Logits<'_> {
         mut store: impl FnMut(usize, usize, P::V),
     ) {
         let x = self.rows.rows(first_row, R);
-        // SAFETY: `rows` has checked that they are there; the rest is the caller's promise.
+        // SAFETY: `rows` has checked that they exist; the rest is by contract.
         unsafe {
             tile::<P, R>(
                 x,
@@ -159,7 +159,7 @@ impl Logits<'_> {
     }
 }
 
-/// The logit of each target: the sweep needs it from the start, to the bit as it will meet it there.
+/// The logit of each target, which the sweep needs from the start, with the same bits as when the sweep reaches it.
 struct TargetLogits<'a> {
     logits: Logits<'a>,
     targets: &'a [u32],
@@ -190,12 +190,12 @@ impl ProductKernel for TargetLogits<'_> {
     }
 }
 
-/// Some rows against one span of the vocabulary.
+/// Some rows and one span of the vocabulary.
 struct Sweep<'a> {
     logits: Logits<'a>,
-    /// Target and its logit of each row.
+    /// The target of each row and its logit.
     tokens: &'a [(u32, f32)],
-    /// How many of the largest logits each row keeps, if more than `top_k`.
+    /// The number of largest logits that each row keeps, if more than `top_k`.
     kept: &'a [usize],
     first_row: usize,
     first_panel: usize,
@@ -204,7 +204,7 @@ struct Sweep<'a> {
     top_k: usize,
 }
 
-/// Logits of a tile, `[MAX_ROWS][MAX_TILE_PANELS * PANEL]`: 12 KiB where a tile has eight rows, twice that with AMX.
+/// The logits of a tile, `[MAX_ROWS][MAX_TILE_PANELS * PANEL]`: 12 KiB for a tile of eight rows, twice that with AMX.
 #[repr(align(64))]
 struct Tile([[f32; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
 
@@ -223,7 +223,7 @@ impl ProductKernel for Sweep<'_> {
     }
 }
 
-/// A [`Sweep`], to the same bits, for products that widen their panels to f32 first.
+/// A [`Sweep`], with the same bits, for products that widen their panels to f32 first.
 struct WidenedSweep<'a>(Sweep<'a>);
 
 impl ProductKernel for WidenedSweep<'_> {
@@ -264,10 +264,10 @@ impl Sweep<'_> {
         (self.first_panel..end).step_by(step).map(move |panel| panel..(panel + step).min(end))
     }
 
-    /// Takes the words of some panels into the statistics of all rows; `packed` has the panels from number `first` on.
+    /// Folds the words of some panels into the statistics of all rows; `packed` holds the panels from index `first` on.
     ///
     /// # Safety
-    /// The panels have whole words of `P`'s; the processor has its instructions.
+    /// The panels must have whole words of `P`'s; the processor must have its instructions.
     #[inline(always)]
     unsafe fn tile<P: Product>(
         &self,
@@ -295,7 +295,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// Takes in a tile for the `R` rows from `row` on; returns `R`.
+    /// Folds a tile into the statistics of the `R` rows from `row` on; returns `R`.
     ///
     /// # Safety
     /// As [`Sweep::tile`].
@@ -316,7 +316,7 @@ impl Sweep<'_> {
             for (to, row) in rows.iter_mut().zip(&mut buffer.0) {
                 *to = row[offset..offset + PANEL].as_mut_ptr();
             }
-            // SAFETY: `column + N <= PANEL` in every call; the rest is the caller's promise.
+            // SAFETY: `column + N <= PANEL` in every call; the rest is by contract.
             unsafe {
                 self.logits.compute::<P, R>(
                     self.first_row + row,
@@ -331,7 +331,7 @@ impl Sweep<'_> {
         for (r, running) in running.iter_mut().take(R).enumerate() {
             let logits = &mut buffer.0[r][..(end_panel - first_panel) * PANEL];
             let (target, target_logit) = self.tokens[row + r];
-            // SAFETY: the tile's width is a multiple of the panel's, which all vector lengths divide.
+            // SAFETY: the tile's width is a multiple of the panel's, which is divisible by every vector length.
             unsafe { take::<P::V>(running, logits, n_words, first_id, target, target_logit) };
         }
         R

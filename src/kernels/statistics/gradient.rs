@@ -1,16 +1,17 @@
-//! The head of a training step: statistics of each target, and the gradient of a weighted loss with respect to hidden states and
-//! vocabulary matrix.
+//! The head of a training step: the statistics of each target, and the gradient of a weighted loss with respect to the hidden states
+//! and the vocabulary matrix.
 //!
 //! The loss of a token with logits `z`, `p = softmax(z)`, target `y` and a reference model's distribution `q` is
-//! `a (-ln p_y) + b KL(q || p) + c KL(p || q)`; `a`, `b`, `c` may depend on the token's statistics and count as constants. Then
+//! `a (-ln p_y) + b KL(q || p) + c KL(p || q)`. `a`, `b` and `c` may depend on the token's statistics, but are treated as constants.
+//! Then
 //!
 //! ```text
 //! dz = a (p - onehot(y)) + b (p - q) + c p (ln p - ln q - KL(p || q))        dh = dz W        dW = dz^T h
 //! ```
 //!
-//! with `dz` times `1 - (z / cap)^2` under a softcap. Logits are there for some hundred tokens at a time and become their own
-//! gradient in place: three products, and never tokens by vocabulary (Liger Kernel's chunking, arXiv 2410.10989). The statistics are
-//! those of [`head_statistics`](super::head_statistics), to the bit.
+//! with `dz` multiplied by `1 - (z / cap)^2` under a softcap. Logits are stored for a few hundred tokens at a time and are replaced
+//! by their gradient in place: three products, without ever storing tokens by vocabulary (Liger Kernel's chunking, arXiv
+//! 2410.10989). The statistics are bit-identical to those of [`head_statistics`](super::head_statistics).
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use crate::kernels::level::{Kernel, Level};
 use crate::kernels::matmul::{Matrix, PANEL, Panels, input_gradient, multiply};
 use crate::kernels::quantized;
 
-/// The factors of one token's loss terms; zero for what does not count.
+/// The factors of one token's loss terms; zero for terms that do not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenLoss {
     /// The factor of `-ln p(target)`.
@@ -43,21 +44,21 @@ pub struct TokenLoss {
     pub to_reference: f32,
 }
 
-/// The gradient of a loss with respect to hidden states, and what was computed on the way; `N` targets.
+/// The gradient of a loss with respect to the hidden states, and intermediate results; `N` targets.
 pub struct HeadGradient {
-    /// What the model believed about each target, `[N]`.
+    /// The statistics of each target, `[N]`.
     pub statistics: Vec<TokenStatistics>,
-    /// How far it is from the reference at each target, `[N]`; zeros without a reference.
+    /// The divergences from the reference at each target, `[N]`; zeros without a reference.
     pub divergences: Vec<Divergence>,
     /// `[N, D]`
     pub d_hidden: Tensor,
 }
 
-/// Logits in memory at a time.
+/// The size of the logits that are stored at a time.
 const CHUNK_BYTES: usize = 64 << 20;
 
-/// Gradient of `sum_n loss_n` over targets `n`, `loss(n, statistics)` being the factors of target `n`. The gradient of a trained
-/// `head_vd` is added to its own. `reference` are the hidden states `[N, D']` and the head of the model to stay near.
+/// The gradient of `sum_n loss_n` over targets `n`, where `loss(n, statistics)` returns the factors of target `n`. Adds the gradient
+/// of a trained `head_vd` to its own. `reference` is the hidden states `[N, D']` and the head of the reference model.
 pub fn head_gradient(
     hidden_nd: &Tensor,
     head_vd: &Matrix,
@@ -113,12 +114,12 @@ pub fn head_gradient(
     Ok(HeadGradient { statistics, divergences, d_hidden: gradient(d_hidden, &hidden_nd)? })
 }
 
-/// Rows whose logits, in a vocabulary of so many words, are in memory at a time.
+/// The number of rows whose logits are stored at a time, for a vocabulary of this size.
 pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_BYTES / (4 * vocabulary)).next_multiple_of(8)
 }
 
-/// Logits `[N, V]`, softcap included: for [`chunk_rows`] rows at a time, as they take much memory.
+/// The logits `[N, V]`, including the softcap: for [`chunk_rows`] rows at a time, because they take much memory.
 pub fn logits(hidden_nd: &Tensor, head_vd: &Matrix, options: &HeadOptions) -> Result<Vec<f32>> {
     let n_rows = check_hidden(hidden_nd, head_vd)?;
     match (head_vd.panels(), head_vd.blocks()) {
@@ -136,7 +137,7 @@ fn logits_of(hidden_nd: &Tensor, n_rows: usize, panels: &Panels, options: &HeadO
     Ok(bent(logits, panels.out_features(), options))
 }
 
-/// Rows of logits with the softcap, if there is one.
+/// Applies the softcap, if there is one, to rows of logits.
 pub fn bent(mut logits: Vec<f32>, vocabulary: usize, options: &HeadOptions) -> Vec<f32> {
     if let Some(cap) = options.softcap {
         logits.par_chunks_mut(vocabulary).for_each(|row| Level::current().run(Bend { row, cap }));
@@ -144,7 +145,7 @@ pub fn bent(mut logits: Vec<f32>, vocabulary: usize, options: &HeadOptions) -> V
     logits
 }
 
-/// What the model believes about each target, and how far it is from the model that gave `reference_logits [N, V]`.
+/// The statistics of each target, and the divergences from the model with `reference_logits [N, V]`.
 pub fn divergences(
     hidden_nd: &Tensor,
     head_vd: &Matrix,
@@ -192,7 +193,7 @@ struct Compare<'a> {
     row: &'a [f32],
     other: &'a [f32],
     target: u32,
-    /// Words of a tile.
+    /// The words of a tile.
     tile: usize,
     top_k: usize,
 }
@@ -212,13 +213,13 @@ impl Kernel for Compare<'_> {
     }
 }
 
-/// One token: its logits become their gradient.
+/// One token, whose logits are replaced by their gradient.
 struct Row<'a> {
     row: &'a mut [f32],
     other: Option<&'a mut [f32]>,
     n: usize,
     target: u32,
-    /// Words of a tile.
+    /// The words of a tile.
     tile: usize,
     options: &'a HeadOptions,
     loss: &'a (dyn Fn(usize, &TokenStatistics, &Divergence) -> TokenLoss + Sync),
@@ -244,7 +245,7 @@ impl Kernel for Row<'_> {
             let (divergence, other) = match &other {
                 None => (Divergence::default(), None),
                 Some(other) => {
-                    // Any target serves: only the sum over all words is wanted.
+                    // Any target will do here, because only the sum over all words is needed.
                     let whole = reference_log_sum::<V>(other, target, tile);
                     (divergence::<V>(row, log_sum, other, whole), Some((&**other, whole)))
                 }
@@ -276,13 +277,14 @@ unsafe fn bend<V: Lanes>(row: &mut [f32], cap: f32) {
     );
 }
 
-/// The statistics of one row of logits, in the spans and tiles (of `tile` words) of the fused head, and so with its bits.
+/// The statistics of one row of logits, in the spans and tiles (of `tile` words) of the fused head, and therefore with the same
+/// bits.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
 #[inline(always)]
 unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, tile: usize, top_k: usize) -> TokenStatistics {
-    /// A tile, aligned.
+    /// An aligned tile.
     #[repr(align(64))]
     struct Tile([f32; MAX_TILE_PANELS * PANEL]);
     let mut buffer = Tile([0.0; MAX_TILE_PANELS * PANEL]);
@@ -294,7 +296,7 @@ unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, tile: usize, top_k: usi
             let logits = &mut buffer.0[..words.len().next_multiple_of(PANEL)];
             logits[..words.len()].copy_from_slice(words);
             let first_id = i * SPAN_PANELS * PANEL + j * tile;
-            // SAFETY: whole panels, which all vector lengths divide; the instructions are there by contract.
+            // SAFETY: whole panels, whose width is divisible by every vector length; the instructions are there by contract.
             unsafe { take::<V>(&mut running, logits, words.len(), first_id, target, target_logit) };
         }
         whole = Some(match whole {
@@ -305,7 +307,7 @@ unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, tile: usize, top_k: usi
     whole.map_or_else(TokenStatistics::nan, |whole| whole.finish(target, target_logit))
 }
 
-/// The logarithm of the sum over a reference's logits of their exponentials.
+/// The log-sum-exp of a reference's logits.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
@@ -321,7 +323,7 @@ unsafe fn reference_log_sum<V: Lanes>(other: &[f32], target: u32, tile: usize) -
 /// The processor must have `V`'s instructions.
 #[inline(always)]
 unsafe fn divergence<V: Lanes>(row: &[f32], log_sum: f32, other: &[f32], other_log_sum: f32) -> Divergence {
-    /// Numbers that are added in f32 before f64 takes over.
+    /// The numbers that are summed in f32 before the sum is added in f64.
     const BLOCK: usize = 2048;
     let (mut from_reference, mut to_reference) = (0.0, 0.0);
     for (row, other) in row.chunks(BLOCK).zip(other.chunks(BLOCK)) {
@@ -343,14 +345,14 @@ unsafe fn divergence<V: Lanes>(row: &[f32], log_sum: f32, other: &[f32], other_l
             to_reference += f64::from(to.sum());
         }
     }
-    // Rounding can make a divergence of equals negative.
+    // Rounding can make the divergence of equal distributions negative.
     Divergence { from_reference: from_reference.max(0.0) as f32, to_reference: to_reference.max(0.0) as f32 }
 }
 
-/// `exp` of this is 0 in f32, and so is its product with any logarithm; differences of -inf would be NaN.
+/// Its `exp` is 0 in f32, and so is the product with any logarithm; differences of -inf would be NaN.
 const NO_MASS: f32 = -100.0;
 
-/// `row <- (a p + b (p - q) + c p (ln p - ln q - kl)) slope`: all but the target's own term.
+/// `row <- (a p + b (p - q) + c p (ln p - ln q - kl)) slope`: everything except the target's own term.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
@@ -367,7 +369,7 @@ unsafe fn gradient_in_place<V: Lanes>(
     for_lanes::<V>(
         row.len(),
         #[inline(always)]
-        // SAFETY: `i + n` never passes the end of either row, which are equally long; the instructions are there by contract.
+        // SAFETY: `i + n` never passes the end of either row, which have the same length; the instructions are there by contract.
         |i, n| unsafe {
             let z = load::<V>(row, i, n);
             let ln_p = V::splat(NO_MASS).max(z.sub(V::splat(log_sum)));
@@ -388,7 +390,7 @@ unsafe fn gradient_in_place<V: Lanes>(
     );
 }
 
-/// The slope of the softcap at a logit that it has bent; 1 without a softcap.
+/// The slope of the softcap at a logit after capping; 1 without a softcap.
 fn slope(logit: f32, softcap: Option<f32>) -> f32 {
     softcap.map_or(1.0, |cap| 1.0 - (logit / cap).powi(2))
 }
@@ -418,7 +420,7 @@ mod tests {
         TokenLoss { cross_entropy: 1.0 + n, from_reference: 0.5 * n, to_reference: 2.0 - n }
     }
 
-    /// The loss in f64 from its definition.
+    /// The loss in f64, by its definition.
     fn loss(h: &[f64], w: &[f64], q_logits: &[f64], targets: &[u32], cap: Option<f64>) -> f64 {
         let log_softmax = |z: Vec<f64>| {
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
@@ -498,7 +500,7 @@ mod tests {
 
     #[test]
     fn statistics_have_the_bits_of_scoring_in_either_precision() {
-        // More than one span and a tile that is not whole.
+        // More than one span, and a partial tile.
         let vocabulary = SPAN_PANELS * PANEL + 1000;
         let (h, w) = (noise(9 * WIDTH, 2.0, 7), noise(vocabulary * WIDTH, 1.0, 8));
         let targets: Vec<u32> = (0..9).map(|n| n * 2800).collect();

@@ -1,5 +1,5 @@
-// The most probable word of each row of logits [V]: the id of the largest, of equals the first. NONE where one is no number, or the largest
-// not finite. One block a row.
+// The most probable word of each row of logits [V]: the id of the largest logit, the first of equals. NONE if a logit is NaN or the largest
+// is not finite. One block per row.
 
 #define THREADS 512
 #define NONE 0xffffffffu
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) largest_of_rows(const floa
         is_finite = is_finite && logit < INFINITE;
         if (logit > own.logit) own = {logit, i};
     }
-    // Larger than all others, so that nobody takes its place.
+    // Infinity exceeds all other logits, so it is kept.
     if (!is_finite) own = {INFINITE, NONE};
     for (int lane = WARP / 2; lane > 0; lane /= 2) {
         float logit = __shfl_xor_sync(ALL_LANES, own.logit, lane);

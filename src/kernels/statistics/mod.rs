@@ -1,17 +1,17 @@
-//! The head: hidden states against the vocabulary matrix, and what the model believed about each target token.
+//! The head: multiplies hidden states with the vocabulary matrix and computes the statistics of each target token.
 //!
-//! Shapes: `N` tokens, `D` width, `V` vocabulary; `hidden_nd`, `head_vd`, `logits_nv = hidden_nd head_vd^T`. Natural logarithms.
-//! The plain expression is [`statistics_of_logits`] on every row of `logits_nv`. [`Kernels::Fused`](super::Kernels) never
-//! stores `logits_nv`: a tile of it is computed, folded into running sums while it is in the cache, and forgotten, as in
-//! Cut Cross-Entropy (arXiv 2411.09009), here with more statistics. [`head_gradient`] does the same for training, with the logits of
-//! a few hundred tokens in memory at a time.
+//! Shapes: `N` tokens, `D` width, `V` vocabulary; `hidden_nd`, `head_vd`, `logits_nv = hidden_nd head_vd^T`. Logarithms are natural.
+//! The plain expression is [`statistics_of_logits`] on every row of `logits_nv`. [`Kernels::Fused`](super::Kernels) never stores
+//! `logits_nv`: it computes a tile, folds it into running sums while it is in the cache, and discards it, as in Cut Cross-Entropy
+//! (arXiv 2411.09009), here with more statistics. [`head_gradient`] does the same for training, with the logits of a few hundred
+//! tokens in memory at a time.
 //!
 //! ```text
-//! reference.rs    the definitions, of a row of logits
-//! fused.rs        tiles of logits, folded by running.rs into what has been seen of each row
+//! reference.rs    the definitions, for a row of logits
+//! fused.rs        tiles of logits, folded into each row's state by running.rs
 //! gradient.rs     the head of a training step
 //! divergence.rs   two models at one token
-//! options.rs      what is asked for; check.rs whether it fits together
+//! options.rs      the options; check.rs checks that the arguments fit together
 //! ```
 
 mod check;
@@ -37,7 +37,7 @@ use super::level::Level;
 use super::matmul::Matrix;
 use crate::error::{Error, Result};
 
-/// What the model believed about `targets[n]` at `hidden_nd[n]`; `[N, D]` f32 in, `N` statistics out.
+/// The statistics of `targets[n]` at `hidden_nd[n]`: `[N, D]` f32 in, `N` statistics out.
 pub fn head_statistics(
     hidden_nd: &Tensor,
     head_vd: &Matrix,
@@ -47,8 +47,8 @@ pub fn head_statistics(
     Ok(head_statistics_and_curves(hidden_nd, head_vd, targets, options, Curves::default())?.0)
 }
 
-/// As [`head_statistics`], and gives the entropies, in nats, that `curves` asks for, `[curves.of.len()][k_max]`; where `K` exceeds the
-/// vocabulary the whole vocabulary counts. The fused kernels take both from one pass.
+/// Like [`head_statistics`], with the entropies, in nats, that `curves` requests, `[curves.of.len()][k_max]`; if `K` exceeds the
+/// vocabulary, the whole vocabulary counts. The fused kernels compute both in one pass.
 pub fn head_statistics_and_curves(
     hidden_nd: &Tensor,
     head_vd: &Matrix,
@@ -75,8 +75,8 @@ pub fn head_statistics_and_curves(
     Ok((statistics, topk_entropies(&hidden_nd.index_select(&of, 0)?, head_vd, curves.k_max, options)?))
 }
 
-/// Entropy, in nats, of the softmax over the `K` largest logits, for `K = 1 ..= k_max`, of each token: `[N][k_max]`.
-/// Where `K` exceeds the vocabulary the whole vocabulary counts. For small samples: it goes through whole rows of logits.
+/// The entropy, in nats, of the softmax over the `K` largest logits, for `K = 1 ..= k_max`, of each token: `[N][k_max]`. If `K`
+/// exceeds the vocabulary, the whole vocabulary counts. For small samples, because it stores whole rows of logits.
 pub fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {
     check_hidden(hidden_nd, head_vd)?;
     if let Some(head_vd) = head_vd.on_device()

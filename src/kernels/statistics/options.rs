@@ -1,18 +1,18 @@
-//! What the head takes.
+//! The options of the head.
 
-/// What the head computes.
+/// The options of the statistics.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadOptions {
     /// `K` of `entropy_topk`.
     pub top_k: usize,
-    /// `logit <- cap tanh(logit / cap)`, as Gemma does.
+    /// The softcap: `logit <- cap tanh(logit / cap)`, as in Gemma.
     pub softcap: Option<f32>,
 }
 
-/// The targets for which the entropy of the softmax over the `K` largest logits is wanted for every `K = 1 ..= k_max`.
+/// The targets whose entropy of the softmax over the `K` largest logits is requested for every `K = 1 ..= k_max`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Curves<'a> {
-    /// The numbers of the targets.
+    /// The indices of the targets.
     pub of: &'a [u32],
     /// The largest `K`.
     pub k_max: usize,

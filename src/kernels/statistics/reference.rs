@@ -1,4 +1,4 @@
-//! The statistics of one row of logits by their definitions, in f64: slow, plain, and the truth in tests.
+//! The statistics of one row of logits by their definitions, in f64: slow and plain, and the reference in tests.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -9,9 +9,8 @@ use crate::error::Result;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 
-/// The statistics of a target in one row of logits. `p_v = exp(logit_v) / sum exp`; a logit of -inf is `p = 0`, and
-/// `0 ln 0 = 0`. A NaN (or +inf) among the logits, or nothing but -inf, makes every number NaN, `rank` 0 and `top_id` 0.
-/// Panics where `target` lies outside `logits`.
+/// The statistics of a target in one row of logits. `p_v = exp(logit_v) / sum exp`; a logit of -inf has `p = 0`, and `0 ln 0 = 0`. If a
+/// logit is NaN or +inf, or all are -inf, every number is NaN, `rank` 0 and `top_id` 0. Panics if `target` lies outside `logits`.
 pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenStatistics {
     let target_logit = f64::from(logits[target as usize]);
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -22,16 +21,16 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
     let sum: f64 = shifted.iter().map(|d| d.exp()).sum();
     let surprisal = |d: f64| sum.ln() - d;
     let p = |d: f64| d.exp() / sum;
-    // 0 ln 0 = 0: a logit of -inf adds nothing to any mean.
+    // 0 ln 0 = 0: a logit of -inf contributes nothing to any mean.
     let mean = |f: &dyn Fn(f64) -> f64| -> f64 { shifted.iter().filter(|d| d.is_finite()).map(|&d| p(d) * f(d)).sum() };
 
     let entropy = mean(&surprisal);
     let target_shifted = target_logit - f64::from(largest);
     let others = || shifted.iter().enumerate().filter(|(id, _)| *id != target as usize).map(|(_, &d)| p(d));
-    // 1 - 2 p + sum p^2 over the others' own terms: exact also where p is close to 1.
+    // 1 - 2 p + sum p^2, from the other tokens' terms only: exact even if p is close to 1.
     let not_target: f64 = others().sum();
     let grad = (not_target * not_target + others().map(|p| p * p).sum::<f64>()).sqrt();
-    // ln p = -ln(1 + others / p): exact also where p is close to 1; where p has lost its digits, or all of it, the others have all mass.
+    // ln p = -ln(1 + others / p): exact even if p is close to 1; if p has lost digits or underflowed, the others have all the mass.
     let logprob = match p(target_shifted) {
         p if p > LEAST_EXACT => -(not_target / p).ln_1p(),
         _ => -surprisal(target_shifted),
@@ -50,10 +49,10 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
     }
 }
 
-/// Shares of the mass below this come near the least numbers of f64: they lose digits, and what is divided by them overflows.
+/// Smaller shares of the mass are close to the smallest f64: they lose digits, and dividing by them overflows.
 pub(super) const LEAST_EXACT: f64 = 1e-290;
 
-/// The choices after the first among the `top_k` largest; those of no mass are none.
+/// The choices after the first among the `top_k` largest; tokens without mass do not count.
 fn next_choices(shifted: &[f64], top_k: usize, logprob: impl Fn(f64) -> f64) -> [Choice; NEXT_CHOICES] {
     let mut ids: Vec<usize> = (0..shifted.len()).collect();
     ids.sort_by(|&a, &b| shifted[b].total_cmp(&shifted[a]).then(a.cmp(&b)));
@@ -63,8 +62,8 @@ fn next_choices(shifted: &[f64], top_k: usize, logprob: impl Fn(f64) -> f64) -> 
     })
 }
 
-/// Both Kullback-Leibler divergences between the distributions of two rows of logits: `KL(p || q) = sum_v p_v (ln p_v - ln q_v)`, nats,
-/// `0 ln 0 = 0`. In f64, since the terms cancel where the models are near each other; NaN where a logit is.
+/// Both Kullback-Leibler divergences between the distributions of two rows of logits: `KL(p || q) = sum_v p_v (ln p_v - ln q_v)`, in
+/// nats, with `0 ln 0 = 0`. In f64, because the terms cancel if the models are close; NaN if a logit is.
 pub(super) fn divergence_of_logits(model: &[f32], reference: &[f32]) -> Divergence {
     let log_sum = |logits: &[f32]| {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -78,12 +77,12 @@ pub(super) fn divergence_of_logits(model: &[f32], reference: &[f32]) -> Divergen
         from_reference += term(ln_q, ln_p);
         to_reference += term(ln_p, ln_q);
     }
-    // Never below zero but for rounding; a NaN stays one.
+    // Negative only because of rounding; NaN stays NaN.
     let positive = |sum: f64| if sum < 0.0 { 0.0 } else { sum as f32 };
     Divergence { from_reference: positive(from_reference), to_reference: positive(to_reference) }
 }
 
-/// `ln K` is the largest entropy `K` tokens can have; over a single token both are 0, and so is the result.
+/// The entropy divided by `ln K`, the largest entropy of `K` tokens; for a single token both are 0, and so is the result.
 pub(super) fn normalised_topk_entropy(logits: &[f32], top_k: usize) -> f64 {
     let k = top_k.min(logits.len());
     match topk_entropies_of_logits(logits, k).last() {
@@ -92,7 +91,7 @@ pub(super) fn normalised_topk_entropy(logits: &[f32], top_k: usize) -> f64 {
     }
 }
 
-/// Entropy of the softmax over the `K` largest logits for `K = 1 ..= k_max`; `k_max` at most `logits.len()`.
+/// The entropy of the softmax over the `K` largest logits for `K = 1 ..= k_max`; `k_max` must be at most `logits.len()`.
 fn topk_entropies_of_logits(logits: &[f32], k_max: usize) -> Vec<f64> {
     let mut largest = logits.to_vec();
     if k_max < largest.len() {
@@ -100,7 +99,7 @@ fn topk_entropies_of_logits(logits: &[f32], k_max: usize) -> Vec<f64> {
         largest.truncate(k_max);
     }
     largest.sort_unstable_by(|a, b| b.total_cmp(a));
-    // With d = logit - largest and e = exp(d): H = ln sum e - sum e d / sum e, two terms of one sign.
+    // With d = logit - largest and e = exp(d), H = ln sum e - sum e d / sum e, two terms of the same sign.
     let (mut sum, mut sum_shifted) = (0.0, 0.0);
     largest
         .iter()
@@ -115,7 +114,7 @@ fn topk_entropies_of_logits(logits: &[f32], k_max: usize) -> Vec<f64> {
         .collect()
 }
 
-/// Rows of logits that are alive at a time.
+/// The rows of logits in memory at a time.
 const CHUNK: usize = 32;
 
 pub(super) fn head_statistics(
@@ -127,7 +126,7 @@ pub(super) fn head_statistics(
     over_rows(hidden_nd, head_vd, options, |row, logits| statistics_of_logits(logits, targets[row], options.top_k))
 }
 
-/// Logits `[N, V]`, softcap included.
+/// The logits `[N, V]`, including the softcap.
 pub(super) fn logits(hidden_nd: &Tensor, head_vd: &Matrix, options: &HeadOptions) -> Result<Vec<f32>> {
     Ok(over_rows(hidden_nd, head_vd, options, |_, logits| logits.to_vec())?.concat())
 }
@@ -150,7 +149,7 @@ pub(super) fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize,
     over_rows(hidden_nd, head_vd, options, |_, logits| topk_entropies_up_to(logits, k_max))
 }
 
-/// Where `k_max` exceeds the number of logits all of them count.
+/// If `k_max` exceeds the number of logits, all of them count.
 pub(super) fn topk_entropies_up_to(logits: &[f32], k_max: usize) -> Vec<f32> {
     let mut entropies = topk_entropies_of_logits(logits, k_max.min(logits.len()));
     let whole = entropies.last().copied().unwrap_or(0.0);
@@ -180,7 +179,7 @@ fn over_rows<R: Send>(
 }
 
 impl TokenStatistics {
-    /// What a row with a NaN among its logits gets: no number of it can be trusted, and no token has rank 0.
+    /// The statistics of a row with a NaN logit: none of its numbers can be trusted, and no token has rank 0.
     pub(super) fn nan() -> TokenStatistics {
         TokenStatistics {
             logprob: f32::NAN,

@@ -1,6 +1,7 @@
-//! What has been seen of one row of logits so far: sums relative to the largest logit, rescaled when a larger one turns up.
+//! The running statistics of one row of logits: sums relative to the largest logit so far, rescaled when a larger one appears.
 //!
-//! With `m` the largest logit yet (the target's included), `d_v = logit_v - m` and `e_v = exp(d_v)`, over all words but the target:
+//! With `m` the largest logit so far (including the target's), `d_v = logit_v - m` and `e_v = exp(d_v)`, over all words except the
+//! target:
 //!
 //! | sum of | gives |
 //! |---|---|
@@ -9,26 +10,26 @@
 //! | `e^2` | the gradient's norm |
 //! | `e` where the logit is at most the target's | the tail |
 //!
-//! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
+//! The terms of a tile are summed in f32, lane by lane, and the tiles in f64.
 
 use super::reference::{LEAST_EXACT, normalised_topk_entropy, topk_entropies_up_to};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 
-/// `exp` of this is 0 in f32, and so is its product with its argument, which would be NaN for -inf.
+/// Its `exp` is 0 in f32, and so is the product of the two; for -inf that product would be NaN.
 const NO_MASS: f32 = -100.0;
 
 #[derive(Debug, Clone)]
 pub(super) struct Running {
-    /// `m`. At least `f32::MIN`, so that a row that begins with -inf has finite differences.
+    /// `m`; at least `f32::MIN`, so that a row that starts with -inf has finite differences.
     reference: f32,
-    /// The largest logit of a word other than the target, and the lowest id that has it.
+    /// The largest logit of a word other than the target, and the lowest id with it.
     largest: f32,
     largest_id: u32,
     n_larger: u32,
     sums: Sums,
-    /// `K` of `entropy_topk`; at least as many of the largest logits are kept.
+    /// `K` of `entropy_topk`; at least this many of the largest logits are kept.
     top_k: usize,
     top: Largest,
 }
@@ -43,7 +44,7 @@ struct Sums {
 }
 
 impl Running {
-    /// `top_k` and `kept`, the number of largest logits to keep where more than `top_k` are wanted, are at most the size of the
+    /// `top_k` and `kept`, the number of largest logits to keep if more than `top_k` are needed, must be at most the size of the
     /// vocabulary.
     pub(super) fn new(target_logit: f32, top_k: usize, kept: usize) -> Running {
         Running {
@@ -57,14 +58,14 @@ impl Running {
         }
     }
 
-    /// Takes in the logits of the words from `first_id` on; the target's place, and places of no word, hold -inf.
+    /// Folds in the logits of the words from `first_id` on; the elements of the target and of padding must be -inf.
     ///
     /// # Safety
-    /// `V::N` divides `logits.len()`, and the processor has `V`'s instructions.
+    /// `V::N` must divide `logits.len()`, and the processor must have `V`'s instructions.
     #[inline(always)]
     pub(super) unsafe fn take<V: Lanes>(&mut self, logits: &[f32], first_id: u32, target_logit: f32) {
         debug_assert!(logits.len().is_multiple_of(V::N));
-        // SAFETY: `i + N <= logits.len()` wherever `load` is called; the instructions are there by contract.
+        // SAFETY: `i + N <= logits.len()` in every call of `load`; the instructions are there by contract.
         unsafe {
             let load = |i: usize| V::load(logits.as_ptr().add(i));
             let (zero, one, target) = (V::splat(0.0), V::splat(1.0), V::splat(target_logit));
@@ -93,7 +94,7 @@ impl Running {
             }
 
             let (reference, no_mass) = (V::splat(self.reference), V::splat(NO_MASS));
-            // `logit <= target_logit`
+            // Tests `logit <= target_logit`.
             let above_target = V::splat(target_logit.next_up());
             let (mut e_sum, mut e_d, mut e_dd, mut e_e, mut tail) = (zero, zero, zero, zero, zero);
             for i in (0..logits.len()).step_by(V::N) {
@@ -115,7 +116,7 @@ impl Running {
         }
     }
 
-    /// The statistics over both spans; `self`'s words come before `other`'s.
+    /// Combines the statistics of two spans; `self`'s words precede `other`'s.
     pub(super) fn join(mut self, other: &Running) -> Running {
         let mut other = other.clone();
         self.refer_to(other.reference);
@@ -135,19 +136,19 @@ impl Running {
         self
     }
 
-    /// The statistics of the row, with the target, which the sums have left out.
+    /// The statistics of the row, including the target, which the sums omit.
     pub(super) fn finish(self, target: u32, target_logit: f32) -> TokenStatistics {
         self.finish_with_curve(target, target_logit, 0).0
     }
 
-    /// As `finish`, and gives the entropies, in nats, of the softmax over the `K` largest logits for `K = 1 ..= k_max`. Where more are
-    /// asked for than logits are kept, the last entropy is repeated.
+    /// Like `finish`, with the entropies, in nats, of the softmax over the `K` largest logits for `K = 1 ..= k_max`. If more are
+    /// requested than logits are kept, the last entropy is repeated.
     pub(super) fn finish_with_curve(mut self, target: u32, target_logit: f32, k_max: usize) -> (TokenStatistics, Vec<f32>) {
         let others = self.sums;
         let d = f64::from(target_logit) - f64::from(self.reference);
         let e = d.exp();
         let total = others.e + e;
-        // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
+        // A NaN or +inf makes `e d` NaN; a row of only -inf has no mass.
         let is_sound = total > 0.0 && others.e_d.is_finite() && !target_logit.is_nan();
         if !is_sound {
             return (TokenStatistics::nan(), vec![f32::NAN; k_max]);
@@ -155,7 +156,8 @@ impl Running {
         // -inf has no mass: 0 ln 0 = 0.
         let (ed, edd) = if e > 0.0 { (e * d, e * d * d) } else { (0.0, 0.0) };
         let target_is_top = target_logit > self.largest || (target_logit == self.largest && target < self.largest_id);
-        // ln p = -ln(1 + others / e), exact also where p is close to 1; where e has lost its digits, or all of it, others is the total.
+        // ln p = -ln(1 + others / e), exact even if p is close to 1; if e has lost digits or underflowed, the total is that of the
+        // others.
         let ln_total = if d == 0.0 { others.e.ln_1p() } else { total.ln() };
         let logprob = if e > LEAST_EXACT { -(others.e / e).ln_1p() } else { d - ln_total };
         let mean_d = (others.e_d + ed) / total;
@@ -177,7 +179,7 @@ impl Running {
         (statistics, topk_entropies_up_to(&self.top.values, k_max))
     }
 
-    /// Makes `m` at least `logit`. With `s = m' - m`: `d' = d - s` and `e' = e exp(-s)`; no term cancels, for `d <= 0 <= s`.
+    /// Raises `m` to at least `logit`. With `s = m' - m`: `d' = d - s` and `e' = e exp(-s)`; no terms cancel, because `d <= 0 <= s`.
     fn refer_to(&mut self, logit: f32) {
         if logit <= self.reference {
             return;
@@ -196,8 +198,8 @@ impl Running {
     }
 }
 
-/// The `K` largest values of a stream with the ids of their words, largest first; -inf until `K` have come. Of `V` values in random order
-/// about `K (1 + ln(V / K))` get in, and half of the others must move for each.
+/// The `K` largest values of a stream with the ids of their words, largest first; -inf until there are `K`. Of `V` values in random order
+/// about `K (1 + ln(V / K))` are inserted, each moving half of the others.
 #[derive(Debug, Clone)]
 struct Largest {
     values: Vec<f32>,
@@ -209,12 +211,12 @@ impl Largest {
         Largest { values: vec![f32::NEG_INFINITY; k], ids: vec![0; k] }
     }
 
-    /// Values up to this one do not get in.
+    /// Values up to this one are not inserted.
     fn threshold(&self) -> f32 {
         self.values.last().copied().unwrap_or(f32::INFINITY)
     }
 
-    /// Takes in a value if it is among the largest. Among equal values the first to come stands first.
+    /// Inserts a value if it is among the largest. Equal values stay in order of arrival.
     fn push(&mut self, value: f32, id: u32) {
         let Some(mut place) = self.values.len().checked_sub(1).filter(|&last| value > self.values[last]) else { return };
         while place > 0 && value > self.values[place - 1] {
@@ -224,13 +226,13 @@ impl Largest {
         (self.values[place], self.ids[place]) = (value, id);
     }
 
-    /// Entropy of the softmax of the first `top_k`, divided by its logarithm.
+    /// The entropy of the softmax of the first `top_k`, divided by `ln top_k`.
     fn normalised_entropy(&self, top_k: usize) -> f64 {
         normalised_topk_entropy(&self.values[..top_k], top_k)
     }
 
-    /// The choices after the first, of `top_k` at most. Words come by their ids, but the target comes last, so that among ties the ids
-    /// are put in order here.
+    /// The choices after the first, among at most `top_k`. Words arrive in the order of their ids, except for the target, which comes
+    /// last, so ties are sorted by id here.
     fn next_choices(&mut self, top_k: usize, logprob: impl Fn(f32) -> f32) -> [Choice; NEXT_CHOICES] {
         for end in 1..self.ids.len() {
             let mut place = end;

@@ -1,27 +1,27 @@
-// What the model believed about each target token, from rows of logits; the same formulas as running.rs and reference.rs.
+// The statistics of each target token, from rows of logits; the formulas are those of running.rs and reference.rs.
 //
-// `sum_rows`: one block of THREADS a row, which it reads once, VECTOR words at a time (four where V allows it). Sums run over all words but the
-// target, relative to a logit `m`, with d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. Each thread has an `m` of
-// its own, at first the largest logit of the row's first part, and moves its sums where a larger one turns up, as running.rs does: d is never
-// positive, so that no term cancels. At the end all sums are moved to the largest logit of all.
+// `sum_rows`: one block of THREADS per row, which it reads once, VECTOR words at a time (four if V is divisible by four). Sums run over all
+// words except the target, relative to a logit `m`, with d = logit - m and e = exp(d): within a thread in f32, across the block in f64. Each
+// thread has its own `m`, initially the largest logit of the row's first part, and rescales its sums when a larger one appears, as in
+// running.rs: d is never positive, so no terms cancel. At the end all sums are rescaled to the largest logit of the row.
 //
-// The K largest logits are found exactly. The words are dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`,
-// is a lower bound of the K-th largest logit; all logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's
-// words holds them, and the rest of the K equals `least`. That bound is known at the end of the row alone: on the way words are noted that lie
-// above the same bound for the first part, and those of them are listed that lie above `least`, too. Rarely, as where logits grow with the id,
-// they are too many to be noted, and the row is read again. The ids of the first CHOICES of the K are found in the same way, by a bound of their
-// own: what lies above that one is listed by its id, from the list's end, and in place of its logit, so that the list holds no more.
+// The K largest logits are found exactly. The words are dealt to GROUPS groups of threads. The K-th largest of the groups' maxima, `least`, is a
+// lower bound of the K-th largest logit. All logits above `least` are in fewer than K groups, so a list of (K - 1) times a group's words can
+// hold them, and the rest of the K equal `least`. This bound is only known at the end of the row: until then, the ids of words above the same
+// bound for the first part are noted, and those above `least` are listed in the end. Rarely, for example if logits grow with the id, there are
+// too many to note, and the row is read again. The ids of the first CHOICES of the K are found in the same way, with a bound of their own:
+// logits above it are listed by id, from the end of the list, instead of by value, so the list never overflows.
 
 #define THREADS 512
-// One for two threads; K may not be larger.
+// One group for two threads; K must not be larger.
 #define GROUPS 256
 #define GROUP (THREADS / GROUPS)
-// Vectors of a thread in the first part of a row, and the groups that it is dealt to.
+// The vectors of a thread in the first part of a row, and the groups that this part is dealt to.
 #define FIRST 4
 #define FIRST_GROUPS 64
 #define FIRST_GROUP (THREADS / FIRST_GROUPS)
 #define N_SUMS 5
-// The first choice and those after it whose ids are told.
+// The first choice and the later ones whose ids are reported.
 #define CHOICES 5
 #define NO_WORD 0xffffffffu
 
@@ -33,7 +33,7 @@
 // As in reference.rs.
 #define LEAST_EXACT 1e-290
 
-// What one pass over a row leaves for `finish`.
+// The result of one pass over a row, for `finish`.
 struct RowSums {
     double e, e_d, e_dd, e_e, tail;
     float largest, target_logit;
@@ -47,7 +47,7 @@ struct TokenStatistics {
     u32 top_id;
     float top_logprob;
     u32 next_ids[CHOICES - 1];
-    float next_logprobs[CHOICES - 1];  // -inf where there is no such choice
+    float next_logprobs[CHOICES - 1];  // -inf if there is no such choice
 };
 
 __device__ __forceinline__ float capped(float logit, float softcap) {
@@ -93,12 +93,12 @@ __device__ __forceinline__ float largest_of(const Words<VECTOR>& words) {
     return top;
 }
 
-// Sums of one thread, relative to `m`.
+// The sums of one thread, relative to `m`.
 struct Sums {
     float m, e, e_d, e_dd, e_e, tail;
 
-    // To a larger logit, `s` above: d' = d - s, e' = e exp(-s), and no term cancels, for d <= 0 <= s. What is further than 128 below has no mass
-    // left in f32, and the square of the distance would not be finite.
+    // Rescales to a logit that is larger by `s`: d' = d - s, e' = e exp(-s), and no terms cancel, because d <= 0 <= s. Terms more than 128 below
+    // have no mass left in f32, and the square of the distance might overflow.
     __device__ __forceinline__ void refer_to(float larger) {
         float s = fminf(larger - m, 128.0f), scale = exp2_fast(-s * LOG2_E);
         e_dd = scale * (e_dd - 2.0f * s * e_d + s * s * e);
@@ -110,7 +110,7 @@ struct Sums {
     }
 };
 
-// How many of N numbers are larger than this thread's, one of them; equal ones are told apart by their places.
+// The number of the N numbers that are larger than this thread's own; ties are broken by index.
 template <u32 N>
 __device__ __forceinline__ u32 place_among(const float* numbers) {
     u32 before = 0;
@@ -128,8 +128,8 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     __shared__ float maxima[GROUPS];
     __shared__ double block_sums[N_SUMS][THREADS / WARP];
     __shared__ float tops[WARP];
-    // The `top_k`-th largest of the maxima of the first part; the `top_k`-th and the `n_choices`-th of those of the whole row; the lowest word
-    // that equals the latter.
+    // The `top_k`-th largest of the maxima of the first part; the `top_k`-th and the `n_choices`-th of those of the whole row; the lowest id
+    // whose logit equals the latter.
     __shared__ float first_least, least, least_choice;
     __shared__ u32 n_noted, n_listed, n_ids, tied_id, n_larger_sum;
     extern __shared__ float largest[];
@@ -137,9 +137,9 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     u32 n_choices = min(top_k, CHOICES);
     float* list = largest + top_k;
     u32 n_listable = (top_k - 1) * (GROUP * VECTOR) * ((vocabulary + STRIDE - 1) / STRIDE);
-    // Ids of what may have to be listed, in the first half of the list; of those there is room for all in the other.
+    // The noted ids use the first half of the list; the second half has room to list all of them.
     u32* noted = (u32*)list;
-    // Read from there where few come: kept in a register it would push others of the loop out of theirs.
+    // Read from shared memory in a rare branch: in a register it would make other variables of the loop spill.
     volatile __shared__ u32 n_notable_there;
     u32 n_notable = n_listable / 2;
     if (threadIdx.x == 0) n_notable_there = n_notable;
@@ -150,7 +150,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     u32 target = targets[blockIdx.x], lane = threadIdx.x % WARP;
     float target_logit = capped(row[target], softcap);
 
-    // The first part: the largest logit of each group, and a bound for what has to be noted.
+    // The first part: the largest logit of each group, and a bound for noting ids.
     float top = MINUS_INFINITY;
 #pragma unroll
     for (u32 i = 0; i < FIRST; ++i) {
@@ -167,11 +167,11 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     if (threadIdx.x < FIRST_GROUPS && place_among<FIRST_GROUPS>(maxima) == top_k - 1) first_least = maxima[threadIdx.x];
     top = MINUS_INFINITY;
     for (u32 i = lane; i < FIRST_GROUPS; i += WARP) top = fmaxf(top, maxima[i]);
-    // A row that begins with -inf has finite differences, too.
+    // At least LOWEST, so that a row that starts with -inf has finite differences.
     Sums sums = {fmaxf(largest_of_lanes(top, WARP), LOWEST), 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
     __syncthreads();
 
-    // All of the row. The next words are on their way while these are computed.
+    // The whole row. The next words are loaded while the current ones are processed.
     float bound = first_least;
     u32 n_larger = 0;
     top = MINUS_INFINITY;
@@ -193,7 +193,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
             }
         }
         if (most > sums.m) sums.refer_to(most);
-        // The target has no part in the sums.
+        // The sums omit the target.
         if (target - v < VECTOR) {
 #pragma unroll
             for (int i = 0; i < VECTOR; ++i) words.at[i] = v + i == target ? MINUS_INFINITY : words.at[i];
@@ -204,7 +204,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
             float logit = words.at[i];
             bool is_larger = logit > target_logit;
             n_larger += is_larger;
-            // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
+            // Below -100 there is no mass in f32, and the product of -inf with its own exponential would be NaN.
             float d = max_or_nan(logit - sums.m, -100.0f), e = exp2_fast(d * LOG2_E), ed = e * d;
             part_e += e;
             part_ed += ed;
@@ -215,7 +215,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         sums.e += part_e, sums.e_d += part_ed, sums.e_dd += part_edd, sums.e_e += part_ee, sums.tail += part_tail;
     }
 
-    // The largest logit of each group and of all.
+    // The largest logit of each group, and of the row.
     float group_top = largest_of_lanes(top, GROUP);
     if (threadIdx.x % GROUP == 0) maxima[threadIdx.x / GROUP] = group_top;
     top = largest_of_lanes(top, WARP);
@@ -244,7 +244,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         (&out->e)[threadIdx.x] = sum;
     }
     if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->n_larger = n_larger_sum;
-    // What lies above the bounds of the whole row.
+    // Lists the logits above the bounds of the whole row.
     for (u32 i = threadIdx.x; i < top_k; i += THREADS) largest[i] = least;
     bool all_are_noted = top_k <= FIRST_GROUPS && n_noted <= n_notable;
     if (all_are_noted) list += n_notable;
@@ -259,13 +259,13 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         }
     }
     __syncthreads();
-    // The K largest in order: a logit's place is the number of larger ones, and those that are listed by their ids all are.
+    // Sorts the K largest: a logit's place is the number of larger ones, which includes all those listed by id.
     for (u32 i = threadIdx.x; i < n_listed; i += THREADS) {
         u32 place = n_ids;
         for (u32 j = 0; j < n_listed; ++j) place += list[j] > list[i] || (list[j] == list[i] && j < i);
         if (place < top_k) largest[place] = list[i];
     }
-    // The lower ids first among ties.
+    // Ties are sorted by id.
     for (u32 i = threadIdx.x; i < n_ids; i += THREADS) {
         u32 place = 0, id = ids[-(int)i];
         float own = capped(row[id], softcap);
@@ -279,12 +279,12 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         if (place < n_choices) out->choices[place] = id;
     }
     __syncthreads();
-    // The rest equals `least_choice`, the lowest ids first. The first of them is known where it is more than `least`.
+    // The remaining choices equal `least_choice`, lowest ids first. The first of them is already known if it is larger than `least`.
     u32 first = 0;
 #pragma unroll 1
     for (u32 place = n_ids; place < n_choices; ++place) {
         if (tied_id == NO_WORD) {
-            __syncthreads();  // All have seen that.
+            __syncthreads();  // All threads have read tied_id.
             for (u32 v = first + threadIdx.x; v < vocabulary; v += THREADS) {
                 if (capped(row[v], softcap) != least_choice) continue;
                 atomicMin(&tied_id, v);
@@ -311,7 +311,7 @@ sum_rows_1(const float* logits, const u32* targets, RowSums* row_sums, float* to
     sum_rows<1>(logits, targets, row_sums, top_logits, vocabulary, top_k, softcap);
 }
 
-// row_sums [N], top_logits [N, top_k] -> statistics [N]. One warp a token, 8 a block.
+// row_sums [N], top_logits [N, top_k] -> statistics [N]. One warp per token, 8 per block.
 extern "C" __global__ void __launch_bounds__(8 * WARP)
 finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statistics, u32 n, u32 top_k) {
     u32 token = blockIdx.x * 8 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -319,7 +319,7 @@ finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statis
     const float* largest = top_logits + (u64)token * top_k;
     double top_e = 0.0, top_ed = 0.0;
     for (u32 k = lane; k < top_k; k += WARP) {
-        // -inf has no mass: 0 ln 0 = 0.
+        // A logit of -inf has no mass: 0 ln 0 = 0.
         if (largest[k] > MINUS_INFINITY) {
             double d = (double)largest[k] - (double)largest[0], e = exp(d);
             top_e += e;
@@ -334,10 +334,10 @@ finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statis
     double d = (double)others.target_logit - (double)others.largest, e = exp(d), total = others.e + e;
     TokenStatistics out = {NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, 0, NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, 0, NOT_A_NUMBER};
     for (u32 i = 0; i < CHOICES - 1; ++i) out.next_ids[i] = 0, out.next_logprobs[i] = MINUS_INFINITY;
-    // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
+    // A NaN or +inf makes `e d` NaN; a row of only -inf has no mass.
     if (total > 0.0 && others.e_d - others.e_d == 0.0) {
         double ed = e > 0.0 ? e * d : 0.0, edd = e > 0.0 ? e * d * d : 0.0;
-        // ln p = -ln(1 + others / e), exact also where p is close to 1; where e has lost its digits, or all of it, others is the total.
+        // ln p = -ln(1 + others / e), exact even if p is close to 1; if e has lost digits or underflowed, the total is that of the others.
         double ln_total = d == 0.0 ? log1p(others.e) : log(total);
         double mean_d = (others.e_d + ed) / total, not_target = others.e / total;
         out.logprob = (float)(e > LEAST_EXACT ? -log1p(others.e / e) : d - ln_total);

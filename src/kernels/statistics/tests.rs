@@ -1,4 +1,4 @@
-//! Numbers that a reader can check by hand, then every level against the definitions in f64.
+//! Numbers that can be checked by hand, then every level compared with the definitions in f64.
 
 use candle_core::Device;
 
@@ -16,8 +16,8 @@ fn tensor(values: &[f32], rows: usize, columns: usize) -> Tensor {
     Tensor::from_slice(values, (rows, columns), &Device::Cpu).unwrap()
 }
 
-/// The statistics of several targets in one row of logits, by the definitions and by every level. The logits are the column of a
-/// head of width 1, and the hidden state is 1, so that they reach the statistics unchanged.
+/// The statistics of several targets in one row of logits, by the definitions and by every level. The logits are the column of a head of width
+/// 1, and the hidden state is 1, so they reach the statistics unchanged.
 fn all_ways(logits: &[f32], targets: &[u32], top_k: usize) -> Vec<(String, Vec<TokenStatistics>)> {
     let head = Matrix::new([Ok(tensor(logits, logits.len(), 1))], Dtype::F32, Kernels::Fused).unwrap();
     let (panels, ones) = (head.panels().unwrap(), vec![1.0; targets.len()]);
@@ -47,7 +47,7 @@ fn fields(s: &TokenStatistics) -> [(&'static str, f32); 7] {
     ]
 }
 
-/// Equal to `relative`, and to `absolute` near zero; the integers exactly.
+/// Equal up to `relative`, or `absolute` near zero; integers exactly.
 fn assert_close(name: &str, got: &TokenStatistics, expected: &TokenStatistics, relative: f32, absolute: f32) {
     assert_eq!((got.rank, got.top_id), (expected.rank, expected.top_id), "{name}: rank and first choice");
     for ((field, got), (_, expected)) in fields(got).into_iter().zip(fields(expected)) {
@@ -57,7 +57,7 @@ fn assert_close(name: &str, got: &TokenStatistics, expected: &TokenStatistics, r
     let is_close = |a: f32, b: f32| a == b || (a - b).abs() <= relative * b.abs() + absolute;
     for (i, (own, true_one)) in got.next.iter().zip(&expected.next).enumerate() {
         assert!(is_close(own.logprob, true_one.logprob), "{name}: choice {} is {own:?}, not {true_one:?}", i + 2);
-        // Two whose logits differ by a rounding error may change places, the last one with what comes behind it.
+        // Two choices whose logits differ by a rounding error may be swapped, and the last one with the next after it.
         let is_tied = expected.next.iter().any(|other| other.id == own.id && is_close(other.logprob, true_one.logprob));
         assert!(
             own.id == true_one.id || is_tied || i + 1 == NEXT_CHOICES,
@@ -67,7 +67,7 @@ fn assert_close(name: &str, got: &TokenStatistics, expected: &TokenStatistics, r
     }
 }
 
-/// Every way gives `expected` for `target`, to 1e-6.
+/// Checks that every way gives `expected` for `target`, up to 1e-6.
 fn check(logits: &[f32], target: u32, expected: TokenStatistics) {
     let expected = TokenStatistics { next: statistics_of_logits(logits, target, 20).next, ..expected };
     for (name, got) in all_ways(logits, &[target], 20) {
@@ -106,7 +106,7 @@ fn one_word_alone_has_all_the_mass() {
     one_hot[60] = 3.0;
     let certain = TokenStatistics { rank: 1, tail: 1.0, top_id: 60, ..TokenStatistics::default() };
     check(&one_hot, 60, certain);
-    // A word without mass: ln 0, and all that is no more probable has none either.
+    // A word without mass: ln p = -inf, and no word that is at most as probable has any mass.
     check(&one_hot, 7, TokenStatistics { logprob: f32::NEG_INFINITY, rank: 2, tail: 0.0, grad: 2f32.sqrt(), ..certain });
     check(&[5.0], 0, TokenStatistics { top_id: 0, ..certain });
 }
@@ -120,7 +120,7 @@ fn a_tie_for_the_first_place() {
         rank: 1,
         tail: 1.0,
         varentropy: 0.0,
-        // (1/2, 1/2) less (1, 0)
+        // (1/2, 1/2) minus (1, 0)
         grad: 0.5f32.sqrt(),
         top_id: 3,
         top_logprob: 0.5f32.ln(),
@@ -154,7 +154,7 @@ fn three_quarters_and_one_quarter() {
 
 #[test]
 fn the_next_choices_by_hand() {
-    // p = 1/2, 1/4, 1/8 twice; the rest has none.
+    // p = 1/2, 1/4, 1/8 twice; the rest has no mass.
     let mut logits = vec![f32::NEG_INFINITY; 60];
     for (id, p) in [(50, 0.5f32), (7, 0.25), (41, 0.125), (3, 0.125)] {
         logits[id] = p.ln();
@@ -168,7 +168,7 @@ fn the_next_choices_by_hand() {
             }
         }
     }
-    // With two of the largest logits kept, one choice after the first is known.
+    // With only two of the largest logits kept, one choice after the first is known.
     for (name, got) in all_ways(&logits, &[3], 2) {
         assert_eq!(got[0].next.map(|choice| choice.logprob.is_finite()), [true, false, false, false], "{name}");
     }
@@ -187,11 +187,11 @@ fn a_target_close_to_certainty_keeps_its_digits() {
     }
 }
 
-/// Between exp(-709) and exp(-745), f64 has numbers of few digits, and below none.
+/// Between exp(-709) and exp(-745) f64 has few digits, and below it underflows.
 #[test]
 fn a_target_of_next_to_no_mass_keeps_its_digits() {
     for d in [-600.0f32, -697.0, -705.0, -709.5, -712.0, -720.0, -733.0, -744.0, -745.5, -800.0, -10_000.0] {
-        // Of 1,000 words all but the target have the same mass.
+        // 1,000 words, all of the same mass except the target.
         let mut logits = vec![3.0; 1000];
         logits[17] = 3.0 + d;
         let expected = f64::from(d) - 999f64.ln();
@@ -219,7 +219,7 @@ fn nan_and_infinity_spoil_the_whole_row_and_no_other() {
     for (name, got) in all_ways(&[f32::NEG_INFINITY; 60], &[3], 20) {
         assert!(got[0].logprob.is_nan() && got[0].rank == 0, "{name}: nothing but -inf is no distribution");
     }
-    // Row 1 of two is NaN.
+    // The second of two rows is NaN.
     let head = Matrix::new([Ok(tensor(&numbers(90, 1), 90, 1))], Dtype::F32, Kernels::Fused).unwrap();
     let got = head_statistics(&tensor(&[1.0, f32::NAN], 2, 1), &head, &[4, 4], &HeadOptions::default()).unwrap();
     assert!(got[0].logprob < 0.0 && got[1].logprob.is_nan());
@@ -238,7 +238,7 @@ fn every_level_agrees_with_the_definitions() {
                 let (_, truth) = ways.last().unwrap();
                 for (name, got) in &ways {
                     for (got, truth) in got.iter().zip(truth) {
-                        // Beside the largest term, 1, the others are rounded to 2^-24.
+                        // Relative to the largest term, 1, the others are rounded to 2^-24.
                         assert_close(&format!("{name}, {v} words, scale {scale}, top {top_k}"), got, truth, 1e-5, 2e-7);
                     }
                 }
@@ -249,7 +249,7 @@ fn every_level_agrees_with_the_definitions() {
 
 #[test]
 fn logits_that_grow_or_fall_with_the_id() {
-    // A new largest logit in every tile, and thresholds that every word passes; and neither.
+    // A new largest logit in every tile, with thresholds that every word passes; and the opposite.
     for slope in [1e-3, -1e-3, 0.02] {
         let logits: Vec<f32> = (0..30_000).map(|id| id as f32 * slope).collect();
         let ways = all_ways(&logits, &[0, 15_000, 29_999], 20);
@@ -262,7 +262,7 @@ fn logits_that_grow_or_fall_with_the_id() {
     }
 }
 
-/// Sums and thresholds of a row's beginning are moved by what stands behind it.
+/// Later logits rescale the sums and raise the thresholds of a row's beginning.
 #[test]
 fn what_comes_late_in_a_row_counts_as_much() {
     type Variant = (&'static str, fn(usize, f32) -> f32);
@@ -290,7 +290,7 @@ fn what_comes_late_in_a_row_counts_as_much() {
     }
 }
 
-/// Random hidden states and weights; returns them with the logits in f64, rounded to f32.
+/// Random hidden states and weights, with the logits in f64, rounded to f32.
 fn random_head(dtype: Dtype, n: usize, width: usize, v: usize) -> (Vec<f32>, Vec<f32>, Vec<Vec<f32>>) {
     let (hidden, weight) = (numbers(n * width, 11), numbers(v * width, 12));
     let logits = hidden
@@ -325,7 +325,7 @@ fn whole_heads_agree_with_logits_in_f64() {
             ways.push(("reference".into(), reference.unwrap()));
             for (name, got) in ways {
                 for (got, truth) in got.iter().zip(&truth) {
-                    // The logits, up to 40 here, carry rounding errors of a few 2^-20, which every statistic inherits.
+                    // The logits, up to 40 here, have rounding errors of a few 2^-20, which affect every statistic.
                     assert_close(&format!("{name} {dtype} [{n}, {width}] {v}"), got, truth, 2e-5, 1e-6);
                 }
             }
@@ -337,19 +337,19 @@ fn whole_heads_agree_with_logits_in_f64() {
 fn divergences_by_hand() {
     let close = |found: f32, expected: f64| assert!((f64::from(found) - expected).abs() < 1e-7, "{found} for {expected}");
     let log = |probabilities: &[f32]| probabilities.iter().map(|p| p.ln()).collect::<Vec<f32>>();
-    // KL(reference || model) = 1/2 ln 2 + 1/2 ln (2/3), the other way round 1/4 ln (1/2) + 3/4 ln (3/2).
+    // KL(reference || model) = 1/2 ln 2 + 1/2 ln (2/3), in the other direction 1/4 ln (1/2) + 3/4 ln (3/2).
     let found = divergence_of_logits(&log(&[0.25, 0.75]), &log(&[0.5, 0.5]));
     close(found.from_reference, 0.5 * 2f64.ln() + 0.5 * (2.0 / 3.0f64).ln());
     close(found.to_reference, 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln());
-    // What is added to all logits changes nothing, and what the reference never says costs nothing.
+    // A constant added to all logits has no effect, and tokens that have no mass in the reference cost nothing.
     close(divergence_of_logits(&[-1.0, -1.0, -1.0], &[7.0, 7.0, f32::NEG_INFINITY]).from_reference, 1.5f64.ln());
     assert_eq!(divergence_of_logits(&[0.1, 3.0, -2.0], &[0.1, 3.0, -2.0]), Divergence::default());
     assert!(divergence_of_logits(&[0.0, 0.0], &[f32::NAN, 0.0]).from_reference.is_nan());
 }
 
-/// Far apart and next to each other, where the terms cancel and f32 keeps what lies above a few millionths of a nat. Logits of some tens carry
-/// rounding errors of a few 2^-20, which move a divergence by as much times the distance of the distributions: sqrt(KL / 2) at most
-/// (Pinsker).
+/// Distributions that are far apart, and close ones, whose terms cancel, so that f32 is only accurate above a few millionths of a nat. Logits
+/// of some tens have rounding errors of a few 2^-20, which change a divergence by that times the distance of the distributions: at most
+/// sqrt(KL / 2) (Pinsker).
 #[test]
 fn fused_divergences_are_the_references() {
     for (n, width, v) in [(1, 63, 1000), (13, 57, 200), (40, 16, 25_000)] {
@@ -449,7 +449,7 @@ fn curves_come_with_the_statistics_and_change_none() {
         assert_eq!(statistics, plain, "{kernels}");
         assert_eq!(curves.len(), of.len());
         for (curve, &target) in curves.iter().zip(&of) {
-            // 2e-6 nats: logits are sums of 24 products in another order.
+            // 2e-6 nats, because the logits are sums of 24 products in another order.
             let expected = reference::topk_entropies_up_to(&logits[target as usize], k_max);
             assert!(curve.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 2e-6), "{kernels}: {curve:?}, {expected:?}");
             assert!((curve[19] / 20f32.ln() - statistics[target as usize].entropy_topk).abs() < 1e-6);

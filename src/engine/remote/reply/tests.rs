@@ -4,7 +4,8 @@ use crate::files::shared;
 
 const IDS: [u32; 4] = [7, 3, 5, 2];
 
-/// Two entries of a prompt of four tokens: the target among the two most probable, and beside them.
+/// Two entries of a prompt of four tokens: one with the target among the two most probable tokens, one with
+/// it in addition to them.
 const VLLM: &str = r#"{"id":"x","model":"m","choices":[{"index":0,"text":" a","prompt_logprobs":[null,
     {"3":{"logprob":-0.5,"rank":1,"decoded_token":"c"},"4":{"logprob":-1.25,"rank":2,"decoded_token":"d"}},
     {"5":{"logprob":-9.5,"rank":41,"decoded_token":"e"},"9":{"logprob":-0.25,"rank":1,"decoded_token":"i"},"8":{"logprob":-2,"rank":2,"decoded_token":"h"}},
@@ -48,14 +49,14 @@ fn positions_of_both_protocols() {
     assert_eq!(found[1], Position { target: choice(5, -9.5), rank: Some(41), top: vec![choice(9, -0.25), choice(8, -2.0)] });
     assert_eq!(found[2].target.logprob, f32::NEG_INFINITY);
     assert_eq!((texts.len(), texts[&8].as_str()), (8, "h"));
-    // Only what is wanted is kept.
+    // Only wanted positions are kept.
     let one = read_vllm(VLLM.as_bytes(), &expected(&[false, false, true, false], 0), None).unwrap();
     assert_eq!(one, [found[1].clone()]);
 
     let found = sglang(SGLANG).unwrap();
     assert_eq!(found[0], Position { target: choice(5, -9.5), rank: None, top: vec![choice(9, -0.25), choice(8, -2.0)] });
     assert_eq!(found[1], Position { target: choice(2, -3.0), rank: None, top: vec![choice(6, -0.1), choice(2, -3.0)] });
-    // Its two lists may come in either order.
+    // The two lists may come in either order.
     let (head, rest) = SGLANG.split_once("\"input_token_logprobs\"").unwrap();
     let (targets, rest) = rest.split_once(",\n").unwrap();
     let (tops, rest) = rest.split_once(",\n").unwrap();
@@ -70,7 +71,7 @@ fn what_a_real_server_answered_is_read() {
     let expected = Expected { ids: &ids, wanted: &wanted, start: 0, top_k: 3, vocab: 49_152, key: None };
     let found = read_vllm(reply.as_bytes(), &expected, None).unwrap();
     assert_eq!(found.len(), ids.len() - 1);
-    // The first is far from the three most probable ones, the second the first of them.
+    // The first target is far from the three most probable tokens, the second is the first of them.
     assert_eq!((found[0].target.id, found[0].rank, found[0].has_target()), (4093, Some(11_259), false));
     assert_eq!(found[1].top, [choice(198, -3.321208), choice(260, -3.481885), choice(253, -3.566392)]);
     for position in &found {
@@ -79,7 +80,8 @@ fn what_a_real_server_answered_is_read() {
     }
 }
 
-/// A recorded request and its answer: the prompt, the number of most probable tokens, and the answer's body.
+/// A recorded request and its answer: the prompt, the number of most probable tokens, and the body of the
+/// answer.
 fn recorded(name: &str) -> Option<(Vec<u32>, usize, String)> {
     let path = shared(&format!("reference/vllm/{name}"))?;
     let pair: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -112,12 +114,12 @@ fn recorded_answers_are_read_as_what_they_are() {
         let last = found.last().unwrap().target.logprob;
         match name {
             "neg_inf_clamped_f32" => assert_eq!(last, f32::NEG_INFINITY),
-            // A number, though far below the stand-in for infinity.
+            // A finite number, although far below the stand-in for infinity.
             "finite_below_9999_f32" => assert!(last.is_finite() && last < -9999.0, "{last}"),
             _ => assert!(last > -20.0, "{name}: {last}"),
         }
     }
-    // Two prompts in one request, which this program does not send; and the answer to another one.
+    // Two prompts in one request, which this program does not send; and the answer to another prompt.
     let Some((_, top_k, body)) = recorded("batch2_k3_f32.json") else { return };
     let ids = [1, 9690, 198, 2683, 359, 253];
     let expected =
@@ -132,27 +134,27 @@ fn a_wrong_answer_says_how_it_is_wrong() {
         assert!(VLLM.contains(from) || SGLANG.contains(from), "{from}");
         (VLLM.replacen(from, to, 1), SGLANG.replacen(from, to, 1))
     };
-    // An entry is missing at the end.
+    // The last entry is missing.
     let last = VLLM.find(",\n    {\"2\"").unwrap();
     let end = VLLM.find("],\n    \"prompt_token_ids\"").unwrap();
     wrong(vllm(&format!("{}{}", &VLLM[..last], &VLLM[end..])), "of 4 tokens, found 3: entries are missing");
-    // One more than there are tokens.
+    // One entry more than there are tokens.
     let more = "{\"1\":{\"logprob\":-1},\"6\":{\"logprob\":-1}}";
     wrong(vllm(&format!("{},{more}{}", &VLLM[..end], &VLLM[end..])), "found more");
     // Shifted: no null at the beginning, or two.
     wrong(vllm(&VLLM.replacen("[null,\n", "[", 1)), "shifted by one");
     wrong(vllm(&VLLM.replacen("[null,", "[null,null,", 1)), "the entry of token 1 is null, and only the first may be");
-    // Reordered, or another prompt's.
+    // Reordered, or for another prompt.
     wrong(vllm(&without("\"3\":", "\"11\":").0), "the entry at token 1 does not name it (id 3)");
     wrong(vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,2,5]")), "other tokens than were sent");
     wrong(vllm(&VLLM.replace("\"prompt_tokens\":4", "\"prompt_tokens\":3")), "4 tokens were sent, but the server read 3");
-    // Too few or too many of the most probable.
+    // Too few or too many of the most probable tokens.
     wrong(
         vllm(&VLLM.replacen(",\"4\":{\"logprob\":-1.25,\"rank\":2,\"decoded_token\":\"d\"}", "", 1)),
         "expected the 2 most probable tokens",
     );
     wrong(vllm(&without("\"8\":{", "\"12\":{\"logprob\":-1},\"8\":{").0), "found more");
-    // The target beside them would belong among them.
+    // The additional target would belong among them.
     wrong(vllm(&without("\"logprob\":-9.5", "\"logprob\":-0.3").0), "is not among the 2 most probable ones");
     wrong(vllm(&without("\"4\":", "\"64\":").0), "has a token 64");
     wrong(vllm(&VLLM.replacen("{\"index\":0", "{},{\"index\":0", 1)), "found several");
@@ -182,7 +184,7 @@ fn numbers_that_json_does_not_have_are_named() {
         );
         let of_sglang = SGLANG.replace("[-9.5,5,null]", &format!("[{number},5,null]"));
         wrong(sglang(&of_sglang), &format!("the server returned {number} at line 2 column "));
-        // Where nobody reads it, too; and behind more than is kept of a reply.
+        // Also in a part that is skipped, and after more bytes than are kept of a reply.
         let beside = VLLM.replace("\"total_tokens\":5", &format!("\"total_tokens\":{number}"));
         wrong(vllm(&beside), &format!("the server returned {number} at line 5 column "));
         for between in [",", ",\n"] {
@@ -213,7 +215,7 @@ fn what_breaks_off_is_worth_another_try() {
     }
 }
 
-/// A reply of hundreds of megabytes that comes from nowhere.
+/// A generated reply of hundreds of megabytes.
 struct Endless {
     entry: Vec<u8>,
     left: usize,
