@@ -267,7 +267,7 @@ pub(super) fn now() -> crate::Result<u64> {
     let now = match std::env::var(MOMENT_VARIABLE) {
         Ok(seconds) => seconds.trim().parse().map_err(|_| {
             crate::Error::usage(format!("{MOMENT_VARIABLE} is `{seconds}`; expected whole seconds since 1970"))
-                .cure("`date -d 2026-01-31 +%s` gives those of a day.")
+                .cure("`date -d 2026-01-31 +%s` prints those of a day.")
         })?,
         Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
     };

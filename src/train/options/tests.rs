@@ -85,7 +85,7 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         Options::resolve(Some(&file), toml::Table::new())
     };
     for (line, expected) in [
-        ("default_system: Be brief.", "Give system"),
+        ("default_system: Be brief.", "Use system"),
         ("adapter_name_or_path: a1", "`diagnose export ADAPTER --out DIR`"),
         ("assistant_only_loss: true", "For false use supervise = \"all\""),
         ("completion_only_loss: false", "For false use supervise = \"all\""),
@@ -99,7 +99,7 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         ("sample_packing: true", "a batch counts packs"),
         ("chat_template_jinja: a.jinja", "Give chat-template"),
         ("resume_from_checkpoint: true", "the same command resumes"),
-        ("evals_per_epoch: 4", "Give eval-every"),
+        ("evals_per_epoch: 4", "Use eval-every"),
     ] {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains(expected), "{line}: {error}");
@@ -177,7 +177,7 @@ fn what_other_programs_do_with_longer_rows_is_said() {
         std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
         Options::resolve_with_remarks(Some(&file), table(typed)).unwrap().1
     };
-    for (line, expected) in [("sequence_len: 256", "axolotl leaves"), ("cutoff_len: 256", "LLaMA-Factory cuts")] {
+    for (line, expected) in [("sequence_len: 256", "axolotl drops"), ("cutoff_len: 256", "LLaMA-Factory cuts")] {
         let found = remarks(line, "");
         assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
         assert_eq!(remarks(line, "max-len = 512"), Vec::<String>::new());
