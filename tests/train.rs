@@ -711,7 +711,7 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--emit", "axolotl", "--dtype", "bf16x3"], "--dtype bf16x3 has no counterpart"),
         (vec!["--emit", "axolotl", "--set", "pack-tokens=512"], "--pack-tokens is not written"),
         (vec!["--keep", "best"], "--validation FILE"),
-        (vec!["--eval_dataset", "held"], "Give validation"),
+        (vec!["--eval_dataset", "held"], "Use validation"),
     ] {
         refused(workdir.run(&arguments(&[&["--out", "run"], &more[..]].concat())), 2, expected);
     }

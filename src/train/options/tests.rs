@@ -66,7 +66,7 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
     let told = error.to_string();
     for expected in [
         "options of the file are not",
-        "`use_dft_loss`: Give method",
+        "`use_dft_loss`: Use method",
         "`batchsize`: did you mean batch-size?",
         "`deepspeed_zz`: unknown to this program",
     ] {
@@ -90,14 +90,14 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         ("assistant_only_loss: true", "For false use supervise = \"all\""),
         ("completion_only_loss: false", "For false use supervise = \"all\""),
         ("use_peft: true", "Use lora = true"),
-        ("dataset_name: org/data", "Give datasets"),
+        ("dataset_name: org/data", "Use datasets"),
         ("use_rslora: true", "alpha times the square root of r"),
         ("lora_target_linear: true", "Leave it out for true"),
         ("excess_length_strategy: drop", "for drop remove such rows from the data"),
         ("optim: adafactor", "any other would be a different training"),
         ("template: qwen", "chat-template names another file"),
         ("sample_packing: true", "a batch counts packs"),
-        ("chat_template_jinja: a.jinja", "Give chat-template"),
+        ("chat_template_jinja: a.jinja", "Use chat-template"),
         ("resume_from_checkpoint: true", "the same command resumes"),
         ("evals_per_epoch: 4", "Use eval-every"),
     ] {

@@ -242,7 +242,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(factory, Recipe { batch_size: 12, ..recipe(eaft(1.0)) }, rows(), "12 sequences per step");
     check(factory, Recipe { supervise: Supervise::All, ..recipe(eaft(1.0)) }, rows(), "whole text");
     let lora = LoraSettings { rank: 4, alpha: 2.5, dropout: 0.0, targets: vec!["q_proj".to_owned()] };
-    check(axolotl, Recipe { lora: Some(lora), ..recipe(eaft(1.0)) }, rows(), "not 2.5");
+    check(axolotl, Recipe { lora: Some(lora), ..recipe(eaft(1.0)) }, rows(), "found 2.5");
 
     let text = example(vec![turn(Role::Text, "words", 1.0)]);
     check(axolotl, recipe(eaft(1.0)), vec![rows().remove(0), text], "rows.jsonl:2: a plain text");
