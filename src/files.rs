@@ -330,7 +330,9 @@ mod tests {
         assert!(link.is_symlink());
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert_eq!(identified(&link), identified(&file));
-        for (path, found) in [(nowhere.as_path(), "leads to"), (folder.path(), "a folder"), (Path::new("-"), "standard output")] {
+        for (path, found) in
+            [(nowhere.as_path(), "symbolic link"), (folder.path(), "a folder"), (Path::new("-"), "standard output")]
+        {
             assert!(write_text(path, "new").unwrap_err().to_string().contains(found), "{}", path.display());
         }
         // A socket is not a regular file either; with a real device, a failure of this test would destroy it.

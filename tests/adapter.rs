@@ -109,7 +109,7 @@ fn export_merges_an_adapter_into_its_base() {
     workdir.run(&["export", "adapter", "--base", "moved", "--out", "again"]).ok();
     assert_eq!(perplexity("again/model", "merged-again"), merged);
     for (arguments, code, expected) in [
-        (&["export", "adapter", "--base", "moved", "--out", "again"][..], 2, "there is a model in this folder already"),
+        (&["export", "adapter", "--base", "moved", "--out", "again"][..], 2, "this folder already has a model"),
         (&["export", "adapter", "--base", "moved", "--out", "new", "--drop", "mass=3"], 2, "which takes only --out"),
         (&["export", "moved", "--base", "moved", "--out", "new"], 2, "--base"),
         (&["export", "merged", "--base", "moved", "--out", "new"], 2, "--base"),

@@ -193,7 +193,7 @@ fn the_card_of_a_data_set_says_which_files_are_for_training() {
 
     // What the card names and the clone lacks, and a card that cannot be read.
     let data = clone(&split(&["train", "test"]), &["data/test-0.jsonl"]);
-    check_refused(data.path(), &["README.md names `data/train-*`", "no data file"]);
+    check_refused(data.path(), &["README.md names `data/train-*`", "no such data file"]);
     let elsewhere = "configs:\n- config_name: default\n  data_files: hf://datasets/a/b/train.jsonl\n";
     check_refused(clone(elsewhere, &["a.jsonl"]).path(), &["hf://datasets/a/b/train.jsonl", "elsewhere"]);
     check_refused(clone("configs: {a: [\n", &["a.jsonl"]).path(), &["README.md", "configs"]);

@@ -1062,8 +1062,8 @@ fn archives_and_tables_of_other_programs_are_named() {
     let cases: [(&str, Vec<u8>, &str, &str); 9] = [
         ("a.tar", tar.clone(), "found a tar archive", "tar -xf"),
         ("a.tar.gz", gzip(&tar), "found a tar archive", "tar -xf"),
-        ("a.jsonl.gz", gzip(&gzip(row)), "packed twice", "Unpack"),
-        ("a.gz", gzip(&zipped(&[("a.jsonl", row)])), "packed twice", "Unpack"),
+        ("a.jsonl.gz", gzip(&gzip(row)), "compressed twice", "Unpack"),
+        ("a.gz", gzip(&zipped(&[("a.jsonl", row)])), "compressed twice", "Unpack"),
         ("a.xlsx", workbook, "found an Excel workbook", "CSV UTF-8"),
         ("a.zip", zipped(&[]), "expected data files in the zip archive, found none", "Unpack it"),
         ("a.zip", zipped(&[("a.txt", b"text")]), "expected data files in the zip archive, found none", "Unpack it"),

@@ -275,7 +275,7 @@ fn a_drop_is_found_and_fails_the_check() {
     assert!(ran.code == Some(3) && ran.stderr.contains("significantly more than 2"), "{:?} {}", ran.code, ran.stderr);
     // Written and shown all the same, with what is on one side only.
     assert!(ran.stdout.contains("items of items only before: 10 (q30"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("another one"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("a different one"), "{}", ran.stdout);
     let report = std::fs::read_to_string(workdir.path("d/diff.md")).unwrap();
     assert!(report.contains("lost (30): `q0`, `q1`"), "{report}");
     workdir.run(&["diff", "after", "before", "--fail-on-drop", "2.0"]).ok();

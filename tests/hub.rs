@@ -83,14 +83,14 @@ fn a_revision_has_a_snapshot_of_its_own_and_shares_the_bytes() {
 fn a_broken_transfer_goes_on_where_it_stopped() {
     let (workdir, hub) = (workdir(), Hub::start(folder_files()));
     hub.set(Mood::Breaking);
-    check(&run(&workdir, &hub.address, "org/tiny", &[]), &["model-00001-of-00002.safetensors", "goes on where"]);
+    check(&run(&workdir, &hub.address, "org/tiny", &[]), &["model-00001-of-00002.safetensors", "resumes"]);
     let repo = workdir.path("hf/hub/models--org--tiny");
     let large = &folder_files()["model-00001-of-00002.safetensors"];
     let incomplete = repo.join("blobs").join(format!("{}.incomplete", etag(large)));
     assert_eq!(incomplete.metadata().unwrap().len() as usize, large.bytes.len() / 2);
     assert!(!repo.join("refs/main").exists(), "a revision points at half a snapshot");
     // Nor does it pass for a whole one.
-    check(&run(&workdir, CLOSED, "org/tiny", &[("HF_HUB_OFFLINE", "1")]), &["not whole"]);
+    check(&run(&workdir, CLOSED, "org/tiny", &[("HF_HUB_OFFLINE", "1")]), &["not (completely)"]);
 
     hub.set(Mood::Well);
     hub.forget();
@@ -192,7 +192,7 @@ fn refusals_say_what_to_do() {
     refused(404, "RepoNotFound", &[("HF_TOKEN", TOKEN)], &["no repository of that name", "Your token was sent"]);
     refused(403, "GatedRepo", &[("HF_TOKEN", TOKEN)], &["gated", &format!("{}/org/tiny", hub.address)]);
     refused(401, "GatedRepo", &[], &["gated", "HF_TOKEN"]);
-    refused(429, "", &[], &["patience"]);
+    refused(429, "", &[], &["limits requests"]);
     refused(503, "", &[], &["could not serve", "Try again later"]);
     check(&run(&workdir, CLOSED, "org/tiny", &[]), &["no folder `org/tiny`", CLOSED, "cannot be reached", "hf download"]);
     check(&run(&workdir, "huggingface.co", "org/tiny", &[]), &["HF_ENDPOINT is `huggingface.co`"]);

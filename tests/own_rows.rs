@@ -84,7 +84,7 @@ fn the_cross_entropy_of_rows_is_that_of_their_scores_by_source_and_in_a_comparis
     workdir.write("empty.jsonl", r#"{"messages":[{"role":"user","content":"No answer?"}]}"#);
     refused(
         workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "empty.jsonl", "--out", "none"]),
-        "no token of it is supervised",
+        "none of its tokens is supervised",
     );
 }
 

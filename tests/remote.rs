@@ -160,7 +160,7 @@ fn each_fault_that_lasts_has_its_message() {
         check(Fault::Shifted, if api == "vllm" { "the entries are shifted by one" } else { "shifted" });
         check(Fault::Swapped, "does not name it");
         check(Fault::Raw, "expected log-probabilities, found");
-        check(Fault::Cuts, if api == "vllm" { "cut at its beginning" } else { "the server has read" });
+        check(Fault::Cuts, if api == "vllm" { "cut at its beginning" } else { "the server read" });
         check(Fault::Truncated, "the reply was interrupted");
         check(
             Fault::Status(500, r#"{"error": {"message": "out of memory"}}"#),
@@ -189,7 +189,7 @@ fn each_fault_that_lasts_has_its_message() {
     check(stale, "tiny.gguf", "in a prompt with the same beginning");
     check(always("vllm", Fault::Stale), "tiny.gguf", "the server scores tokens differently than this program");
     check(Manners::of("vllm"), "other.gguf", "the server scores tokens differently than this program");
-    check(Manners { texts_off_by: 1, ..Manners::of("vllm") }, "tiny.gguf", "the server's model has another vocabulary");
+    check(Manners { texts_off_by: 1, ..Manners::of("vllm") }, "tiny.gguf", "the server's model has a different vocabulary");
     check(Manners { owner: "llamacpp", ..Manners::of("vllm") }, "tiny.gguf", "--model file.gguf");
     check(Manners { owner: "somebody", ..Manners::of("vllm") }, "tiny.gguf", "this one says that it is `somebody`");
 
@@ -345,7 +345,7 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     server.kill();
     waits_from.store(usize::MAX, Ordering::SeqCst);
     let ran = Ran::of(client.wait_with_output().unwrap());
-    assert!(ran.code == Some(1) && ran.stderr.contains("it goes on where it stopped"), "{}", ran.stderr);
+    assert!(ran.code == Some(1) && ran.stderr.contains("it resumes"), "{}", ran.stderr);
 
     // Another model in its place is refused.
     tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);

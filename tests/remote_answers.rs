@@ -259,9 +259,9 @@ fn each_fault_that_lasts_has_its_message() {
         for (fault, message) in [
             (Fault::NoIds, "the server returns no token ids for its answer"),
             (Fault::Uncounted, "tokens in its answer, but returned"),
-            (Fault::Short, "the server ended an answer after 1 token, and 30 were asked for"),
+            (Fault::Short, "the server ended an answer after 1 token, but 30 were requested"),
             (Fault::EndsElsewhere, "the server ended an answer with token 1 ("),
-            (Fault::Cuts, "the server has read "),
+            (Fault::Cuts, "the server read "),
             (Fault::Truncated, "the reply was interrupted"),
             (Fault::Dropped, "has dropped the connection"),
             (Fault::Status(429, "{}"), "the server is overloaded (429"),
@@ -434,7 +434,7 @@ fn killed_client_and_server_and_run_again_gives_the_same_answers() {
         server.kill();
         waits_from.store(usize::MAX, Ordering::SeqCst);
         let ran = Ran::of(client.wait_with_output().unwrap());
-        assert!(ran.code == Some(1) && ran.stderr.contains("it goes on where it stopped"), "{}", ran.stderr);
+        assert!(ran.code == Some(1) && ran.stderr.contains("it resumes"), "{}", ran.stderr);
 
         let server = Server::start(&model, Manners::of("vllm"));
         let kept = kept() - 1;

@@ -96,7 +96,7 @@ fn answers_are_rows_that_score_as_the_model_drew_them() {
     changed["messages"][1]["content"] = json!("changed");
     workdir.write("changed.jsonl", changed.to_string());
     let scored = workdir.run(&["changed.jsonl", "--model", "tiny.gguf", "--out", "changed", "--no-view"]).ok();
-    assert!(scored.stderr.contains("do not belong to the row"), "{}", scored.stderr);
+    assert!(scored.stderr.contains("do not match the row"), "{}", scored.stderr);
 }
 
 #[test]

@@ -732,7 +732,7 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--emit", "axolotl", "--dtype", "bf16x3"], "--dtype bf16x3 has no counterpart"),
         (vec!["--emit", "axolotl", "--set", "pack-tokens=512"], "--pack-tokens is not written"),
         (vec!["--keep", "best"], "--validation FILE"),
-        (vec!["--eval_dataset", "held"], "Give validation"),
+        (vec!["--eval_dataset", "held"], "Use validation"),
     ] {
         refused(workdir.run(&arguments(&[&["--out", "run"], &more[..]].concat())), 2, expected);
     }
@@ -763,7 +763,7 @@ fn the_same_training_for_other_programs() {
     std::fs::write(&template, others).unwrap();
     workdir.write("two.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}, {\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"d\"}]}\n");
     for (program, expected) in
-        [("llama-factory", "makes other tokens of the row"), ("axolotl", "axolotl would learn different tokens")]
+        [("llama-factory", "tokenises the row differently"), ("axolotl", "axolotl would learn different tokens")]
     {
         let model = workdir.path("as-is/model");
         let arguments = [
@@ -1018,7 +1018,7 @@ fn a_checkpoint_is_written_as_a_model_that_scores_as_the_run_did_at_that_step() 
     refused(ran, 2, "is a checkpoint");
     // The run's own folder holds the model that its record speaks of.
     let ran = workdir.run(&["export", "full/checkpoints/step-00000002.safetensors", "--out", "full"]);
-    refused(ran, 2, "there is a model in this folder already");
+    refused(ran, 2, "this folder already has a model");
     refused(workdir.run(&["export", "full/model/model.safetensors", "--out", "x"]), 1, "not a checkpoint of a training run");
     // Another model in the place of the one that was trained.
     let mut other = std::fs::read(workdir.path("tiny.gguf")).unwrap();

@@ -356,7 +356,7 @@ fn examples_of_another_file_are_another_way_of_asking() {
     );
     workdir.write("one.jsonl", examples(20));
     let refused = eval(&["--out", "one"], "one.jsonl");
-    assert!(refused.code == Some(1) && refused.stderr.contains("Give another --out"), "{}", refused.stderr);
+    assert!(refused.code == Some(1) && refused.stderr.contains("Choose another --out"), "{}", refused.stderr);
     eval(&["--out", "one"], "same.jsonl").ok();
     assert_eq!(task(&workdir, "one", "q"), found, "evaluated again");
 

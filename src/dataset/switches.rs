@@ -427,7 +427,9 @@ mod tests {
         };
         assert_eq!(mask(json!([0, 1])).unwrap(), [1.0, 0.0, 1.0, 1.0]);
         assert_eq!(mask(json!([0, 1, 0, 0])).unwrap(), [0.0, 1.0, 0.0, 0.0]);
-        for (bad, part) in [(json!([1, 1, 0, 1]), "no answer"), (json!([1]), "expected 2 values"), (json!([0, 0.5]), "0 or 1")] {
+        for (bad, part) in
+            [(json!([1, 1, 0, 1]), "not an answer"), (json!([1]), "expected 2 values"), (json!([0, 0.5]), "0 or 1")]
+        {
             assert!(mask(bad.clone()).unwrap_err().to_string().contains(part), "{bad}");
         }
     }

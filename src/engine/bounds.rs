@@ -470,7 +470,7 @@ mod tests {
         // The same id twice, with very different ln p.
         let mut twice = listed();
         twice[17].id = 2;
-        refused(new(3, -2.3125, Some(4), twice), "id 2 stands twice");
+        refused(new(3, -2.3125, Some(4), twice), "id 2 appears twice");
         refused(new(3, -2.5, Some(4), listed()), "misaligned");
         refused(new(64, -7.0, Some(30), listed()), "has a token 64");
         let mut beyond = listed();

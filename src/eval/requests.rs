@@ -171,9 +171,9 @@ mod tests {
         check("ab", " t", 9, &[1, 2, 7], 1, false);
         // Spaces at the end of the context move to the continuation: " " + " t".
         check("ab ", " t", 9, &[1, 2, 5, 7], 2, false);
-        // A merge across the boundary: "t" + "h" is one token, so that nothing remains for the continuation.
+        // A merge over the boundary: "t" + "h" is one token, so that nothing is left for the continuation.
         assert!(encode(&tokenizer, "t", "h", 9).unwrap_err().to_string().contains("melts"));
-        // With more text after it, the context keeps its own encoding, and the continuation starts after as many tokens.
+        // .. and with more behind it, the context keeps its own encoding and the continuation starts after as many tokens.
         check("t", "ha", 9, &[3, 1], 1, false);
         check("", " a", 9, &[0, 5, 1], 2, false);
         check(" \n", " a", 9, &[0, 5, 6, 5, 1], 4, false);

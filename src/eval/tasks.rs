@@ -517,7 +517,7 @@ mod tests {
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":-1}"#, "counted from 0, found -1");
         check(r#"{"id":"b","context":"","choices":["x","y"],"answer":"B"}"#, "found \"B\"");
         check(r#"{"id":"b","context":"","choices":["x","y"]}"#, "expected `answer`");
-        check(r#"{"id":"a","context":"","choices":["x","y"],"answer":0}"#, "that of line 1, too");
+        check(r#"{"id":"a","context":"","choices":["x","y"],"answer":0}"#, "also that of line 1");
         check(r#"{"id":"b","context":3,"choices":["x","y"],"answer":0}"#, "`context` to be a string, found 3");
         check(r#"{"id":"b","choices":["x","y"],"answer":0}"#, "expected `context`");
         check(r#"{"id":"b","context":"","choices":["x",""],"answer":0}"#, "choice 1 is empty");

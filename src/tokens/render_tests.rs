@@ -438,7 +438,7 @@ fn named_templates_and_switches_are_heard() {
     assert!(text(&Example { template_switches: Some(json!({"think": false})), ..plain.clone() }).starts_with("/no<"));
     assert!(text(&Example { tools: Some(json!([{"name": "f"}])), ..plain.clone() }).starts_with("[{\"name\": \"f\"}]<"));
     let taken = Example { template_switches: Some(json!({"messages": []})), ..plain };
-    assert!(renderer.render(0, &taken).unwrap_err().to_string().contains("`messages` is given"));
+    assert!(renderer.render(0, &taken).unwrap_err().to_string().contains("`messages` is set"));
 }
 
 #[test]

@@ -302,8 +302,11 @@ impl<'a> Code<'a> {
             let end = (sign + 1..self.tokens.len()).find(|&idx| is_outside(idx)).unwrap_or(self.tokens.len());
             let subtracts = |idx: usize| self.tokens[idx].depth == depth && self.text(idx) == "-" && self.ends_operand(idx);
             if (begin..end).any(subtracts) || end == sign + 1 {
-                return Err(Error::new(format!("the chat template adds and subtracts beside a `safe` text: {}", self.source()))
-                    .cure("Write `~` instead of `+` there, or leave out `safe`."));
+                return Err(Error::new(format!(
+                    "the chat template adds and subtracts together with a `safe` text: {}",
+                    self.source()
+                ))
+                .cure("Write `~` instead of `+` there, or leave out `safe`."));
             }
             match sums.iter_mut().find(|sum| (sum.begin, sum.end) == (begin, end)) {
                 Some(sum) => sum.signs.push(sign),

@@ -556,7 +556,7 @@ mod tests {
         let error = of_gguf(unnamed(byte_vocabulary(), Some(true))).unwrap();
         assert!(error.contains("add_bos_token is true, and tokenizer.ggml.bos_token_id does not say which one"), "{error}");
         let error = of_gguf(unnamed(sentence_vocabulary(), None)).unwrap();
-        assert!(error.contains("its kind of vocabulary") && error.contains("tokenizer.ggml.bos_token_id"), "{error}");
+        assert!(error.contains("this kind of vocabulary") && error.contains("tokenizer.ggml.bos_token_id"), "{error}");
         assert_eq!(of_gguf(unnamed(sentence_vocabulary(), Some(false))), None);
         assert_eq!(of_gguf(unnamed(byte_vocabulary(), None)), None);
     }

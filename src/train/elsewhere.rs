@@ -210,19 +210,19 @@ pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value
         ("validation-share", Value::Float(rows)) if *rows >= 1.0 => refused(ROWS, HOLD_OUT),
         ("eval-every" | "save-every", Value::Float(share)) if *share < 1.0 => refused(
             "is a share of the run there; here it is a number of steps",
-            &format!("Give {ours} as a number of steps: `diagnose train --dry-run` says how many the run has."),
+            &format!("Use {ours} as a number of steps: `diagnose train --dry-run` says how many the run has."),
         ),
         // axolotl's name for the model's own template.
         ("chat-template", Value::String(template)) if template == "tokenizer_default" => Ok(None),
         ("chat-template", Value::String(template)) if !template.contains(['.', '/', '\\']) && !Path::new(template).exists() => {
             refused(
                 "names a template of the other program; here it is a file",
-                "Give the path of a Jinja file, or leave it out to use the model's own template, which may produce different tokens.",
+                "Use the path of a Jinja file, or leave it out to use the model's own template, which may produce different tokens.",
             )
         }
         ("dtype", Value::String(dtype)) if ["bfloat16", "float16", "float32", "auto"].contains(&dtype.as_str()) => refused(
             "is the storage format of the weights there; here it is the precision of the products, and trained weights are kept in f32",
-            "Give dtype = \"bf16\" or \"f32\".",
+            "Use dtype = \"bf16\" or \"f32\".",
         ),
         ("datasets", Value::Array(items)) if items.iter().any(Value::is_table) => {
             Err(Error::usage(format!("`{name}` describes how each data set is read there; here it is a list of files"))
@@ -233,7 +233,7 @@ pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value
 }
 
 const ROWS: &str = "is a number of rows there; here it is a share of them";
-const HOLD_OUT: &str = "Give validation-share, a number below 1, or validation, a list of files to hold out.";
+const HOLD_OUT: &str = "Use validation-share, a number below 1, or validation, a list of files to hold out.";
 
 fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)

@@ -76,7 +76,7 @@ fn masks_by_hand() {
     assert_eq!((&row["messages"][2]["weight"], &row["note"]), (&json!(0), &json!("x")));
     for target in [Target::ShareGpt, Target::Alpaca, Target::LlamaFactory, Target::Trl] {
         let error = written(target, &original, &example).unwrap_err().to_string();
-        assert!(error.contains("is not learnt") && error.contains("messages or axolotl"), "{target}: {error}");
+        assert!(error.contains("is excluded from the loss") && error.contains("messages or axolotl"), "{target}: {error}");
     }
     // TRL supervises only the completion of a row, so answers before it may be excluded.
     example.turns[4].parts.clear();
@@ -96,7 +96,7 @@ fn what_a_format_cannot_hold_is_refused_by_name() {
         json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": content, "tool_calls": calls},
             {"role": "tool", "content": "1"}, {"role": "assistant", "content": "b"}]})
     };
-    refused(Target::Alpaca, called(""), "and nothing else");
+    refused(Target::Alpaca, called(""), "can express only");
     refused(Target::ShareGpt, called("I call."), "both text and a tool call");
     let original = original(called(""));
     assert!(written(Target::LlamaFactory, &original, original.example.as_ref().unwrap()).is_ok());

@@ -254,7 +254,7 @@ impl Told {
             return wrong("the server read different tokens than were sent".to_owned());
         }
         if let Some(read) = self.prompt_tokens.filter(|read| *read != request.prompt.len()) {
-            return wrong(format!("the server has read {read} tokens of the {} that were sent", request.prompt.len()));
+            return wrong(format!("the server read {read} of the {} tokens that were sent", request.prompt.len()));
         }
         let (found, most) = (self.ids.len(), request.max_new_tokens);
         if let Some(counted) = self.completion_tokens.filter(|counted| *counted != found) {

@@ -94,7 +94,7 @@ fn questions_of_bfcl_have_their_functions_and_their_answers_beside_them() {
         }
     }
     let other = rows::of_path(&folder.join("BFCL_v4_multi_turn_base.json")).unwrap();
-    assert!(questions(find("bfcl").unwrap(), &other).unwrap_err().to_string().contains("no category"));
+    assert!(questions(find("bfcl").unwrap(), &other).unwrap_err().to_string().contains("not a supported category"));
 }
 
 #[test]

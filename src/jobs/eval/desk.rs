@@ -239,7 +239,7 @@ mod tests {
             notes(&task(row), Some(&answering), &Asking::default())
         };
         let (written, chosen) = (r#"{"prompt":"a","answer":"b"}"#, r#"{"context":"a","choices":["b","c"],"answer":0}"#);
-        assert!(of(written, &[])[0].contains("names no end token"));
+        assert!(of(written, &[])[0].contains("names an end token"));
         assert!(of(written, &[2]).is_empty() && of(chosen, &[]).is_empty());
     }
 

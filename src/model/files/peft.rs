@@ -198,6 +198,6 @@ mod tests {
         let settings = LoraSettings { rank: 2, alpha: 6.0, dropout: 0.0, targets: Vec::new() };
         let out = tempfile::tempdir().unwrap();
         let error = save_adapter(&base, &out.path().join("new"), &settings, &[]).unwrap_err().to_string();
-        assert!(error.contains("adapter itself") && error.contains("Merge"), "{error}");
+        assert!(error.contains("itself an adapter") && error.contains("Merge"), "{error}");
     }
 }

@@ -228,8 +228,8 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     let Shown { rows, tokens, texts, of_rows } = run.shown;
     let mut expected = rows.iter().flat_map(|row| std::iter::repeat_n(row.row.row, row.n_tokens));
     if !expected.by_ref().eq(tokens.row.iter().copied()) {
-        return Err(Error::new("the tokens of the table do not stand in the order of its rows")
-            .cure("Score the data again, or leave the order of tokens.parquet as it was written."));
+        return Err(Error::new("the tokens of the table are not in the order of its rows")
+            .cure("Score the data again, or restore the original order of tokens.parquet."));
     }
     let mut arrays = Arrays { block, places: block::Places::default() };
     let (mut sources, mut paths, mut words) = (Index::default(), Index::default(), Index::default());

@@ -66,7 +66,7 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
     let told = error.to_string();
     for expected in [
         "options of the file are not",
-        "`use_dft_loss`: Give method",
+        "`use_dft_loss`: Use method",
         "`batchsize`: did you mean batch-size?",
         "`deepspeed_zz`: unknown to this program",
     ] {
@@ -86,21 +86,21 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         Options::resolve(Some(&file), toml::Table::new())
     };
     for (line, expected) in [
-        ("default_system: Be brief.", "Give system"),
+        ("default_system: Be brief.", "Use system"),
         ("adapter_name_or_path: a1", "`diagnose export ADAPTER --out DIR`"),
         ("assistant_only_loss: true", "For false use supervise = \"all\""),
         ("completion_only_loss: false", "For false use supervise = \"all\""),
         ("use_peft: true", "Use lora = true"),
-        ("dataset_name: org/data", "Give datasets"),
+        ("dataset_name: org/data", "Use datasets"),
         ("use_rslora: true", "alpha times the square root of r"),
         ("lora_target_linear: true", "Leave it out for true"),
         ("excess_length_strategy: drop", "for drop remove such rows from the data"),
         ("optim: adafactor", "any other would be a different training"),
         ("template: qwen", "chat-template names another file"),
         ("sample_packing: true", "a batch counts packs"),
-        ("chat_template_jinja: a.jinja", "Give chat-template"),
+        ("chat_template_jinja: a.jinja", "Use chat-template"),
         ("resume_from_checkpoint: true", "the same command resumes"),
-        ("evals_per_epoch: 4", "Give eval-every"),
+        ("evals_per_epoch: 4", "Use eval-every"),
     ] {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains(expected), "{line}: {error}");
@@ -178,7 +178,7 @@ fn what_other_programs_do_with_longer_rows_is_said() {
         std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
         Options::resolve_with_remarks(Some(&file), table(typed)).unwrap().1
     };
-    for (line, expected) in [("sequence_len: 256", "axolotl leaves"), ("cutoff_len: 256", "LLaMA-Factory cuts")] {
+    for (line, expected) in [("sequence_len: 256", "axolotl drops"), ("cutoff_len: 256", "LLaMA-Factory cuts")] {
         let found = remarks(line, "");
         assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
         assert_eq!(remarks(line, "max-len = 512"), Vec::<String>::new());

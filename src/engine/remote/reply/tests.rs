@@ -146,7 +146,10 @@ fn a_wrong_answer_says_how_it_is_wrong() {
     wrong(vllm(&VLLM.replacen("[null,", "[null,null,", 1)), "the entry of token 1 is null, and only the first may be");
     // Reordered, or for another prompt.
     wrong(vllm(&without("\"3\":", "\"11\":").0), "the entry at token 1 does not name it (id 3)");
-    wrong(vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,2,5]")), "other tokens than were sent");
+    wrong(
+        vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,2,5]")),
+        "different tokens than were sent",
+    );
     wrong(vllm(&VLLM.replace("\"prompt_tokens\":4", "\"prompt_tokens\":3")), "4 tokens were sent, but the server read 3");
     // Too few or too many of the most probable tokens.
     wrong(
@@ -161,7 +164,10 @@ fn a_wrong_answer_says_how_it_is_wrong() {
     wrong(vllm(r#"{"choices":[{"prompt_logprobs":null}]}"#), "returns no log-probabilities of the prompt");
     wrong(vllm(r#"{"choices":[{}]}"#), "returns no log-probabilities of the prompt");
     wrong(vllm(r#"{"choices":[{"prompt_logprobs":[]}]}"#), "returns no log-probabilities of the prompt");
-    wrong(vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,5]")), "other tokens than were sent");
+    wrong(
+        vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,5]")),
+        "different tokens than were sent",
+    );
 
     wrong(sglang(&SGLANG.replace("[-9.5,5,null]", "[null,5,null]")), "its log-probability is missing, infinite or not a number");
     wrong(sglang(&SGLANG.replace("[-9.5,5,null]", "[-9.5,4,null]")), "the entry at token 2 does not name it (id 5)");
@@ -248,7 +254,7 @@ fn a_reply_longer_than_the_prompt_is_refused_before_it_is_read() {
     assert!(usize::MAX - endless.left < 2000, "{}", usize::MAX - endless.left);
     // Lists, strings and keys of any length are not kept, either.
     for (begin, entry, message) in [
-        (r#"{"choices":[{"prompt_token_ids":[3"#, ",3", "other tokens than were sent"),
+        (r#"{"choices":[{"prompt_token_ids":[3"#, ",3", "different tokens than were sent"),
         (r#"{"choices":[{"text":""#, "text", "longer than possible for this request"),
         (r#"{""#, "key", "longer than possible for this request"),
         (r#"{"choices":[{"prompt_logprobs":[null,{"3":{"decoded_token":""#, "text", "longer than possible for this request"),

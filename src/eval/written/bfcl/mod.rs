@@ -120,7 +120,8 @@ impl<'a> Question<'a> {
         let expected = |call: &'a Json| -> Result<Expected<'a>> {
             let (name, arguments) = call.as_object().and_then(|call| call.iter().next()).ok_or_else(|| wrong("a call", call))?;
             let function = functions.iter().find(|function| function.name == name);
-            let function = function.ok_or_else(|| Error::new(format!("no function is called `{name}`, as an answer has it")))?;
+            let function =
+                function.ok_or_else(|| Error::new(format!("no function is called `{name}`, which an answer calls")))?;
             let possible = |(parameter, possible): (&'a String, &'a Json)| {
                 let list = possible.as_array().ok_or_else(|| wrong("a list of what a parameter may be", possible))?;
                 Ok((parameter.as_str(), list.iter().map(Value::of_json).collect()))

@@ -239,7 +239,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(axolotl, recipe(sigmoid), rows(), "`eaft:sigmoid:30,0.17`");
     check(factory, recipe(eaft_like("eaft", None, None, Some(50))), rows(), "top 20, not of 50");
     check(factory, Recipe { model: "a/b.GGUF".to_owned(), ..recipe(eaft(1.0)) }, rows(), "GGUF");
-    check(factory, Recipe { batch_size: 12, ..recipe(eaft(1.0)) }, rows(), "12 sequences a step");
+    check(factory, Recipe { batch_size: 12, ..recipe(eaft(1.0)) }, rows(), "12 sequences per step");
     check(factory, Recipe { supervise: Supervise::All, ..recipe(eaft(1.0)) }, rows(), "whole text");
     let lora = LoraSettings { rank: 4, alpha: 2.5, dropout: 0.0, targets: vec!["q_proj".to_owned()] };
     for (program, said) in

@@ -416,7 +416,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     check("hidden_act", json!("gelu"), "`hidden_act` = \"gelu\"");
     check("model_type", json!("mamba"), "family `mamba`");
     check("hidden_size", json!("large"), "found \"large\"");
-    check("num_key_value_heads", json!(4), "cannot share");
+    check("num_key_value_heads", json!(4), "cannot be divided");
     check("vocab_size", Value::Null, "`vocab_size` = null");
     check("quantization_config", json!({"quant_method": "gptq"}), "`quantization_config`");
     for class in
