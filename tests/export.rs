@@ -284,7 +284,7 @@ fn rules_say_what_they_did_and_why() {
     let left: Vec<Token> = all.iter().filter(is_left).copied().collect();
     assert_eq!(places(&tokens(&workdir.path("again"))).len(), left.len());
     let of_template = conflicts.iter().filter(|token| token.3.0 == token.3.1).count();
-    assert_eq!(exported["conflicts_of_template"], of_template);
+    assert_eq!(exported["conflicts_beside_content"], of_template);
     let changes = std::fs::read_to_string(workdir.path("m.changes.jsonl")).unwrap();
     let changes: Vec<Value> = changes.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(changes[0]["format"], "messages");

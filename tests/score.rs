@@ -94,6 +94,90 @@ fn check_and_report_agree_on_contradictions() {
     assert_eq!(json(&workdir, "last/summary.json")["kinds"]["contradictions"], 0);
 }
 
+/// What an assistant writes beside the content goes by the same rules as the content, and has sentences; what the template puts around it does not.
+#[test]
+fn reasoning_and_calls_have_kinds_and_sentences() {
+    use diagnose::table::{Column, read_chunks, read_conflicts, texts_of};
+    let workdir = workdir();
+    workdir.write("template.jinja", tiny_model::THINKS_AND_CALLS);
+    workdir.write(
+        "beside.jsonl",
+        concat!(
+            r#"{"messages":[{"role":"user","content":"a?"},{"role":"assistant","content":"","reasoning_content":"We have 7 degrees in Köln.","#,
+            r#""tool_calls":[{"type":"function","function":{"name":"heat","arguments":{"city":"Köln","days":3}}}]}]}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":"b?"},{"role":"assistant","content":"","reasoning_content":"So it ends"}]}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":"c?"},{"role":"assistant","content":"And then it went on to the","reasoning_content":"Hm."}]}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":"d?"},{"role":"assistant","content":""}]}"#,
+            "\n",
+        ),
+    );
+    let args = ["beside.jsonl", "--model", "tiny.gguf", "--chat-template", "template.jinja", "--out", "run"];
+    // The random model is sure of nothing: by these thresholds every token is a conflict.
+    let printed = workdir.run(&[&args[..], &["--thresholds", "p=0.999,H=99"]].concat()).ok().stdout;
+    let conflicts = || {
+        let tables = [workdir.path("run/tokens.parquet")];
+        let mut ids = Vec::new();
+        for chunk in read_chunks(&tables, &[Column::Row, Column::TokenId]) {
+            let chunk = chunk.unwrap();
+            ids.extend(chunk.row.iter().copied().zip(chunk.token_id.iter().copied()));
+        }
+        let texts = texts_of(&tables, &ids.iter().map(|(_, id)| *id).collect()).unwrap();
+        let found: Vec<_> = read_conflicts(&workdir.path("run/conflicts.parquet")).map(Result::unwrap).collect();
+        assert_eq!(found.len(), ids.len());
+        let found =
+            ids.iter().zip(found).map(|(&(row, id), conflict)| (row, texts[&id].clone(), conflict.kind, conflict.evidence));
+        found.collect::<Vec<_>>()
+    };
+    let found = conflicts();
+    let of_row = |row: u32| found.iter().filter(move |conflict| conflict.0 == row);
+    let template: String = of_row(0).filter(|(_, _, kind, _)| kind == "template").map(|(_, text, ..)| text.as_str()).collect();
+    assert_eq!(
+        template,
+        "<think>\n\n</think>\n\n\n<tool_call>\n{\"name\": \"\", \"arguments\": {\"\": \"\", \"\": }}\n</tool_call><|im_end|>"
+    );
+    for number in ["7", "3"] {
+        assert!(of_row(0).any(|(_, text, kind, _)| text == number && kind == "number"), "{number}: {found:?}");
+    }
+    // The two bytes of a letter are two tokens, in the reasoning and in the call.
+    assert_eq!(of_row(0).filter(|(_, text, kind, _)| text == "<0xC3>" && kind != "template").count(), 2);
+    let ends: Vec<(u32, &str, &str)> = found
+        .iter()
+        .filter(|(_, text, ..)| text == "<|im_end|>")
+        .map(|(row, _, kind, evidence)| (*row, kind.as_str(), evidence.as_str()))
+        .collect();
+    let of_template = ("template", "a token of the template");
+    assert_eq!(ends[..2], [(0, of_template.0, of_template.1), (1, of_template.0, of_template.1)]);
+    assert_eq!(ends[2..].iter().map(|end| (end.0, end.1)).collect::<Vec<_>>(), [(2, "malformed"), (3, "malformed")]);
+    assert_eq!(ends[3].2, "the answer is empty");
+    assert_eq!(found.iter().filter(|(_, _, kind, _)| kind == "malformed").count(), 2, "{found:?}");
+    // Every sentence of what is listed holds its token, and says what it is part of.
+    let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
+    assert!(report.contains(" (reasoning)") && report.contains(" (tool call)"), "{report}");
+    assert!(printed.contains(" (reasoning)"), "{printed}");
+    let surprises = json(&workdir, "run/summary.json")["surprises"].clone();
+    let mut parts = std::collections::BTreeSet::new();
+    for surprise in surprises.as_array().unwrap() {
+        let context = &surprise["context"];
+        parts.extend(context["part"].as_str().map(str::to_owned));
+        let token = surprise["token"].as_str().unwrap();
+        assert!(token.contains("<0x") || surprise["row"] == 3 || context["token"] == token, "{surprise}");
+    }
+    assert!(parts.contains("reasoning") && parts.contains("tool_call"), "{surprises}");
+    // Sorted again, without the model: the same.
+    workdir.run(&["run", "--thresholds", "p=0.998,H=99"]).ok();
+    assert_eq!(conflicts(), found);
+    let masked = workdir.run(&["export", "run", "--out", "masked.jsonl", "--format", "messages", "--mask", "conflicts"]).ok();
+    let said =
+        "conflicts are tokens beside the content (of reasoning, tool calls or the template), which no part of a turn can mask";
+    assert!(masked.stdout.contains(said) || masked.stderr.contains(said), "{} {}", masked.stdout, masked.stderr);
+    workdir.run(&["export", "run", "--out", "kept.jsonl", "--drop", "kind=malformed"]).ok();
+    let kept = std::fs::read_to_string(workdir.path("kept.jsonl")).unwrap();
+    assert_eq!(kept.lines().map(|line| line.contains("a?") || line.contains("b?")).collect::<Vec<_>>(), [true, true]);
+}
+
 #[test]
 fn a_run_leaves_every_file_and_counts_every_row() {
     let workdir = workdir();

@@ -15,6 +15,12 @@ const LAYERS: usize = 2;
 /// ChatML without a default system prompt.
 pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
+/// A template that prints reasoning and calls, as those of Qwen 3 and Hermes do.
+pub(crate) const THINKS_AND_CALLS: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}\
+{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}\
+{{ '\n<tool_call>\n' + (c.function | tojson) + '\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
 /// Writes `tiny.gguf` into `folder`. Always the same weights.
 pub(crate) fn write(folder: &Path) -> PathBuf {
     write_noised(&folder.join("tiny.gguf"), 0.0)

@@ -555,6 +555,53 @@ fn kinds_and_groups_of_conflicts_filter_the_rows() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
+/// Reasoning and calls stand beside the content: they are shown with their words, and it is said what can be masked there.
+#[test]
+fn reasoning_and_calls_are_read_like_text() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("template.jinja", tiny_model::THINKS_AND_CALLS);
+    let call = json!([{ "type": "function", "function": { "name": "heat", "arguments": { "city": "Rome" } } }]);
+    let turn = json!({ "role": "assistant", "content": "Yes", "reasoning_content": "Hmm, so.", "tool_calls": call });
+    workdir.write("rows.jsonl", format!("{}\n", json!({ "messages": [{ "role": "user", "content": "Hot?" }, turn] })));
+    let args = ["rows.jsonl", "--model", "tiny.gguf", "--chat-template", "template.jinja", "--out", "run"];
+    workdir.run(&[&args[..], &["--thresholds", "p=0.999,H=99"]].concat()).ok();
+    browser.open(&workdir.path("run/view.html"));
+    browser.eval("ready.then((page) => { window.page = page; })");
+    // The token of a word, among all that are learnt.
+    let text = "<think>\nHmm, so.\n</think>\n\nYes\n<tool_call>\n{\"name\": \"heat\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call><|im_end|>";
+    let learnt = "Array.from(page.run.word, (word) => page.run.words[word])";
+    assert_eq!(browser.eval(&format!("{learnt}.join('')")), text);
+    let mut at = |begin: usize| {
+        let token = browser.eval(&format!("{{ let [token, length] = [0, 0]; for (const word of {learnt}) {{ if (length === {begin}) break; length += word.length; token++; }} token }}"));
+        let token = token.as_u64().unwrap();
+        browser.eval(&format!("page.token = {token}, page.anchor = -1, drawDetails(at('details'), page, page.run, {token})"));
+        let found = browser.eval(&format!(
+            "[page.run.part[{token}], snippet(page.run, 0, {token}).textContent, page.spans.get({token}).classList.contains('template'), \
+             at('details').textContent]"
+        ));
+        browser.press(&["m"]);
+        let said = browser.eval("at('message').textContent");
+        (found[0].clone(), found[1].clone(), found[2].clone(), found[3].to_string(), said.as_str().unwrap().to_owned())
+    };
+    let reasoning = at(text.find("so.").unwrap());
+    assert_eq!((&reasoning.0, &reasoning.2), (&json!(1), &json!(false)));
+    assert!(reasoning.1.as_str().unwrap().contains("Hmm, so."), "{}", reasoning.1);
+    assert!(reasoning.3.contains("part ofthe reasoning") && reasoning.4.contains("Reasoning stands beside"), "{reasoning:?}");
+    let city = at(text.find("Rome").unwrap());
+    assert_eq!((&city.0, &city.2), (&json!(2), &json!(false)));
+    assert!(city.3.contains("part ofa tool call") && city.4.contains("mask the whole turn (t), or drop the row (x)"), "{city:?}");
+    let mark = at(text.find("{\"name").unwrap());
+    assert_eq!((&mark.0, &mark.2), (&json!(3), &json!(true)));
+    assert!(mark.4.contains("belongs to the chat template"), "{mark:?}");
+    assert_eq!(browser.eval("page.decisions.of(0).masks.length"), 0);
+    // The whole turn can be masked, and the token with it.
+    browser.press(&["t"]);
+    assert_eq!(browser.eval("[page.decisions.of(0).masks.length, isMasked(page, page.run.part.indexOf(2))]"), json!([1, true]));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
 /// The page of a part of a run reads the run's tables, and then shows what the page of the whole run shows.
 #[test]
 fn a_larger_run_is_read_from_its_tables() {

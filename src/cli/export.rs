@@ -175,10 +175,11 @@ fn summary(exported: &Exported) -> String {
             counted(left_out, "record could not be read, and is", "records could not be read, and are")
         ));
     }
-    if exported.conflicts_of_template > 0 {
+    if exported.conflicts_beside_content > 0 {
         line(format!(
-            "{} of the template, which are not in the text and cannot be masked",
-            counted(exported.conflicts_of_template, "conflict is one of the tokens", "conflicts are tokens")
+            "{} outside the content (reasoning, tool calls or the template), which cannot be masked one by one: --mask turn-mass=NATS masks whole \
+             turns, --drop removes rows",
+            counted(exported.conflicts_beside_content, "conflict is a token", "conflicts are tokens")
         ));
     }
     if !exported.columns_left_out.is_empty() {

@@ -1,4 +1,4 @@
-//! Tokens, loss and gradient by quadrant, summed over some of the tokens, and how much their shares vary from row to row.
+//! Sums tokens, loss and gradient by quadrant over a subset of the tokens, with intervals for how much their shares vary from row to row.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,29 +6,29 @@ use super::by_quadrant::ByQuadrant;
 use crate::json::null_is_infinite;
 use crate::stats::{ClusterSums, Scale, Term, share};
 
-/// Sums over some of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
+/// Sums over a subset of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
 ///
-/// `.._ci95` are 95 % intervals that take the rows, whole, as drawn at random from many like them, and the thresholds as given; absent
-/// where fewer than two rows or none of their tokens tell.
+/// `.._ci95` are 95 % intervals with whole rows as the sampling unit and the thresholds taken as given; they are absent where fewer than two rows
+/// contribute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Breakdown {
-    /// Rows with a token here.
+    /// Rows with a token in the subset.
     #[serde(default)]
     pub rows: u64,
-    /// Tokens that are summed here.
+    /// Tokens in the subset.
     pub tokens: u64,
     /// Sum of -ln p, nats.
     pub loss: f64,
     /// Sum of the L2 norms of the cross-entropy gradient with respect to the logits.
     pub grad: f64,
-    /// exp of the mean loss per token; null in a file where that is beyond the range of the numbers.
+    /// exp of the mean loss per token; null in the file where that exceeds the range of a number.
     #[serde(deserialize_with = "null_is_infinite")]
     pub perplexity: f64,
     /// Mean entropy over the vocabulary, nats per token.
     pub mean_entropy: f64,
-    /// Mean of -ln p - H, nats per token: 0 on the model's own text, above it on text that surprises the model.
+    /// Mean of -ln p - H, nats per token: 0 on the model's own text, positive on text that surprises the model.
     pub mean_surplus: f64,
-    /// The parts of the four quadrants.
+    /// The sums by quadrant.
     pub quadrants: ByQuadrant<Cell>,
 }
 
@@ -73,12 +73,12 @@ pub(super) struct Quarter {
     pub entropy: f64,
 }
 
-/// Sums over some of the tokens, and over the rows that they stand in.
+/// Sums over a subset of the tokens, and over the rows that contain them.
 #[derive(Clone, Default)]
 pub(super) struct Tally {
     /// The sums over all rows.
     pub whole: Quarters,
-    /// The sums over the row that is being read.
+    /// The sums over the row being read.
     row: Quarters,
     rows: u64,
     /// For each quadrant, how its shares of tokens, of loss and of gradient vary from row to row.
@@ -86,7 +86,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Says whether the token is the first of its row.
+    /// Adds a token, and returns whether it is the first of its row.
     pub(super) fn add(&mut self, quadrant: usize, loss: f64, grad: f64, entropy: f64) -> bool {
         let is_first = self.row.iter().all(|quarter| quarter.tokens == 0);
         for quarter in [&mut self.whole[quadrant], &mut self.row[quadrant]] {
@@ -98,7 +98,7 @@ impl Tally {
         is_first
     }
 
-    /// The tokens of one row are all there: their shares are one draw.
+    /// Ends the row, whose shares count as one observation.
     pub(super) fn close_row(&mut self) {
         let row = std::mem::take(&mut self.row);
         let of = |quarter: &Quarter| [quarter.tokens as f64, quarter.loss, quarter.grad];

@@ -1,10 +1,10 @@
-//! A value for each quadrant, by name.
+//! Stores one value per quadrant, by name.
 
 use serde::{Deserialize, Serialize};
 
 use crate::table::Quadrant;
 
-/// One thing per quadrant.
+/// One value per quadrant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct ByQuadrant<T> {
     /// Low p, low H.
@@ -18,7 +18,7 @@ pub struct ByQuadrant<T> {
 }
 
 impl<T> ByQuadrant<T> {
-    /// Asks `of` for the value of each quadrant.
+    /// Calls `of` for each quadrant.
     pub fn from_fn(mut of: impl FnMut(Quadrant) -> T) -> ByQuadrant<T> {
         ByQuadrant {
             confident_conflict: of(Quadrant::ConfidentConflict),

@@ -1,50 +1,58 @@
-//! A token in the sentence that it stands in: what a person has to read to judge it.
+//! Cuts out the sentence around a token, which a person has to read to judge it.
 //!
-//! The table knows a token by its span; the sentence comes from the data, once they are at hand. Left out here: how it is shown.
+//! The table knows only the span of a token; the sentence comes from the data, once they are available.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// The place of a token, and its sentence where the data were at hand.
+use crate::tokens::Part;
+
+/// The place of a token, with its sentence where the data were available.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spot {
     /// The example, numbered over the whole input.
     pub row: u32,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// Bytes of the turn's text; of a token of the template, both are where it stands: see [`Places`].
+    /// The first byte in the turn's content. A token outside the content has no bytes there: `begin` and `end` are both its place, see [`Places`].
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,
-    /// The sentence around the token, where the data were at hand.
+    /// Index of the token in the rendered sequence, where it was kept.
+    #[serde(default)]
+    pub pos: Option<u32>,
+    /// The sentence around the token, where the data were available.
     #[serde(default)]
     pub context: Option<InContext>,
 }
 
-/// The sentence around a token, cut at about `REACH` characters on either side, where it then begins or ends with `…`.
+/// The sentence around a token, cut at about `REACH` characters on either side; a cut is marked by `…`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InContext {
-    /// What stands before the token.
+    /// The text before the token.
     pub before: String,
-    /// Empty where the token is part of the template; it then stands between the other two.
+    /// The text of the token; empty for a template token, which stands between the other two.
     pub token: String,
-    /// What stands behind it.
+    /// The text behind the token.
     pub after: String,
+    /// What the token is part of, where that is not the content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
 }
 
-/// Follows the tokens of a table in their order, and says where in the turn's text each of them stands.
+/// Finds the place of each token in the text of its turn, given the tokens in table order.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Row and turn that are being read.
+    /// The row and turn being read.
     of: Option<(u32, u16)>,
-    /// Where the last token that has bytes ends in it.
+    /// The end of the last token in it that has bytes.
     end: u32,
 }
 
 impl Places {
-    /// The token's own `bytes`. One of the template has none: it stands behind the token before it, such as the end of the turn
-    /// behind the whole text, and at its beginning where no other comes before.
+    /// Returns the token's own `bytes`. A template token has none, so it gets the place behind the token before it, or the beginning of the turn if
+    /// there is none; an end-of-turn token thus stands behind the whole text.
     pub fn next(&mut self, row: u32, turn: u16, bytes: Range<u32>) -> Range<u32> {
         if self.of != Some((row, turn)) {
             *self = Places { of: Some((row, turn)), end: 0 };
@@ -57,24 +65,18 @@ impl Places {
     }
 }
 
-/// Characters that are shown before a token, and behind it.
+/// The number of characters shown on either side of a token.
 const REACH: usize = 160;
 
-impl Spot {
-    /// Reads the sentence out of the text of the turn.
-    pub fn read(&mut self, text: &str) {
-        self.context = Some(InContext::of(text, self.begin as usize, self.end as usize));
-    }
-}
-
 impl InContext {
-    /// The sentence around the bytes `begin..end` of a text; a span inside a character is widened to the whole of it.
+    /// The sentence around the bytes `begin..end` of a text; a span that cuts a character is widened to the whole character.
     pub fn of(text: &str, begin: usize, end: usize) -> InContext {
         let begin = text.floor_char_boundary(begin.min(text.len()));
         let end = text.ceil_char_boundary(end.clamp(begin, text.len()));
-        // Between two texts that are whole, what ends before a line's end is the sentence to read.
+        // A template token stands between two whole texts; the sentence to show is the one before the line break.
         let before = if begin == end { text[..begin].trim_end() } else { &text[..begin] };
-        InContext { before: sentence_end(before), token: text[begin..end].to_owned(), after: sentence_start(&text[end..]) }
+        let (before, after) = (sentence_end(before), sentence_start(&text[end..]));
+        InContext { before, token: text[begin..end].to_owned(), after, part: None }
     }
 
     /// The same sentence with at most `reach` characters on either side.
@@ -84,11 +86,11 @@ impl InContext {
             true => std::iter::once('…').chain(self.before.chars().skip(n_before + 1 - reach)).collect(),
             false => self.before.clone(),
         };
-        InContext { before, token: self.token.clone(), after: cut(&self.after, reach) }
+        InContext { before, token: self.token.clone(), after: cut(&self.after, reach), part: self.part }
     }
 }
 
-/// Does a sentence end with this character, if `next` follows?
+/// Whether a sentence ends with this character, given the one that follows.
 fn ends_sentence(c: char, next: Option<char>) -> bool {
     match c {
         '\n' | '。' | '！' | '？' => true,
@@ -97,12 +99,12 @@ fn ends_sentence(c: char, next: Option<char>) -> bool {
     }
 }
 
-/// What of the last sentence of a text that goes on stands in it.
+/// The beginning of the last, unfinished sentence of a text.
 fn sentence_end(text: &str) -> String {
     let mut begin = text.len();
     let mut next = None;
     for (n, (at, c)) in text.char_indices().rev().enumerate() {
-        // The token goes on where the text ends: nothing but a line's end ends a sentence there.
+        // The text continues with the token, so that at its end only a line break ends a sentence.
         if next.is_none() && c == '\n' {
             break;
         }
@@ -147,7 +149,7 @@ mod tests {
 
     fn of(text: &str, token: &str) -> [String; 3] {
         let begin = text.find(token).unwrap();
-        let InContext { before, token, after } = InContext::of(text, begin, begin + token.len());
+        let InContext { before, token, after, .. } = InContext::of(text, begin, begin + token.len());
         [before, token, after]
     }
 
@@ -164,15 +166,15 @@ mod tests {
     #[test]
     fn a_token_of_the_template_stands_where_it_comes() {
         let text = "No. Paris it is.\n";
-        // In the turns 1 and 3 of row 7.
+        // These are the turns 1 and 3 of row 7.
         let mut places = Places::default();
-        // A header, four tokens of text of which two share a character, the end of the turn and a line feed behind it; then the next turn.
+        // A header, four tokens of text of which two share a character, the end-of-turn token and a line feed; then the next turn.
         let tokens = [(1, 0..0), (1, 0..3), (1, 3..5), (1, 3..5), (1, 5..17), (1, 0..0), (1, 0..0), (3, 0..0), (3, 0..2)];
         let found = tokens.map(|(turn, bytes)| places.next(7, turn, bytes));
         assert_eq!(found, [0..0, 0..3, 3..5, 3..5, 5..17, 17..17, 17..17, 0..0, 0..2]);
         let context = |at: usize| InContext::of(text, at, at);
         let of =
-            |before: &str, after: &str| InContext { before: before.to_owned(), token: String::new(), after: after.to_owned() };
+            |before: &str, after: &str| InContext { before: before.to_owned(), after: after.to_owned(), ..InContext::default() };
         assert_eq!(context(17), of("Paris it is.", ""));
         assert_eq!(context(0), of("", "No."));
         assert_eq!(context(9), of("Paris", " it is."));

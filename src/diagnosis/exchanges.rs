@@ -1,7 +1,7 @@
-//! The learnt answers of a row, each with a hash of all that is asked before it: rows that ask the same and answer otherwise are found by these.
+//! Hashes the supervised answers of a row and the prompt of each, to find rows that answer the same prompt differently.
 //!
-//! What is asked is all that a chat template may put before the answer: the row's tools and its variables for the template, and of each earlier turn
-//! who speaks, what is said, thought and called. The ids of calls are left out: they are drawn at random, and no two rows would ask the same.
+//! The prompt is all that a chat template may put before the answer: the row's tools and template variables, and for each earlier turn its role,
+//! content, reasoning and calls. The ids of calls are left out: they are random, so that no two prompts would be equal.
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -9,20 +9,20 @@ use sha2::{Digest, Sha256};
 use super::near_duplicates::{Prompt, words};
 use crate::dataset::{Example, Role, Turn};
 
-/// A learnt answer, and what is asked before it, by their hashes.
+/// A supervised answer and its prompt, by their hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exchange {
     /// The index of the answer's turn.
     pub turn: u16,
-    /// Equal where the same is asked: where no word differs, and no sign but those of a sentence. A question behind a long preamble may be
-    /// another one by a single word.
+    /// Equal for prompts with the same words and the same symbols, apart from punctuation. A question after a long preamble may differ by a single
+    /// word, so the hash is exact.
     pub asked: u64,
-    /// Equal for answers that say and call the same, whatever the model is to think before.
+    /// Equal for answers with the same content and calls, whatever their reasoning.
     pub answer: u64,
 }
 
-/// The answers among the `learnt` turns, which come in their order; those before which nothing is asked are left out. The time that it takes grows
-/// with the length of the row alone.
+/// Returns the answers among the supervised turns `learnt`, which must be sorted, and skips answers without a prompt. Takes time linear in the length
+/// of the row.
 pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
     let mut asked = Sha256::new();
     for given in given(example) {
@@ -41,7 +41,7 @@ pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
     found
 }
 
-/// What is kept of the prompt of the answer at `turn`, to find others that ask nearly the same.
+/// The signature of the prompt of the answer at `turn`, to find prompts that are nearly the same.
 pub fn prompt(example: &Example, turn: u16) -> Option<Prompt> {
     let asked = &example.turns[..usize::from(turn).min(example.turns.len())];
     let question = asked.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
@@ -50,13 +50,13 @@ pub fn prompt(example: &Example, turn: u16) -> Option<Prompt> {
     Prompt::of(&(given + &joined(&asked[..question])), &joined(&asked[question..]))
 }
 
-/// What an answer says, and what it calls.
+/// The content and the calls of an answer.
 pub fn answer_text(turn: &Turn) -> String {
     let parts = [turn.content.clone()].into_iter().chain(calls(turn));
     parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
-/// Equal for rows whose users say the same.
+/// Equal for rows whose user turns have the same content.
 pub fn users_say(example: &Example) -> u64 {
     let mut hash = Sha256::new();
     for turn in example.turns.iter().filter(|turn| turn.role == Role::User) {
@@ -65,19 +65,19 @@ pub fn users_say(example: &Example) -> u64 {
     first_bytes(hash)
 }
 
-/// What the template is given beside the turns.
+/// What the template receives besides the turns.
 fn given(example: &Example) -> impl Iterator<Item = &Value> {
     let is_empty = |value: &Value| value.as_object().is_some_and(|object| object.is_empty());
     [&example.tools, &example.template_switches].into_iter().flatten().filter(move |value| !is_empty(value))
 }
 
-/// All that a turn holds.
+/// All text of a turn.
 fn text(turn: &Turn) -> String {
     let reasoning = turn.reasoning.iter().map(|reasoning| format!("{reasoning}\n"));
     reasoning.chain([answer_text(turn)]).collect()
 }
 
-/// The calls of a turn by their names and arguments, the same whether these are an object or its text.
+/// The calls of a turn by name and arguments, which may be an object or its JSON text.
 fn calls(turn: &Turn) -> impl Iterator<Item = String> {
     turn.tool_calls.iter().filter_map(Value::as_array).flatten().map(|call| {
         let function = call.get("function").unwrap_or(call);
@@ -89,10 +89,10 @@ fn calls(turn: &Turn) -> impl Iterator<Item = String> {
     })
 }
 
-/// Equal for answers of the same words and signs but those of a sentence and of Markdown, or, where there are none, of the same text.
+/// Equal for answers with the same words and symbols, apart from punctuation and Markdown; for texts without any, equal if the text is the same.
 fn answer(text: &str) -> u64 {
     let is_mark = |word: &str| !word.is_empty() && word.chars().all(|c| "#>-+•".contains(c));
-    // What a line of a heading, a list or a quotation begins with.
+    // Strips the mark at the start of a heading, a list item or a quotation.
     let unmarked = |line: &str| {
         let line = line.trim_start();
         line.split_once(' ').filter(|(first, _)| is_mark(first)).map_or(line, |(_, rest)| rest).replace(['*', '_'], "") + "\n"
@@ -102,7 +102,7 @@ fn answer(text: &str) -> u64 {
     first_bytes(Sha256::new().chain_update(if is_empty { text.trim() } else { &plain }))
 }
 
-/// The words of a text in a line, and its signs but those of a sentence in another.
+/// The words of a text on one line, and its symbols other than punctuation on the next.
 fn normalised(text: &str) -> String {
     let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
     let signs = text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c));
@@ -136,7 +136,7 @@ mod tests {
         Example { turns: turns.to_vec(), ..Example::default() }
     }
 
-    /// The last of all exchanges.
+    /// The last one of all exchanges.
     fn last(example: &Example) -> Exchange {
         let all: Vec<u16> = (0..example.turns.len() as u16).collect();
         *exchanges(example, &all).last().unwrap()
@@ -158,7 +158,7 @@ mod tests {
         assert!(!same("The capital of France", "The capital of Spain"));
         assert!(!same("What is 3 + 4?", "What is 3 - 4?"));
         assert!(!same("🙂", "🙁"));
-        // Each word of the one stands in the other, too.
+        // Each text contains all words of the other.
         let rules = "Talk of the sea and of the sky.";
         assert!(!same(&format!("{rules} Is the sea blue?"), &format!("{rules} Is the sky blue?")));
         let of = |turns: &[Turn]| example(&[turns, &[assistant("")]].concat());
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// What a template may put before the answer is asked, and who gives a call its number changes nothing.
+    /// All that a template may put before the answer is part of the prompt, but the id of a call is not.
     #[test]
     fn tools_calls_and_variables_are_asked() {
         let plain = example(&[user("Is it raining?"), assistant("No.")]);
@@ -195,7 +195,7 @@ mod tests {
         assert!(!asks_the_same(&called, &with(call("c1", bergen.clone()))) && !asks_the_same(&called, &with(assistant(""))));
         let reasoned = Turn { reasoning: Some("Let me look.".to_owned()), ..call("c1", oslo.clone()) };
         assert!(!asks_the_same(&called, &with(reasoned.clone())));
-        // Of an answer the reasoning does not count, and the call does.
+        // The reasoning of an answer does not count, but its calls do.
         let [first, second, other] = [call("c1", oslo.clone()), call("c2", oslo), call("c1", bergen)]
             .map(|turn| last(&example(&[user("a"), turn])).answer);
         assert!(first == second && first != other && first == last(&example(&[user("a"), reasoned])).answer);
@@ -205,7 +205,7 @@ mod tests {
     fn each_learnt_answer_is_an_exchange() {
         let row = example(&[user("a"), assistant("b"), user("c"), assistant("d"), user(""), assistant("e")]);
         let turns = |learnt: &[u16]| exchanges(&row, learnt).iter().map(|exchange| exchange.turn).collect::<Vec<_>>();
-        // Those of users are none, and the last answers nothing.
+        // User turns are no answers, and the last answer has no prompt.
         assert_eq!((turns(&[0, 1, 2, 3, 4, 5]), turns(&[3]), turns(&[])), (vec![1, 3], vec![3], vec![]));
         assert_eq!(exchanges(&row, &[1])[0], last(&example(&[user("A?"), assistant("B!")])));
         assert!(exchanges(&example(&[assistant("b")]), &[0]).is_empty());

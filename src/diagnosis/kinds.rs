@@ -3,7 +3,8 @@
 //! The first rule that fits counts:
 //!
 //! ```text
-//! malformed      the answer ends where the model goes on, without a sign of an end, or holds a character that is none
+//! malformed      the answer ends where the model goes on, without a sign of an end, or holds a character that is none; an answer that calls a tool,
+//!                or is reasoning alone, ends as it likes
 //! template       the same target against the same choice at the same place of the answer in many rows
 //! format         the same text in other case, white space, spelling or tokens, or a mark of punctuation or notation (`<<`), whatever the
 //!                model expected
@@ -16,6 +17,9 @@
 //! disagreement   earlier in the row stands what the model expected, behind the same word, and the data's word does not
 //! unexplained    none of these
 //! ```
+//!
+//! Reasoning and tool calls go by the same rules as the content of a turn: the reasoning as a text, and of a call each name, key and value. What a template
+//! puts around them is of the kind template.
 //!
 //! They are rules of thumb, and rather leave a conflict unexplained than explain it wrongly. A name is told by its capital letter, so that
 //! German nouns pass for names and Chinese names for nothing; a language is told by its script, so that French and English are one; the small
@@ -61,9 +65,10 @@ impl ConflictKind {
 /// A conflict as the rules see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Conflict<'a> {
-    /// The text of the turn.
+    /// The text that the token is part of: the content of the turn, its reasoning, or a name, key or value of a tool call; for a token of the template
+    /// the content.
     pub text: &'a str,
-    /// The token's first byte in the text; `begin` and `end` are equal where it is part of the template.
+    /// The token's first byte in the text; `begin` and `end` are equal where it is part of the template, and say where it stands.
     pub begin: usize,
     /// The byte behind its last.
     pub end: usize,
@@ -77,6 +82,8 @@ pub struct Conflict<'a> {
     pub rows: usize,
     /// Answers of other rows to the same prompt, each with the number of its row.
     pub others: &'a [(u32, &'a str)],
+    /// Is the text the end of what the turn writes? Not where a tool call stands behind it, or where reasoning is all there is.
+    pub is_last: bool,
 }
 
 /// This many rows alike make a template, if they are at least one row in [`TEMPLATE_SHARE`].
@@ -88,7 +95,7 @@ const SHORT_ANSWER: usize = 3;
 
 /// The kind of a conflict, and what speaks for it, in a few words.
 pub fn kind(conflict: &Conflict) -> (ConflictKind, String) {
-    let &Conflict { text, begin, end, top, earlier, rows_alike, rows, others } = conflict;
+    let &Conflict { text, begin, end, top, earlier, rows_alike, rows, others, is_last } = conflict;
     let is_of_template = begin >= end;
     let first_byte = begin;
     let begin = text.floor_char_boundary(begin.min(text.len()));
@@ -100,7 +107,8 @@ pub fn kind(conflict: &Conflict) -> (ConflictKind, String) {
         return (ConflictKind::Template, format!("the same in {rows_alike} rows at this place of the answer"));
     }
     if is_of_template {
-        return match open_end(text) {
+        let ends_text = is_last && text[begin..].trim().is_empty();
+        return match open_end(text).filter(|_| ends_text) {
             Some(what) => (ConflictKind::Malformed, what),
             None => (ConflictKind::Template, "a token of the template".to_owned()),
         };
@@ -151,14 +159,23 @@ pub fn kind(conflict: &Conflict) -> (ConflictKind, String) {
 
 /// The text of a token whose bytes, where they are shown as `<0xE4>`, go on behind `head`; without a last character that is not whole.
 fn as_text(token: &str, head: &[u8]) -> String {
+    if !token.contains("<0x") {
+        return token.to_owned();
+    }
+    let bytes = [head, &bytes_of(token)].concat();
+    match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned(),
+    }
+}
+
+/// The bytes that a token stands for; those that are no text by themselves are shown as `<0xE4>`.
+pub(super) fn bytes_of(token: &str) -> Vec<u8> {
     let byte = |text: &str| {
         let hex = text.get(..6)?.strip_prefix("<0x")?.strip_suffix('>')?;
         hex.chars().all(|c| c.is_ascii_hexdigit()).then(|| u8::from_str_radix(hex, 16).ok())?
     };
-    if !token.contains("<0x") {
-        return token.to_owned();
-    }
-    let (mut bytes, mut rest) = (head.to_vec(), token);
+    let (mut bytes, mut rest) = (Vec::with_capacity(token.len()), token);
     while let Some(c) = rest.chars().next() {
         let length = match byte(rest) {
             Some(byte) => {
@@ -172,10 +189,7 @@ fn as_text(token: &str, head: &[u8]) -> String {
         };
         rest = &rest[length..];
     }
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => text.to_owned(),
-        Err(error) => String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned(),
-    }
+    bytes
 }
 
 /// What of the end of an answer says that it was cut off, if anything does.
@@ -602,8 +616,17 @@ mod tests {
 
     fn of(text: &str, token: &str, top: &str) -> ConflictKind {
         let begin = text.find(token).unwrap();
-        let conflict =
-            Conflict { text, begin, end: begin + token.len(), top, earlier: &[], rows_alike: 1, rows: 100, others: &[] };
+        let conflict = Conflict {
+            text,
+            begin,
+            end: begin + token.len(),
+            top,
+            earlier: &[],
+            rows_alike: 1,
+            rows: 100,
+            others: &[],
+            is_last: true,
+        };
         kind(&conflict).0
     }
 
@@ -724,16 +747,22 @@ mod tests {
             rows_alike: 1,
             rows: 100,
             others: &[(7, "It is Paris.")],
+            is_last: true,
         };
         assert_eq!(kind(&conflict), (ConflictKind::Disagreement, "row 7 answers the same prompt without `Lyon`".to_owned()));
         assert_eq!(kind(&Conflict { others: &[(7, "Lyon, of course.")], ..conflict }).0, ConflictKind::Entity);
         assert_eq!(kind(&Conflict { rows_alike: 5, ..conflict }).0, ConflictKind::Template);
         assert_eq!(kind(&Conflict { rows_alike: 5, rows: 2000, ..conflict }).0, ConflictKind::Disagreement);
-        let end = |text| kind(&Conflict { text, begin: 0, end: 0, others: &[], ..conflict });
+        let end_of = |text: &'static str| Conflict { text, begin: text.len(), end: text.len(), others: &[], ..conflict };
+        let end = |text| kind(&end_of(text));
         assert_eq!(end("And then it went on to the").0, ConflictKind::Malformed);
         assert_eq!(end("Well:\n```python\nx = 1").1, "a block of code is not closed");
         assert_eq!([end("Done."), end("Yes"), end("a b c d 5")].map(|(kind, _)| kind), [ConflictKind::Template; 3]);
         assert_eq!(end("").0, ConflictKind::Malformed);
+        assert_eq!(end("And then it went on to the \n").0, ConflictKind::Malformed);
+        // Behind a call, and of a turn that is reasoning alone; and what stands before the text is no end of it.
+        assert_eq!(kind(&Conflict { is_last: false, ..end_of("") }).0, ConflictKind::Template);
+        assert_eq!(kind(&Conflict { begin: 0, end: 0, ..end_of("And then it went on to the") }).0, ConflictKind::Template);
     }
 
     #[test]
@@ -747,7 +776,7 @@ mod tests {
         // Of the three bytes of 三 (E4 B8 89) the model writes the last one otherwise: 专 is no number, and 三 is one all the same.
         let text = "有三个";
         let of = |text, begin, end, top| {
-            kind(&Conflict { text, begin, end, top, earlier: &[], rows_alike: 1, rows: 100, others: &[] }).0
+            kind(&Conflict { text, begin, end, top, earlier: &[], rows_alike: 1, rows: 100, others: &[], is_last: true }).0
         };
         assert_eq!(of(text, 5, 6, "<0x93>"), ConflictKind::Number);
         assert_eq!(of("有人在", 5, 6, "<0x93>"), ConflictKind::Unexplained);
@@ -758,7 +787,17 @@ mod tests {
         let earlier = ["Mail tom@example.com, please.", "{\"12 May\": \"Budget review\"}"];
         let of = |text: &str, token: &str, top: &str, earlier: &[&str]| {
             let begin = text.find(token).unwrap();
-            kind(&Conflict { text, begin, end: begin + token.len(), top, earlier, rows_alike: 1, rows: 100, others: &[] })
+            kind(&Conflict {
+                text,
+                begin,
+                end: begin + token.len(),
+                top,
+                earlier,
+                rows_alike: 1,
+                rows: 100,
+                others: &[],
+                is_last: true,
+            })
         };
         let said = |what: &str| (ConflictKind::Disagreement, format!("earlier in the row stands `{what}`"));
         assert_eq!(of("sent to tom@company.com", "company", "example", &earlier), said("tom@example"));

@@ -1,9 +1,9 @@
-//! Two data sets seen by a model, such as fine-tuning data and the model's own answers: how far apart they lie in probability and entropy
-//! (the paper's figure 1b, in numbers).
+//! Measures how far two data sets lie apart in probability and entropy under a model, such as fine-tuning data and the model's own answers (the
+//! paper's figure 1b, in numbers).
 //!
-//! The distance of the two distributions is the total variation over cells of the plane, 1.5 wide in ln(p / (1 - p)) and 0.25 in the root of
-//! H: the share of tokens that would have to lie elsewhere. Two samples of one distribution are some distance apart, too, which is
-//! stated beside it: the mean over random divisions of all rows. Rows are drawn whole.
+//! The distance between the two distributions is the total variation over cells of the plane, 1.5 wide in ln(p / (1 - p)) and 0.25 in the square root
+//! of H: the share of tokens that would have to move. Two samples of one distribution also have a positive distance, so the distance expected by
+//! chance is given as well: the mean over random divisions of all rows. The sampling unit is the whole row.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::random;
 use crate::stats::two_sample_intervals;
 use crate::table::{Column, Quadrant, read_chunks};
 
-/// A data set, row by row.
+/// The scores of a data set, row by row.
 pub struct Landscape {
     rows: Vec<RowSums>,
 }
@@ -26,43 +26,43 @@ struct RowSums {
     tokens: f64,
     conflicts: f64,
     surplus: f64,
-    /// Cell and number of tokens.
+    /// Cells with their numbers of tokens.
     cells: Vec<(u16, f64)>,
 }
 
-/// What the second data set has more than the first one.
+/// The differences between the second data set and the first.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Gaps {
-    /// The share of confident conflicts in the tokens.
+    /// The share of confident conflicts among the tokens.
     pub conflict_share: Gap,
     /// The mean of -ln p - H, nats per token.
     pub mean_surplus: Gap,
-    /// The distance of the two distributions, in shares of the tokens.
+    /// The distance between the two distributions, as a share of the tokens.
     pub distance: Gap,
-    /// What the distance of two data sets like these would be on average if there were no difference.
+    /// The mean distance between two such data sets if they came from one distribution.
     pub distance_by_chance: f64,
 }
 
 /// A difference with its interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Gap {
-    /// The second data set's number less the first one's; of a distance, itself.
+    /// The second data set's number minus the first's; for a distance, the distance itself.
     pub value: f64,
-    /// Its 95 % interval over rows, drawn with replacement; absent where one of the data sets has fewer than two.
+    /// Its 95 % bootstrap interval over rows; absent if a data set has fewer than two rows.
     pub ci95: Option<[f64; 2]>,
 }
 
 const X_CELLS: usize = 20;
 const Y_CELLS: usize = 14;
 const N_CELLS: usize = X_CELLS * Y_CELLS;
-/// Random divisions for the distance by chance.
+/// The number of random divisions for the distance by chance.
 const DIVISIONS: u64 = 200;
 
-/// The cell of a token; what lies beyond the edges belongs to the cells there.
+/// The cell of a token; tokens beyond the edges belong to the edge cells.
 fn cell(logprob: f32, entropy: f32) -> u16 {
     let logprob = f64::from(logprob).min(0.0);
     let logit = logprob - (-logprob.exp_m1()).ln();
-    // A cast saturates, and takes NaN for 0.
+    // A cast saturates, and turns NaN into 0.
     let x = (((logit + 16.5) / 1.5).max(0.0) as usize).min(X_CELLS - 1);
     let y = ((f64::from(entropy).max(0.0).sqrt() / 0.25) as usize).min(Y_CELLS - 1);
     (y * X_CELLS + x) as u16
@@ -102,7 +102,7 @@ impl Landscape {
         Ok(Landscape { rows })
     }
 
-    /// How far `other` lies from this one.
+    /// The differences between `other` and this data set.
     pub fn gaps(&self, other: &Landscape) -> Gaps {
         let all = [self, other].map(|landscape| (0..landscape.rows.len() as u32).collect::<Vec<u32>>());
         let statistics = |draws: [&[u32]; 2]| {
@@ -116,10 +116,10 @@ impl Landscape {
         let values = statistics([&all[0], &all[1]]);
         let sizes = all.each_ref().map(Vec::len);
         let intervals = (sizes.iter().all(|&n| n >= 2)).then(|| two_sample_intervals(sizes, values, statistics));
-        // Rows that are all alike say nothing of how far others would be; sums of theirs may differ by their rounding.
+        // Rows that are all alike have no spread to estimate from; their sums may still differ by rounding.
         let is_wide = |[low, high]: &[f64; 2]| high - low > 1e-12;
         let gap = |k: usize| Gap { value: values[k], ci95: intervals.map(|intervals| intervals[k]).filter(is_wide) };
-        // A distance is no less than 0.
+        // A distance is never negative.
         let distance = gap(2);
         let distance = Gap { ci95: distance.ci95.map(|ends| ends.map(|end| end.clamp(0.0, 1.0))), ..distance };
         Gaps { conflict_share: gap(0), mean_surplus: gap(1), distance, distance_by_chance: self.distance_by_chance(other) }
@@ -175,7 +175,7 @@ impl SampleSums {
         self.surplus / self.tokens
     }
 
-    /// Half the sum of the differences of the cells' shares.
+    /// Half the sum of the absolute differences of the cells' shares.
     fn distance(&self, other: &SampleSums) -> f64 {
         let cells = self.cells.iter().zip(&other.cells);
         0.5 * cells.map(|(a, b)| (a / self.tokens - b / other.tokens).abs()).sum::<f64>()
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn gaps_by_hand() {
-        // Four tokens each; cells 0, 0, 1, 1 and 0, 1, 2, 2: half of the tokens lie elsewhere.
+        // Four tokens each in the cells 0, 0, 1, 1 and 0, 1, 2, 2: half of the tokens would have to move.
         let first = Landscape { rows: vec![row(&[(2.0, 0), (0.0, 1)]), row(&[(2.0, 0), (0.0, 1)])] };
         let second = Landscape { rows: vec![row(&[(1.0, 0), (0.0, 1)]), row(&[(0.0, 2), (1.0, 2)])] };
         let gaps = first.gaps(&second);
@@ -218,13 +218,14 @@ mod tests {
         assert_eq!(at(1e-9, 99.0), (Y_CELLS as u16 - 1) * X_CELLS as u16);
     }
 
-    /// The intervals hold the truth as often as they say, of two populations of rows whose gaps are known.
+    /// The intervals contain the truth at the stated rate, for two populations of rows with known gaps.
     #[test]
     fn intervals_hold_the_truth() {
         let (mut inside, mut chance) = ([0; 3], 0.0);
         const RUNS: u64 = 60;
         for run in 0..RUNS {
-            // Rows of 10 tokens; a row's share in cell 0 is 0.1 or 0.3 in the first, 0.2 or 0.4 in the second; the others in cell 1.
+            // Rows have 10 tokens; a row's share in cell 0 is 0.1 or 0.3 in the first data set and 0.2 or 0.4 in the second; the others are in cell
+            // 1.
             let sample = |which: u64| {
                 let number = |row: u64, i: u64| random::unit(run * 1000 + which * 500 + row, i);
                 let of_row = |r: u64| {
@@ -242,7 +243,7 @@ mod tests {
             }
             chance += gaps.distance_by_chance / RUNS as f64;
         }
-        // 57 of 60 expected; fewer than 52 once in a hundred runs.
+        // Expected are 57 of 60; fewer than 52 occur once in a hundred runs.
         assert!(inside.iter().all(|&n| n >= 52), "{inside:?}");
         assert!((0.01..0.05).contains(&chance), "{chance}");
     }

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::{Places, Spot};
+use super::context::{InContext, Places, Spot};
 use super::kinds::ConflictKind;
 use super::paired::Token;
 use crate::error::Result;
@@ -244,7 +244,14 @@ impl<'a> Changes<'a> {
         self.learnt.known += u64::from(was_known);
         self.learnt.gained += u64::from(before.top_id != before.token_id && after.logprob >= KNOWN.ln());
         if was_known && after.top_id != after.token_id {
-            let spot = Spot { row: before.row, turn: before.turn, begin: place.start, end: place.end, context: None };
+            let spot = Spot {
+                row: before.row,
+                turn: before.turn,
+                begin: place.start,
+                end: place.end,
+                pos: Some(before.pos),
+                context: None,
+            };
             self.lose(spot, before, after, change);
         }
     }
@@ -364,14 +371,12 @@ impl Learnt {
         pairs.chain(tokens).collect()
     }
 
-    /// Cuts the sentences around the listed tokens of a row from the texts of its turns.
-    pub fn read_contexts(&mut self, row: u32, text_of: &dyn Fn(u16) -> Option<String>) {
+    /// Takes the sentences around the listed tokens of a row from `context_of`.
+    pub fn read_contexts(&mut self, row: u32, context_of: &dyn Fn(&Spot) -> Option<InContext>) {
         let pairs = self.lost_pairs.iter_mut().map(|pair| &mut pair.example);
         let tokens = self.lost_tokens.iter_mut().map(|lost| &mut lost.spot);
         for spot in pairs.chain(tokens).filter(|spot| spot.row == row) {
-            if let Some(text) = text_of(spot.turn) {
-                spot.read(&text);
-            }
+            spot.context = context_of(spot);
         }
     }
 

@@ -5,7 +5,7 @@
 //! gate/             the losses and their token weights; population.rs computes what a gate needs to know about the other tokens
 //! gate_preview.rs   what each gate would do to the data
 //! summary.rs        summary.json: frequent tokens and conflicts; breakdown.rs computes shares of tokens, loss and gradient
-//! context.rs        the sentence around a token
+//! context.rs        the sentence around a token; turn_text.rs reads reasoning and tool calls, which lie outside a turn's content, from the tokens
 //! kinds.rs          likely causes of a conflict; by_kind.rs sums per kind; near_duplicates.rs finds rows with nearly the same question,
 //!                   exchanges.rs hashes answers and their prompts
 //! ranking.rs        rankings of tokens by how likely they are conflicts; planted.rs measures the rankings on planted conflicts
@@ -40,6 +40,7 @@ pub mod ranking;
 pub mod self_check;
 pub(crate) mod shown;
 pub mod summary;
+pub mod turn_text;
 
 use serde::{Deserialize, Serialize};
 

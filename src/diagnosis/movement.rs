@@ -1,4 +1,4 @@
-//! Two scorings of the same data set -> how its tokens moved between the quadrants, and what was learnt between them.
+//! Compares two scorings of the same data set: how its tokens moved between the quadrants, and what the model learnt in between.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,14 +10,14 @@ use super::learnt::{Changes, Learnt};
 use super::paired::{Pairing, Rest, each_pair};
 use crate::error::Result;
 
-/// diff.json of two score runs. Quadrants are in the order of [`Quadrant::ALL`](crate::table::Quadrant::ALL).
+/// The content of diff.json for two score runs. Quadrants are in the order of [`Quadrant::ALL`](crate::table::Quadrant::ALL).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Movement {
-    /// The run folder before, as it was named.
+    /// The run folder before, as the user named it.
     pub before: String,
     /// The run folder after.
     pub after: String,
-    /// Tokens on both sides.
+    /// Tokens that both runs have.
     pub tokens: u64,
     /// Tokens that the run after does not have.
     pub tokens_only_before: u64,
@@ -25,19 +25,19 @@ pub struct Movement {
     pub tokens_only_after: u64,
     /// `moved[i][j]`: tokens of quadrant i before and j after.
     pub moved: [[u64; 4]; 4],
-    /// Means over the tokens of a quadrant before.
+    /// Mean changes over the tokens of each quadrant before.
     pub by_quadrant: [Change; 4],
-    /// Means over all tokens on both sides.
+    /// Mean changes over all tokens that both runs have.
     pub overall: Change,
-    /// What was learnt between the two.
+    /// What the model learnt between the two runs.
     #[serde(default)]
     pub learnt: Learnt,
 }
 
-/// Nats, after minus before; `None` where there is no token.
+/// Mean changes in nats, after minus before; `None` where there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Change {
-    /// How many tokens the means are over: those with finite numbers on both sides.
+    /// The number of tokens with finite numbers in both runs; the means are over these.
     pub tokens: u64,
     /// Mean change of ln p, nats.
     pub logprob: Option<f64>,
@@ -45,7 +45,7 @@ pub struct Change {
     pub entropy: Option<f64>,
 }
 
-/// Both are run folders; `kinds` are those of the conflicts before, by row and position, where that run has any.
+/// Compares two run folders; `kinds` are the kinds of the conflicts before, by row and position, if that run has any.
 pub fn compare(
     before: &Path,
     after: &Path,
@@ -56,7 +56,7 @@ pub fn compare(
     let mut changes = Changes::new(kinds);
     let Rest { only_before, only_after, sources } = each_pair(before, after, pairing, |a, b| {
         moved[a.quadrant.index()][b.quadrant.index()] += 1;
-        // A token whose numbers are not finite has moved, and is in no mean.
+        // A token with numbers that are not finite counts as moved, but is in no mean.
         let (logprob, entropy) = (f64::from(b.logprob) - f64::from(a.logprob), f64::from(b.entropy) - f64::from(a.entropy));
         if logprob.is_finite() && entropy.is_finite() {
             let sum = &mut sums[a.quadrant.index()];

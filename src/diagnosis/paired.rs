@@ -1,7 +1,7 @@
-//! The tokens of two scorings, paired by row and by their place in it: in one pass over both tables, which are sorted by row and position, where
-//! both have read the same data. Of other data, rows are paired by their ids, in whatever order they stand, and those that read otherwise are left
-//! out: what a model says of a token depends on all that stands before it, and another question is nothing that was learnt. A run under another
-//! template shows in the number of tokens that stand on one side only.
+//! Pairs the tokens of two scorings by row and by their place in it. If both runs read the same data, one pass over both tables suffices, since they
+//! are sorted by row and position. Otherwise rows are paired by their ids, in any order, and rows whose text differs are left out: a token's score
+//! depends on all of the text before it, so a changed prompt would look like an effect of training. If the two runs use different templates, tokens
+//! without a partner show it.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub(super) struct Token {
     pub pos: u32,
     pub token_id: u32,
     pub turn: u16,
-    /// Among the names that [`each_pair`] gives; of the side before.
+    /// Index into the source names that [`each_pair`] returns; only valid for the run before.
     pub source: u32,
     pub begin: u32,
     pub end: u32,
@@ -43,31 +43,31 @@ pub(super) struct Token {
     pub quadrant: Quadrant,
 }
 
-/// Which rows of two runs belong together. The page that shows two runs side by side (`report/view/compare.js`) goes by the same rule, but that
-/// it has the texts: of rows that read otherwise it pairs the tokens before the place where they part.
+/// Which rows of two runs belong together. The page that compares two runs (`report/view/compare.js`) follows the same rule, except that it has the
+/// texts: for rows whose text differs, it pairs the tokens up to the first difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pairing {
-    /// Those with the same number: both runs have read the same files, or nothing tells more of their rows.
+    /// Rows with the same number: both runs read the same files, or nothing else identifies their rows.
     ByNumber,
-    /// Some rows of runs over other files than each other's.
+    /// Some of the rows, where the runs read different files.
     Rows(Partners),
 }
 
 /// Rows that are the same in two runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partners {
-    /// Number of the row after -> number of the row before.
+    /// Row number after -> row number before.
     pub rows: HashMap<u32, u32>,
-    /// Were they found by their ids, or by their numbers?
+    /// Whether rows were matched by id rather than by number.
     pub by_id: bool,
-    /// Rows of the same id or number that are not the same, token by token.
+    /// Rows with the same id or number whose tokens differ.
     pub changed: u64,
 }
 
 impl Pairing {
-    /// Of runs over other files than each other's. Rows are found by their ids: those without one, and those whose id another row has, too, stand
-    /// alone; where no row of a run has any, by their numbers. `alike`: both runs put texts into tokens in the same way, so that rows of one text
-    /// have one fingerprint, and others are left out.
+    /// Pairs the rows of runs over different files by their ids; rows without an id, or whose id is not unique, stay unpaired. If no row of a run has
+    /// an id, rows are paired by number. `alike` means that both runs tokenize texts in the same way: then rows with the same text have the same
+    /// fingerprint, and rows with different fingerprints are left out.
     pub fn of_other_data(before: &[Row], after: &[Row], alike: bool) -> Pairing {
         let by_id = [before, after].iter().all(|rows| rows.iter().any(|row| row.id.is_some()));
         let has_fingerprints = |rows: &[Row]| rows.iter().any(|row| row.ids_fingerprint.is_some());
@@ -92,7 +92,7 @@ impl Pairing {
         let mut partners = Partners { rows: HashMap::new(), by_id, changed: 0 };
         for (key, (row, fingerprint)) in unique(after) {
             let Some((own_row, own)) = before.get(&key) else { continue };
-            // Rows that were not scored have no fingerprint, and no tokens.
+            // Rows that were not scored have no fingerprint and no tokens.
             let is_changed = alike && own.is_some_and(|own| fingerprint.is_some_and(|fingerprint| own != fingerprint));
             if is_changed {
                 partners.changed += 1;
@@ -104,7 +104,7 @@ impl Pairing {
     }
 }
 
-/// What stands on one side only, and the names of the sources before.
+/// The numbers of tokens without a partner, and the source names of the run before.
 pub(super) struct Rest {
     /// Tokens that the run after does not have.
     pub only_before: u64,
@@ -114,9 +114,9 @@ pub(super) struct Rest {
     pub sources: Arc<Vec<String>>,
 }
 
-/// Visits the pairs in the order of the data before; the row of the second of a pair is that of the first. Both are run folders.
+/// Visits the pairs in row order of the run before; both tokens of a pair have its row number. Takes two run folders.
 ///
-/// Two tokens of a row are a pair if they are the same token of the same bytes of the same turn (of the template, at the same position).
+/// Two tokens of a row form a pair if they have the same id and cover the same bytes of the same turn (for template tokens: the same position).
 pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visit: impl FnMut(&Token, &Token)) -> Result<Rest> {
     check_vocabularies(before, after)?;
     let mut left = Rows::of(Tokens::Stream(Box::new(Stream::open(before))))?;
@@ -150,21 +150,21 @@ pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visi
     Ok(Rest { only_before, only_after, sources: left.sources() })
 }
 
-/// Visits the pairs of a row, and gives their number.
+/// Visits the pairs of a row, and returns their number.
 fn pair(before: &[Token], after: &[Token], visit: &mut impl FnMut(&Token, &Token)) -> u64 {
-    // One tokenizer and one template: nothing has to be looked for.
+    // With one tokenizer and one template, nothing has to be searched.
     if before.len() == after.len() && before.iter().zip(after).all(|(a, b)| a.place() == b.place()) {
         before.iter().zip(after).for_each(|(a, b)| visit(a, b));
         return before.len() as u64;
     }
-    // Where several have one place, such as the bytes of a character, each is the partner of one: the first of the first.
+    // If several tokens share a place, such as the bytes of a character, they are paired in order.
     let mut partners: HashMap<_, Vec<&Token>> = HashMap::new();
     after.iter().rev().for_each(|token| partners.entry(token.place()).or_default().push(token));
     let pairs = before.iter().filter_map(|a| Some((a, partners.get_mut(&a.place())?.pop()?)));
     pairs.map(|(a, b)| visit(a, b)).count() as u64
 }
 
-/// An error if a token id means one text before and another one after. Those at the beginning of both tables are looked at.
+/// Returns an error if a token id stands for different texts in the two runs. Compares the ids at the beginning of both tables.
 fn check_vocabularies(before: &Path, after: &Path) -> Result<()> {
     let tables = [before, after].map(|run| run.join(TOKENS_FILE));
     let ids = |table: &PathBuf| -> Result<HashSet<u32>> {
@@ -188,15 +188,15 @@ fn check_vocabularies(before: &Path, after: &Path) -> Result<()> {
     .cure("`diagnose view` with both folders shows them side by side, by their text."))
 }
 
-/// The tokens of a run, one after the other in the order of the rows before.
+/// The tokens of a run, ordered by the rows of the run before.
 enum Tokens {
     Stream(Box<Stream>),
-    /// Rows in another order are put in order in memory: 48 bytes a token.
+    /// Rows in another order are sorted in memory, at 48 bytes per token.
     Held(IntoIter<Token>),
 }
 
 impl Tokens {
-    /// With the rows' numbers before; and how many tokens are of none of these.
+    /// Returns the tokens with the row numbers of the run before, and the number of tokens whose rows have no partner.
     fn held(folder: &Path, rows: &HashMap<u32, u32>) -> Result<(Tokens, u64)> {
         let (mut stream, mut tokens, mut alone) = (Stream::open(folder), Vec::new(), 0);
         while let Some(token) = stream.next()? {
@@ -217,7 +217,7 @@ impl Tokens {
     }
 }
 
-/// The same, row by row.
+/// The tokens of a run, grouped by row.
 struct Rows {
     tokens: Tokens,
     /// The first token of the next row.
@@ -231,12 +231,12 @@ impl Rows {
         Ok(Rows { tokens, next, current: Vec::new() })
     }
 
-    /// The number of the next row that has tokens.
+    /// The number of the next row with tokens.
     fn row(&self) -> Option<u32> {
         self.next.map(|token| token.row)
     }
 
-    /// The tokens of that row if it is the next one, else none.
+    /// Returns the tokens of `row` if it is the next row, and none otherwise.
     fn take(&mut self, row: u32) -> Result<&[Token]> {
         self.current.clear();
         while let Some(token) = self.next.filter(|token| token.row == row) {
@@ -255,7 +255,7 @@ impl Rows {
 }
 
 impl Token {
-    /// Where it stands in its row, and what it is.
+    /// The place of the token in its row, and its id.
     fn place(&self) -> (u16, u32, u32, u32) {
         match self.begin == self.end {
             true => (self.turn, u32::MAX, self.pos, self.token_id),
@@ -268,7 +268,7 @@ impl Token {
     }
 }
 
-/// The tokens of a table one by one.
+/// Reads the tokens of a table one by one.
 struct Stream {
     path: PathBuf,
     chunks: Chunks,
@@ -320,7 +320,7 @@ impl Stream {
 mod tests {
     use super::*;
 
-    /// Pairs of a row by the positions of their tokens.
+    /// The pairs of a row, as positions of their tokens.
     fn pairs(before: &[Token], after: &[Token]) -> Vec<(u32, u32)> {
         let mut found = Vec::new();
         let n = pair(before, after, &mut |a, b| found.push((a.pos, b.pos)));

@@ -1,8 +1,7 @@
-//! What the gates that compare a token with the others need to know about the others: quantiles over the data, and TALR's
-//! temperature.
+//! Computes what the gates that compare a token with the others need to know about the others: quantiles over the data, and TALR's temperature.
 //!
-//! A quantile of the top-K entropy is one of a certain K. The token table holds that of K = 20; for any other the entropies must be
-//! computed anew, and a population that does not have them says so.
+//! A quantile of the top-K entropy holds for one K. The token table has the entropies for K = 20; for any other K they must be computed anew, and it
+//! is an error to ask a population without them.
 
 use std::path::PathBuf;
 
@@ -10,7 +9,7 @@ use crate::engine::TOP_K;
 use crate::table::{Column, quantile_of, quantiles, read_chunks};
 use crate::{Error, Result};
 
-/// A number of each token whose quantiles gates ask for.
+/// A number of each token of which gates need quantiles.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Quantity {
     Logprob,
@@ -21,12 +20,12 @@ pub enum Quantity {
     },
 }
 
-/// What gates ask about tokens beside the one that they weigh.
+/// What a gate needs to know about the other tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Needs {
-    /// Quantiles over the whole data, under the base model: of what, and at which share.
+    /// Quantiles over the whole data set under the base model: the quantity, and the share.
     pub quantiles: Vec<(Quantity, f64)>,
-    /// The median over sequences of their mean -ln p: in training over the batch, in the preview over the data.
+    /// The median over sequences of their mean -ln p: over the batch in training, over the data set in the preview.
     pub tau: bool,
     /// The token's own ln p under the base model, before training.
     pub base_logprobs: bool,
@@ -39,11 +38,11 @@ pub struct Population {
     tau: Option<f32>,
 }
 
-/// A data set that the model predicts perfectly has tau 0, and 0 / 0 is no weight; any tau this small gives p = 1 the weight 1.
+/// Perfect predictions give tau 0, and 0 / 0 is no weight; any tau as small as this gives p = 1 the weight 1.
 const SMALLEST_TAU: f64 = 1e-6;
 
 impl Needs {
-    /// What two gates need together.
+    /// The needs of both gates together.
     pub fn and(mut self, other: Needs) -> Needs {
         for quantile in other.quantiles {
             if !self.quantiles.contains(&quantile) {
@@ -57,7 +56,7 @@ impl Needs {
 }
 
 impl Quantity {
-    /// Where the token table holds it.
+    /// The column of the token table that holds it, if there is one.
     fn column(self) -> Option<Column> {
         match self {
             Quantity::Logprob => Some(Column::Logprob),
@@ -67,7 +66,7 @@ impl Quantity {
         }
     }
 
-    /// Can it be read from a token table?
+    /// Whether a token table holds it.
     pub fn is_in_tables(self) -> bool {
         self.column().is_some()
     }
@@ -82,7 +81,7 @@ impl Quantity {
 }
 
 impl Population {
-    /// Reads the tables of a whole data set: what `needs` asks for and the tables hold, and no more.
+    /// Reads what `needs` requires from the tables of a whole data set, as far as the tables hold it.
     pub fn of_tables(tables: &[PathBuf], needs: &Needs) -> Result<Population> {
         let wanted: Vec<((Quantity, f64), Column)> =
             needs.quantiles.iter().filter_map(|&wanted| Some((wanted, wanted.0.column()?))).collect();
@@ -94,7 +93,7 @@ impl Population {
         })
     }
 
-    /// The paper's 15 % quantiles, known from elsewhere; the top-K entropy's is that of K = 20.
+    /// Takes the paper's 15 % quantiles as given; that of the top-K entropy is for K = 20.
     #[cfg(test)]
     pub(crate) fn of_thresholds(entropy_topk: f32, logprob: f32, entropy: f32) -> Population {
         let share = super::quadrants::PILOT_SHARE;
@@ -103,15 +102,15 @@ impl Population {
         Population { quantiles: known.map(|(quantity, value)| ((quantity, share), value)).to_vec(), tau: None }
     }
 
-    /// Adds a quantile of the top-K entropy; `values` has one for each token of the data.
+    /// Adds a quantile of the top-K entropy, given the value of every token of the data.
     pub fn with_topk_entropies(mut self, k: usize, share: f64, values: &[f32]) -> Population {
         let value = quantile_of(values, share).map(|value| ((Quantity::EntropyTopk { k }, share), value));
         self.quantiles.extend(value);
         self
     }
 
-    /// Takes tau from one training batch, given the mean -ln p of each of its sequences: the original TALR takes it per batch, the
-    /// preview over the whole data set.
+    /// Computes tau from one training batch, given the mean -ln p of each of its sequences: the original TALR computes it per batch, the preview over
+    /// the whole data set.
     pub fn with_batch_tau(mut self, mean_losses: &mut [f64]) -> Population {
         self.tau = temperature(mean_losses).map(|tau| tau as f32);
         self
@@ -133,7 +132,7 @@ impl Population {
     }
 }
 
-/// TALR's and FLOW's temperature: the median of the sequences' mean -ln p (the mean of the two middle ones if they are even in number).
+/// The temperature of TALR and FLOW: the median of the mean -ln p of the sequences (of an even number, the mean of the two middle ones).
 pub(crate) fn temperature(mean_losses: &mut [f64]) -> Option<f64> {
     mean_losses.sort_unstable_by(f64::total_cmp);
     let upper = *mean_losses.get(mean_losses.len() / 2)?;
@@ -141,7 +140,7 @@ pub(crate) fn temperature(mean_losses: &mut [f64]) -> Option<f64> {
     Some(((lower + upper) / 2.0).max(SMALLEST_TAU))
 }
 
-/// Mean -ln p of each sequence, in the order of the table. The tokens of a sequence stand together.
+/// The mean -ln p of each sequence, in table order. The tokens of a sequence are contiguous.
 fn sequence_losses(tables: &[PathBuf]) -> Result<Vec<f64>> {
     let mut means = Vec::new();
     let mut current: Option<(u32, f64, u32)> = None;
@@ -179,7 +178,7 @@ mod tests {
         assert_eq!(temperature(&mut []), None);
         let run = tempfile::tempdir().unwrap();
         let row = |row, ps: &[f32]| Example { row, source: "a", tokens: ps.iter().map(|p| token(1, *p, 1.0)).collect() };
-        // Mean losses ln 4 and ln 2 and ln 16; one sequence after the other in two parts.
+        // The mean losses are ln 4, ln 2 and ln 16; the sequences are in two parts.
         write_parts(run.path(), &[&[row(0, &[0.5, 0.125])], &[row(1, &[0.5]), row(2, &[0.0625, 0.0625, 0.0625])]]);
         let tables: Vec<PathBuf> = finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
         let topk = |k| (Quantity::EntropyTopk { k }, 0.15);

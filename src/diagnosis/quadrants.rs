@@ -1,19 +1,18 @@
-//! Thresholds -> one of four labels for every token.
+//! Resolves thresholds to numbers, and gives every token one of four labels.
 //!
 //! ```text
 //!            low H                 high H
 //!        +--------------------+-----------+
-//! low p  | confident_conflict | uncertain |   the data says what the model did not expect
+//! low p  | confident_conflict | uncertain |   the data contains what the model did not expect
 //!        +--------------------+-----------+  p
-//! high p | confident          | hesitant  |   the data says what the model expected
+//! high p | confident          | hesitant  |   the data contains what the model expected
 //!        +--------------------+-----------+
 //!                             H
 //! ```
 //!
-//! Low means at or below the threshold, so that a quantile used as a threshold takes in at least its share of the tokens.
-//! Entropy-Adaptive Fine-Tuning (arXiv 2601.02151) defines confident conflicts in three ways that do not agree; the presets
-//! are those three, one fixed pair that is comparable between data sets, and one with a stated error rate.
-//! Left out: what the quadrants add up to (`summary`).
+//! Low means at or below the threshold, so that a quantile used as a threshold includes at least its share of the tokens. Entropy-Adaptive
+//! Fine-Tuning (arXiv 2601.02151) defines confident conflicts in three ways that do not agree. The presets are those three, one fixed pair that is
+//! comparable between data sets, and one with a stated error rate. `summary` sums over the quadrants.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -25,42 +24,42 @@ pub use crate::table::Quadrant;
 use crate::table::{Column, quantiles, read_chunks};
 use crate::{Error, Result};
 
-/// What the user asks for: `--thresholds fixed|pilot|groups|tail[:FDR]|p=P,H=H`.
+/// The thresholds that the user selects: `--thresholds fixed|pilot|groups|tail[:FDR]|p=P,H=H`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Thresholds {
-    /// p 0.25, H 1.0 nat: the same for every data set and model, so that results are comparable.
+    /// p 0.25 and H 1.0 nat for every data set and model, so that results are comparable.
     #[default]
     Fixed,
     /// The data set's own 15 % quantiles of p and of H: the pilot mask of the paper (section 3).
     Pilot,
-    /// H <= 0.5 is low and H >= 2.0 is high: the two groups of the paper's Figure 4, which looks at entropy alone. p is split at
-    /// 0.25 as in `fixed`. Tokens between the two entropies belong to neither group of the paper; every token has a label
-    /// here, and those get the label of high H, so that a conflict is strict. How many there are is in the summary.
+    /// H <= 0.5 is low and H >= 2.0 is high: the two groups of the paper's Figure 4, which considers entropy alone. p is split at 0.25 as in `fixed`.
+    /// Tokens between the two entropies belong to neither group of the paper; here they get the label of high H, so that conflicts stay strict. The
+    /// summary gives their number.
     Groups,
-    /// Low p means that the tail probability passes the Benjamini-Hochberg procedure at this false-discovery rate; H 1.0 nat.
+    /// Low p means that the tail probability passes the Benjamini-Hochberg procedure at this false-discovery rate; low H is at most 1.0 nat.
     Tail { fdr: f64 },
-    /// Numbers that the user gave.
+    /// Thresholds given by the user.
     Numbers { p: f64, entropy: f64 },
 }
 
 const FIXED_P: f64 = 0.25;
 const FIXED_ENTROPY: f64 = 1.0;
-/// The paper's pilot study masks the tokens that are in the bottom 15 % of both rankings.
+/// The paper's pilot study masks the tokens in the lowest 15 % of both rankings.
 pub const PILOT_SHARE: f64 = 0.15;
 /// The paper's Figure 4.
 const GROUPS_ENTROPY: (f64, f64) = (0.5, 2.0);
 const DEFAULT_FDR: f64 = 0.05;
 
-/// Thresholds as numbers, of the precision of the table so that the JSON in summary.json gives the very same ones back.
+/// Thresholds as numbers, in the precision of the table, so that summary.json reproduces them exactly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// What the user would type to ask for these.
+    /// What the user would type to get these thresholds.
     pub preset: String,
-    /// Low p is p <= this. Absent for `tail`. For people; tokens are compared with its logarithm.
+    /// Low p is p <= this; absent for `tail`. Only for people to read: tokens are compared with its logarithm.
     pub p: Option<f32>,
     /// The logarithm of `p`.
     pub logprob: Option<f32>,
-    /// For `tail`: low p is a tail probability <= this. Absent also when not one token passed.
+    /// For `tail`: low p is a tail probability <= this. Also absent if no token passed.
     pub tail: Option<f32>,
     /// For `tail`: the false-discovery rate asked for.
     pub fdr: Option<f64>,
@@ -71,20 +70,20 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// A text that is the same for equal thresholds, and for no others: tables name those that they were sorted by.
+    /// A text that is the same for equal thresholds only; tables store it to name the thresholds that they were sorted by.
     pub fn key(&self) -> String {
-        // Plain fields can be written.
+        // Serialising plain fields cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Does every token get the same quadrant by `other`, however the two were asked for?
+    /// Whether `other` gives every token the same quadrant, even if it was typed differently.
     pub fn sorts_like(&self, other: &Resolved) -> bool {
         let numbers = |thresholds: &Resolved| Resolved { preset: String::new(), fdr: None, ..thresholds.clone() };
         numbers(self) == numbers(other)
     }
 
-    /// The quadrant of a token; see the drawing at the top of this file. Total: a token whose numbers are not finite, about which nothing is
-    /// known, has neither low p nor low H.
+    /// The quadrant of a token; see the drawing at the top of this file. A token with numbers that are not finite, about which nothing is known, has
+    /// neither low p nor low H.
     pub fn label(&self, logprob: f32, entropy: f32, tail: f32) -> Quadrant {
         if !logprob.is_finite() || !entropy.is_finite() {
             return Quadrant::Hesitant;
@@ -102,7 +101,7 @@ impl Resolved {
     }
 }
 
-/// For titles and tables: `fixed: p <= 0.25, H <= 1 nat`.
+/// For titles and tables, such as `fixed: p <= 0.25, H <= 1 nat`.
 impl fmt::Display for Resolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.preset)?;
@@ -119,8 +118,8 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// Turns the wish into numbers. `fixed`, `groups` and explicit numbers do not look at the tables; `pilot` passes over them
-/// twice, `tail` once, keeping four bytes for every low-entropy token whose tail is at most the false-discovery rate.
+/// Resolves the thresholds to numbers. `fixed`, `groups` and explicit numbers do not read the tables; `pilot` reads them twice, `tail` once, keeping
+/// four bytes for every low-entropy token whose tail is at most the false-discovery rate.
 pub fn resolve(thresholds: Thresholds, tables: &[PathBuf]) -> Result<Resolved> {
     let preset = thresholds.to_string();
     let numbers = |logprob: f32, entropy: f32| Resolved {
@@ -132,7 +131,7 @@ pub fn resolve(thresholds: Thresholds, tables: &[PathBuf]) -> Result<Resolved> {
         entropy,
         entropy_high: None,
     };
-    // The threshold on p is stated as given; through ln and exp it would come out a little different.
+    // Keep p as the user gave it, since it would change slightly through ln and exp.
     let stated = |p: f64, entropy: f64| Resolved { p: Some(p as f32), ..numbers(p.ln() as f32, entropy as f32) };
     Ok(match thresholds {
         Thresholds::Fixed => stated(FIXED_P, FIXED_ENTROPY),
@@ -151,9 +150,9 @@ pub fn resolve(thresholds: Thresholds, tables: &[PathBuf]) -> Result<Resolved> {
 
 /// The largest tail probability that still counts as a discovery among the low-entropy tokens.
 ///
-/// On text sampled from the model the tails are independent and uniform (Rosenblatt, 1952), or larger where ties are not split
-/// at random. H depends on the context alone and is known before the token is drawn, so that picking the low-entropy tokens
-/// first leaves their tails uniform; testing just them makes the stated rate hold for the conflicts themselves.
+/// On text sampled from the model, the tails are independent and uniform (Rosenblatt, 1952), or larger where ties are not split at random. H depends
+/// on the context alone and is known before the token is sampled, so selecting the low-entropy tokens first leaves their tails uniform. Testing only
+/// them makes the stated rate hold for the conflicts themselves.
 fn tail_threshold(fdr: f64, tables: &[PathBuf]) -> Result<Option<f32>> {
     let mut n_tests = 0;
     let mut small = Vec::new();
@@ -171,9 +170,9 @@ fn tail_threshold(fdr: f64, tables: &[PathBuf]) -> Result<Option<f32>> {
     Ok(benjamini_hochberg(small, n_tests, fdr))
 }
 
-/// The step-up procedure of Benjamini and Hochberg (1995): with the p-values in rising order, the largest p_(k) <= k / n * fdr.
+/// The step-up procedure of Benjamini and Hochberg (1995): with the p-values in ascending order, the largest p_(k) <= k / n * fdr.
 ///
-/// `small` holds every p-value that is at most `fdr`, in any order; no larger one can pass. `n_tests` counts all.
+/// `small` holds all p-values of at most `fdr`, in any order; no larger one can pass. `n_tests` is the number of all p-values.
 fn benjamini_hochberg(mut small: Vec<f32>, n_tests: u64, fdr: f64) -> Option<f32> {
     small.sort_unstable_by(f32::total_cmp);
     let passes = |k: usize| f64::from(small[k]) * n_tests as f64 <= (k + 1) as f64 * fdr;
@@ -225,7 +224,7 @@ impl FromStr for Thresholds {
     }
 }
 
-/// As the user would type it.
+/// Prints the thresholds as the user would type them.
 impl fmt::Display for Thresholds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -238,7 +237,7 @@ impl fmt::Display for Thresholds {
     }
 }
 
-/// Three significant digits: thresholds taken from data have many more than a title can use.
+/// Formats three significant digits: thresholds computed from data have more than a title can use.
 fn short(value: f32) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
@@ -262,7 +261,7 @@ mod tests {
         assert_eq!(label(0.1, 1.5), Quadrant::Uncertain);
         assert_eq!(label(0.9, 0.5), Quadrant::Confident);
         assert_eq!(label(0.9, 1.5), Quadrant::Hesitant);
-        // The lines belong to the low side.
+        // The thresholds themselves belong to the low side.
         assert_eq!(label(0.26, 1.0), Quadrant::Confident);
         assert_eq!(fixed.label(-2.0, 1.0, 1.0), Quadrant::ConfidentConflict);
         for broken in [f32::NAN, f32::NEG_INFINITY] {
@@ -290,7 +289,7 @@ mod tests {
     #[test]
     fn pilot_thresholds_are_values_of_the_table() {
         let run = tempfile::tempdir().unwrap();
-        // Twenty tokens: 15 % are three, so the third smallest p and the third smallest H, which are different tokens.
+        // Of twenty tokens, 15 % are three: the third smallest p and the third smallest H, which belong to different tokens.
         let tokens = (1..=20).map(|i| token(i, i as f32 / 32.0, (21 - i) as f32 / 8.0)).collect();
         write_parts(run.path(), &[&[Example { row: 0, source: "a", tokens }]]);
         let tables: Vec<PathBuf> = finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
@@ -303,8 +302,8 @@ mod tests {
 
     #[test]
     fn benjamini_hochberg_by_hand() {
-        // n = 5, rate 0.1: the bounds are 0.02, 0.04, 0.06, 0.08, 0.1. The second value misses its own bound, but the third
-        // meets its: step up means that it carries the second with it.
+        // n = 5, rate 0.1: the bounds are 0.02, 0.04, 0.06, 0.08, 0.1. The second value exceeds its own bound, but passes because the third value
+        // meets its bound: that is what step-up means.
         assert_eq!(benjamini_hochberg(vec![0.055, 0.01, 0.05, 0.09], 5, 0.1), Some(0.055));
         assert_eq!(benjamini_hochberg(vec![0.03, 0.09], 5, 0.1), None);
         assert_eq!(benjamini_hochberg(vec![0.02], 5, 0.1), Some(0.02f32));
@@ -313,7 +312,7 @@ mod tests {
         assert_eq!(benjamini_hochberg(vec![], 0, 0.1), None);
     }
 
-    /// The definition, read literally, over all values.
+    /// A literal implementation of the definition, over all values.
     fn slow_benjamini_hochberg(values: &[f32], fdr: f64) -> Option<f32> {
         let passes = |t: &&f32| {
             let at_most = values.iter().filter(|value| value <= t).count();
@@ -347,7 +346,7 @@ mod tests {
 
     #[test]
     fn on_uniform_tails_nothing_or_little_is_found() {
-        // Uniform p-values are what text sampled from the model gives; at rate 0.05 a discovery of any size should be rare.
+        // Text sampled from the model gives uniform p-values; at rate 0.05, any discovery should be rare.
         let n = 400;
         let mut discoveries = 0;
         for seed in 0..200 {
@@ -356,7 +355,7 @@ mod tests {
             let small = values.iter().copied().filter(|value| *value <= 0.05).collect();
             discoveries += usize::from(benjamini_hochberg(small, n, 0.05).is_some());
         }
-        // Expected 0.05 * 200 = 10 with a standard deviation of 3.1.
+        // Expected are 0.05 * 200 = 10, with a standard deviation of 3.1.
         assert!((1..=22).contains(&discoveries), "{discoveries} of 200");
     }
 

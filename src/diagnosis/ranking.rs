@@ -1,13 +1,13 @@
-//! Rankings of tokens by how likely they are to be conflicts.
+//! Ranks tokens by how likely they are to be conflicts.
 //!
-//! The quadrants say yes or no; a person who reads the data wants the worst first. `planted` measures the rankings.
+//! A quadrant is a yes or a no, but a person who reads the data wants the worst tokens first. `planted` measures the rankings.
 
 use serde::{Deserialize, Serialize};
 
 use super::quadrants::Resolved;
 use crate::table::{Quadrant, TokenChunk};
 
-/// A score of tokens, larger where a conflict is more likely.
+/// A score of tokens that is larger where a conflict is more likely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ranking {
@@ -26,8 +26,8 @@ pub enum Ranking {
 }
 
 impl Ranking {
-    /// The ranking that finds the planted conflicts of `data/demo.jsonl` best: AUROC 0.988 for the first token of a plant
-    /// (tail 0.982, surplus 0.978, quadrant 0.960, -ln p 0.954, low entropy 0.821), precision at 1 % 44 % (39, 29, 14, 23, 3).
+    /// The ranking that best finds the planted conflicts of `data/demo.jsonl`: AUROC 0.988 for the first token of a plant (tail 0.982, surplus 0.978,
+    /// quadrant 0.960, -ln p 0.954, low entropy 0.821), precision at 1 % 44 % (39, 29, 14, 23, 3).
     pub const DEFAULT: Ranking = Ranking::SurplusOverSd;
 
     /// All rankings, in the order in which tables list them.
@@ -50,7 +50,7 @@ impl Ranking {
         let (logprob, entropy) = (chunk.logprob[i], chunk.entropy[i]);
         match self {
             Ranking::Surplus => -logprob - entropy,
-            // A model that is as good as certain has a varentropy of 0, up to the rounding that the floor stands above.
+            // A model that is almost certain has a varentropy of 0 up to rounding; the lower limit exceeds that rounding.
             Ranking::SurplusOverSd => (-logprob - entropy) / chunk.varentropy[i].max(SMALLEST_VARENTROPY).sqrt(),
             Ranking::Tail => -chunk.tail[i],
             Ranking::Loss => -logprob,

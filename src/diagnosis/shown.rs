@@ -1,7 +1,7 @@
-//! A run -> the rows that a person looks at, with every number of their tokens: all of a small run, of a large one those with the
-//! sharpest conflicts and some drawn at random.
+//! Selects the rows of a run that are shown to a person, with all numbers of their tokens: all rows of a small run, and of a large one those with the
+//! sharpest conflicts and a random sample.
 //!
-//! Two passes over the token table: one to rank the rows, one to gather the tokens of those that are shown.
+//! Takes two passes over the token table: one to rank the rows, one to gather the tokens of those shown.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -11,16 +11,16 @@ use crate::error::Result;
 use crate::random;
 use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
-/// Rows to look at.
+/// The rows to show.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
-    /// In the order of the data.
+    /// The rows, in data order.
     pub rows: Vec<ShownRow>,
-    /// Their tokens, in the order of the data, with all the columns that hold numbers.
+    /// Their tokens, in data order, with all numeric columns.
     pub tokens: TokenChunk,
-    /// What a person reads for each token id among the targets and first choices.
+    /// The text of every token id among the targets and first choices.
     pub texts: HashMap<u32, String>,
-    /// Rows of the run with a scored token.
+    /// The number of rows in the run with a scored token.
     pub of_rows: usize,
 }
 
@@ -28,18 +28,18 @@ pub(crate) struct Shown {
 pub(crate) struct ShownRow {
     /// The row of rows.parquet.
     pub row: Row,
-    /// Was it drawn at random, and not for its conflicts?
+    /// Whether the row is part of the random sample rather than shown for its conflicts.
     pub is_sampled: bool,
-    /// How many of [`Shown::tokens`] are its own; they follow those of the row before.
+    /// How many of [`Shown::tokens`] belong to the row; they follow those of the previous row.
     pub n_tokens: usize,
 }
 
-/// The part of the tokens that rows with conflicts may take, where not all rows can be shown; the others are drawn at random, so that a
-/// person also sees what is usual.
+/// The share of the token budget for rows with conflicts, if not all rows fit; the rest is sampled at random, so that a person also sees what is
+/// usual.
 const RANKED_SHARE: f64 = 0.8;
 const SEED: u64 = 0;
 
-/// What the columns in memory are read from.
+/// The columns read from the table.
 const COLUMNS: [Column; 17] = [
     Column::Row,
     Column::Turn,
@@ -60,8 +60,8 @@ const COLUMNS: [Column; 17] = [
     Column::Quadrant,
 ];
 
-/// Rows of up to `most_tokens` tokens together; a first row that is longer is shown all the same. `of_form` are the conflicts, by row and position,
-/// that are about how a text is written ([`ConflictKind::is_of_form`]): rows with others come first, as they do on the page.
+/// Selects rows of up to `most_tokens` tokens in total; a first row that exceeds this alone is still shown. `of_form` are the conflicts, by row and
+/// position, that concern the form of a text ([`ConflictKind::is_of_form`]): rows with other conflicts come first, as they do on the page.
 ///
 /// [`ConflictKind::is_of_form`]: super::kinds::ConflictKind::is_of_form
 pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], of_form: &HashSet<(u32, u32)>, most_tokens: usize) -> Result<Shown> {
@@ -106,9 +106,9 @@ enum Sharpest {
     /// The row has no conflict.
     #[default]
     None,
-    /// Conflicts of form alone, and the largest of their surpluses.
+    /// The row has only conflicts of form; their largest surplus.
     OfForm(f32),
-    /// The largest surplus of the others.
+    /// The row has other conflicts; their largest surplus.
     OfContent(f32),
 }
 
@@ -118,7 +118,7 @@ impl Sharpest {
     }
 }
 
-/// How many tokens each row has, and its sharpest conflict; the key is the number of the row.
+/// The number of tokens and the sharpest conflict of each row, by row number.
 fn sizes(tables: &[PathBuf], of_form: &HashSet<(u32, u32)>) -> Result<HashMap<u32, Size>> {
     let mut sizes: HashMap<u32, Size> = HashMap::new();
     for chunk in read_chunks(tables, &[Column::Row, Column::Pos, Column::Logprob, Column::Entropy, Column::Quadrant]) {
@@ -137,14 +137,14 @@ fn sizes(tables: &[PathBuf], of_form: &HashSet<(u32, u32)>) -> Result<HashMap<u3
     Ok(sizes)
 }
 
-/// The numbers of the rows to show, each with whether it was drawn at random.
+/// The numbers of the rows to show, each with whether it was sampled at random.
 fn choose(rows: &[&Row], sizes: &HashMap<u32, Size>, most_tokens: usize) -> HashMap<u32, bool> {
     let size_of = |row: &Row| sizes.get(&row.row).copied().unwrap_or_default();
     if rows.iter().map(|row| size_of(row).tokens).sum::<usize>() <= most_tokens {
         return rows.iter().map(|row| (row.row, false)).collect();
     }
     let mut ranked: Vec<&Row> = rows.iter().copied().filter(|row| size_of(row).sharpest != Sharpest::None).collect();
-    // Surpluses are finite, so that any two of them have an order.
+    // Surpluses are finite, so any two can be compared.
     let order = |a: &Row, b: &Row| size_of(b).sharpest.partial_cmp(&size_of(a).sharpest).unwrap_or(Ordering::Equal);
     ranked.sort_by(|a, b| order(a, b).then(a.row.cmp(&b.row)));
     let (mut chosen, mut tokens) = (HashMap::new(), 0);
@@ -171,7 +171,7 @@ mod tests {
     use crate::table::testing::{Example, token, write_parts};
     use crate::table::{ROWS_FILE, TOKENS_FILE, finish, read_rows};
 
-    /// Row `i` has `i + 1` tokens; every third has a conflict, the sharper the later.
+    /// Row `i` has `i + 1` tokens; every third row has a conflict, sharper in later rows.
     fn run(folder: &std::path::Path, n_rows: u32) -> (Vec<PathBuf>, Vec<Row>) {
         let example = |row: u32| {
             let mut tokens: Vec<_> = (0..row + 1).map(|i| token(i, 0.9, 0.3)).collect();
@@ -205,17 +205,17 @@ mod tests {
     fn of_a_large_run_the_sharpest_rows_and_a_sample() {
         let folder = tempfile::tempdir().unwrap();
         let (tables, rows) = run(folder.path(), 12);
-        // 78 tokens in all. Four fifths of 30 are 24: of the rows with conflicts (9, 6, 3, 0 by rank) 10 + 7 + 4 + 1 tokens fit.
+        // There are 78 tokens. Four fifths of 30 are 24: of the rows with conflicts (9, 6, 3, 0 by rank), all 10 + 7 + 4 + 1 tokens fit.
         let shown = shown(&tables, &rows, &HashSet::new(), 30).unwrap();
         let of = |sampled| shown.rows.iter().filter(|row| row.is_sampled == sampled).map(|row| row.row.row).collect::<Vec<_>>();
         assert_eq!(of(false), [0, 3, 6, 9]);
         assert!(!of(true).is_empty() && shown.tokens.len() <= 30 && shown.of_rows == 12, "{:?}", of(true));
         assert_eq!(shown.rows.iter().map(|row| row.n_tokens).sum::<usize>(), shown.tokens.len());
-        // One row that is longer than everything allowed is shown all the same.
+        // A single row that exceeds the limit is still shown.
         assert_eq!(super::shown(&tables, &rows[9..10], &HashSet::new(), 3).unwrap().rows.len(), 1);
         let numbers = shown.rows.iter().map(|row| row.row.row).collect();
         assert_eq!(rows_shown(&tables, &rows, &HashSet::new(), 30).unwrap(), numbers);
-        // Rows whose conflicts are of form come last: of 9, 6, 3 and 0 the first two are, and 3 and 0 leave room for the first of them only.
+        // Rows with only conflicts of form come last: 9 and 6 here. After 3 and 0, there is room for only the first of them.
         let of_form = HashSet::from([(9, 0), (6, 0)]);
         let shown = super::shown(&tables, &rows, &of_form, 19).unwrap();
         let ranked = shown.rows.iter().filter(|row| !row.is_sampled).map(|row| row.row.row).collect::<Vec<_>>();

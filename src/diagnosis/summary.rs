@@ -1,9 +1,9 @@
-//! The token table -> summary.json: how much of the tokens, of the loss and of the gradient falls into each quadrant, where,
-//! on which tokens, and what each loss would do about it.
+//! Computes summary.json from the token table: how much of the tokens, of the loss and of the gradient falls into each quadrant, where and on which
+//! tokens, and what each loss would do about it.
 //!
-//! One streaming pass, plus the quantile passes that some gates need. Kept in memory: sums per source and turn, one counter per
-//! distinct token, and one per distinct (target, model's choice) pair of the conflicts. Tokens whose numbers are not finite are
-//! counted and otherwise left out. Left out here: everything for the eye (`report::markdown`, `maps`).
+//! One streaming pass, plus the quantile passes that some gates need. It keeps in memory the sums per source and turn, one counter per distinct
+//! token, and one per distinct (target, model's first choice) pair of the conflicts. Tokens with numbers that are not finite are counted and
+//! otherwise skipped. `report::markdown` and `maps` present the results.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -26,34 +26,34 @@ use crate::error::Result;
 use crate::stats::share;
 use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
-/// What summary.json holds.
+/// The content of summary.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The thresholds of the quadrants.
     pub thresholds: Resolved,
-    /// For the preset `groups`: tokens between its low and its high entropy, which belong to neither group of the paper.
+    /// For the preset `groups`: tokens between the low and the high entropy, which belong to neither group of the paper.
     pub tokens_between_groups: Option<u64>,
-    /// Tokens left out because a number is infinite or not a number. Anything but 0 is a defect of the model or of a kernel.
+    /// Tokens skipped because a number is infinite or NaN. Anything but 0 is a defect of the model or of a kernel.
     pub tokens_not_finite: u64,
     /// All tokens.
     pub overall: Breakdown,
-    /// In order of first appearance.
+    /// The tokens by source, in order of first appearance.
     pub sources: Vec<SourceBreakdown>,
-    /// The turns by their number in the example, ascending.
+    /// The tokens by turn number, ascending.
     pub turns: Vec<TurnBreakdown>,
     /// The most frequent target tokens of each quadrant.
     pub frequent_tokens: ByQuadrant<Vec<FrequentToken>>,
-    /// What the data says instead of what the model was sure of, most frequent first.
+    /// Conflicts by target and first choice of the model, most frequent first.
     pub conflict_pairs: Vec<ConflictPair>,
-    /// The examples with the most conflict mass, most first.
+    /// The examples with the most conflict mass, in descending order.
     pub conflict_rows: Vec<ConflictRow>,
-    /// The tokens that come first by [`Ranking::DEFAULT`], whatever their quadrant.
+    /// The tokens ranked highest by [`Ranking::DEFAULT`], whatever their quadrant.
     pub surprises: Vec<Surprise>,
-    /// What each gate would do with the data.
+    /// What each gate would do to the data.
     pub gates: Vec<GatePreview>,
 }
 
-/// Length of each list of tokens, pairs and rows.
+/// The length of each list of tokens, pairs and rows.
 const LIST_LENGTH: usize = 20;
 
 /// The tokens of one source.
@@ -89,28 +89,28 @@ pub struct FrequentToken {
     pub share_of_token: f64,
 }
 
-/// Confident conflicts with the same target and the same choice of the model.
+/// Confident conflicts with the same target and the same first choice of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConflictPair {
     /// The id of the target.
     pub token_id: u32,
     /// The text of the target.
     pub token: String,
-    /// The id of the model's choice.
+    /// The id of the model's first choice.
     pub top_id: u32,
-    /// The text of the model's choice.
+    /// The text of the model's first choice.
     pub top: String,
-    /// How many they are.
+    /// The number of such conflicts.
     pub count: u64,
     /// Sum of -ln p - H over these tokens, nats.
     pub surplus: f64,
-    /// The one of them with the largest surplus.
+    /// The conflict among them with the largest surplus.
     #[serde(default)]
     pub example: Option<Spot>,
 }
 
-/// An example by its conflict mass: the sum of -ln p - H over its confident conflicts. The sum of the loss alone would also
-/// count the nats that the model expected to lose there.
+/// An example with its conflict mass: the sum of -ln p - H over its confident conflicts. The sum of the loss alone would also include the nats that
+/// the model expected to lose there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConflictRow {
     /// The example, numbered over the whole input.
@@ -149,10 +149,13 @@ pub struct Surprise {
     pub line: u64,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// As of a [`Spot`].
+    /// The first byte of its place, as in a [`Spot`].
     pub begin: u32,
-    /// The byte behind the last.
+    /// The byte after the last one.
     pub end: u32,
+    /// As of a [`Spot`].
+    #[serde(default)]
+    pub pos: Option<u32>,
     /// The id of the target.
     pub token_id: u32,
     /// The text of the target.
@@ -165,41 +168,40 @@ pub struct Surprise {
     pub logprob: f32,
     /// Entropy over the whole vocabulary, nats.
     pub entropy: f32,
-    /// Its place by [`Ranking::DEFAULT`]: the larger, the more surprising.
+    /// Its score by [`Ranking::DEFAULT`]: the larger, the more surprising.
     pub score: f32,
-    /// The sentence around the token, where the data were at hand.
+    /// The sentence around the token, where the data were available.
     #[serde(default)]
     pub context: Option<InContext>,
 }
 
 impl Summary {
-    /// The rows of which something is listed.
+    /// The rows that appear in a list.
     pub fn listed_rows(&self) -> BTreeSet<u32> {
         let pairs = self.conflict_pairs.iter().filter_map(|pair| Some(pair.example.as_ref()?.row));
         let rows = self.conflict_rows.iter().map(|row| row.row);
         pairs.chain(rows).chain(self.surprises.iter().map(|surprise| surprise.row)).collect()
     }
 
-    /// Reads the sentences of what is listed of one row out of the texts of its turns.
-    pub fn read_contexts(&mut self, row: u32, text_of: &dyn Fn(u16) -> Option<String>) {
+    /// Cuts the sentences around the listed tokens of a row from the texts of its turns.
+    pub fn read_contexts(&mut self, row: u32, context_of: &dyn Fn(&Spot) -> Option<InContext>) {
         let pairs = self.conflict_pairs.iter_mut().filter_map(|pair| pair.example.as_mut());
         let rows = self.conflict_rows.iter_mut().filter_map(|row| row.worst.as_mut());
         for spot in pairs.chain(rows).filter(|spot| spot.row == row) {
-            if let Some(text) = text_of(spot.turn) {
-                spot.read(&text);
-            }
+            spot.context = context_of(spot);
         }
         for surprise in self.surprises.iter_mut().filter(|surprise| surprise.row == row) {
-            let text = text_of(surprise.turn);
-            surprise.context = text.map(|text| InContext::of(&text, surprise.begin as usize, surprise.end as usize));
+            let &mut Surprise { row, turn, begin, end, pos, .. } = surprise;
+            surprise.context = context_of(&Spot { row, turn, begin, end, pos, context: None });
         }
     }
 }
 
 /// The columns that a summary reads.
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     Column::Row,
     Column::Turn,
+    Column::Pos,
     Column::Source,
     Column::TokenId,
     Column::Begin,
@@ -213,7 +215,7 @@ const COLUMNS: [Column; 13] = [
     Column::TopId,
 ];
 
-/// Sums up the tables. `rows` is rows.parquet of the same run, sorted under the same thresholds.
+/// Summarises the tables. `rows` is rows.parquet of the same run, sorted under the same thresholds.
 pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Result<Summary> {
     let mut sums = TableSums::default();
     let mut gates: Vec<GateSums> = Vec::new();
@@ -221,7 +223,7 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
         let mut chunk = chunk?;
         sums.not_finite += chunk.retain_finite() as u64;
         if gates.is_empty() && chunk.len() > 0 {
-            // Not before the first token that counts: a table without any has no quantiles, but a summary all the same.
+            // Only at the first finite token, since a table without any has no quantiles but still gets a summary.
             let previewed = Gate::preview();
             let needs = previewed.iter().fold(Needs::default(), |needs, gate| needs.and(gate.needs()));
             let population = Population::of_tables(tables, &needs)?;
@@ -245,17 +247,17 @@ struct TableSums {
     source_names: Arc<Vec<String>>,
     sources: Vec<Tally>,
     turns: Vec<Tally>,
-    /// How the shares of all tokens vary from row to row; their sums are those of the sources, added at the end.
+    /// How the shares of all tokens vary from row to row; the total sums come from the sources at the end.
     overall: Tally,
     open_row: OpenRow,
     places: Places,
     /// Occurrences of each target token by quadrant.
     tokens: HashMap<u32, [u64; 4]>,
-    /// The conflicts by (target, model's choice).
+    /// The conflicts by (target, model's first choice).
     pairs: HashMap<(u32, u32), Pair>,
-    /// The worst conflict of each row that has any.
+    /// The worst conflict of each row with a conflict.
     worst: HashMap<u32, Worst>,
-    /// The [`LIST_LENGTH`] tokens with the best score so far, best first; their texts and places are filled in at the end.
+    /// The [`LIST_LENGTH`] tokens with the best score so far, best first; texts and places are filled in at the end.
     surprises: Vec<Surprise>,
 }
 
@@ -266,7 +268,7 @@ struct Occurrences {
     in_all: u64,
 }
 
-/// Number and surplus of some conflicts, and the worst of them.
+/// Count and surplus of a set of conflicts, and the worst of them.
 #[derive(Clone, Copy)]
 struct Pair {
     count: u32,
@@ -274,7 +276,7 @@ struct Pair {
     worst: Worst,
 }
 
-/// The conflict with the largest surplus among several; the first of equal ones.
+/// The conflict with the largest surplus of a set; the first of equal ones.
 #[derive(Clone, Copy)]
 struct Worst {
     surplus: f64,
@@ -282,24 +284,26 @@ struct Worst {
     turn: u16,
     begin: u32,
     end: u32,
+    pos: u32,
 }
 
 impl Worst {
-    /// The earlier one stays where it is as large.
+    /// Returns the worse of the two conflicts, and the earlier one if they are equal.
     fn or(self, later: Worst) -> Worst {
         if self.surplus >= later.surplus { self } else { later }
     }
 
     fn spot(self) -> Spot {
-        Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, context: None }
+        let Worst { row, turn, begin, end, pos, .. } = self;
+        Spot { row, turn, begin, end, pos: Some(pos), context: None }
     }
 }
 
-/// The row that is being read. The tokens of a row stand together, in one chunk or in several.
+/// The row being read. The tokens of a row are contiguous, in one chunk or in several.
 #[derive(Default)]
 struct OpenRow {
     row: Option<u32>,
-    /// The sources and the turns that have tokens in it.
+    /// The sources and turns of its tokens.
     sources: Vec<usize>,
     turns: Vec<usize>,
 }
@@ -332,7 +336,7 @@ impl TableSums {
                 let surplus = -logprob - entropy;
                 let (row, turn) = (chunk.row[i], chunk.turn[i]);
                 let Range { start: begin, end } = places[i].clone();
-                let own = Worst { surplus, row, turn, begin, end };
+                let own = Worst { surplus, row, turn, begin, end, pos: chunk.pos[i] };
                 let ids = (chunk.token_id[i], chunk.top_id[i]);
                 let pair = self.pairs.entry(ids).or_insert(Pair { count: 0, surplus: 0.0, worst: own });
                 pair.count += 1;
@@ -349,7 +353,7 @@ impl TableSums {
         }
     }
 
-    /// The row that was being read has no more tokens.
+    /// Ends the row being read.
     fn close_row(&mut self) {
         let OpenRow { row, sources, turns } = std::mem::take(&mut self.open_row);
         if row.is_some() {
@@ -362,7 +366,7 @@ impl TableSums {
     fn add_surprises(&mut self, chunk: &TokenChunk, places: &[Range<u32>], thresholds: &Resolved) {
         for (i, bytes) in places.iter().enumerate() {
             let score = Ranking::DEFAULT.score(chunk, i, thresholds);
-            // Equal scores keep the order of the table.
+            // Tokens with equal scores keep the order of the table.
             let place = self.surprises.partition_point(|surprise| surprise.score >= score);
             if place == LIST_LENGTH {
                 continue;
@@ -378,6 +382,7 @@ impl TableSums {
                     turn: chunk.turn[i],
                     begin: bytes.start,
                     end: bytes.end,
+                    pos: Some(chunk.pos[i]),
                     token_id: chunk.token_id[i],
                     token: String::new(),
                     top_id: chunk.top_id[i],
@@ -467,7 +472,7 @@ impl TableSums {
         })
     }
 
-    /// The tokens of a quadrant, most frequent first, equal ones by id.
+    /// The tokens of a quadrant, most frequent first, ties ordered by id.
     fn frequent_tokens(&self, quadrant: Quadrant) -> Vec<Occurrences> {
         let occurrences = |(id, counts): (&u32, &[u64; 4])| Occurrences {
             token_id: *id,
@@ -523,7 +528,7 @@ mod tests {
         assert!((value - expected).abs() < 1e-6, "{value}, expected {expected}");
     }
 
-    /// One token in each quadrant; the loss counts in ln 2.
+    /// One token in each quadrant; losses are multiples of ln 2.
     fn one_of_each() -> Vec<Example> {
         let of = |id, p, entropy| token(id, p, entropy);
         vec![
@@ -546,7 +551,7 @@ mod tests {
         assert_close(quadrants.uncertain.loss_share, 4.0 / 9.0);
         assert_close(quadrants.confident.loss_share, 1.0 / 9.0);
         assert_close(quadrants.hesitant.token_share, 0.25);
-        // The test tokens have the gradient norm 1 - p: 0.875, 0.9375, 0.5, 0.5.
+        // The test tokens have gradient norm 1 - p: 0.875, 0.9375, 0.5, 0.5.
         assert_close(quadrants.confident_conflict.grad_share, 0.875 / 2.8125);
 
         assert_eq!(summary.sources.iter().map(|source| source.source.as_str()).collect::<Vec<_>>(), ["a", "b"]);
@@ -587,14 +592,14 @@ mod tests {
         assert_close(dft.taken.loss, (3.0 * 7.0 / 8.0 + 4.0 * 15.0 / 16.0 + 0.5 + 0.5) / 9.0);
         assert_close(dft.taken.share.confident.weight, 0.5 / 2.8125);
         assert_close(dft.taken.grad_added, 0.0);
-        // The smallest H~ belongs to the conflict and to the known token; the mask takes both, the pilot mask neither:
-        // 15 % of four tokens is one, and the least probable of them is not among the surest.
+        // The conflict and the known token have the smallest H~: the mask removes both. The pilot mask removes neither: 15 % of four tokens is one,
+        // and the least probable token is not the one with the lowest entropy.
         let mask = gate("eaft:mask:0.15");
         assert_close(mask.kept.confident_conflict.loss, 0.0);
         assert_close(mask.kept.confident.loss, 0.0);
         assert_close(mask.taken.share.confident.weight, 0.5);
         assert_close(gate("pilot").taken.weight, 0.0);
-        // ln 20 times H~ is the top-K entropy in nats, which in these tokens is H: 0.5, 2, 0.5, 1.5.
+        // ln 20 times H~ is the top-K entropy in nats, which equals H for these tokens: 0.5, 2, 0.5, 1.5.
         let axolotl = gate("eaft:axolotl");
         assert_close(axolotl.mean_weight, 4.5 / 4.0);
         assert_close(axolotl.taken.grad, (0.5 * 0.875 + 0.5 * 0.5) / 2.8125);

@@ -1,4 +1,4 @@
-//! An answer that was drawn, as the journal of a rollout or an evaluation keeps it.
+//! Stores a sampled answer as the journal of a rollout or an evaluation holds it.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,17 +14,17 @@ use crate::tokens::Tokenizer;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// The record that is answered, or the item.
+    /// The record or item that is answered.
     pub row: u32,
-    /// The number of the answer among those to the same record.
+    /// The number of the answer among those to the same record or item.
     pub draw: u32,
-    /// The tokens that were drawn, the end token included.
+    /// The sampled tokens, including the end token.
     pub ids: Vec<u32>,
     /// Why the answer ends.
     pub ended: Ended,
 }
 
-/// Answers by the number of what is answered and the number of the answer.
+/// Answers by (record or item, number of the answer).
 pub(crate) type Entries = HashMap<(u32, u32), Entry>;
 
 pub(crate) fn entries(entries: Vec<Entry>) -> Entries {
@@ -37,17 +37,17 @@ impl Entry {
     }
 }
 
-/// Answers that a job wants: each of `rows` (records, or items) is answered `repeats` times.
+/// The answers that a job needs: `repeats` to each of `rows` (records, or items).
 pub(super) struct Wanted<'a> {
-    /// The numbers by which the journal knows them.
+    /// The numbers of the records or items, as in the journal.
     pub rows: &'a [u32],
     pub repeats: u32,
     pub way: &'a Way,
-    /// What is asked for a draw of the row that stands at this place in `rows`.
+    /// The request for an answer, given the index into `rows` and the number of the answer.
     pub request: &'a dyn Fn(usize, u32) -> Request,
 }
 
-/// Has the author write those of the wanted answers that are not among `entries`, which are the journal's. Each goes into both as it comes.
+/// Lets the author write the answers that are missing from `entries`, which come from the journal. Each new answer is added to both.
 pub(super) fn write_open(
     author: &Author,
     wanted: &Wanted,

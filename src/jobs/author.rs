@@ -1,4 +1,4 @@
-//! What runs the model of an evaluation or of rollouts: this program, or servers.
+//! Generates the answers of evaluations and rollouts, by this program or by servers.
 
 use std::cell::Cell;
 
@@ -22,7 +22,7 @@ impl Author {
         }
     }
 
-    /// What was found about the servers; `None` where this program runs the model.
+    /// What the checks found about the servers; `None` where this program runs the model.
     pub(super) fn checked(&self) -> Option<&Checked> {
         match self {
             Author::Own(_) => None,
@@ -30,8 +30,8 @@ impl Author {
         }
     }
 
-    /// Answers all requests: see [`generate`], and for servers [`Servers::each`]. `finished` gets the number of tokens that were written so far with
-    /// each answer.
+    /// Answers all requests: see [`generate`], and for servers [`Servers::each`]. `finished` receives each answer with the number of tokens generated
+    /// so far.
     pub(super) fn write(
         &self,
         requests: &[Request],

@@ -1,4 +1,4 @@
-//! What changed between two models, two evaluations or two score runs.
+//! Compares two models, two evaluations or two score runs.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,19 +28,19 @@ use crate::table::{
     CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
 };
 
-/// A comparison as the user asked for it.
+/// A comparison as the user requested it.
 pub(crate) struct Job {
-    /// A folder of an evaluation or of a score run, samples of lm-evaluation-harness, or a model.
+    /// The folder of an evaluation or of a score run, samples of lm-evaluation-harness, or a model.
     pub before: String,
-    /// What it is compared with, of the same kind as `before`; several where there is a target.
+    /// The other side, of the same kind as `before`; several if there is a target.
     pub after: Vec<String>,
-    /// The tasks that the runs were fine-tuned for.
+    /// The tasks that the runs were fine-tuned for, if any.
     pub target: Vec<String>,
-    /// What models are evaluated on; empty for the probe. Of evaluations, the names of the tasks that are compared; empty for all.
+    /// The tasks to evaluate models on; empty for the probe. For evaluations, the tasks to compare; empty for all.
     pub tasks: Vec<String>,
-    /// Run the models behind folders for their divergence, too.
+    /// Whether to also run the models behind folders, for their divergence.
     pub divergence: bool,
-    /// The drop in points that is an error.
+    /// The drop in points from which the comparison is an error.
     pub fail_on_drop: Option<f64>,
     /// How models are evaluated.
     pub way: Way,
@@ -48,25 +48,25 @@ pub(crate) struct Job {
     pub command: String,
 }
 
-/// Compares, after it has evaluated what is a model.
+/// Compares the two sides, after evaluating those that are models.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     if job.fail_on_drop.is_some() && kind(&job.before, job)? == SideKind::ScoreRun {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
     }
-    // What was asked for and cannot be had is said before the rest is done.
+    // Compute a requested divergence first, so that an impossible one fails before the other work.
     let asked = if job.divergence { Some(distance(job, watch)?) } else { None };
     let what = compared(job, watch)?;
     let divergence = asked.map_or_else(|| distance(job, watch), Ok)?;
     Ok(Diff { what, divergence, remarks: remarks(job)? })
 }
 
-/// Is one of the sides a model, which is evaluated first?
+/// Whether a side is a model, which has to be evaluated first.
 pub(crate) fn evaluates(job: &Job) -> Result<bool> {
     let mut sides = job.after.iter().chain([&job.before]);
     sides.try_fold(false, |found, side| Ok(found || kind(side, job)? == SideKind::Model))
 }
 
-/// What else differs between folders of ours than the models, in sentences without their full stops; empty for anything but folders.
+/// Differences between our folders other than the models, as sentences without full stops; empty for anything but folders.
 fn remarks(job: &Job) -> Result<Vec<String>> {
     let mut said = Vec::new();
     let Some((kind, before)) = record(&job.before, job)? else { return Ok(said) };
@@ -84,7 +84,7 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
                 job.before
             ));
         }
-        // Two engines are named as such.
+        // A difference of engines is reported separately.
         if records.into_iter().any(|record| record["server"].is_object()) {
             continue;
         }
@@ -101,7 +101,7 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
     Ok(said)
 }
 
-/// The record of a folder of ours.
+/// The record of one of our folders.
 fn record(written: &String, job: &Job) -> Result<Option<(SideKind, Value)>> {
     let kind = kind(written, job)?;
     let file = match kind {
@@ -112,7 +112,7 @@ fn record(written: &String, job: &Job) -> Result<Option<(SideKind, Value)>> {
     Ok(Some((kind, read(&Path::new(written).join(file))?)))
 }
 
-/// Which rows of two score runs belong together where they have not read the same files in the same way; `None` where they have.
+/// How the rows of two score runs correspond if they did not read the same files in the same way; `None` if they did.
 fn other_data(runs: [&Path; 2]) -> Result<Option<Pairing>> {
     let [before, after] = records(runs)?;
     let read = |record: &RunRecord| {
@@ -132,7 +132,7 @@ fn records(runs: [&Path; 2]) -> Result<[RunRecord; 2]> {
     Ok([before?, after?])
 }
 
-/// By what two runs make other tokens of one row, behind which a model says something else of the same token.
+/// The settings by which two runs tokenize a row differently; after a different token, a model scores the same token differently.
 fn other_rendering([a, b]: [&RunRecord; 2]) -> Vec<&'static str> {
     let others = [
         (a.template_sha256 != b.template_sha256, "the template"),
@@ -143,7 +143,7 @@ fn other_rendering([a, b]: [&RunRecord; 2]) -> Vec<&'static str> {
     others.into_iter().filter_map(|(differs, what)| differs.then_some(what)).collect()
 }
 
-/// What of two score runs makes their tokens or quadrants others whatever the models are.
+/// The settings of two score runs that change tokens or quadrants independently of the models.
 fn other_rows([before, after]: [&String; 2]) -> Result<Vec<String>> {
     let mut said = Vec::new();
     let folders = [before, after].map(Path::new);
@@ -195,7 +195,7 @@ fn other_rows([before, after]: [&String; 2]) -> Result<Vec<String>> {
 }
 
 impl Job {
-    /// An error if something dropped by more than the user wants.
+    /// Returns an error if something dropped by more than the user allows.
     pub(crate) fn check_drop(&self, diff: &Diff) -> Result<()> {
         match (self.fail_on_drop, &diff.what) {
             (Some(points), What::Evaluations(comparison)) => comparison.check_drop(points),
@@ -209,16 +209,16 @@ impl Job {
     }
 }
 
-/// diff.json, diff.md, diff.html, and the figure as PNG and SVG; of two score runs also learnt.parquet and compared.html.
+/// Writes diff.json, diff.md, diff.html, and the figure as PNG and SVG; for two score runs also learnt.parquet and compared.html.
 pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
     for extension in ["png", "svg"] {
         report::draw(diff, out, extension)?;
     }
     let svg = |name: &str| {
-        // Just written.
+        // The file was written above.
         let text = std::fs::read_to_string(out.join(format!("{name}.svg"))).unwrap_or_default();
-        // Within HTML an SVG has no declaration of its own.
+        // An SVG inside HTML has no XML declaration.
         text.find("<svg").map_or_else(String::new, |begin| text[begin..].to_owned())
     };
     if let What::Scores(movement) = &diff.what {
@@ -263,7 +263,7 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         tell_apart([&mut before, &mut after], [&job.before, &job.after[0]]);
         return Ok(What::Evaluations(compare::compare(&before, &after)?));
     }
-    // Folders of evaluations bear the names of their models, which runs from one script share: their own names tell them apart.
+    // Evaluation folders carry the names of their models, which runs of one script share; the folder names tell them apart.
     let mut of_all = names(&[std::slice::from_ref(&job.before), &job.after].concat()).into_iter();
     let of_before = of_all.next();
     for (side, name) in sides.iter_mut().zip(of_all) {
@@ -275,8 +275,8 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     Ok(What::Retention(retention::retention(before, sides, &job.target)?))
 }
 
-/// Two sides whose models bear one name, as those of two training runs do, are called after the models' paths; where these are the same, too, after
-/// what was `written` for the sides.
+/// Tells apart two sides whose models have the same name, as those of two training runs do: by the paths of the models, or if these are equal, by
+/// what the user `written` for the sides.
 fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
     if before.name != after.name {
         return;
@@ -289,7 +289,7 @@ fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
     }
 }
 
-/// Two score runs, with the sentences around what is listed where the data of the first are at hand.
+/// Compares two score runs; listed tokens get their sentences if the data of the first run are available.
 fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let conflicts = before.join(CONFLICTS_FILE);
     let by_place = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
@@ -301,16 +301,17 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let mut movement = movement::compare(before, after, &pairing, kinds.as_ref())?;
     let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());
-    // Data that have moved or changed leave the places, and no sentences.
+    // If the data have moved or changed, places remain without sentences.
     let data = read_record(&before.join(RUN_FILE)).and_then(|record| find_data(before, &record, &[]));
     if let Ok((dataset, chosen)) = data {
         let wanted = movement.learnt.listed_rows();
-        read_listed(&dataset, &chosen, wanted, |row, text_of| movement.learnt.read_contexts(row, text_of))?;
+        let tables = [before.join(TOKENS_FILE)];
+        read_listed(&tables, &dataset, &chosen, wanted, |row, context_of| movement.learnt.read_contexts(row, context_of))?;
     }
     Ok(movement)
 }
 
-/// Writes, beside two score runs' comparison, a table of all rows and the page with both side by side.
+/// Writes a table of all rows and the page with both runs side by side.
 fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
     let rows: Vec<LearntRow> = movement
         .learnt
@@ -378,7 +379,7 @@ fn side(kind: SideKind, written: &str, job: &Job, watch: &dyn Watch) -> Result<S
                 command,
             };
             let evaluated = eval::run(&asked, watch)?;
-            // The folder holds what was asked of the model before, too.
+            // The folder may contain tasks of earlier evaluations of the model.
             let mut side = compare::read_side(&evaluated.out)?;
             side.tasks.retain(|name, _| evaluated.tasks.contains(name));
             Ok(side)
@@ -387,7 +388,7 @@ fn side(kind: SideKind, written: &str, job: &Job, watch: &dyn Watch) -> Result<S
     }
 }
 
-/// Leaves the tasks that --tasks names, by their names or groups.
+/// Keeps only the tasks that --tasks selects, by name or group.
 fn choose(before: &mut Side, others: &mut [Side], names: &[String]) -> Result<()> {
     let mut tasks = Vec::new();
     for name in names {
@@ -399,7 +400,7 @@ fn choose(before: &mut Side, others: &mut [Side], names: &[String]) -> Result<()
     Ok(())
 }
 
-/// The divergence of the two models, where both can be run and the user asks for it by naming models or by --kl.
+/// The divergence between the two models, if both can be run and the user requests it by naming models or with --kl.
 fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
     let unknown = |why: &str| match job.divergence {
         true => Err(Error::usage(format!("--kl: the divergence is {why}")).cure("Leave --kl out.")),
@@ -424,16 +425,16 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
     }
 }
 
-/// The record of what made a folder.
+/// Reads the record of a folder.
 fn read(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path).context_at(path, "cannot read what made the folder")?;
     json::from_slice(&bytes).context_at(path, "the file is no JSON")
 }
 
-/// The model that a side is, or was made with.
+/// The model of a side, given directly or known from its record.
 enum Behind {
     Model(KnownModel),
-    /// A server ran the model, and it alone knows the weights.
+    /// A server ran the model, so that its weights are not known here.
     Server,
     Unknown,
 }

@@ -1,4 +1,4 @@
-//! What a folder holds that the user named where data or a run of scores was expected, and what to do with it.
+//! Identifies what a folder holds that the user named where data or a score run was expected, and suggests what to do with it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,15 @@ use crate::eval::results::{SCORES_FILE, read_scores};
 use crate::format::count;
 use crate::table::{PARTS_FOLDER, TOKENS_FILE};
 
-/// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
+/// Whether the folder holds finished scores, which can be sorted again. If a run was killed while joining its parts, sorting joins them.
 pub(crate) fn holds_scores(folder: &Path) -> bool {
     folder.join("run.json").is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
 }
 
-/// What to call folders side by side: their own names, with as many of the names before as tell them apart. One that is given again gets a
-/// number.
+/// Names for folders side by side: the last components of their paths, as many as are needed to tell them apart. A repeated folder gets a number.
 pub(crate) fn names<P: AsRef<Path>>(folders: &[P]) -> Vec<String> {
     let wholes: Vec<PathBuf> = folders.iter().map(|folder| whole(folder.as_ref())).collect();
-    // The last `n` names of a path.
+    // The last `n` components of a path.
     let end = |path: &Path, n: usize| {
         let names: Vec<_> = path.iter().collect();
         names[names.len().saturating_sub(n)..].iter().collect::<PathBuf>()
@@ -34,12 +33,12 @@ pub(crate) fn names<P: AsRef<Path>>(folders: &[P]) -> Vec<String> {
     wholes.iter().enumerate().map(|(idx, path)| name(idx, path)).collect()
 }
 
-/// The one path of what can be written in several ways; what is not there stays as it is.
+/// The canonical path; a path that does not exist stays as it is.
 pub(crate) fn whole(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-/// The folders of finished scores that a name or a glob means, in the order of their names.
+/// The folders of finished scores that a name or a glob matches, ordered by name.
 pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
     let path = PathBuf::from(named);
     if path.exists() {
@@ -49,14 +48,14 @@ pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
     matched.filter(|path| path.is_dir() && holds_scores(path)).collect()
 }
 
-/// Is it, in the place of data, something else that this program knows, or nothing at all?
+/// Whether a folder given as data is empty or holds something else that this program recognises.
 pub(crate) fn is_no_data(folder: &Path) -> bool {
     let known = [OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];
     let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     is_empty || known.iter().any(|name| folder.join(name).exists())
 }
 
-/// The error for what holds no finished scores where the folder of such a run is asked for: it says what is there instead.
+/// The error for a path without finished scores where a score run is expected; it names what is there instead.
 pub(crate) fn not_scores(path: &Path) -> Error {
     let cure = "Name the folder of a finished run: `diagnose DATASET` scores data and writes one under runs/.";
     let of = |what: &str| Error::usage(what.to_owned()).at(path);
@@ -73,7 +72,7 @@ pub(crate) fn not_scores(path: &Path) -> Error {
     }
 }
 
-/// The error for a folder in the place of data that [`is_no_data`].
+/// The error for a folder given as data for which [`is_no_data`] holds.
 pub(crate) fn not_data(folder: &Path) -> Error {
     known(folder).unwrap_or_else(|| {
         Error::usage("this folder holds neither a finished run (no run.json) nor data")
@@ -82,7 +81,7 @@ pub(crate) fn not_data(folder: &Path) -> Error {
     })
 }
 
-/// The error for a folder that holds something else that this program knows.
+/// The error for a folder that holds something else that this program recognises, if it does.
 fn known(folder: &Path) -> Option<Error> {
     let is_there = |name: &str| folder.join(name).exists();
     let of = |what: &str| Error::usage(what.to_owned()).at(folder);

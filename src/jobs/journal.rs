@@ -1,5 +1,5 @@
-//! What a long job has finished, as it comes: a line each, behind a line that says whose they are. A line that was cut off with the process is
-//! written anew.
+//! Records the finished parts of a long job as they come: a line with the identity of the run, then one line each. A line cut off by a crash is
+//! dropped and written again.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -17,8 +17,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// A new journal, or one that a run of the same identity has left, with what it holds. `other` says what to do with one of another run:
-    /// the error, or nothing where it is to be written anew.
+    /// Opens a new journal, or that of an earlier run of the same identity with its entries. `other` decides what happens to a journal of another
+    /// run: an error, or `None` to replace it.
     pub(super) fn open<Entry: DeserializeOwned>(
         path: &Path,
         identity: &str,
@@ -35,7 +35,7 @@ impl Journal {
         let mut entries = Vec::new();
         if let Some(first) = lines.next() {
             let found: serde_json::Value = serde_json::from_slice(first).context_at(path, "expected the identity of a run")?;
-            // Nothing is lost with a journal that holds nothing.
+            // Replacing an empty journal loses nothing.
             match (found["identity"] == identity, other().filter(|_| lines.peek().is_some())) {
                 (true, _) => {
                     for line in lines {
@@ -61,18 +61,18 @@ impl Journal {
         let before = self.file.metadata().context_at(&self.path, "cannot read the length of the journal")?.len();
         let written = self.file.write_all(&line);
         if written.is_err() {
-            // Half a line, of a full disk, would spoil the next one.
+            // A partial line, as from a full disk, would corrupt the next one.
             let _ = self.file.set_len(before);
         }
         written.context_at(&self.path, "cannot write down what is finished")
     }
 
-    /// Once what it holds stands elsewhere.
+    /// Removes the journal once its entries are stored elsewhere.
     pub(super) fn remove(self) -> Result<()> {
         Journal::clear(&self.path)
     }
 
-    /// Removes the journal of what is finished, if the process was killed before it could.
+    /// Removes the journal of a finished job, if the process was killed before it could.
     pub(super) fn clear(path: &Path) -> Result<()> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -106,10 +106,10 @@ mod tests {
         journal.add(&[5, 7]).unwrap();
         drop(journal);
         assert_eq!(std::fs::read(&path).unwrap(), text);
-        // A journal of another run is not worth an error here: it is begun anew.
+        // A journal of another run is no error here: it is replaced.
         assert!(open("b", &|| None).unwrap().1.is_empty());
         assert!(open("b", &refused).unwrap().1.is_empty());
-        // It holds nothing yet: so is it without being asked for.
+        // An empty journal is replaced even if `other` is an error.
         assert!(open("c", &refused).unwrap().1.is_empty());
         let (mut journal, _) = open("c", &refused).unwrap();
         journal.add(&[1, 7]).unwrap();

@@ -1,26 +1,26 @@
-//! The jobs that the command line asks for: what the user wants -> files opened and checked, work done, a folder written.
+//! Runs the jobs of the command line: each opens and checks its inputs, does the work and writes a folder.
 //!
-//! Only these own run folders; what they put together stands in the rooms above.
+//! Only jobs own run folders; the other modules provide the parts.
 //!
 //! ```text
-//! score/     a data set -> tables, figures, report
-//! train/     a data set -> a fine-tuned model
-//! eval/      tasks -> scores
-//! rollout/   prompts -> the model's own answers, a data set
-//! export/    a run and decisions -> its data again
-//! diff.rs    two of those -> what changed
-//! landscape.rs finished runs of scores, side by side
-//! check.rs   a data set -> what can be said of it without weights
-//! view.rs    finished runs -> the page to read and decide in
-//! reopened.rs  a run of scores with its data at hand again
-//! decisions.rs what a person has decided about its rows
-//! folders.rs recognises run folders, expands globs of them, and says what another folder is
-//! work.rs    whose folder a folder is: a command does not write into that of another
-//! answer.rs  an answer that was drawn
-//! author.rs  who writes answers: this program, or servers
-//! served.rs  a model that servers run
-//! journal.rs what a killed job had finished; level.rs refuses to go on with it by other instructions
-//! watch.rs   who is told how a job goes on
+//! score/       a data set -> tables, figures, report
+//! train/       a data set -> a fine-tuned model
+//! eval/        tasks -> scores
+//! rollout/     prompts -> the model's own answers, a data set
+//! export/      a run and decisions -> its data, rewritten
+//! diff.rs      what changed between two models, evaluations or score runs
+//! landscape.rs finished score runs on shared axes
+//! check.rs     checks of a data set that need no weights
+//! view.rs      finished runs -> the page to read rows and decide about them
+//! reopened.rs  a score run, reopened together with its data
+//! decisions.rs what a person decided about the rows of a run
+//! folders.rs   recognises run folders, expands globs, and names what another folder holds
+//! work.rs      which command a folder belongs to, so that no command overwrites another's
+//! answer.rs    a sampled answer
+//! author.rs    what generates answers: this program, or servers
+//! served.rs    a model run by servers
+//! journal.rs   the finished work of a killed job; level.rs refuses to resume at another kernel level
+//! watch.rs     reports progress
 //! ```
 
 use std::time::SystemTime;
@@ -49,18 +49,18 @@ pub(crate) mod view;
 pub(crate) mod watch;
 mod work;
 
-/// The record of this process, which began at `started` and ran the model on `device`, or had it run there by servers.
+/// The record of this process, which began at `started` and ran the model on `device`, or had servers run it.
 pub(crate) fn provenance_of(started: SystemTime, device: String, by_servers: bool) -> Provenance {
     Provenance::new(started, (!by_servers).then(|| Level::current().name()), device)
 }
 
-/// What of the data files decides about a run: their bytes, what they are read as, and their names, which the table holds as sources.
-/// The folders before the names do not, so that the same file by another spelling is the same run.
+/// What identifies the data files of a run: their hashes, formats and file names, which the table stores as sources. Their folders do not count, so
+/// that another path to the same file gives the same run.
 fn identity_of_files(files: &[DataFile]) -> Vec<(String, &str, String)> {
     files.iter().map(|file| (file.name(), file.sha256.as_str(), file.format.to_string())).collect()
 }
 
-/// The high-water mark of this process's resident set, where the kernel tells (Linux).
+/// The peak resident set size of this process, where the kernel reports it (Linux).
 pub(crate) fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! A finished run of scores with its data at hand again: what the tables say by number stands in the texts of these rows.
+//! Reopens a finished score run together with its data, so that the texts behind the numbers of its tables can be read.
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,12 @@ pub(crate) struct Reopened {
     pub folder: PathBuf,
     pub record: RunRecord,
     pub dataset: Dataset,
-    /// rows.parquet: a row for each record that was read, in their order.
+    /// rows.parquet: a row for each record that was read, in data order.
     pub rows: Vec<Row>,
 }
 
 impl Reopened {
-    /// Opens the folder of a finished run. `data` are the files, in their order, where they have moved; else they are looked for.
+    /// Opens the folder of a finished run. `data` are the data files in their order, if they have moved; otherwise they are searched for.
     pub(crate) fn open(folder: &Path, data: &[String]) -> Result<Reopened> {
         if !folders::holds_scores(folder) {
             return Err(folders::not_scores(folder));

@@ -1,4 +1,4 @@
-//! A model that servers run, for every job that has it so: its texts, how long a sequence may be, and what was found out about the servers.
+//! Opens a model run by servers, for every job that supports it: its tokenizer, its longest sequence, and the checks of the servers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::kernels::{Dtype, Kernels, TokenStatistics};
 use crate::model::{LoadOptions, ModelName, Placement, Reference, Served};
 use crate::tokens::{Sequence, Tokenizer};
 
-/// What the servers of a folder were when it was begun.
+/// Describes the servers as they were when the folder was begun.
 const SERVER_FILE: &str = "server.json";
-/// What stands where an own engine's precision and kernels would.
+/// Stands in for the precision and kernels of our own engine.
 pub(crate) const AS_SERVED: &str = "as served";
 
-/// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with; `load` says how
-/// this program would run the model, so that whatever of it was given is refused.
+/// Opens the tokenizer and configuration, the only local parts needed if servers run the model. `option` is the option by which the user chose
+/// servers; options in `load`, which say how this program would run the model, are refused.
 pub(super) fn text_of(model: &ModelName, option: &str, load: &LoadOptions, watch: &dyn Watch) -> Result<(Served, Reference)> {
     let LoadOptions { dtype, kernels, device } = *load;
     let ours = [
@@ -40,15 +40,15 @@ pub(super) fn text_of(model: &ModelName, option: &str, load: &LoadOptions, watch
     Ok((served, reference))
 }
 
-/// Why a sequence may be less long than a server's limit.
+/// Why a sequence must be shorter than the server's limit.
 pub(super) struct Beyond {
-    /// How many tokens a sequence has to be shorter than the server's limit.
+    /// By how many tokens it must be shorter.
     pub tokens: usize,
-    /// Why it has to be, as a sentence's end.
+    /// The reason, worded as the end of a sentence.
     pub why: &'static str,
 }
 
-/// How long a sequence may be: as the user says, else the usual length, or what model and servers take if that is less.
+/// The longest sequence: the user's choice, else the usual length, or less if the model and the servers take less.
 pub(super) fn max_len(asked: Option<usize>, served: &Served, pool: Option<&Pool>, beyond: &Beyond) -> Result<usize> {
     let limit = pool.and_then(Pool::max_len);
     let longest = limit.map_or(usize::MAX, |limit| limit.saturating_sub(beyond.tokens));
@@ -63,19 +63,19 @@ pub(super) fn max_len(asked: Option<usize>, served: &Served, pool: Option<&Pool>
     }
 }
 
-/// How long a sequence may be where the user does not say, so many tokens less than the model was made for.
+/// The longest sequence by default, `beyond` tokens less than the model supports.
 pub(super) fn usual_len(served: &Served, beyond: usize) -> usize {
     served.max_len().min(served.longest.map_or(usize::MAX, |longest| longest.saturating_sub(beyond)))
 }
 
-/// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer with the tokens that it puts
-/// around a text, of which tokenizer.json says nothing.
+/// A stand-in for the hash of the weights, which a server does not report: the hash of the server's name for its model and of the tokenizer with the
+/// tokens that it adds around a text, which are not in tokenizer.json.
 pub(super) fn hash(model: &str, tokenizer: &Tokenizer) -> Result<String> {
     let around = (tokenizer.bos(), tokenizer.eos(), tokenizer.leading());
     Ok(sha256(format!("served\n{model}\n{around:?}\n{}", tokenizer.to_json()?)))
 }
 
-/// What our own engine says of a sequence, where the model is here and not too large; else a remark why not.
+/// Our own engine's scores of a sequence, if the model is here and not too large; otherwise a remark why not.
 pub(super) fn own_scores(
     served: &Served,
     reference: &Reference,
@@ -94,7 +94,7 @@ pub(super) fn own_scores(
     }
 }
 
-/// What the comparison with our own engine came to, for people.
+/// The result of the comparison with our own engine, as a sentence.
 pub(super) fn remark(checked: &Checked) -> Option<String> {
     checked.from_own.map(|apart| {
         format!(
@@ -104,17 +104,17 @@ pub(super) fn remark(checked: &Checked) -> Option<String> {
     })
 }
 
-/// Servers that answered, before they are put to the test.
+/// Servers that answered, before they are checked.
 pub(super) struct Opened {
     pub served: Served,
     pub reference: Reference,
     pub max_len: usize,
-    /// A hash of what is known here of the model: what the servers call it, or have it from, and its tokenizer.
+    /// A hash of what is known locally about the model: the name or path that the servers report, and its tokenizer.
     pub sha256: String,
     pool: Pool,
 }
 
-/// Servers that were put to the test.
+/// Servers that passed the check.
 pub(super) struct Servers {
     pub pool: Pool,
     pub tokenizer: Arc<Tokenizer>,
@@ -137,18 +137,18 @@ impl Opened {
         Ok(Opened { served, reference, max_len, sha256, pool })
     }
 
-    /// An error where the servers cannot draw in this way.
+    /// Returns an error if the servers cannot sample in this way.
     pub(super) fn check_way(&self, sampling: &Sampling) -> Result<()> {
         self.pool.check_way(sampling)
     }
 
-    /// `vllm 0.11.0`
+    /// Such as `vllm 0.11.0`.
     pub(super) fn program(&self) -> String {
         self.pool.program()
     }
 
-    /// Puts the servers to the test, `writes` with an answer, too. The folder `out`, which is made, keeps what they were: others than those it was begun
-    /// with are refused.
+    /// Checks the servers, and also an answer if `writes`. Creates the folder `out`, which records the servers' scores: servers that differ from
+    /// those it was begun with are refused.
     pub(super) fn check(self, out: &Path, writes: bool, watch: &dyn Watch) -> Result<Servers> {
         let Opened { served, reference, pool, .. } = self;
         let (tokenizer, mut remarks) = (served.tokenizer.clone(), Vec::new());
@@ -161,14 +161,14 @@ impl Opened {
         remarks.extend(remark(&checked));
         watch.remarks(&served.info.name, &remarks);
         claim(&checked, out)?;
-        // From now on only the targets count in what is asked for.
+        // From here on, only the targets' scores are needed.
         Ok(Servers { pool: pool.with_top_k(1), tokenizer, checked })
     }
 }
 
 impl Servers {
-    /// As [`Pool::each`]. What has come is handed on once the servers say of a text what they said at the beginning: all that `finished` gets, and
-    /// may keep, is of the model that they were put to the test with. One more request is under way for that, whatever the number of the others.
+    /// Like [`Pool::each`], but passes results to `finished` only after the servers have scored a text as they did at the beginning, so that all
+    /// results come from the model that was checked. This takes one additional concurrent request.
     pub(super) fn each<T: Sync, R: Send>(
         &self,
         tasks: &[T],
@@ -183,7 +183,7 @@ impl Servers {
     }
 }
 
-/// A model's hash is not to be had of a server: what it says of one text must be what it said when the folder was begun.
+/// A server does not report a hash of the model, so its scores of a fixed text must equal those when the folder was begun.
 fn claim(checked: &Checked, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
     let path: PathBuf = out.join(SERVER_FILE);
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use crate::tokens::GgufVocabulary;
 
-    /// tokenizer_config.json decides about the tokens around a text, of which tokenizer.json says nothing.
+    /// tokenizer_config.json determines the tokens around a text, which are not in tokenizer.json.
     #[test]
     fn a_served_model_is_known_by_the_tokens_around_a_text() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! Finished runs -> view.html: the page in which a person reads the rows and decides about them.
+//! Writes view.html, the page in which a person reads the rows of finished runs and decides about them.
 //!
-//! Every run leaves one in its folder; `diagnose view` writes it again, or one with two runs side by side.
+//! Every run leaves a page in its folder; `diagnose view` writes it again, or one that shows two runs side by side.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -23,32 +23,32 @@ use crate::table::{
 };
 
 pub(crate) const VIEW_FILE: &str = "view.html";
-/// Where two runs are compared.
+/// The page that compares two runs.
 pub(crate) const COMPARED_FILE: &str = "compared.html";
-/// What a page holds: four to six megabytes, open in a second.
+/// The tokens on a page: four to six megabytes, which open within a second.
 pub(crate) const MOST_TOKENS: usize = 100_000;
 
-/// What the user asked for.
+/// A view as the user requested it.
 pub(crate) struct Job {
-    /// One run, or the one before and the one after.
+    /// One run, or the run before and the run after.
     pub runs: Vec<PathBuf>,
-    /// The data files of a run, in their order, where they have moved.
+    /// The data files of a run, in their order, if they have moved.
     pub data: Vec<String>,
-    /// `None`: a file in the last run's folder.
+    /// `None` means a file in the last run's folder.
     pub out: Option<PathBuf>,
     pub most_tokens: usize,
 }
 
-/// A page, and what it lacks.
+/// A written page, and what it lacks.
 pub(crate) struct Written {
     pub path: PathBuf,
-    /// Why a run's texts were not at hand.
+    /// Why the texts of a run were not available.
     pub without_text: Vec<String>,
-    /// Does the page that stood there stay, since it has these texts?
+    /// Whether the existing page is kept, because it has texts that a new page would lack.
     pub stays: bool,
 }
 
-/// Writes the page that was asked for.
+/// Writes the requested page.
 pub(crate) fn view(job: &Job) -> Result<Written> {
     if !(1..=2).contains(&job.runs.len()) {
         return Err(Error::usage(format!("expected one run, or two to compare, found {}", job.runs.len()))
@@ -62,7 +62,7 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
         }
         let record = read_record(&folder.join(RUN_FILE))?;
         let data = match find_data(folder, &record, &job.data) {
-            // The files that were named may be those of the other run.
+            // The named files may belong to the other run.
             Err(error) if !job.data.is_empty() => {
                 refused.push(error);
                 find_data(folder, &record, &[])
@@ -88,7 +88,7 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
         job.runs.last().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
     });
     let (own, standing): (Vec<_>, _) = (seen.iter().map(|seen| seen.run().subject()).collect(), Subject::of_page(&path)?);
-    // Where data have gone, a page that has their texts is the only place where they still stand.
+    // If the data are gone, a page with their texts is the only copy left.
     let is_of_them = standing.len() == own.len() && standing.iter().zip(&own).all(|(standing, own)| standing.is_like(own));
     let stays = is_of_them && standing.iter().zip(&own).any(|(standing, own)| standing.has_texts && !own.has_texts);
     if !stays {
@@ -100,8 +100,8 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     Ok(Written { path, without_text, stays })
 }
 
-/// Keeps of the choices after the first, which scoring has put aside, those of the rows that the page of the run shows; of a shard `all`: which
-/// rows the page of the whole run shows is not known yet.
+/// Keeps the alternatives to the first choice, which scoring put aside, for the rows shown on the run's page. `all` keeps those of all rows: for a
+/// shard, it is not yet known which rows the page of the whole run shows.
 pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool, all: bool) -> Result<()> {
     table::keep_alternatives(folder, || {
         if all {
@@ -115,7 +115,7 @@ pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool, all: bool) -> Re
 /// Tokens by row and position.
 type Places = HashSet<(u32, u32)>;
 
-/// Which conflicts of a run are of form: none where it was sorted without its data, and has no kinds.
+/// The conflicts of a run that concern form; none if it was sorted without its data and so has no kinds.
 fn conflicts_of_form(folder: &Path, has_kinds: bool) -> Result<Places> {
     if !has_kinds {
         return Ok(Places::new());
@@ -125,15 +125,15 @@ fn conflicts_of_form(folder: &Path, has_kinds: bool) -> Result<Places> {
     read_conflicts(&folder.join(CONFLICTS_FILE)).filter_map(|conflict| conflict.map(place).transpose()).collect()
 }
 
-/// The conflicts of the rows that are shown, with their kinds.
+/// The conflicts of the shown rows, with their kinds.
 fn conflicts_of(folder: &Path, shown: &Shown) -> Result<Vec<KnownConflict>> {
     let rows: HashSet<u32> = shown.rows.iter().map(|row| row.row.row).collect();
     let is_shown = |conflict: &Result<KnownConflict>| conflict.as_ref().map_or(true, |conflict| rows.contains(&conflict.row));
     read_conflicts(&folder.join(CONFLICTS_FILE)).filter(is_shown).collect()
 }
 
-/// Takes a page out of the way that shows the run as it was sorted before, by other thresholds. Where the data are not at hand, one that has their
-/// texts gets a name of its own, which is given: no other page can be made that has them.
+/// Removes a page that shows the run sorted by other thresholds. If the data are not available, a page with their texts is renamed instead, since no
+/// new page could contain them; the new name is returned.
 pub(crate) fn retire(folder: &Path, record: &RunRecord, thresholds: &Resolved, has_data: bool) -> Result<Option<PathBuf>> {
     let path = folder.join(VIEW_FILE);
     let own = Subject::new(&record.identity, thresholds, false);
@@ -149,7 +149,7 @@ pub(crate) fn retire(folder: &Path, record: &RunRecord, thresholds: &Resolved, h
     Ok(Some(aside))
 }
 
-/// Writes the page of a run that has just been sorted. `data` are its files, where they are at hand.
+/// Writes the page of a run that has just been sorted. `data` are its files, if they are available.
 pub(crate) fn write_own(folder: &Path, record: &RunRecord, data: Option<(&Dataset, &Chosen)>) -> Result<()> {
     write(&folder.join(VIEW_FILE), &[Seen::of(folder, record, data, MOST_TOKENS)?])
 }
@@ -159,7 +159,7 @@ fn write(path: &Path, seen: &[Seen]) -> Result<()> {
     write_text(path, &page)
 }
 
-/// Everything that the page says of a run.
+/// All that the page shows of a run.
 struct Seen<'a> {
     record: &'a RunRecord,
     title: String,
@@ -167,7 +167,7 @@ struct Seen<'a> {
     read: serde_json::Value,
     report: Report,
     gates: Vec<(String, Weight)>,
-    /// The conflicts of the rows that are shown, with their kinds; `None` where the run has no kinds.
+    /// The conflicts of the shown rows, with their kinds; `None` if the run has no kinds.
     conflicts: Option<Vec<KnownConflict>>,
     alternatives: Vec<Alternative>,
     shown: Shown,
@@ -222,7 +222,7 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Every gate of the preview with its numbers filled in over the whole run.
+/// All gates of the preview, bound to the whole run.
 fn gates(tables: &[PathBuf]) -> Result<Vec<(String, Weight)>> {
     let previewed = Gate::preview();
     let needs = previewed.iter().fold(Needs::default(), |needs, gate| needs.and(gate.needs()));
@@ -230,7 +230,7 @@ fn gates(tables: &[PathBuf]) -> Result<Vec<(String, Weight)>> {
     previewed.iter().map(|gate| Ok((gate.to_string(), gate.bind(&population)?))).collect()
 }
 
-/// The turns of the rows that are shown. The reading ends behind the last of them.
+/// The turns of the shown rows. Reading stops after the last of them.
 fn turns_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, Vec<Turn>>> {
     let mut lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
     let mut turns = HashMap::new();

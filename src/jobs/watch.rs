@@ -1,4 +1,4 @@
-//! Who is told how a job goes on. One for all jobs: each tells what it has to tell.
+//! Defines the trait by which all jobs report their progress.
 
 use std::path::Path;
 
@@ -6,32 +6,32 @@ use crate::dataset::DataFile;
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
 
-/// Told how the work goes on; a terminal draws bars from it. All methods do nothing unless overridden.
+/// Receives the progress of a job; the terminal draws bars from it. All methods do nothing by default.
 pub(crate) trait Watch: Sync {
-    /// Bytes fetched of `what` so far, of all.
+    /// Bytes fetched of `what` so far, out of `total`.
     fn fetching(&self, _what: &str, _done: u64, _total: u64) {}
-    /// The data files were found.
+    /// The data files have been found.
     fn opened(&self, _files: &[DataFile]) {}
     /// Records read for the mask audit.
     fn reading(&self, _records: u64) {}
     fn audited(&self, _audit: &Audit) {}
-    /// What the model's files say twice or in vain.
+    /// Redundant or unused settings in the model's files.
     fn remarks(&self, _model: &str, _remarks: &[String]) {}
     /// Scoring begins.
     fn begins(&self, _beginning: &Beginning) {}
-    /// Tokens that went through a model so far, of all, for the sake of `what`: `Scoring`.
+    /// Tokens processed by a model so far, out of `total`, for the purpose `what`, such as `Scoring`.
     fn tokens(&self, _what: &str, _done: u64, _total: u64) {}
-    /// Answers written so far, of all, and tokens of them a second.
+    /// Answers written so far, out of `total`, and their tokens per second.
     fn answers(&self, _done: u64, _total: u64, _tokens_per_second: f64) {}
-    /// Training begins in this folder, after the steps that a checkpoint holds; `what` says by which method, of which weights, and how fast.
+    /// Training begins in this folder after `done` steps from a checkpoint; `what` describes the method, the weights and the speed.
     fn trains(&self, _out: &Path, _what: &str, _done: u64, _total: u64) {}
-    /// A step of training, of all.
+    /// A training step has finished.
     fn step(&self, _metrics: &StepMetrics, _total: u64) {}
-    /// Something that takes a while and has no steps: `Saving`.
+    /// A stage begins that takes a while and has no steps, such as `Saving`.
     fn stage(&self, _what: &str) {}
-    /// From here on, or no more: an interrupt does not end the program at once but is noted, for the work to end where it can be taken up again.
+    /// From now on, interrupts are noted instead of ending the program, so that the job can stop where it can resume; `false` undoes this.
     fn heeds_interrupts(&self, _heeds: bool) {}
-    /// Does the user want it to end after this step?
+    /// Whether the user wants the job to stop after this step.
     fn interrupted(&self) -> bool {
         false
     }
@@ -39,9 +39,9 @@ pub(crate) trait Watch: Sync {
 
 /// What is known when scoring begins.
 pub(crate) struct Beginning<'a> {
-    /// Supervised tokens of the whole data set.
+    /// The number of supervised tokens in the whole data set.
     pub supervised: u64,
-    /// All tokens of the rows that have supervised tokens.
+    /// The number of tokens in all rows with supervised tokens.
     pub tokens: u64,
     /// The number of these rows.
     pub rows: u64,
@@ -49,12 +49,12 @@ pub(crate) struct Beginning<'a> {
     pub model: &'a str,
     /// Where the model runs.
     pub device: String,
-    /// Why a GPU that is there was not taken.
+    /// Why an available GPU is not used.
     pub passed_over: Option<&'a str>,
     pub out: &'a Path,
 }
 
-/// Passes on how far a fetch has come: the rooms that fetch know no job.
+/// Adapts `watch` for the modules that fetch, which know nothing of jobs.
 pub(crate) fn fetching(watch: &dyn Watch) -> impl Fn(&str, u64, u64) {
     |what, done, total| watch.fetching(what, done, total)
 }

@@ -1,5 +1,5 @@
-//! Whose folder a folder is. Three commands call their record `run.json`, and all of them write files under names that others use, too: a
-//! folder that a command has not begun itself is entered only where it writes over nothing.
+//! Finds out which command a folder belongs to. Three commands call their record `run.json`, and their other files share names as well, so a command
+//! enters a folder that it has not begun itself only if it overwrites nothing there.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use crate::table::{ALTERNATIVES_FILE, CONFLICTS_FILE, IN_CONTEXT_FILE, PAIRS_FIL
 const RECORD: &str = "run.json";
 /// The answers of a finished `rollout`.
 pub(super) const ROLLOUTS_FILE: &str = "rollouts.jsonl";
-/// The answers of one that is under way.
+/// The answers of a `rollout` in progress.
 pub(super) const JOURNAL_FILE: &str = "answers.part.jsonl";
-/// The options of a training run, from its beginning.
+/// The options of a training run, written at its beginning.
 pub(super) const OPTIONS_FILE: &str = "train.toml";
 
-/// What a command leaves in its folder with a record of its own called `run.json`.
+/// The commands whose record is called `run.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
     Scores,
@@ -33,7 +33,7 @@ impl Work {
         }
     }
 
-    /// What a run has before its end, and what it has then beside its record.
+    /// A file or folder that exists before the run ends, and one that exists afterwards, besides its record.
     fn marks(self) -> [&'static str; 2] {
         match self {
             Work::Scores => [PARTS_FOLDER, TOKENS_FILE],
@@ -48,7 +48,7 @@ impl Work {
         is_there(before) || (is_there(RECORD) && is_there(at_end))
     }
 
-    /// Files and folders that the work puts into its folder in place of what has these names.
+    /// The files and folders that the command writes, replacing those with the same names.
     fn written(self) -> &'static [&'static str] {
         match self {
             Work::Scores => &[
@@ -72,7 +72,7 @@ impl Work {
     }
 }
 
-/// An error if this work would write over what it has not made: the record of other work, or a person's own files.
+/// Returns an error if this command would overwrite another command's record or a person's own files.
 pub(crate) fn check_free(folder: &Path, own: Work) -> Result<()> {
     let cure = "Choose another folder with --out.";
     if let Some(other) = Work::ALL.into_iter().find(|work| *work != own && work.is_in(folder)) {
@@ -118,7 +118,7 @@ mod tests {
         }
     }
 
-    /// The dataset room knows these names by itself.
+    /// The dataset module recognises these names independently.
     #[test]
     fn the_folder_of_no_work_is_data() {
         let read = |folder: &tempfile::TempDir| {

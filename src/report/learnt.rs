@@ -3,7 +3,7 @@
 use super::columns::{first_that_fits, laid_out};
 use super::document::{Block, Inline, plain, strong};
 use super::quoted;
-use super::terminal::{Colours, OF_TEMPLATE, between, in_colour, marked};
+use super::terminal::{Colours, OF_TEMPLATE, between, in_colour, marked, note};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
 use crate::format::{beginning, n_tokens, percent, thousands, visible};
@@ -189,9 +189,9 @@ fn code(token: &str) -> Inline {
 
 /// The token in its sentence, in brackets.
 fn sentence(spot: &Spot) -> Inline {
-    let Some(InContext { before, token, after }) = &spot.context else { return plain("") };
+    let Some(InContext { before, token, after, part }) = &spot.context else { return plain("") };
     plain(match token.is_empty() {
         true => between(&visible(before), OF_TEMPLATE, &visible(after)),
-        false => format!("{}[[{}]]{}", visible(before), visible(token), visible(after)),
+        false => format!("{}[[{}]]{}{}", visible(before), visible(token), visible(after), note(*part)),
     })
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::document::escaped;
-use super::terminal::{OF_TEMPLATE, between, name};
+use super::terminal::{OF_TEMPLATE, between, name, note};
 use super::{isolated, quoted};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Breakdown;
@@ -441,11 +441,11 @@ fn at(spot: Option<&Spot>) -> String {
 }
 
 /// A sentence in a table, its token in quotes.
-fn sentence(InContext { before, token, after }: &InContext) -> String {
+fn sentence(InContext { before, token, after, part }: &InContext) -> String {
     let [before, after] = [before, after].map(|text| escaped(&isolated(&visible(text))));
     match token.is_empty() {
         true => between(&before, OF_TEMPLATE, &after),
-        false => format!("{before}{}{after}", cell(token)),
+        false => format!("{before}{}{after}{}", cell(token), note(*part)),
     }
 }
 
@@ -462,9 +462,12 @@ mod tests {
     fn a_users_text_stays_text() {
         assert_eq!(escaped("a|b_c\nd"), "a\\|b\\_c d");
         assert_eq!(cell("a|b"), "`a\\|b`");
-        let context = InContext { before: "a *b*".to_owned(), token: " c".to_owned(), after: "\u{202E}\n|".to_owned() };
+        let context =
+            InContext { before: "a *b*".to_owned(), token: " c".to_owned(), after: "\u{202E}\n|".to_owned(), part: None };
         assert_eq!(sentence(&context), "a \\*b\\*`␣c`⟨U+202E⟩⏎\\|");
-        let end_of_turn = InContext { before: "Paris.".to_owned(), token: String::new(), after: String::new() };
+        let in_call = InContext { part: Some(crate::tokens::Part::ToolCall), ..context };
+        assert_eq!(sentence(&in_call), "a \\*b\\*`␣c`⟨U+202E⟩⏎\\| (tool call)");
+        let end_of_turn = InContext { before: "Paris.".to_owned(), ..InContext::default() };
         assert_eq!(sentence(&end_of_turn), "Paris. (of the template)");
     }
 }

@@ -10,6 +10,7 @@ use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::summary::{Summary, Surprise};
 use crate::format::{count, n_tokens, number_with_interval, percent, percent_with_interval, thousands, visible};
 use crate::table::Quadrant;
+use crate::tokens::Part;
 
 /// What stands above the numbers.
 pub(crate) struct Heading {
@@ -214,13 +215,24 @@ const REACH: usize = 36;
 /// In the place of a token that is none of the row's own text, such as the end of a turn.
 pub(super) const OF_TEMPLATE: &str = "(of the template)";
 
+/// What is said behind a sentence whose token is no part of a content.
+pub(super) fn note(part: Option<Part>) -> String {
+    let what = match part {
+        None => return String::new(),
+        Some(Part::Reasoning) => "(reasoning)",
+        Some(Part::ToolCall) => "(tool call)",
+        Some(Part::Template) => OF_TEMPLATE,
+    };
+    format!(" {what}")
+}
+
 /// A token in its sentence, on a line of its own.
 pub(super) fn marked(context: &InContext, on: &str, off: &str) -> String {
-    let InContext { before, token, after } = context.shortened(REACH);
+    let InContext { before, token, after, part } = context.shortened(REACH);
     let [before, token, after] = [before, token, after].map(|text| isolated(&visible(&text)));
     match token.is_empty() {
         true => format!("{:10}{}", "", between(&before, &format!("{on}{OF_TEMPLATE}{off}"), &after)),
-        false => format!("{:10}{before}{on}[[{token}]]{off}{after}", ""),
+        false => format!("{:10}{before}{on}[[{token}]]{off}{after}{}", "", note(part)),
     }
 }
 

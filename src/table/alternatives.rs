@@ -1,11 +1,11 @@
-//! What the model would rather, or next, have written: its second to fifth choices, a table of its own beside tokens.parquet.
+//! Stores the model's second to fifth choices in a table beside tokens.parquet.
 //!
 //! ```text
 //! alternatives.parquet   row u32, pos u32, rank u16, token_id u32, token str, logprob f32     sorted by row, position and rank (2 to 5)
 //! ```
 //!
-//! Scoring leaves the choices of every token that has some worth telling ([`is_told`]) beside the parts; of a finished run only those of the
-//! rows that a person looks at are kept: so the table has a few megabytes at most, whatever the size of the run.
+//! Scoring writes the choices of every token for which they are informative ([`is_told`]) beside the parts. A finished run keeps only those of the
+//! rows that reports show, so the table has a few megabytes at most, whatever the size of the run.
 
 use std::collections::HashSet;
 use std::fs;
@@ -22,35 +22,35 @@ use crate::kernels::TokenStatistics;
 /// The name of the file in a run folder.
 pub const ALTERNATIVES_FILE: &str = "alternatives.parquet";
 const TABLE: &str = "alternatives";
-/// Where the choices of all rows wait until it is known which rows are looked at.
+/// The folder that holds the choices of all rows until it is known which rows reports show.
 const WAITING_FOLDER: &str = ".alternatives";
 
 pub(super) const COLUMNS: [&str; 6] = ["row", "pos", "rank", "token_id", "token", "logprob"];
 
-/// One of the choices after the first.
+/// A choice of the model after its first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alternative {
     /// The example, numbered over the whole input.
     pub row: u32,
     /// Index of the token in the rendered sequence.
     pub pos: u32,
-    /// The first choice has 1; so this is 2 to 5.
+    /// The rank of the choice, 2 to 5; the first choice has rank 1.
     pub rank: u16,
     /// The id of the choice.
     pub token_id: u32,
-    /// Its text.
+    /// The text of the choice.
     pub token: String,
-    /// Its ln p, nats.
+    /// ln p of the choice, nats.
     pub logprob: f32,
 }
 
-/// Is the token another one than the first choice, or the first choice in doubt? Else what the model would have written next is of no interest.
+/// Whether the further choices are informative: the token is not the first choice, or the first choice is uncertain.
 pub(super) fn is_told(statistics: &TokenStatistics) -> bool {
     const SURE: f32 = 0.9;
     statistics.rank > 1 || statistics.top_logprob < SURE.ln()
 }
 
-/// The choices of the tokens of a part, as they come.
+/// The choices for the tokens of a part, in the order of scoring.
 #[derive(Default)]
 pub(super) struct Pending {
     row: Vec<u32>,
@@ -72,7 +72,7 @@ impl Pending {
         self.logprob.push(logprob);
     }
 
-    /// Writes the table; nothing where there are no choices.
+    /// Writes the table, or nothing if there are no choices.
     pub(super) fn write(self, path: &Path, texts: &TextColumn, provenance: &[(String, String)]) -> Result<()> {
         if self.row.is_empty() {
             return Ok(());
@@ -105,7 +105,7 @@ fn schema() -> pl::Schema {
     COLUMNS.iter().zip(types).map(|(name, dtype)| pl::Field::new((*name).into(), dtype)).collect()
 }
 
-/// Puts the tables of the parts aside, before the parts go away.
+/// Moves the tables of the parts away, before the parts are deleted.
 pub(super) fn set_aside(run: &Path, parts: impl Iterator<Item = PathBuf>) -> Result<()> {
     let waiting = run.join(WAITING_FOLDER);
     for path in parts.filter(|path| path.exists()) {
@@ -116,7 +116,7 @@ pub(super) fn set_aside(run: &Path, parts: impl Iterator<Item = PathBuf>) -> Res
     Ok(())
 }
 
-/// Makes the table of a run that has just been scored, of the rows that `rows` names. Of a run that was scored before it stays what it is.
+/// Makes the table of a newly scored run from the rows that `rows` returns. The table of a run that was scored before stays as it is.
 pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>) -> Result<()> {
     let waiting = run.join(WAITING_FOLDER);
     if !waiting.exists() {
@@ -151,7 +151,7 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
     fs::remove_dir_all(&waiting).context_at(&waiting, "cannot remove the folder")
 }
 
-/// The choices of some rows: texts are read of no others.
+/// Selects the choices of these rows, so that no other texts are read.
 fn of_rows(frame: &pl::DataFrame, rows: &HashSet<u32>) -> Result<pl::DataFrame> {
     let wanted: pl::BooleanChunked = frame
         .column("row")?
@@ -163,7 +163,7 @@ fn of_rows(frame: &pl::DataFrame, rows: &HashSet<u32>) -> Result<pl::DataFrame> 
     Ok(frame.filter(&wanted)?)
 }
 
-/// The whole table of a run; empty where the run has none.
+/// Reads the whole table of a run; the result is empty if the run has none.
 pub fn read_alternatives(run: &Path) -> Result<Vec<Alternative>> {
     let path = run.join(ALTERNATIVES_FILE);
     let mut all = Vec::new();
@@ -242,7 +242,7 @@ mod tests {
         let expected = [of(1, 2), of(1, 3), of(9, 2), of(9, 3)];
         assert_eq!(read_alternatives(folder.path()).unwrap(), expected);
         assert!(!folder.path().join(WAITING_FOLDER).exists());
-        // Nothing waits: the table stays, and nobody is asked for rows.
+        // No tables are waiting: the table stays, and `rows` is not called.
         keep_alternatives(folder.path(), || panic!("asked")).unwrap();
         assert_eq!(read_alternatives(folder.path()).unwrap(), expected);
     }

@@ -1,12 +1,12 @@
-//! Tables of scores that came through a server: columns behind the others with the bounds of what it does not tell.
+//! Columns for scores that came through a server: bounds of the statistics that it does not report.
 //!
 //! ```text
-//! entropy_lo, entropy_hi, tail_lo, tail_hi, varentropy_lo, varentropy_hi, grad_lo, grad_hi   f32, in the units of the columns they are of
-//! certain                                                                                    bool: no value within them changes the quadrant
+//! entropy_lo, entropy_hi, tail_lo, tail_hi, varentropy_lo, varentropy_hi, grad_lo, grad_hi   f32, in the units of the bounded columns
+//! certain                                                                                    bool: no value within the bounds changes the quadrant
 //! ```
 //!
-//! `entropy`, `tail`, `varentropy` and `grad` are the middles of their bounds there. `rank` is exact among the most probable tokens; elsewhere it
-//! is what the server says, or the least that it can be where it says nothing (SGLang).
+//! In such tables `entropy`, `tail`, `varentropy` and `grad` are the midpoints of their bounds. `rank` is exact among the most probable tokens;
+//! otherwise it is the rank that the server reports, or the smallest possible one if it reports none (SGLang).
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ pub(super) fn fields() -> impl Iterator<Item = pl::Field> {
     numbers.chain([pl::Field::new(CERTAIN.into(), pl::DataType::Boolean)])
 }
 
-/// Does the table have columns with bounds?
+/// Whether the table has columns with bounds.
 pub fn has_bounds(path: &Path) -> Result<bool> {
     let metadata = super::read::open(path)?;
     Ok(metadata.schema().columns().iter().any(|column| column.path_in_schema.iter().eq([NAMES[0]])))
@@ -56,7 +56,7 @@ fn floats<'a>(frame: &'a pl::DataFrame, name: &str) -> Result<&'a [f32]> {
     Ok(frame.column(name)?.f32()?.cont_slice()?)
 }
 
-/// The bounds of each token of a frame that has these columns.
+/// Returns the bounds of each token of a frame with these columns.
 fn bounds_of(frame: &pl::DataFrame) -> Result<Vec<Bounds>> {
     let mut columns = Vec::with_capacity(NAMES.len());
     for name in NAMES {
@@ -67,7 +67,7 @@ fn bounds_of(frame: &pl::DataFrame) -> Result<Vec<Bounds>> {
     Ok((0..frame.height()).map(bounds).collect())
 }
 
-/// Is the token in one quadrant whatever its entropy and its tail are within their bounds? If not: may it be a conflict?
+/// Returns whether the token has the same quadrant for all entropies and tails within their bounds, and whether it may be a conflict.
 pub(crate) fn certainty(logprob: f32, bounds: &Bounds, label: impl Fn(f32, f32, f32) -> Quadrant) -> (bool, bool) {
     let corners = [bounds.entropy.lo, bounds.entropy.hi]
         .map(|entropy| [bounds.tail.lo, bounds.tail.hi].map(|tail| label(logprob, entropy, tail)));
@@ -76,7 +76,7 @@ pub(crate) fn certainty(logprob: f32, bounds: &Bounds, label: impl Fn(f32, f32, 
     (all.clone().all(|corner| *corner == first), all.any(|corner| *corner == Quadrant::ConfidentConflict))
 }
 
-/// The column `certain` of a frame with bounds.
+/// Computes the column `certain` of a frame with bounds.
 pub(super) fn certain(frame: &pl::DataFrame, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<pl::Column> {
     let logprobs = floats(frame, Column::Logprob.name())?;
     let bounds = bounds_of(frame)?;
@@ -89,15 +89,15 @@ pub(super) fn certain(frame: &pl::DataFrame, label: impl Fn(f32, f32, f32) -> Qu
 pub struct Bounded {
     /// ln p of the target, nats.
     pub logprob: f32,
-    /// 1 + the number of tokens that are more probable than the target, as the table has it.
+    /// 1 + the number of tokens that are more probable than the target, as stored in the table.
     pub rank: u32,
-    /// The quadrant that the middles of the bounds give.
+    /// The quadrant of the midpoints of the bounds.
     pub quadrant: Quadrant,
-    /// Least and largest values of what the server does not tell.
+    /// Lower and upper bounds of the statistics that the server does not report.
     pub bounds: Bounds,
 }
 
-/// Calls `each` with every token of the tables, which have bounds and are sorted.
+/// Calls `each` with every token of the tables, which must have bounds and quadrants.
 pub fn for_each_bounded(tables: &[PathBuf], mut each: impl FnMut(&Bounded)) -> Result<()> {
     let others = [Column::Logprob, Column::Rank, Column::Quadrant];
     let mut groups = RowGroups::of(tables, others.iter().map(|column| column.name()).chain(NAMES).collect());

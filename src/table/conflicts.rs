@@ -1,8 +1,8 @@
-//! What a run found out about its conflicts and about rows that are alike, each a table of its own.
+//! Stores the conflicts of a run with their kinds, and pairs of near-duplicate rows, in a table each.
 //!
 //! ```text
-//! conflicts.parquet   row u32, pos u32, kind str, evidence str, group u32     a row for each confident conflict, in the order of tokens.parquet
-//! pairs.parquet       row u32, other u32, prompts f32, contradicts bool       rows that ask nearly what another one asks
+//! conflicts.parquet   row u32, pos u32, kind str, evidence str, group u32     a row per confident conflict, in the order of tokens.parquet
+//! pairs.parquet       row u32, other u32, prompts f32, contradicts bool       pairs of rows with nearly the same prompt
 //! ```
 
 use std::path::Path;
@@ -21,7 +21,7 @@ pub const PAIRS_FILE: &str = "pairs.parquet";
 
 const COLUMNS: [&str; 5] = ["row", "pos", "kind", "evidence", "group"];
 
-/// A confident conflict with its kind, as `diagnosis::kinds` names it.
+/// A confident conflict with the kind that `diagnosis::kinds` assigns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownConflict {
     /// The example, numbered over the whole input.
@@ -30,27 +30,27 @@ pub struct KnownConflict {
     pub pos: u32,
     /// The name of the kind.
     pub kind: String,
-    /// What speaks for the kind; may be empty.
+    /// The evidence for the kind; may be empty.
     pub evidence: String,
-    /// Conflicts of one kind with the same target and the same choice are one group, numbered from 0.
+    /// The index of the group, from 0: conflicts of the same kind, target and first choice form a group.
     pub group: u32,
 }
 
-/// A row and one that asks the same, or nearly: an earlier one, or, wherever it stands, the first that answers the same question otherwise.
+/// A row and another with the same or nearly the same prompt: an earlier row or, anywhere in the data, the first with a contradictory answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NearPair {
     /// The row, numbered over the whole input.
     pub row: u32,
-    /// The other one.
+    /// The other row.
     pub other: u32,
-    /// Similarity of the prompts, estimated.
+    /// The estimated similarity of the prompts.
     pub prompts: f32,
-    /// They ask the same and are answered otherwise. Of each row that this holds for there is such a pair.
+    /// Whether both have the same prompt but different answers. Every row for which this holds has such a pair.
     pub contradicts: bool,
 }
 
-/// Writes the conflicts that `fill` hands over, a row group of them at a time. `provenance` is that of the token table
-/// ([`super::read_provenance`]): it says whose conflicts these are.
+/// Writes the conflicts that `fill` passes to its argument, one row group at a time. `provenance` is that of the token table
+/// ([`super::read_provenance`]), to which the conflicts belong.
 pub fn write_conflicts(
     path: &Path,
     provenance: &[(String, String)],
@@ -87,7 +87,7 @@ fn frame_of(conflicts: &[KnownConflict]) -> Result<pl::DataFrame> {
     Ok(pl::DataFrame::new(conflicts.len(), columns)?)
 }
 
-/// The conflicts of a table in its order, in the memory of a row group.
+/// Reads the conflicts of a table in order, one row group at a time.
 pub fn read_conflicts(path: &Path) -> impl Iterator<Item = Result<KnownConflict>> + use<> {
     let mut groups = RowGroups::one_by_one(&[path.to_owned()], COLUMNS.to_vec());
     let mut missing = (!path.exists()).then(|| {

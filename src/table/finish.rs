@@ -1,7 +1,7 @@
-//! Parts, or a finished table under other thresholds -> tokens.parquet with its quadrant column, and rows.parquet.
+//! Makes tokens.parquet, with its quadrant column, and rows.parquet from parts, or from a finished table under new thresholds.
 //!
-//! Streams row group by row group; only the sums per example are kept. Both files are replaced whole or not at all, and the
-//! parts go away only after both are there, so a run killed at any point finishes from what it finds.
+//! Tokens are streamed by row group; only the table of rows is held in memory. Both files are replaced atomically, and the parts are deleted only
+//! after both are complete, so a run that is killed at any point can still be finished.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,22 +18,22 @@ use super::write::finished_parts;
 use super::{Column, PARTS_FOLDER, Quadrant, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE, read_provenance};
 use crate::{Context, Error, Result};
 
-/// What a finished run holds.
+/// The size of a finished run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finished {
-    /// Supervised tokens.
+    /// The number of supervised tokens.
     pub tokens: usize,
-    /// Examples, skipped ones too.
+    /// The number of examples, including skipped ones.
     pub rows: usize,
 }
 
-/// The key under which the tables say by which thresholds their quadrants were told.
+/// The metadata key of the thresholds by which the quadrants of the tables were assigned.
 pub const THRESHOLDS_KEY: &str = "diagnose.thresholds";
 
-/// Joins the parts of a run into its two tables; `label(logprob, entropy, tail)` gives each token's quadrant, by `thresholds`, which
-/// the tables name.
+/// Joins the parts of a run into its two tables. `label(logprob, entropy, tail)` returns a token's quadrant; `thresholds` describes it in the
+/// tables' metadata.
 ///
-/// A run whose parts have been joined already is labelled again.
+/// A run whose parts have been joined already is relabelled.
 pub fn finish(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
     let parts = finished_parts(run)?;
     if parts.is_empty() {
@@ -43,7 +43,7 @@ pub fn finish(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Qua
     let rows: Vec<PathBuf> = parts.iter().map(|part| part.rows.clone()).collect();
     let finished = write_tables(run, &tokens, &rows, thresholds, label)?;
     set_aside(run, parts.iter().map(|part| part.alternatives.clone()))?;
-    // One rename takes all parts out of sight: half a folder of parts must never look like a run to be finished.
+    // A single rename removes all parts at once: a partly deleted folder must never look like a run to be finished.
     let parts = run.join(PARTS_FOLDER);
     let retired = run.join(".parts.joined");
     if retired.exists() {
@@ -54,7 +54,7 @@ pub fn finish(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Qua
     Ok(finished)
 }
 
-/// Gives every token of a finished run a new quadrant. No model is needed.
+/// Assigns a new quadrant to every token of a finished run, without a model.
 pub fn sort_again(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
     let tokens = run.join(TOKENS_FILE);
     if !tokens.exists() {
@@ -104,7 +104,7 @@ fn write_tokens(
     let mut row_groups = RowGroups::of(inputs, stored);
     let mut masses = RowMasses::new();
     let mut n_tokens = 0;
-    // One for all row groups, so that a text has one code in the whole table.
+    // Shared by all row groups, so that a text has one code in the whole table.
     let dictionary = TextColumn::new();
     let mut text_columns = [(Column::Source, None), (Column::Token, Some(Column::TokenId)), (Column::Top, Some(Column::TopId))]
         .map(|(column, key)| (column, key, KnownTexts::new()));
@@ -151,8 +151,8 @@ fn write_tokens(
     Ok((n_tokens, masses))
 }
 
-/// Texts and their codes at the places of numbers that go with them, so that hardly any text has to be looked up: a token's text at
-/// its id. What stands at a place is compared before it is believed, so a table in which an id has two texts comes out right, too.
+/// A cache of texts and their codes, indexed by numbers that usually determine the text (a token's id), which avoids nearly all dictionary lookups.
+/// Cached texts are compared before use, so a table in which an id has two texts is handled correctly.
 struct KnownTexts(Vec<(String, u32)>);
 
 impl KnownTexts {
@@ -163,7 +163,7 @@ impl KnownTexts {
         KnownTexts(Vec::new())
     }
 
-    /// The codes of a text column, whose texts go with the numbers in the column `key`, if there is such a column.
+    /// Returns the codes of a text column. The numbers in the column `key`, if given, index the cache.
     fn codes(&mut self, frame: &pl::DataFrame, column: Column, key: Option<Column>, dictionary: &TextColumn) -> Result<Vec<u32>> {
         let texts = column_of(frame, column)?;
         let keys = match key {
@@ -187,7 +187,7 @@ impl KnownTexts {
     }
 }
 
-/// Category codes of the quadrants; adds the conflicts to the sums of their rows.
+/// Returns the category codes of the quadrants, and adds the conflicts to the sums of their rows.
 fn label_tokens(frame: &pl::DataFrame, label: &impl Fn(f32, f32, f32) -> Quadrant, masses: &mut RowMasses) -> Result<Vec<u8>> {
     let floats = |column: Column| -> Result<&[f32]> { Ok(frame.column(column.name())?.f32()?.cont_slice()?) };
     let rows = frame.column(Column::Row.name())?.u32()?.cont_slice()?;

@@ -1,4 +1,4 @@
-//! Frames of columns -> a Parquet file.
+//! Writes frames of columns to Parquet files.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -10,7 +10,7 @@ use polars::prelude::IntoColumn;
 use crate::error::{Context, Result};
 use crate::files::write_atomically;
 
-/// A dictionary of strings and the columns made of its codes.
+/// A dictionary of strings, which makes columns from its codes.
 pub(super) struct TextColumn {
     dtype: pl::DataType,
     mapping: std::sync::Arc<pl::CategoricalMapping>,
@@ -39,10 +39,10 @@ pub(super) fn text_column<'a>(name: &str, texts: impl Iterator<Item = &'a str>) 
     Ok(dictionary.column(name, codes))
 }
 
-/// The key under which a file says which of the tables it is.
+/// The metadata key for the name of the table.
 const TABLE_KEY: &str = "diagnose.table";
 
-/// Writes a Parquet file atomically; `fill` puts the batches in, one row group each. `table` is the name of the file without its ending.
+/// Writes a Parquet file atomically; `fill` writes the batches, one row group each. `table` is the file's name without extension.
 pub(super) fn write_frames(
     path: &Path,
     table: &str,
@@ -64,6 +64,6 @@ pub(super) fn write_frames(
     })
 }
 
-/// Most of the table is the random mantissas of floats, which nothing compresses; LZ4 is the quickest to say so and shrinks the
-/// codes and positions as well as any.
+/// The table consists mostly of random float mantissas, which are incompressible; LZ4 wastes least time on them, and compresses codes and positions
+/// as well as other methods.
 const COMPRESSION: pl::ParquetCompression = pl::ParquetCompression::Lz4Raw;

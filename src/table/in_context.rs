@@ -1,4 +1,4 @@
-//! The conflicts again, with another row shown first: `in_context.parquet`.
+//! Stores the conflicts re-scored with another row shown first: `in_context.parquet`.
 //!
 //! ```text
 //! row u32, pos u32, shown u32, logprob f32, entropy f32, vanished bool     in the order of tokens.parquet
@@ -14,7 +14,7 @@ use crate::error::Result;
 /// The name of the file in a run folder.
 pub const IN_CONTEXT_FILE: &str = "in_context.parquet";
 
-/// A conflict, and what became of it.
+/// A conflict, re-scored with another row shown first.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PromptedToken {
     /// The example, numbered over the whole input.
@@ -25,13 +25,13 @@ pub struct PromptedToken {
     pub shown: u32,
     /// ln p of the token with the other row shown first, nats.
     pub logprob: f32,
-    /// The entropy then, nats.
+    /// The entropy with the other row shown first, nats.
     pub entropy: f32,
-    /// Is the token no conflict then?
+    /// Whether the token is no longer a conflict.
     pub vanished: bool,
 }
 
-/// `provenance` says of which conflicts they are, and what they came to.
+/// Writes the table. `provenance` identifies the run of the conflicts, and summarises the results.
 pub fn write_in_context(path: &Path, tokens: &[PromptedToken], provenance: &[(String, String)]) -> Result<()> {
     let numbers =
         |name: &str, of: fn(&PromptedToken) -> u32| pl::Column::new(name.into(), tokens.iter().map(of).collect::<Vec<_>>());

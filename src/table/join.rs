@@ -1,7 +1,7 @@
-//! The tables of shards, which share the rows of a data set -> the parts of the run that one program would have written.
+//! Merges the tables of shards, which divide the rows of a data set, into the parts that a single run would have written.
 //!
-//! Each shard is read a slice at a time, in the order of its rows; a part takes from each what belongs into it. Memory is that of some row groups,
-//! whatever the number of shards, one part, and the table of rows.
+//! Each shard is read in slices in row order, and each part takes its rows from all shards. Memory holds a few row groups (whatever the number of
+//! shards), one part, and the table of rows.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,11 @@ use super::write::part;
 use super::{Column, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE};
 use crate::error::{Context, Error, Result};
 
-/// Tokens of all shards together that are held at a time.
+/// The number of tokens of all shards together that are held at a time.
 const HELD_TOKENS: usize = 4 * ROW_GROUP_TOKENS;
 
-/// Writes the parts into the folder `parts`. `ends` is told each row in order, and says whether a part ends behind it; `provenance` goes into
-/// the files, as [`PartWriter`](super::PartWriter) puts it there.
+/// Writes the parts into the folder `parts`. `ends` is called with each row in order, and returns whether a part ends after it; `provenance` is
+/// written to the files, as by [`PartWriter`](super::PartWriter).
 pub(crate) fn join_shards(
     parts: &Path,
     shards: &[PathBuf],
@@ -46,7 +46,7 @@ pub(crate) fn join_shards(
         .collect();
     let (mut begin, mut number) = (0, 0);
     for end in 1..=rows.len() {
-        // Always told, as it counts.
+        // `ends` keeps a count, so it must be called for every row.
         if !ends(&rows[end - 1]) && end < rows.len() {
             continue;
         }
@@ -74,7 +74,7 @@ pub(crate) fn join_shards(
     Ok(rows.len())
 }
 
-/// The rows of all shards in their order.
+/// Reads the rows of all shards in ascending order.
 fn rows_of(shards: &[PathBuf]) -> Result<Vec<Row>> {
     let (mut rows, mut of) = (Vec::new(), HashMap::new());
     for (shard, folder) in shards.iter().enumerate() {
@@ -91,7 +91,7 @@ fn rows_of(shards: &[PathBuf]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The tables without their tokens. That of an empty shard may have no row group to tell its columns.
+/// Returns a frame with the columns but no tokens. The table of an empty shard may have no row group to take them from.
 fn empty(tables: &[PathBuf], columns: &[&'static str]) -> Result<pl::DataFrame> {
     for table in tables {
         let mut cursor = Cursor::new(table, columns.to_vec(), ROW_GROUP_TOKENS);
@@ -103,18 +103,18 @@ fn empty(tables: &[PathBuf], columns: &[&'static str]) -> Result<pl::DataFrame> 
     Err(Error::new("the tables of the shards have no tokens"))
 }
 
-/// Tokens that are read of one shard at a time, at least: every slice of a row group reads its pages anew.
+/// The minimum number of tokens per slice of a shard, since every slice decodes its pages anew.
 const LEAST_TOKENS: usize = 1 << 14;
 
-/// A table that is read from its beginning to its end, in the order of its rows.
+/// A table that is read sequentially, in row order.
 struct Cursor {
     groups: RowGroups,
-    /// The rows of a slice that were not taken yet.
+    /// The remaining rows of the current slice.
     frame: Option<pl::DataFrame>,
 }
 
 impl Cursor {
-    /// Begins a table that is read `at_once` tokens at a time, or more.
+    /// Opens a table that is read in slices of `at_once` tokens, but no fewer than [`LEAST_TOKENS`].
     fn new(table: &Path, columns: Vec<&'static str>, at_once: usize) -> Cursor {
         Cursor { groups: RowGroups::in_slices(&[table.to_owned()], columns, at_once.max(LEAST_TOKENS)), frame: None }
     }
@@ -131,7 +131,7 @@ impl Cursor {
         Ok(())
     }
 
-    /// Takes what belongs to rows up to `last`.
+    /// Takes the entries of rows up to `last`.
     fn take(&mut self, last: u32, into: &mut Vec<pl::DataFrame>) -> Result<()> {
         loop {
             self.fill()?;
@@ -149,7 +149,7 @@ impl Cursor {
     }
 }
 
-/// What belongs to rows up to `last`, in their order; `None` where nothing does.
+/// Takes the entries of rows up to `last` from all tables, in row order. Returns `None` if there are none.
 fn merged(cursors: &mut [Cursor], last: u32) -> Result<Option<pl::DataFrame>> {
     let mut frames = Vec::new();
     for cursor in cursors {
@@ -161,7 +161,7 @@ fn merged(cursors: &mut [Cursor], last: u32) -> Result<Option<pl::DataFrame>> {
         whole.vstack_mut_owned(frame)?;
     }
     whole.rechunk_mut_par();
-    // A row is whole in one shard, and in its order there.
+    // A row is in a single shard, in its own order, so a stable sort by row suffices.
     let rows = whole.column(Column::Row.name())?.u32()?.cont_slice()?;
     let mut order: Vec<u32> = (0..rows.len() as u32).collect();
     order.sort_by_key(|&i| rows[i as usize]);

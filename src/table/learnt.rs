@@ -1,7 +1,7 @@
-//! What training did to each row, as a table of its own: `learnt.parquet`.
+//! Stores the effect of training on each row: `learnt.parquet`.
 //!
 //! ```text
-//! row u32, tokens u32, change f32, low f32, high f32, nats f32, verdict str     after less before of -ln p; low and high absent where nothing tells how sure the change is
+//! row u32, tokens u32, change f32, low f32, high f32, nats f32, verdict str     changes of -ln p, after minus before; low and high may be absent
 //! ```
 
 use std::path::Path;
@@ -14,24 +14,24 @@ use crate::error::Result;
 /// The name of the file in the folder of a comparison.
 pub const LEARNT_FILE: &str = "learnt.parquet";
 
-/// A row in both of two runs.
+/// A row that is in both of two runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearntRow<'a> {
     /// The row, numbered over the whole input.
     pub row: u32,
-    /// The tokens that both runs have.
+    /// The number of tokens that both runs have.
     pub tokens: u32,
-    /// Mean change of -ln p over the tokens, after less before, nats: negative where something was learnt.
+    /// Mean change of -ln p over the tokens, after minus before, nats: negative if the loss fell.
     pub change: f32,
-    /// The 95 % interval of `change`; absent for a single token, and where all tokens changed alike.
+    /// The 95 % interval of `change`; absent for a single token, and if all tokens changed equally.
     pub ci95: Option<[f32; 2]>,
-    /// The sum of the change over the tokens, nats.
+    /// The sum of the changes, nats.
     pub nats: f32,
-    /// Helped, wasted or hurt; empty where there is no interval.
+    /// Helped, wasted or hurt; empty if there is no interval.
     pub verdict: &'a str,
 }
 
-/// `provenance` says of which two runs the rows are.
+/// Writes the table. `provenance` identifies the two runs.
 pub fn write_learnt(path: &Path, rows: &[LearntRow], provenance: &[(String, String)]) -> Result<()> {
     let floats = |name: &str, of: fn(&LearntRow) -> f32| pl::Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
     let ends = |name: &str, end: usize| {

@@ -1,26 +1,25 @@
-//! The token table: what the model believed about every supervised token, one row each, and one row per example beside it.
+//! The token table: one row per supervised token with the model's statistics about it, and a second table with one row per example.
 //!
 //! ```text
 //! scored examples -> parts/tokens-00000.parquet, parts/rows-00000.parquet, ...   (write.rs, while the engine runs)
-//!                 -> tokens.parquet with the quadrant column, rows.parquet       (finish.rs, at the end, and again when re-sorted)
-//!                 -> chunks of the columns a later pass needs                    (read.rs)
+//!                 -> tokens.parquet with the quadrant column, rows.parquet       (finish.rs, at the end and on every re-sort)
+//!                 -> chunks of the columns that a later pass needs               (read.rs)
 //! ```
 //!
-//! What else stands beside them, and what serves them all:
+//! Further tables and helpers:
 //!
 //! ```text
-//! rows.rs         a row per example
-//! conflicts.rs    the kinds of the conflicts, and rows that are alike; in_context.rs conflicts with another row shown first
-//! alternatives.rs the choices after the first
-//! learnt.rs       what training did to each row
-//! bounds.rs       columns of scores that came through a server; offline.rs what goes to another engine and comes back from it
-//! join.rs         the shards of a run -> one
-//! frames.rs       frames -> Parquet; quantiles.rs exact quantiles of columns
+//! rows.rs         one row per example
+//! conflicts.rs    kinds of conflicts, and near-duplicate rows; in_context.rs conflicts re-scored with another row shown first
+//! alternatives.rs the model's second to fifth choices
+//! learnt.rs       the effect of training on each row
+//! bounds.rs       bounds of scores that came through a server; offline.rs exchange with an engine that runs elsewhere
+//! join.rs         merges the shards of a run
+//! frames.rs       writes Parquet; quantiles.rs exact quantiles of columns
 //! ```
 //!
-//! Left out here: which quadrant a token belongs to is decided in `diagnosis::quadrants`; this room only stores the answer. The text
-//! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
-//! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
+//! `diagnosis::quadrants` assigns the quadrants; this module only stores them. Text columns are Parquet dictionaries (`category` in pandas): a few
+//! bytes per row instead of a string keep a table of fifty million tokens usable in a notebook, and no pass has to hash a string per row.
 
 mod alternatives;
 mod bounds;
@@ -54,27 +53,27 @@ pub use write::{Part, PartWriter, ScoredExample, SkippedExample, finished_parts}
 
 use crate::spelling::named;
 
-/// Names of the files in a run folder.
+/// The name of the token table in a run folder.
 pub const TOKENS_FILE: &str = "tokens.parquet";
-/// The table of examples.
+/// The name of the table of examples.
 pub const ROWS_FILE: &str = "rows.parquet";
-/// The folder of the parts that are not yet joined.
+/// The folder of the parts before they are joined.
 pub const PARTS_FOLDER: &str = "parts";
 
-/// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass stays small whatever the table's size.
+/// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass needs little memory whatever the table's size.
 pub const ROW_GROUP_TOKENS: usize = 1 << 18;
 
-/// Where a token stands by low or high probability and low or high entropy; see `diagnosis::quadrants` for the thresholds. The order is that of
-/// the category codes in files.
+/// The class of a token by low or high probability and low or high entropy; see `diagnosis::quadrants` for the thresholds. The order is that of the
+/// category codes in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Quadrant {
-    /// Low p, low H: the model is sure, and the data says otherwise.
+    /// Low p, low H: the model is sure of another token.
     ConfidentConflict,
     /// Low p, high H: the model does not know.
     Uncertain,
-    /// High p, low H: what the model expected, nearly always its first choice.
+    /// High p, low H: the model expected this token, nearly always as its first choice.
     Confident,
-    /// High p, high H: one of several tokens that the model thought likely, mostly its first choice.
+    /// High p, high H: one of several tokens that the model considers likely, usually its first choice.
     Hesitant,
 }
 
@@ -87,7 +86,7 @@ named! {
 }
 
 impl Quadrant {
-    /// Position in [`Quadrant::ALL`]; also the stored category code.
+    /// Returns the position in [`Quadrant::ALL`], which is also the stored category code.
     pub fn index(self) -> usize {
         self as usize
     }
@@ -117,7 +116,7 @@ pub enum Column {
     Quadrant,
 }
 
-/// How a column is stored.
+/// The storage type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnType {
     U16,
@@ -142,7 +141,12 @@ impl Column {
             (TokenId, "token_id", U32, "target token"),
             (Token, "token", Text, "text of the target token"),
             (Begin, "begin", U32, "first byte in the turn's text"),
-            (End, "end", U32, "byte after the last; equal to begin if the token is part of the template"),
+            (
+                End,
+                "end",
+                U32,
+                "byte after the last; equal to begin if the token is not part of the content, but of reasoning, a tool call or the template",
+            ),
             (Logprob, "logprob", F32, "ln p of the target"),
             (Entropy, "entropy", F32, "entropy over the whole vocabulary, nats: 0 to ln V"),
             (
@@ -162,25 +166,25 @@ impl Column {
         ]
     };
 
-    /// The name in files.
+    /// Returns the name in files.
     pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
 
-    /// How the column is stored.
+    /// Returns the storage type.
     pub fn column_type(self) -> ColumnType {
         Self::ALL[self as usize].2
     }
 }
 
-/// Columns of a run of tokens, plain vectors so that later passes are loops over slices. A column that was not asked for is
-/// empty; every other one has [`TokenChunk::len`] entries. Units are those of [`Column::ALL`].
+/// Columns of consecutive tokens as plain vectors, so that later passes are loops over slices. A column that was not requested is empty; every
+/// other one has [`TokenChunk::len`] entries. Units are those of [`Column::ALL`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenChunk {
     pub row: Vec<u32>,
     pub turn: Vec<u16>,
     pub pos: Vec<u32>,
-    /// Index into [`TokenChunk::sources`].
+    /// Indices into [`TokenChunk::sources`].
     pub source: Vec<u32>,
     pub token_id: Vec<u32>,
     pub begin: Vec<u32>,
@@ -195,7 +199,7 @@ pub struct TokenChunk {
     pub top_id: Vec<u32>,
     pub top_logprob: Vec<f32>,
     pub quadrant: Vec<Quadrant>,
-    /// Names of the sources seen so far in this read. Later chunks only append, so an index means the same in all of them.
+    /// The names of the sources seen so far in this read. Later chunks only append, so an index keeps its meaning.
     pub sources: Arc<Vec<String>>,
     len: usize,
 }
@@ -206,24 +210,24 @@ impl TokenChunk {
         self.len
     }
 
-    /// Are there no tokens?
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The chunk with `len` as its number of tokens, for tests that fill in the columns themselves.
+    /// Sets the number of tokens, for tests that fill in the columns themselves.
     #[cfg(test)]
     pub(crate) fn with_len(self, len: usize) -> TokenChunk {
         TokenChunk { len, ..self }
     }
 
-    /// Appends those of the tokens of another chunk of the same read that are wanted. Both have the same columns.
+    /// Appends the wanted tokens of another chunk of the same read. Both have the same columns.
     pub(crate) fn append_where(&mut self, other: &TokenChunk, wanted: impl Fn(usize) -> bool) {
         let wanted: Vec<usize> = (0..other.len).filter(|&i| wanted(i)).collect();
         fn append<T: Copy>(own: &mut Vec<T>, other: &[T], wanted: &[usize]) {
             own.extend(wanted.iter().filter_map(|&i| other.get(i)));
         }
-        // Without `..`, so that the compiler asks for a new column.
+        // Without `..`, so that a new column is a compile error here.
         let TokenChunk {
             row,
             turn,
@@ -266,11 +270,11 @@ impl TokenChunk {
         *len += wanted.len();
     }
 
-    /// Drops the tokens one of whose fractions is infinite or not a number, and says how many.
+    /// Drops tokens with an infinite or NaN value, and returns their number.
     pub fn retain_finite(&mut self) -> usize {
         let TokenChunk { logprob, entropy, entropy_topk, tail, varentropy, grad, top_logprob, .. } = &*self;
         let fractions: [&[f32]; 7] = [logprob, entropy, entropy_topk, tail, varentropy, grad, top_logprob];
-        // Nearly always there is nothing to drop.
+        // Usually there is nothing to drop.
         if fractions.iter().all(|column| column.iter().all(|value| value.is_finite())) {
             return 0;
         }

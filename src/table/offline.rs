@@ -1,11 +1,11 @@
-//! What goes to an engine that runs elsewhere, and what comes back from it.
+//! Exchanges files with an engine that runs elsewhere: the sequences to score, and the answers about them.
 //!
 //! ```text
-//! sequences.parquet         row u32, ids list u32, targets list u32 (indices of the tokens that are asked for)
+//! sequences.parquet         row u32, ids list u32, targets list u32 (indices of the tokens to score)
 //! answers/NNNNN.parquet     row u32, pos u32, token_id u32, logprob f32, rank u32, top_ids list u32, top_logprobs list f32
 //! ```
 //!
-//! The answers have the rows in the order of the sequences, each with its targets in their order; the files follow each other by name.
+//! Answers are in the order of the sequences and of their targets; the answer files are read in the order of their names.
 
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ fn lists<'a>(name: &str, n: usize, lists: impl Iterator<Item = &'a [u32]>) -> pl
     builder.finish().into_column()
 }
 
-/// Writes the sequences, a batch of them at a time; each ends with its last target.
+/// Writes batches of sequences, each cut after its last target, and returns their number.
 pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<Vec<Sequence>>>) -> Result<u64> {
     let list = pl::DataType::List(Box::new(pl::DataType::UInt32));
     let fields = [("row", pl::DataType::UInt32), ("ids", list.clone()), ("targets", list)];
@@ -56,24 +56,24 @@ pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<
     Ok(n_written)
 }
 
-/// The answers in a folder, in the order of the sequences.
+/// Reads the answers in a folder, in the order of the sequences.
 pub(crate) struct Answers {
     groups: RowGroups,
     /// The sequences that were answered.
     sent: RowGroups,
-    /// Rows that were read of it and not asked for, with their ids, the next one last.
+    /// Sequences that have been read but not used, the next one last: rows with their ids.
     sent_ready: Vec<(u32, Vec<u32>)>,
-    /// Positions that were read and not asked for, the next one last.
+    /// Positions that have been read but not used, the next one last.
     ready: Vec<(u32, u32, Position)>,
     folder: PathBuf,
-    /// Ids lie below it.
+    /// The size of the vocabulary; all ids are below it.
     vocab: usize,
-    /// How many of the most probable tokens each has; 0 before the first is read.
+    /// The number of most probable tokens at each position; 0 before the first is read.
     pub top_k: usize,
 }
 
 impl Answers {
-    /// Opens the answers of a model whose vocabulary has `vocab` tokens, and the sequences that were sent, which lie beside them.
+    /// Opens the answers of a model whose vocabulary has `vocab` tokens, and the file of the sequences that were sent, which is beside them.
     pub(crate) fn open(folder: &Path, vocab: usize) -> Result<Answers> {
         let groups = RowGroups::one_by_one(&Answers::files(folder)?, COLUMNS.to_vec());
         let sequences = folder.join(SEQUENCES_FILE);
@@ -87,7 +87,7 @@ impl Answers {
         Ok(Answers { groups, sent, sent_ready: Vec::new(), ready: Vec::new(), folder, vocab, top_k: 0 })
     }
 
-    /// Does the answered sequence of this row have the very ids of this one, up to its last target?
+    /// Checks that the answered sequence of this row has the same ids as `sequence`, up to its last target.
     fn check_sent(&mut self, sequence: &Sequence) -> Result<()> {
         let other = |what: String| {
             Error::new(what).at(self.folder.with_file_name(SEQUENCES_FILE)).cure(
@@ -134,13 +134,13 @@ impl Answers {
         Ok(paths)
     }
 
-    /// SHA-256 over the bytes of all files in their order. Their names decide about that alone.
+    /// Returns the SHA-256 over the hashes of all files in order. File names affect only the order.
     pub(crate) fn hash(folder: &Path) -> Result<String> {
         let hashes = Answers::files(folder)?.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?;
         Ok(sha256(hashes.join("\n")))
     }
 
-    /// The answer to a sequence; rows before its own are passed over.
+    /// Returns the answers to a sequence, skipping earlier rows.
     pub(crate) fn of(&mut self, sequence: &Sequence) -> Result<Vec<Position>> {
         self.check_sent(sequence)?;
         let missing = |what: String| {
@@ -230,7 +230,7 @@ mod tests {
         Sequence { row, ids: ids.to_vec(), supervised, spans: vec![Span::default(); ids.len()] }
     }
 
-    /// As the program writes them: `(row, pos, token_id, logprob)`, and twenty most probable ones.
+    /// Writes answers `(row, pos, token_id, logprob)` as an engine does, with twenty most probable tokens each.
     fn write_answers(path: &Path, answers: &[(u32, u32, u32, f32)]) {
         let n = answers.len();
         let top: Vec<u32> = (100..120).collect();
@@ -261,7 +261,7 @@ mod tests {
         let sequences = [sequence(3, &[7, 8, 9, 2], &[1, 2]), sequence(5, &[7, 4], &[1]), sequence(9, &[1, 2, 3], &[2])];
         let batches = [Ok(sequences[..2].to_vec()), Ok(sequences[2..].to_vec())];
         assert_eq!(write_sequences(&out.join(SEQUENCES_FILE), batches.into_iter()).unwrap(), 3);
-        // What went out ends with the last target.
+        // The written sequences end at their last target.
         let file = std::fs::File::open(out.join(SEQUENCES_FILE)).unwrap();
         let written = pl::SerReader::finish(<pl::ParquetReader<_> as pl::SerReader<_>>::new(file)).unwrap();
         let ids = written.column("ids").unwrap().list().unwrap();
@@ -280,7 +280,7 @@ mod tests {
             [(8, -6.0), (9, -7.0)]
         );
         assert_eq!((first[0].rank, first[0].top.len(), read.top_k), (Some(30), 20, 20));
-        // A run that goes on passes over what it has.
+        // A resumed run skips the answers that it has used before.
         assert_eq!(read.of(&sequences[2]).unwrap()[0].target.logprob, -9.0);
 
         let of_first = |sequence: &Sequence| Answers::open(out, 1000).unwrap().of(sequence).unwrap_err().to_string();
@@ -289,7 +289,7 @@ mod tests {
         assert!(of_first(&sequence(3, &[7, 8, 9], &[1])).contains("has no token 2, and id 9 as token 2"));
         assert!(of_first(&sequence(4, &[7, 6], &[1])).contains("row 4 was not scored; the next scored row is row 5"));
         assert!(of_first(&sequence(10, &[7, 6], &[1])).contains("the sequences that were answered end before row 10"));
-        // Equal ids of which others are targets.
+        // Equal ids with other targets.
         assert!(of_first(&sequence(3, &[7, 8, 9], &[2])).contains("expected the answer to row 3, token 2, found row 3, token 1"));
         std::fs::rename(answers.join("00001.parquet"), out.join("elsewhere")).unwrap();
         assert!(of_first(&sequences[2]).contains("the answers end before row 9, token 2"));

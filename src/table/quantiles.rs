@@ -1,18 +1,18 @@
-//! Exact quantiles of table columns in two passes and constant memory.
+//! Computes exact quantiles of table columns in two passes and constant memory.
 //!
-//! The bits of a float, with the sign folded in, order like the float itself. The first pass counts the upper 16 bits, which
-//! gives the bin that holds the wanted rank; the second counts the lower 16 bits of that bin's values, which gives the value.
-//! This is a radix selection (Knuth, The Art of Computer Programming 3, 5.2.5) spread over a stream.
+//! The bits of a float, with the sign folded in, order like the float itself. The first pass counts the upper 16 bits, which determines the bin
+//! that contains the wanted rank; the second counts the lower 16 bits of that bin's values, which determines the value. This is a radix selection
+//! (Knuth, The Art of Computer Programming 3, 5.2.5) on a stream.
 
 use std::path::PathBuf;
 
 use super::{Column, TokenChunk, read_chunks};
 use crate::{Error, Result};
 
-/// The `share`-quantile of each column: the smallest value that at least `share` of all tokens are at or below.
+/// Returns the `share`-quantile of each column: the smallest value such that at least `share` of all tokens are at or below it.
 ///
-/// It is always a value of the table (numpy calls this method `inverted_cdf`), so `value <= quantile` marks at least that
-/// share, and exactly that share up to ties and rounding. Values that are not finite do not count.
+/// It is always a value of the table (numpy calls this method `inverted_cdf`), so `value <= quantile` selects at least that share, and exactly that
+/// share up to ties and rounding. Values that are not finite do not count.
 pub fn quantiles(paths: &[PathBuf], wanted: &[(Column, f64)]) -> Result<Vec<f32>> {
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -36,7 +36,7 @@ pub fn quantiles(paths: &[PathBuf], wanted: &[(Column, f64)]) -> Result<Vec<f32>
     Ok(searches.into_iter().map(|search| float_of(search.prefix << 16 | search.suffix)).collect())
 }
 
-/// The `share`-quantile of values in memory, by the same definition; `None` of no values.
+/// Returns the `share`-quantile of values in memory, by the same definition, or `None` if there are no finite values.
 pub fn quantile_of(values: &[f32], share: f64) -> Option<f32> {
     let mut search = Search::new();
     for refining in [false, true] {
@@ -47,7 +47,7 @@ pub fn quantile_of(values: &[f32], share: f64) -> Option<f32> {
 }
 
 impl TokenChunk {
-    /// A column of f32; an error for any other, which is a mistake of the caller.
+    /// Returns a column of f32, or an error for any other column, which is a mistake of the caller.
     pub fn floats(&self, column: Column) -> Result<&[f32]> {
         match column {
             Column::Logprob => Ok(&self.logprob),
@@ -65,7 +65,7 @@ impl TokenChunk {
 /// The state of one selection: counts of the upper, then of the lower half of the keys.
 struct Search {
     counts: Vec<u64>,
-    /// Rank still to go inside the chosen bin, counted from 1.
+    /// The remaining rank inside the chosen bin, counted from 1.
     rank: u64,
     prefix: u32,
     suffix: u32,
@@ -87,11 +87,11 @@ impl Search {
         }
     }
 
-    /// Finds the bin of the wanted rank. `None` if nothing was counted.
+    /// Finds the bin of the wanted rank. Returns `None` if nothing was counted.
     fn narrow(&mut self, share: f64, refining: bool) -> Option<()> {
         if !refining {
             let n: u64 = self.counts.iter().sum();
-            // The allowance keeps a product like 0.07 * 100 = 7.000000000000001 from being rounded up to 8.
+            // The tolerance keeps a product like 0.07 * 100 = 7.000000000000001 from being rounded up to 8.
             self.rank = ((share * n as f64 * (1.0 - 4.0 * f64::EPSILON)).ceil() as u64).clamp(1, n.max(1));
         }
         let mut before = 0;
@@ -106,7 +106,7 @@ impl Search {
     }
 }
 
-/// Larger floats have larger keys; -0 and 0 have the same.
+/// Maps larger floats to larger keys; -0 and 0 have the same key.
 fn key_of(value: f32) -> u32 {
     let bits = (value + 0.0).to_bits();
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
@@ -150,7 +150,7 @@ mod tests {
             (state >> 40) as f32 / (1 << 24) as f32
         };
         for n in [1, 2, 3, 100, 4097] {
-            // Squares of fractions crowd near zero and rounding to eighths makes ties.
+            // Squares of fractions cluster near zero, and rounding to eighths produces ties.
             let values: Vec<f32> =
                 (0..n).map(|i| if i % 3 == 0 { (random() * 8.0).round() / 8.0 } else { -random() * random() }).collect();
             let mut sorted = values.clone();

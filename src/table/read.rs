@@ -1,6 +1,6 @@
-//! The token table as a stream of chunks: only the columns a pass needs, a few row groups at a time.
+//! Reads the token table as a stream of chunks: only the columns that a pass needs, a few row groups at a time.
 //!
-//! A table of any size is read in the memory of a few chunks. The row groups of one step are decoded in parallel.
+//! Memory holds a few chunks, whatever the size of the table. The row groups of one step are decoded in parallel.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::{Column, ColumnType, Quadrant, TokenChunk};
 use crate::{Context, Error, Result};
 
-/// Chunks of the tables in `paths`, in their order, with the columns asked for.
+/// Reads chunks of the tables in `paths`, in order, with the given columns.
 pub fn read_chunks(paths: &[PathBuf], columns: &[Column]) -> Chunks {
     Chunks {
         row_groups: RowGroups::of(paths, columns.iter().map(|column| column.name()).collect()),
@@ -25,7 +25,7 @@ pub fn read_chunks(paths: &[PathBuf], columns: &[Column]) -> Chunks {
     }
 }
 
-/// Iterator over the chunks of one or more tables; see [`read_chunks`]. Ends after the first error.
+/// Iterator over the chunks of one or more tables; see [`read_chunks`]. It ends after the first error.
 pub struct Chunks {
     row_groups: RowGroups,
     columns: Vec<Column>,
@@ -78,7 +78,7 @@ impl Chunks {
                 Column::TopId => chunk.top_id = numbers::<pl::UInt32Type>(series)?,
                 Column::TopLogprob => chunk.top_logprob = numbers::<pl::Float32Type>(series)?,
                 Column::Quadrant => chunk.quadrant = quadrants(series)?,
-                // `texts_of` looks up the few that a report shows.
+                // `texts_of` looks up the few texts that a report shows.
                 Column::Token | Column::Top => {}
             }
         }
@@ -88,7 +88,7 @@ impl Chunks {
 
     fn source_indices(&mut self, series: &pl::Series) -> Result<Vec<u32>> {
         let mut indices = Vec::with_capacity(series.len());
-        // A source has many tokens in a row, so that most names are those of the token before.
+        // Consecutive tokens mostly have the same source.
         let mut last: Option<(&str, u32)> = None;
         for name in strings(series)? {
             let index = match last {
@@ -110,9 +110,9 @@ impl Chunks {
     }
 }
 
-/// What a person reads for each of these token ids, as far as they occur in the tables (as target or as first choice).
+/// Returns the display texts of these token ids, if they occur in the tables (as target or as first choice).
 ///
-/// Stops as soon as all are found, which for frequent tokens is in the first row groups.
+/// The search stops once all are found, which for frequent tokens is in the first row groups.
 pub fn texts_of(paths: &[PathBuf], ids: &HashSet<u32>) -> Result<HashMap<u32, String>> {
     let mut texts = HashMap::new();
     for (id_column, text_column) in [(Column::TokenId, Column::Token), (Column::TopId, Column::Top)] {
@@ -140,7 +140,7 @@ pub fn texts_of(paths: &[PathBuf], ids: &HashSet<u32>) -> Result<HashMap<u32, St
     Ok(texts)
 }
 
-/// The names and values that say what made a table, as given to the writer.
+/// Returns the names and values that describe the origin of a table, as given to the writer.
 pub fn read_provenance(path: &Path) -> Result<Vec<(String, String)>> {
     let metadata = open(path)?;
     let pairs = metadata.key_value_metadata().iter().flatten();
@@ -148,23 +148,23 @@ pub fn read_provenance(path: &Path) -> Result<Vec<(String, String)>> {
     Ok(ours.filter_map(|pair| Some((pair.key.to_string(), pair.value.as_ref()?.to_string()))).collect())
 }
 
-/// Row groups of several tables one after another, some columns of each, a few at a time.
+/// Reads row groups of several tables one after another, a few at a time, with some of the columns.
 ///
-/// The text columns come as strings, though the tables call them categories: to make categories of them polars looks every row's
-/// text up in a hash table, which for fifty million rows takes longer than all the rest.
+/// Text columns are read as strings although the tables declare them as categories: polars would look up every row's text in a hash table to make
+/// categories, which for fifty million rows takes longer than everything else.
 pub(super) struct RowGroups {
     /// Files not yet opened, the next one last.
     paths: Vec<PathBuf>,
     columns: Vec<&'static str>,
-    /// The open file, the row group in it that comes next, and how many of its rows have been taken.
+    /// The open file, the index of its next row group, and how many rows of that group have been taken.
     current: Option<(PathBuf, Arc<pl::FileMetadata>, usize, usize)>,
-    /// How many are decoded at a time.
+    /// The number of row groups that are decoded at a time.
     at_once: usize,
-    /// Rows of a frame: a row group that has more comes in several.
+    /// The maximum number of rows of a frame; a larger row group is split.
     most_rows: usize,
 }
 
-/// Rows of a file, of one row group.
+/// A range of rows within one row group of a file.
 struct Slice {
     path: PathBuf,
     metadata: Arc<pl::FileMetadata>,
@@ -178,17 +178,17 @@ impl RowGroups {
         RowGroups { paths: paths.iter().rev().cloned().collect(), columns, current: None, at_once, most_rows: usize::MAX }
     }
 
-    /// As [`RowGroups::of`], one row group at a time.
+    /// Like [`RowGroups::of`], but one row group at a time.
     pub(super) fn one_by_one(paths: &[PathBuf], columns: Vec<&'static str>) -> RowGroups {
         RowGroups { at_once: 1, ..RowGroups::of(paths, columns) }
     }
 
-    /// As [`RowGroups::one_by_one`], with at most `most_rows` rows at a time, for who reads many tables side by side.
+    /// Like [`RowGroups::one_by_one`], but at most `most_rows` rows at a time, for reading many tables concurrently.
     pub(super) fn in_slices(paths: &[PathBuf], columns: Vec<&'static str>, most_rows: usize) -> RowGroups {
         RowGroups { most_rows, ..RowGroups::one_by_one(paths, columns) }
     }
 
-    /// The next row groups, as many as are decoded at a time; none at the end. Ends after an error.
+    /// Returns the next row groups, up to `at_once` of them, or none at the end and after an error.
     pub(super) fn next_frames(&mut self) -> Result<Vec<(PathBuf, pl::DataFrame)>> {
         let frames = self.take_jobs().and_then(|jobs| {
             jobs.into_par_iter()
@@ -233,7 +233,7 @@ impl RowGroups {
                             return Err(missing_column(name).at(path));
                         }
                     }
-                    // Without what Arrow would like to know about the columns, they are what Parquet says they are.
+                    // Without the embedded Arrow schema, the columns have their Parquet types.
                     let plain = pl::FileMetadata { key_value_metadata: None, ..(*metadata).clone() };
                     self.current = Some((path, Arc::new(plain), 0, 0));
                 }
@@ -243,8 +243,8 @@ impl RowGroups {
     }
 }
 
-/// At most this many row groups are decoded at a time, which keeps ahead of whoever reads them; on a machine with a hundred threads a row
-/// group each would be gigabytes.
+/// The maximum number of row groups that are decoded at a time: enough to keep ahead of the consumer, while one per thread on a machine with a
+/// hundred threads would take gigabytes.
 const MOST_AT_ONCE: usize = 8;
 
 pub(super) fn open(path: &Path) -> Result<Arc<pl::FileMetadata>> {
@@ -258,7 +258,7 @@ fn read_slice(Slice { path, metadata, begin, len }: &Slice, columns: &[&str]) ->
     let file = File::open(path).context_at(path, "cannot open the token table")?;
     let mut reader = pl::ParquetReader::new(file);
     reader.set_metadata(Arc::clone(metadata));
-    // This one among polars' strategies alone skips the row groups before the slice instead of decoding them.
+    // The only strategy of polars that skips the row groups before the slice instead of decoding them.
     reader
         .read_parallel(pl::ParallelStrategy::RowGroups)
         .with_columns(Some(columns.iter().map(|name| name.to_string()).collect()))
@@ -295,13 +295,13 @@ pub(super) fn column_of(frame: &pl::DataFrame, column: Column) -> Result<&pl::Se
     Ok(series)
 }
 
-/// The values of a column that `column_of` has checked.
+/// Returns the values of a column that `column_of` has checked.
 pub(super) fn numbers<T: pl::PolarsNumericType>(series: &pl::Series) -> Result<Vec<T::Native>> {
     let array: &pl::ChunkedArray<T> = series.as_ref().as_ref();
     Ok(array.cont_slice()?.to_vec())
 }
 
-/// The texts of a column that `column_of` has checked.
+/// Iterates over the texts of a column that `column_of` has checked.
 pub(super) fn strings(series: &pl::Series) -> Result<impl Iterator<Item = &str>> {
     Ok(series.str()?.downcast_iter().flat_map(|array| array.values_iter()))
 }

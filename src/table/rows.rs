@@ -1,4 +1,4 @@
-//! One row per example: where it came from, how surprising it was on the whole, and how much of it is in conflict.
+//! The table of examples: their origin, mean statistics, and sums over their conflicts.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::frames::{text_column, write_frames};
 use crate::{Context, Error, Result};
 
-/// An example of the data set, scored or skipped. Sums and means run over its supervised tokens.
+/// An example of the data set, scored or skipped. Sums and means are over its supervised tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Row {
     /// The example, numbered over the whole input.
@@ -23,11 +23,11 @@ pub struct Row {
     pub path: String,
     /// The line of the record's first byte, counted from 1.
     pub line: u64,
-    /// All tokens of the rendered sequence.
+    /// The number of all tokens of the rendered sequence.
     pub tokens: u32,
-    /// How many of them are targets of the loss.
+    /// The number of supervised tokens.
     pub supervised: u32,
-    /// Was the sequence cut at the maximal length?
+    /// Whether the sequence was truncated at the maximum length.
     pub truncated: bool,
     /// Mean of ln p(target), nats.
     pub mean_logprob: Option<f32>,
@@ -39,19 +39,19 @@ pub struct Row {
     pub conflicts: u32,
     /// Sum of -ln p over the confident conflicts, nats.
     pub conflict_loss: f32,
-    /// Sum of -ln p - H over the confident conflicts: the nats beyond what the model itself expected to lose there.
+    /// Sum of -ln p - H over the confident conflicts: the loss in nats beyond what the model itself expected there.
     pub conflict_surplus: f32,
     /// Sum of the gradient norms of the confident conflicts.
     pub conflict_grad: f32,
     /// Why the example was not scored.
     pub skipped: Option<String>,
-    /// A hash of all its token ids and of which are targets, if it was scored: rows of equal ones are equal token by token. Older tables have none.
+    /// A hash of all token ids and the loss mask, if the example was scored; rows with equal hashes are equal token by token. Older tables lack it.
     pub fingerprint: Option<u64>,
-    /// A hash of its token ids alone. Older tables have none.
+    /// A hash of the token ids alone. Older tables lack it.
     pub ids_fingerprint: Option<u64>,
 }
 
-/// What a row's confident conflicts add up to.
+/// Sums over a row's confident conflicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowMass {
     /// Number of confident conflicts.
@@ -64,7 +64,7 @@ pub struct RowMass {
     pub grad: f64,
 }
 
-/// What the conflicts of each row add up to; the key is the number of the row, and rows without conflicts are absent.
+/// The sums over the conflicts of each row, by its number; rows without conflicts are absent.
 pub type RowMasses = HashMap<u32, RowMass>;
 
 /// Reads rows.parquet, or a part of it.
@@ -89,7 +89,7 @@ pub(super) fn add_masses(rows: &mut [Row], masses: &RowMasses) {
     }
 }
 
-/// The stored order of the columns. [`rows_of`] is its inverse.
+/// Makes a frame with the columns in stored order. [`rows_of`] is the inverse.
 fn frame_of(rows: &[Row]) -> Result<pl::DataFrame> {
     macro_rules! plain {
         ($field:ident) => {

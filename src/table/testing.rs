@@ -1,4 +1,4 @@
-//! Small tables for the tests of this room and the ones below it.
+//! Small tables for the tests of this module and of those that use it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use crate::tokens::{Sequence, Span};
 /// One supervised token of a test table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Token {
-    /// Its id.
+    /// The token id.
     pub id: u32,
-    /// The turn that it stands in.
+    /// The index of the turn that contains it.
     pub turn: u16,
-    /// The first byte in the turn's content.
+    /// The offset of its first byte in the turn's content.
     pub begin: u32,
-    /// The byte behind its last.
+    /// The offset after its last byte.
     pub end: u32,
-    /// What the model believed.
+    /// The statistics of the model's prediction.
     pub statistics: TokenStatistics,
 }
 
-/// A token known by ln p and H only, with a tail of p.
+/// Returns a token with the given p and entropy, and a tail of p.
 pub(crate) fn token(id: u32, p: f32, entropy: f32) -> Token {
     let statistics = TokenStatistics {
         logprob: p.ln(),
@@ -40,11 +40,11 @@ pub(crate) fn token(id: u32, p: f32, entropy: f32) -> Token {
     Token { id, turn: 1, begin: 0, end: 1, statistics }
 }
 
-/// An example whose first token is a prompt and all others are supervised.
+/// An example whose first token is a prompt, while all others are supervised.
 pub(crate) struct Example {
     /// The example, numbered over the whole input.
     pub row: u32,
-    /// Its source.
+    /// The source of the example.
     pub source: &'static str,
     /// The supervised tokens.
     pub tokens: Vec<Token>,
@@ -97,7 +97,7 @@ pub(crate) fn push(writer: &mut PartWriter, example: &Example) {
         .unwrap();
 }
 
-/// A repeatable stream of fractions in 0..1.
+/// A reproducible stream of fractions in 0..1.
 pub(crate) fn random(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed;
     move || {

@@ -1,4 +1,4 @@
-//! The table as a whole: what goes in comes out, through parts, finishing and sorting again.
+//! Tests of the whole table: what is written is read back, through parts, finishing and sorting again.
 
 use std::collections::HashSet;
 use std::fs;
@@ -49,7 +49,7 @@ fn two_rows_by_hand() {
     let run = tempfile::tempdir().unwrap();
     let conflict = token(5, 0.125, 0.5);
     let known = token(6, 0.5, 0.25);
-    // The engine may score the later row first; the part is sorted all the same.
+    // The engine may score the later row first; the part is still sorted.
     let rows = [
         Example { row: 1, source: "b", tokens: vec![known] },
         Example { row: 0, source: "a", tokens: vec![known, conflict] },
@@ -98,7 +98,7 @@ fn parts_and_one_piece_give_the_same_table() {
     let stored = &EVERY_COLUMN[..16];
     let parts = read_all(&paths(&finished_parts(split.path()).unwrap()), stored);
     assert_eq!(parts.len(), 3);
-    // An index into the sources means the same in every chunk of one read.
+    // A source has the same index in every chunk of one read.
     assert!(parts.windows(2).all(|pair| pair[1].sources.starts_with(&pair[0].sources)));
 
     let of = |run: &std::path::Path| {
@@ -130,7 +130,7 @@ fn a_writer_goes_on_after_the_complete_parts() {
     let examples = random_examples(3, 0..9);
     let run = tempfile::tempdir().unwrap();
     write_parts(run.path(), &[&examples[..3], &examples[3..6]]);
-    // A part without its rows is what a kill between the two renames leaves.
+    // A kill between the two renames leaves a part without rows.
     fs::remove_file(run.path().join(PARTS_FOLDER).join("rows-00001.parquet")).unwrap();
     let done: Vec<usize> = finished_parts(run.path()).unwrap().iter().map(|part| part.number).collect();
     assert_eq!(done, [0]);
@@ -200,7 +200,7 @@ fn a_sequence_and_its_statistics_must_agree() {
 #[test]
 fn every_text_survives_whatever_its_id() {
     let run = tempfile::tempdir().unwrap();
-    // Ids that fall on the same place of the table of known texts, and, in the second part, other texts for the same ids.
+    // Ids that share a place in the cache of known texts and, in the second part, other texts for the same ids.
     let ids = [7, 7 + (1 << 18), 7, 8, u32::MAX, 7];
     for part in 0..2u32 {
         let mut writer = PartWriter::create(run.path(), Box::new(move |id| format!("{part}:{id}")), Vec::new()).unwrap();

@@ -1,8 +1,8 @@
-//! Scored examples -> numbered parts of the two tables, each of which appears whole or not at all.
+//! Writes scored examples as numbered parts of the two tables, each of which appears atomically.
 //!
-//! The engine pushes the examples of one stretch of the data set in whatever order it scored them, then finishes the part:
-//! inside a part the rows are sorted, so that the same stretches give the same table however often the run was interrupted.
-//! `rows-00000.parquet` is written after `tokens-00000.parquet` and `alternatives-00000.parquet`; a part counts once it is there.
+//! The engine pushes the examples of one stretch of the data set in the order of scoring, then finishes the part. The rows of a part are sorted, so
+//! that the same stretches give the same table however often the run was interrupted. `rows-00000.parquet` is written after `tokens-00000.parquet`
+//! and `alternatives-00000.parquet`; a part counts once it exists.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,21 +23,21 @@ use crate::kernels::TokenStatistics;
 use crate::tokens::{Sequence, fingerprint};
 use crate::{Context, Error, Result};
 
-/// What the engine hands over for one example.
+/// The results of the engine for one example.
 pub struct ScoredExample<'a> {
-    /// Its tokens.
+    /// The token sequence.
     pub sequence: &'a Sequence,
-    /// One entry per supervised token of the sequence, in order.
+    /// One entry per supervised token, in order.
     pub statistics: &'a [TokenStatistics],
-    /// One entry per supervised token, in a table with bounds; else empty.
+    /// One entry per supervised token in a table with bounds, otherwise empty.
     pub bounds: &'a [Bounds],
     /// The record's own `id`, if it has one.
     pub id: Option<&'a str>,
     /// The record's own `source` field, or the name of its file.
     pub source: &'a str,
-    /// Where the record stands.
+    /// The file and line of the record.
     pub place: &'a Place,
-    /// Was the sequence cut at the maximal length?
+    /// Whether the sequence was truncated at the maximum length.
     pub truncated: bool,
 }
 
@@ -49,11 +49,11 @@ pub struct SkippedExample<'a> {
     pub id: Option<&'a str>,
     /// The record's own `source` field, or the name of its file.
     pub source: &'a str,
-    /// Where the record stands.
+    /// The file and line of the record.
     pub place: &'a Place,
-    /// Length of the rendered sequence, 0 if it never came to that.
+    /// Length of the rendered sequence, or 0 if it was not rendered.
     pub tokens: u32,
-    /// Was the sequence cut, perhaps before the first answer?
+    /// Whether the sequence was truncated, perhaps before the first answer.
     pub truncated: bool,
     pub reason: &'a str,
 }
@@ -65,29 +65,29 @@ pub struct PartWriter {
     text_of: Box<dyn Fn(u32) -> String + Send>,
     provenance: Vec<(String, String)>,
     texts: TextColumn,
-    /// Category code of each token's text, filled on first use.
+    /// The category code of each token's text, filled on first use.
     codes: HashMap<u32, u32>,
     pending: PendingTokens,
-    /// Does the table have columns for them?
+    /// Whether the table has columns for bounds.
     with_bounds: bool,
     alternatives: alternatives::Pending,
     rows: Vec<Row>,
 }
 
-/// A finished part: its files are complete.
+/// A finished part, whose files are complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Its number, from 0.
+    /// The number of the part, from 0.
     pub number: usize,
     /// The file of the tokens.
     pub tokens: PathBuf,
     /// The file of the examples.
     pub rows: PathBuf,
-    /// May be absent: where no token has choices after the first.
+    /// The file of the further choices; absent if no token has any.
     pub alternatives: PathBuf,
 }
 
-/// The complete parts of a run folder by number. What a killed run left half-done is not among them.
+/// Returns the complete parts of a run folder in order, without those that a killed run left unfinished.
 pub fn finished_parts(run: &Path) -> Result<Vec<Part>> {
     let folder = run.join(PARTS_FOLDER);
     if !folder.exists() {
@@ -107,8 +107,8 @@ pub fn finished_parts(run: &Path) -> Result<Vec<Part>> {
 }
 
 impl PartWriter {
-    /// `text_of` turns a token id into what a person reads; `provenance` (names and values: model, template hash, ...) goes
-    /// into the files' key-value metadata. Goes on after the parts that are there already.
+    /// Creates a writer that continues after the existing parts. `text_of` returns the display text of a token id; `provenance` (names and values:
+    /// model, template hash, ...) is written to the files' key-value metadata.
     pub fn create(
         run: &Path,
         text_of: Box<dyn Fn(u32) -> String + Send>,
@@ -131,22 +131,22 @@ impl PartWriter {
         })
     }
 
-    /// As it is, for a table with bounds: some of the scores are known by bounds alone.
+    /// Adds columns for bounds, where some of the scores are known only by their bounds.
     pub fn with_bounds(self) -> PartWriter {
         PartWriter { with_bounds: true, ..self }
     }
 
-    /// Number of the part that [`PartWriter::finish_part`] will write.
+    /// Returns the number of the part that [`PartWriter::finish_part`] will write.
     pub fn next_part(&self) -> usize {
         self.next_part
     }
 
-    /// Supervised tokens pushed since the last finished part.
+    /// The number of supervised tokens pushed since the last finished part.
     fn pending_tokens(&self) -> usize {
         self.pending.chunk.logprob.len()
     }
 
-    /// Adds an example that was scored. An error where the statistics are not one per supervised token.
+    /// Adds a scored example. Returns an error unless there is one entry of statistics per supervised token.
     pub fn push(&mut self, example: &ScoredExample) -> Result<()> {
         let Sequence { row, ids, supervised, spans } = example.sequence;
         let n_supervised = example.sequence.n_targets();
@@ -224,7 +224,7 @@ impl PartWriter {
         Ok(())
     }
 
-    /// Adds an example that was not scored: it has a row in the table of examples, and no tokens.
+    /// Adds an example that was not scored: it gets a row in the table of examples, but no tokens.
     pub fn push_skipped(&mut self, example: &SkippedExample) {
         self.rows.push(Row {
             row: example.row,
@@ -239,12 +239,12 @@ impl PartWriter {
         });
     }
 
-    /// Writes what was pushed as one more part. Nothing happens when nothing was pushed.
+    /// Writes the pushed examples as one more part, if there are any.
     pub fn finish_part(&mut self) -> Result<()> {
         if self.rows.is_empty() { Ok(()) } else { self.write_part() }
     }
 
-    /// Writes what was pushed since the last part. A run without any part gets an empty one, so that it has tables.
+    /// Writes the examples pushed since the last part. A run without any part gets an empty one, so that it has tables.
     pub fn finish(mut self) -> Result<()> {
         if self.next_part == 0 { self.write_part() } else { self.finish_part() }
     }
@@ -276,21 +276,21 @@ impl PartWriter {
     }
 }
 
-/// The tokens of a part in the order in which they came, text columns as category codes.
+/// The tokens of a part in the order of scoring, with text columns as category codes.
 #[derive(Default)]
 struct PendingTokens {
     chunk: TokenChunk,
-    /// The bounds of each token, in a table that has them; else empty.
+    /// The bounds of each token in a table with bounds, otherwise empty.
     bounds: Vec<Bounds>,
     source: Vec<u32>,
     token: Vec<u32>,
     top: Vec<u32>,
-    /// Row and range of tokens of each example.
+    /// The row and the token range of each example.
     examples: Vec<(u32, Range<usize>)>,
 }
 
 impl PendingTokens {
-    /// All columns but the quadrant, in the order of [`super::Column::ALL`], and the bounds if there are any.
+    /// Makes a frame of all columns but the quadrant, in the order of [`super::Column::ALL`], and of the bounds if there are any.
     fn into_sorted_frame(mut self, texts: &TextColumn, with_bounds: bool) -> Result<pl::DataFrame> {
         self.examples.sort_by_key(|(row, _)| *row);
         let ranges: Vec<Range<usize>> = self.examples.into_iter().map(|(_, range)| range).collect();

@@ -1,6 +1,6 @@
-//! The mask audit: what a person should know about the mask before trusting a number that comes from it.
+//! The mask audit: reports what a user should know about the loss mask before trusting results that depend on it.
 //!
-//! Each row carries plain flags; [`Audit`] counts them over all rows and keeps the first places of each.
+//! Each row has plain flags; [`Audit`] counts them over all rows and keeps the first locations of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::dataset::{Dataset, Place};
 use crate::error::Error;
 use crate::format::thousands;
 
-/// What is odd about one row.
+/// Suspicious properties of one row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowAudit {
     /// No token is supervised.
@@ -21,13 +21,13 @@ pub struct RowAudit {
     pub missing_end_of_turn: bool,
     /// A plain text does not end with the end token.
     pub missing_end_of_text: bool,
-    /// `<think></think>` with nothing in it is supervised.
+    /// An empty `<think></think>` is supervised.
     pub empty_think_supervised: bool,
-    /// The text of the data spells out a control token.
+    /// The text of the data contains a control token as text.
     pub special_in_content: bool,
-    /// An answer follows another text than the generation prompt.
+    /// The text before an answer differs from the generation prompt.
     pub unlike_prompt: bool,
-    /// Prompt and answer are joined as they stand, since the model has no chat template.
+    /// Prompt and answer are concatenated, since the model has no chat template.
     pub without_template: bool,
     /// The row has tools or tool calls that the template does not render.
     pub dropped_fields: bool,
@@ -39,83 +39,83 @@ pub struct RowAudit {
     pub lost_reasoning: bool,
     /// The template does not render the reasoning of an earlier answer.
     pub earlier_reasoning: bool,
-    /// The template prints arguments that are text as a JSON string of that text.
+    /// The template prints arguments that are text as a quoted JSON string.
     pub arguments_quoted: bool,
-    /// Keys that look like switches and were not used: `messages[1].lossy`.
+    /// Paths of keys that look like loss switches and were not used, such as `messages[1].lossy`.
     pub unused_switches: Vec<String>,
-    /// Columns with text that no turn holds: `choices`.
+    /// Text columns that no turn holds, such as `choices`.
     pub unread_columns: Vec<String>,
-    /// The value of a `--map` by which the model would see the first of them.
+    /// A `--map` value that would show the model the first of them.
     pub unread_map: Option<String>,
-    /// Names of roles that the template does not know: `developer`.
+    /// Names of roles that the template does not know, such as `developer`.
     pub renamed_roles: Vec<String>,
-    /// A content is a list of parts, which the template does not know.
+    /// A content is a list of parts, which the template does not support.
     pub joined_parts: bool,
-    /// A question has no text, or the row has null in its place.
+    /// A question has no text, or null instead.
     pub empty_question: bool,
-    /// A supervised answer has no text, no reasoning and no call.
+    /// A supervised answer has no text, no reasoning and no tool call.
     pub empty_answer: bool,
-    /// The original length, in tokens, of a sequence that was cut.
+    /// The original length in tokens of a truncated sequence.
     pub truncated: Option<usize>,
-    /// The cut took supervised tokens away.
+    /// The truncation removed supervised tokens.
     pub answer_cut: bool,
-    /// Of a row whose last answer a model wrote.
+    /// Whether the tokens of a rollout were used; `None` if the row is no rollout.
     pub drawn: Option<Drawn>,
 }
 
-/// What became of the tokens that a row says a model drew.
+/// What became of the tokens that a row records as drawn by a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drawn {
-    /// The text has the same tokens.
+    /// The text tokenises to the same tokens.
     Same,
-    /// The text has others; those that were drawn are read.
+    /// The text tokenises to others; the drawn ones are used.
     Respelt,
-    /// They do not belong to the row, which is read as its text.
+    /// They do not match the row, whose text is tokenised instead.
     Foreign,
 }
 
-/// The sum over all rows.
+/// The counts over all rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// Rows that were rendered.
     pub rows: u64,
     /// Rows that the template or the tokenizer refused.
     pub refused: u64,
-    /// One entry for each check, whether it found something or not.
+    /// One entry per check, whether it found something or not.
     pub findings: Vec<Finding>,
-    /// What was not read of the files.
+    /// Notes about what was not read of the files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// Rows that are equal to others, where that was looked for.
+    /// Rows that equal others, if this was checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equal: Option<EqualRows>,
 }
 
-/// Rows with something supervised that are equal to an earlier one, token by token.
+/// The number of rows with supervised tokens that equal an earlier one, token by token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EqualRows {
-    /// How many there are.
+    /// The number of such rows.
     pub rows: u64,
-    /// Of how many.
+    /// The number of rows that were compared.
     pub of: u64,
 }
 
-/// One check and what it found.
+/// A check and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub name: String,
     pub rows: u64,
-    /// The first places, `file:line`; for errors with the reason.
+    /// The first locations, `file:line`; for errors with the reason.
     pub examples: Vec<String>,
-    /// The rows that these are.
+    /// The numbers of these rows.
     pub example_rows: Vec<u32>,
-    /// Of refused rows and of columns that are not read: what to do about the first row for which that is known.
+    /// For refused rows and for unread columns: the remedy for the first row that has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure: Option<String>,
-    /// The row for which it is known.
+    /// The row that `cure` belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure_row: Option<u32>,
-    /// Of unused switches and renamed roles: every name, the numbers in it left out, with its number of rows.
+    /// For unused switches, unread columns and renamed roles: the number of rows with each name, indices removed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, u64>,
 }
@@ -324,12 +324,12 @@ impl Default for Audit {
 }
 
 impl Audit {
-    /// With nothing found yet but what the data set itself has to say.
+    /// Returns an audit that contains only the notes of the data set.
     pub fn of(dataset: &Dataset) -> Audit {
         Audit { notes: dataset.notes().to_vec(), ..Audit::default() }
     }
 
-    /// Counts the row of this number. Rows come in their order.
+    /// Counts the row with this number. Rows must come in order.
     pub fn add(&mut self, row: u32, place: &Place, audit: &RowAudit) {
         self.rows += 1;
         for (check, finding) in CHECKS.iter().zip(&mut self.findings) {
@@ -352,7 +352,7 @@ impl Audit {
         }
     }
 
-    /// A row that could not be read or rendered.
+    /// Counts a row that could not be read or rendered.
     pub fn add_error(&mut self, row: u32, place: &Place, error: &Error) {
         self.refused += 1;
         if let Some(finding) = self.findings.last_mut() {
@@ -361,9 +361,9 @@ impl Audit {
         }
     }
 
-    /// Adds what was found in other rows of the same data. Equal rows are not counted: of those that are apart nobody knows.
+    /// Adds the results for other rows of the same data. Equal rows are unknown afterwards, since those in different parts were never compared.
     pub(crate) fn merge(&mut self, other: &Audit) {
-        // Without `..`, so that the compiler asks for a new number.
+        // Without `..`, so that a new field is a compile error here.
         let Audit { rows, refused, findings, notes: _, equal: _ } = other;
         self.rows += rows;
         self.refused += refused;
@@ -371,7 +371,7 @@ impl Audit {
         self.findings.iter_mut().zip(findings).for_each(|(finding, other)| finding.merge(other));
     }
 
-    /// One line for each thing that was found: what, what it means, what to do, where.
+    /// Returns one line per result: what it is, what it means, what to do, and where.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.notes.clone();
         if let Some(EqualRows { rows: n @ 1.., of }) = self.equal {
@@ -397,13 +397,13 @@ impl Audit {
     }
 }
 
-/// The error that a row which is refused ends a run with, where the user wants it so.
+/// The error that ends a `--strict` run at a refused row.
 pub(crate) fn refused_strictly(error: Error) -> Error {
     error.cure("Correct the row, or leave out --strict to skip it.")
 }
 
 impl Finding {
-    /// Counts each name once a row. `messages[3].lossy` counts as `messages[].lossy`.
+    /// Counts each name once per row. `messages[3].lossy` counts as `messages[].lossy`.
     fn count_keys(&mut self, keys: &[String]) {
         let without_numbers = |key: &String| {
             let mut name = String::new();
@@ -429,7 +429,7 @@ impl Finding {
         }
     }
 
-    /// Takes the cure of this row, unless that of an earlier one is known.
+    /// Sets the remedy for this row, unless an earlier row has set one.
     fn add_cure(&mut self, row: u32, cure: Option<String>) {
         if let (None, Some(cure)) = (&self.cure, cure) {
             (self.cure, self.cure_row) = (Some(cure), Some(row));
@@ -496,7 +496,7 @@ mod tests {
         assert!(whole.findings.iter().filter(|finding| finding.rows > 3).count() >= 3 && whole.lines().len() == 4);
         let share = |n: u32| of(&|row| row.wrapping_mul(2_654_435_761) % 3 == n);
         for order in [[0, 1, 2], [2, 0, 1]] {
-            // As they come back from a record.
+            // Audits are merged after a round trip through JSON.
             let read = order.map(|n| serde_json::from_value::<Audit>(serde_json::to_value(share(n)).unwrap()).unwrap());
             let mut joined = read[0].clone();
             read[1..].iter().for_each(|other| joined.merge(other));

@@ -1,11 +1,11 @@
-//! Every construct that chat templates are made of gives Jinja's text, or is refused by name: tests/fixtures/templates/constructs.json.
+//! Tests that every construct of chat templates renders as in Jinja or is refused by name: tests/fixtures/templates/constructs.json.
 
 use serde_json::Value as Json;
 
 use super::python;
 use super::template::{ChatTemplate, Surroundings};
 
-/// What Jinja renders and we do not, with a word of why.
+/// Constructs that Jinja renders and this program refuses, with part of the error.
 const REFUSED: &[(&str, &str)] = &[
     (r#"{{ {'b': 1, 'A': 2} | dictsort(true) }}"#, "too many arguments"),
     (r#"{{ v.nested | attr('b') | default('none') }}"#, "unknown filter: filter attr is unknown"),
@@ -53,7 +53,7 @@ const REFUSED: &[(&str, &str)] = &[
 fn constructs_give_jinjas_text_or_are_refused_by_name() {
     let fixture: Json = serde_json::from_str(include_str!("../../tests/fixtures/templates/constructs.json")).unwrap();
     let mut values = fixture["values"].clone();
-    // serde_json would make a float of it; the readers of data do not.
+    // serde_json would read this integer as a float; the data readers do not.
     values["long"] = "\u{FDD3}123456789012345678901234567890".into();
     let values = python::from_json(&values);
     let switches = minijinja::context! { v => values };
@@ -68,7 +68,7 @@ fn constructs_give_jinjas_text_or_are_refused_by_name() {
             (Some(expected), Ok(found)) if expected == found => n_same += 1,
             (Some(expected), Ok(found)) => others.push(format!("{source}\n  jinja {expected:?}\n  ours  {found:?}")),
             (Some(_), Err(error)) => refused.push((source, error.to_string())),
-            // Where Jinja refuses, any answer of ours is one that nobody else has; most are refused here, too.
+            // Where Jinja refuses, any output is acceptable; most of these are refused here, too.
             (None, _) => {}
         }
     }

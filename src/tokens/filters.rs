@@ -1,8 +1,8 @@
-//! Filters that minijinja has otherwise than Jinja, and those that Transformers adds.
+//! Filters that differ between minijinja and Jinja, and those that Transformers adds.
 //!
-//! Most of the first differ in one point only: what is no text is spelled by Python's `str`, so that `1e16 | upper` is `1E+16` here, too.
-//! Those that go through a list give a generator in Jinja, which is true even where nothing comes out of it, and is gone through once.
-//! Left out are `attr` and `pprint`, which nobody's template needs and which Jinja has otherwise, and what Jinja does not have.
+//! Most of the former differ in one point only: values that are not text are formatted by Python's `str`, so that `1e16 | upper` is `1E+16`.
+//! Filters over lists return generators in Jinja, which are true even if empty, and can be consumed only once. Not supported: `attr` and `pprint`,
+//! which templates do not need and in which minijinja differs from Jinja, and filters that Jinja does not have.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,7 +42,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     for name in ["escape", "e"] {
         environment.add_filter(name, escape);
     }
-    // What Jinja does not have.
+    // Filters that Jinja does not have, or in which minijinja differs from it.
     for name in ["attr", "pprint", "chain", "zip", "lines", "split", "bool"] {
         environment.remove_filter(name);
     }
@@ -73,7 +73,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
         of_items(&list, filters::slice(state, list.clone(), n, fill)?)
     });
     environment.add_filter("items", move |map: &Value| of_items(map, filters::items(map)?));
-    // Python goes backwards through what has a length, and Jinja makes a list of all else.
+    // Python reverses anything with a length lazily; Jinja makes a list of other iterables.
     environment.add_filter("reverse", move |list: &Value| match list.kind() {
         ValueKind::String | ValueKind::Undefined => filters::reverse(list),
         _ if Generator::is(list) => Ok(Value::from(items(&filters::reverse(list)?)?)),
@@ -88,19 +88,19 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     });
 }
 
-/// What comes out of an iterable.
+/// Collects the items of an iterable.
 fn items(iterable: &Value) -> Result<Vec<Value>, Error> {
     iterable.try_iter()?.checked().collect()
 }
 
-/// `value[key]` for a key that is the name of a method: Jinja looks for the method where there is no such key, so that
-/// `schema['items']` is never false.
+/// Evaluates `value[key]` for a key that is the name of a method: Jinja returns the method if there is no such key, so `schema['items']` is never
+/// false.
 fn item(value: &Value, key: &str) -> Result<Value, Error> {
     let found = value.get_item(&Value::from(key))?;
     Ok(if found.is_undefined() { Method::of(value, key).unwrap_or(found) } else { found })
 }
 
-/// `value.key` for a key that is the name of a method: Jinja looks for the key where there is no such method. One that the sandbox
+/// Evaluates `value.key` for a key that is the name of a method: Jinja looks up the key only if there is no such method. A method that the sandbox
 /// forbids is undefined.
 fn attribute(value: &Value, key: &str) -> Result<Value, Error> {
     match Method::of(value, key) {
@@ -110,7 +110,7 @@ fn attribute(value: &Value, key: &str) -> Result<Value, Error> {
     }
 }
 
-/// The operand of a slice, which Python refuses where there is nothing in it to count.
+/// Returns the operand of a slice, or an error for values that Python cannot slice.
 fn sliceable(value: Value) -> Result<Value, Error> {
     let refused = |name: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("{name} cannot be sliced")));
     match (iterables::name(&value), value.kind()) {
@@ -121,7 +121,7 @@ fn sliceable(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// A method that is not called yet: true, defined, and nothing that could be printed.
+/// A method that has not been called: it is true and defined, but cannot be printed.
 struct Method {
     of: Value,
     name: String,
@@ -150,7 +150,7 @@ impl Object for Method {
     }
 }
 
-/// A sum in which one side may be `safe`: the other is escaped, and the sum is `safe`.
+/// Adds two values. If one of them is a `safe` text, the other text is escaped, and the result is `safe`.
 fn plus(state: &State, left: Value, right: Value) -> Result<Value, Error> {
     match (left.as_str(), right.as_str()) {
         (Some(_), Some(_)) if left.is_safe() || right.is_safe() => {
@@ -161,7 +161,7 @@ fn plus(state: &State, left: Value, right: Value) -> Result<Value, Error> {
     }
 }
 
-/// Python's `int`, of a text by way of `float` if need be; what is no number is the default.
+/// Python's `int`, with a fallback to `float` for texts; returns the default for anything that is no number.
 fn int(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let default = given(&positional, &kwargs, 0, "default")?;
     kwargs.assert_all_used()?;
@@ -191,7 +191,7 @@ fn int(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, 
     Ok(found.unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0))))
 }
 
-/// Python's `float`; what is no number is the default.
+/// Python's `float`; returns the default for anything that is no number.
 fn float(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let default = given(&positional, &kwargs, 0, "default")?;
     kwargs.assert_all_used()?;
@@ -204,7 +204,7 @@ fn float(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value
     Ok(found.map(Value::from).unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0.0))))
 }
 
-/// A number in a text as Python reads it: with white space around, and with `_` between digits.
+/// Normalises a number in a text as Python reads it: with white space around it, and with `_` between digits.
 fn plain_number(text: &str) -> String {
     let text = strip(text, None, true, true);
     let is_digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
@@ -212,7 +212,7 @@ fn plain_number(text: &str) -> String {
     text.char_indices().filter(|&(at, c)| c != '_' || !is_between(at)).map(|(_, c)| c).collect()
 }
 
-/// An argument by its place or its name. (`Option<Value>` would take a `none` that is given for one that is not.)
+/// Returns an argument by position or name. (`Option<Value>` would not distinguish an explicit `none` from an absent argument.)
 fn given(positional: &Rest<Value>, kwargs: &Kwargs, nth: usize, name: &str) -> Result<Option<Value>, Error> {
     match positional.get(nth) {
         Some(value) => Ok(Some(value.clone())),
@@ -232,7 +232,7 @@ fn default(value: Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Valu
     Ok(if is_missing { other.unwrap_or_else(|| Value::from("")) } else { value })
 }
 
-/// As markupsafe has it. Nothing else here escapes anything.
+/// Escapes like markupsafe. Nothing else here escapes anything.
 fn escape(value: &Value) -> Result<Value, Error> {
     if value.is_safe() {
         return Ok(value.clone());
@@ -241,7 +241,7 @@ fn escape(value: &Value) -> Result<Value, Error> {
     Ok(Value::from_safe_string(text.replace('\'', "&#39;").replace('"', "&#34;")))
 }
 
-/// Jinja's `indent`: all lines but the first, and none that is blank, unless asked for.
+/// Jinja's `indent`: indents all lines except the first and blank ones, unless requested.
 fn indent(value: &str, width: Option<Value>, first: Option<bool>, blank: Option<bool>, kwargs: Kwargs) -> Result<String, Error> {
     let width = width.map_or_else(|| kwargs.get::<Option<Value>>("width"), |width| Ok(Some(width)))?;
     let first = first.map_or_else(|| kwargs.get::<Option<bool>>("first"), |first| Ok(Some(first)))?.unwrap_or(false);
@@ -280,7 +280,7 @@ fn join(value: &Value, mark: Option<Value>, attribute: Option<Value>, kwargs: Kw
     Ok(out)
 }
 
-/// Jinja's `a.b.0`.
+/// Resolves Jinja's attribute paths, such as `a.b.0`.
 fn attribute_of(item: &Value, path: &Value) -> Result<Value, Error> {
     let Some(path) = path.as_str() else { return item.get_item(path) };
     path.split('.').try_fold(item.clone(), |value, key| match key.parse::<usize>() {

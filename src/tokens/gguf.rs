@@ -1,12 +1,12 @@
-//! The tokenizer that a GGUF file describes.
+//! Builds the tokenizer that a GGUF file describes.
 //!
-//! A GGUF file holds the vocabulary, but of the splitting rules only a name; [`PRE_TOKENIZERS`] says what each name means. Covered:
-//! byte-level BPE (`gpt2`) with the names of the table, and BPE by SentencePiece scores (`llama`, which is also Gemma's).
-//! Left out, and refused by name: unigram (`t5`), WordPiece (`bert`), RWKV.
+//! A GGUF file contains the vocabulary, but only the name of the pre-tokenizer; [`PRE_TOKENIZERS`] defines the names. Supported: byte-level BPE
+//! (`gpt2`) with the names in the table, and BPE by SentencePiece scores (`llama`, which Gemma uses, too). Not supported, and refused by name:
+//! unigram (`t5`), WordPiece (`bert`), RWKV.
 //!
-//! Names and expressions are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load` and `llm_tokenizer_bpe`), in the
-//! spelling of the model's own tokenizer.json where llama.cpp had to rewrite them. What a table row says beyond the expression
-//! is the tokenizer.json's too: the aim is to split as Transformers does.
+//! Names and expressions are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load` and `llm_tokenizer_bpe`), in the form of the
+//! model's own tokenizer.json where llama.cpp had to rewrite them. The other properties of a table row come from the tokenizer.json, too, since the
+//! aim is to split as Transformers does.
 
 use std::collections::HashMap;
 
@@ -27,45 +27,45 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner};
 use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
 
-/// The tokenizer's metadata of a GGUF file; each field is named after its key `tokenizer.ggml.*`, where it does not name another.
+/// The tokenizer's metadata in a GGUF file; each field is named after its key `tokenizer.ggml.*`, unless stated otherwise.
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocabulary {
-    /// Kind of vocabulary: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
+    /// The kind of vocabulary: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
     pub model: String,
-    /// Name of the pre-tokenizer: `smollm`, `llama-bpe`, `qwen2`, ...
+    /// The name of the pre-tokenizer: `smollm`, `llama-bpe`, `qwen2`, ...
     pub pre: Option<String>,
-    /// The text of each token, spelt as the vocabulary spells it; the index is the token's id.
+    /// The tokens in the vocabulary's encoding; the index is the token id.
     pub tokens: Vec<String>,
-    /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Empty where the file has none: all normal.
+    /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. If empty, all are normal.
     pub token_types: Vec<i32>,
-    /// For `llama`: a larger score is merged earlier.
+    /// For `llama`: tokens with larger scores are merged earlier.
     pub scores: Vec<f32>,
-    /// For `gpt2`: `left right`, first merge first.
+    /// For `gpt2`: `left right`, in order of priority.
     pub merges: Vec<String>,
-    /// The id of the beginning token.
+    /// The id of the beginning-of-sequence token.
     pub bos: Option<u32>,
-    /// The id of the end token.
+    /// The id of the end-of-sequence token.
     pub eos: Option<u32>,
-    /// Does the beginning token stand before every text? `None`: the kind of vocabulary decides.
+    /// Whether the beginning token precedes every text. If `None`, the kind of vocabulary decides.
     pub add_bos: Option<bool>,
-    /// For `llama`: is a space put before the first word? `None`: it is.
+    /// For `llama`: whether a space is prepended to the first word. `None` means true.
     pub add_space_prefix: Option<bool>,
-    /// `general.name`: what the model is called.
+    /// `general.name`: the name of the model.
     pub name: Option<String>,
     /// `general.architecture`, such as `llama`.
     pub architecture: Option<String>,
 }
 
-/// What a pre-tokenizer's name means.
+/// The rules of a pre-tokenizer.
 struct PreTokenizer {
     names: &'static [&'static str],
-    /// Applied one after the other; each match becomes a piece, and what lies between matches too.
+    /// Regular expressions that are applied one after another; both matches and the text between them become pieces.
     splits: &'static [&'static str],
-    /// Normalise to NFC first.
+    /// Whether texts are normalised to NFC first.
     nfc: bool,
-    /// A piece that is a token stays whole, whatever the merges say.
+    /// Whether a piece that is a token stays whole, whatever the merges are.
     ignore_merges: bool,
-    /// Does the model expect a beginning token, where the file does not say?
+    /// Whether the model expects a beginning token, if the file does not specify it.
     adds_bos: bool,
 }
 
@@ -74,24 +74,24 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 /// meta-llama/Meta-Llama-3-8B, tokenizer.json; it is cl100k of openai/tiktoken, tiktoken_ext/openai_public.py
 const LLAMA3: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen/Qwen2-7B, tokenizer.json: cl100k with digits one by one
+/// Qwen/Qwen2-7B, tokenizer.json: cl100k with single digits
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// mistralai/Mistral-Nemo-Base-2407, tokenizer.json
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen/Qwen3.5-4B, Transformers' `models/qwen3_5/tokenization_qwen3_5.py`: marks belong to the letters before them
+/// Qwen/Qwen3.5-4B, Transformers' `models/qwen3_5/tokenization_qwen3_5.py`: combining marks belong to the letters before them
 const QWEN35: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// o200k of openai/tiktoken, tiktoken_ext/openai_public.py: words end where capitals begin
+/// o200k of openai/tiktoken, tiktoken_ext/openai_public.py: a capital letter begins a new word
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Digits one by one, before anything else.
+/// Splits off single digits, before anything else.
 const DIGIT: &str = r"\p{N}";
 
-/// Those of models that a family here runs: the names of others stand for rules that nothing here has been compared with.
+/// The pre-tokenizers of models whose architectures are supported. The rules behind other names have not been tested.
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
-        // HuggingFaceTB/SmolLM2-135M-Instruct, tokenizer.json: Digits(individual_digits), then ByteLevel with GPT-2's expression. Refact's name is
-        // what the files of Granite have.
+        // HuggingFaceTB/SmolLM2-135M-Instruct, tokenizer.json: Digits(individual_digits), then ByteLevel with GPT-2's expression. Granite's files
+        // use Refact's name.
         names: &["smollm", "refact"],
         splits: &[DIGIT, GPT2],
         nfc: false,
@@ -109,7 +109,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer { names: &["qwen2", "deepseek-r1-qwen"], splits: &[QWEN2], nfc: true, ignore_merges: false, adds_bos: false },
     PreTokenizer { names: &["qwen35"], splits: &[QWEN35], nfc: true, ignore_merges: false, adds_bos: false },
     PreTokenizer {
-        // gpt-oss and Phi-4-mini: made from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
+        // gpt-oss and Phi-4-mini, converted from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
         names: &["gpt-4o"],
         splits: &[O200K],
         nfc: false,
@@ -118,10 +118,10 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     },
     // OLMo 2 and 3, Phi-4.
     PreTokenizer { names: &["dbrx"], splits: &[LLAMA3], nfc: false, ignore_merges: false, adds_bos: false },
-    // SmolLM3, which has the vocabulary of Llama 3 without its beginning token.
+    // SmolLM3, which has Llama 3's vocabulary without its beginning token.
     PreTokenizer { names: &["smaug-bpe"], splits: &[LLAMA3], nfc: false, ignore_merges: true, adds_bos: false },
     PreTokenizer {
-        // Made from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
+        // Converted from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
         names: &["glm4", "chatglm-bpe"],
         splits: &[LLAMA3],
         nfc: false,
@@ -200,7 +200,7 @@ fn byte_level(vocabulary: GgufVocabulary) -> Result<Parts> {
     })
 }
 
-/// As Transformers does it (convert_slow_tokenizer.py, `SpmConverter` and `LlamaConverter`): spaces become `▁`, and the merges
+/// Builds the tokenizer like Transformers (convert_slow_tokenizer.py, `SpmConverter` and `LlamaConverter`): spaces become `▁`, and the merges
 /// follow from the scores.
 fn sentence_piece(mut vocabulary: GgufVocabulary) -> Result<Parts> {
     let (n_tokens, n_scores) = (vocabulary.tokens.len(), vocabulary.scores.len());
@@ -250,8 +250,8 @@ fn sentence_piece(mut vocabulary: GgufVocabulary) -> Result<Parts> {
     })
 }
 
-/// Gemma's vocabulary has user-defined tokens for 2 to 31 spaces. llama.cpp, as SentencePiece itself, finds the longest of them in the
-/// text: 32 spaces are 31 + 1. Transformers, and hence whoever fine-tunes with it, gets them by merges before all others: 16 + 16.
+/// Turns Gemma's user-defined tokens for 2 to 31 spaces into merges with top priority. llama.cpp and SentencePiece itself find the longest such
+/// token in the text: 32 spaces are 31 + 1. Transformers, and hence fine-tuning with it, uses merges: 16 + 16.
 fn merge_runs_of_spaces(vocabulary: &mut GgufVocabulary) {
     let kinds = vocabulary.token_types.iter_mut().zip(&mut vocabulary.scores);
     for (token, (kind, score)) in vocabulary.tokens.iter_mut().zip(kinds) {
@@ -265,7 +265,7 @@ fn merge_runs_of_spaces(vocabulary: &mut GgufVocabulary) {
     }
 }
 
-/// All ways to put a token together from two others, the token with the largest score first.
+/// Returns all splits of a token into two others, by descending score of the token.
 ///
 /// Ties are broken as in Transformers (`generate_merges`): longer left part, longer right part, then the order of the vocabulary.
 fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<(String, String)> {
@@ -288,10 +288,11 @@ fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<(String, String)> {
     merges.into_iter().map(|(_, _, (left, right))| (token(left), token(right))).collect()
 }
 
-/// Control tokens and user-defined tokens are found in the text before it is split.
+/// Adds control tokens and user-defined tokens, which are found in the text before it is split.
 ///
-/// Those of Phi-3 swallow the white space behind them, which no key of the file says: llama.cpp goes by the model's name (`llama_vocab::impl::load`,
-/// `LLAMA_TOKEN_ATTR_RSTRIP`). Phi-3's architecture with a vocabulary of SentencePiece's says it as well, whatever a model is called.
+/// Those of Phi-3 also match the white space after them, which no key of the file records: llama.cpp goes by the model's name
+/// (`llama_vocab::impl::load`, `LLAMA_TOKEN_ATTR_RSTRIP`). Phi-3's architecture with a SentencePiece vocabulary identifies such models whatever
+/// their name.
 fn add_tokens(inner: &mut Inner, vocabulary: &GgufVocabulary) -> Result<()> {
     const KEEP_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
     let name = vocabulary.name.as_deref().unwrap_or_default().to_lowercase();
@@ -300,7 +301,7 @@ fn add_tokens(inner: &mut Inner, vocabulary: &GgufVocabulary) -> Result<()> {
     let of_kind = |kind: i32, special: bool| {
         let tokens = vocabulary.tokens.iter().zip(&vocabulary.token_types);
         tokens.filter(move |(token, k)| **k == kind && !token.is_empty()).map(move |(token, _)| {
-            // Found in the text as it was written, before a normaliser changes it.
+            // Matched in the original text, before normalisation.
             AddedToken::from(token.clone(), special).normalized(false).rstrip(swallows && !KEEP_SPACE.contains(&token.as_str()))
         })
     };
@@ -310,8 +311,8 @@ fn add_tokens(inner: &mut Inner, vocabulary: &GgufVocabulary) -> Result<()> {
     Ok(())
 }
 
-/// Does a beginning token stand before a text, as the file says or, where it says nothing, the kind of its vocabulary? llama.cpp takes token 1 or
-/// 11 where the file names none, whatever that is.
+/// Whether a beginning token precedes a text, by the file or else by the kind of its vocabulary. llama.cpp uses token 1 or 11 if the file names
+/// none, whatever that token is.
 fn adds_bos(vocabulary: &GgufVocabulary, by_kind: bool) -> Result<bool> {
     let adds = vocabulary.add_bos.unwrap_or(by_kind);
     if adds && vocabulary.bos.is_none() {
@@ -324,7 +325,7 @@ fn adds_bos(vocabulary: &GgufVocabulary, by_kind: bool) -> Result<bool> {
     Ok(adds)
 }
 
-/// Nothing here asks for it, but a tokenizer.json that is saved must tell other programs to put the token in front.
+/// Sets the post-processor. It is not used here, but a saved tokenizer.json must tell other programs to prepend the token.
 fn with_leading_bos(mut inner: Inner, vocabulary: &GgufVocabulary, adds_bos: bool) -> Result<Inner> {
     let token = vocabulary.bos.filter(|_| adds_bos).and_then(|id| Some((vocabulary.tokens.get(id as usize)?, id)));
     let Some((token, id)) = token else { return Ok(inner) };
@@ -372,7 +373,7 @@ mod tests {
 
     use super::*;
 
-    /// llama.cpp splits their words as it does SmolLM's; Command R's own tokenizer also composes characters.
+    /// llama.cpp splits words for these like for SmolLM; Command R's own tokenizer also composes characters.
     #[test]
     fn pre_tokenizers_of_models_that_nothing_here_runs_are_refused_by_name() {
         for name in ["command-r", "starcoder", "codeshell", "bloom"] {
@@ -382,7 +383,7 @@ mod tests {
         assert!(pre_tokenizer(Some("refact")).is_ok());
     }
 
-    /// Made by tests/fixtures/pre_tokenizers/make.py, out of the models' own tokenizers.
+    /// The fixture is made by tests/fixtures/pre_tokenizers/make.py from the models' own tokenizers.
     #[test]
     fn texts_are_cut_where_the_models_own_tokenizers_cut_them() {
         let text = include_str!("../../tests/fixtures/pre_tokenizers/pieces.json");

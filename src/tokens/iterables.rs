@@ -1,7 +1,7 @@
-//! What Python goes through that is no list: generators, the views of a dictionary, `range`.
+//! Python's iterables other than lists: generators, dictionary views and `range`.
 //!
-//! minijinja has one kind of iterable for them all, which begins anew each time, can be asked for its third item, and prints as a list.
-//! In Python a generator is gone through once, none but `range` has a third item, and their texts are their own.
+//! minijinja has a single kind of iterable for all of them, which restarts on every use, can be indexed, and prints as a list. In Python a
+//! generator can be consumed only once, only `range` can be indexed, and each prints differently.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,22 +9,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Rest, Tuple, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
-/// What a filter such as `map` gives: each item comes out once, and is gone.
+/// The result of a filter such as `map`: each item can be taken only once.
 #[derive(Debug)]
 pub(super) struct Generator(Mutex<Left>);
 
-/// What is left of a generator.
+/// The remaining state of a generator.
 #[derive(Debug, Default)]
 struct Left {
     items: VecDeque<Value>,
-    /// Its end was reached.
+    /// Whether its end was reached.
     is_done: bool,
-    /// The generator that another filter made of this one, and that takes from it in Python when it is gone through itself.
+    /// The generator that another filter made of this one; consuming it in Python also consumes this one.
     lent_to: Option<Arc<Generator>>,
 }
 
 impl Generator {
-    /// A generator of the items that a filter made of `source`; where that is a generator itself, it lends its items to this one.
+    /// Makes a generator of the items that a filter made from `source`. If that is a generator, it lends its items to the new one.
     pub(super) fn over(source: &Value, items: impl IntoIterator<Item = Value>) -> Value {
         let generator = Arc::new(Generator(Mutex::new(Left { items: items.into_iter().collect(), ..Left::default() })));
         if let Some(source) = source.downcast_object_ref::<Generator>() {
@@ -79,7 +79,7 @@ impl Iterator for Drain {
 
     fn next(&mut self) -> Option<Value> {
         let mut rest = self.generator.rest();
-        // Items were handed on that Python would still have here.
+        // Python would still have items here that were lent to the other generator.
         if rest.lent_to.as_ref().is_some_and(|other| !other.is_done()) && !self.is_refused {
             self.is_refused = true;
             let message = "a generator is consumed while one of its filters is unfinished; use `| list` to make it a list";
@@ -90,14 +90,14 @@ impl Iterator for Drain {
         item
     }
 
-    /// For `loop.last` and `loop.length`, which Jinja knows of generators, too.
+    /// Required by `loop.last` and `loop.length`, which Jinja supports for generators, too.
     fn size_hint(&self) -> (usize, Option<usize>) {
         let n_left = self.generator.rest().items.len();
         (n_left, Some(n_left))
     }
 }
 
-/// What the methods `keys`, `values` and `items` of a dictionary give.
+/// The result of a dictionary's methods `keys`, `values` and `items`.
 #[derive(Debug)]
 pub(super) struct View {
     of: DynObject,
@@ -112,7 +112,7 @@ enum What {
 }
 
 impl View {
-    /// `method` of the dictionary, if it is one that gives a view.
+    /// Calls `method` of the dictionary, if it is one that returns a view.
     pub(super) fn of(dictionary: &Value, method: &str) -> Option<Value> {
         let what = match method {
             "keys" => What::Keys,
@@ -123,7 +123,7 @@ impl View {
         Some(Value::from_object(View { of: dictionary.as_object()?.clone(), what }))
     }
 
-    /// The word with which Python's text of it begins.
+    /// The name that begins Python's text of the view.
     fn name(&self) -> &'static str {
         match self.what {
             What::Keys => "dict_keys",
@@ -165,7 +165,7 @@ pub(super) struct Range {
     len: usize,
 }
 
-/// The function `range`, as Jinja's sandbox has it.
+/// The function `range`, as in Jinja's sandbox.
 pub(super) fn range(arguments: Rest<Value>) -> Result<Value, Error> {
     const MAX_LEN: u128 = 100_000;
     let refused = |message: String| Error::new(ErrorKind::InvalidOperation, format!("range: {message}"));
@@ -197,7 +197,7 @@ impl Object for Range {
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let idx = key.as_usize().filter(|&idx| idx < self.len)?;
-        // What wraps in between wraps back: the element itself lies between the range's ends.
+        // Intermediate overflow cancels out, since the element itself is within the range.
         Some(Value::from(self.begin.wrapping_add((idx as i64).wrapping_mul(self.step))))
     }
 
@@ -206,17 +206,17 @@ impl Object for Range {
     }
 }
 
-/// How Python writes a value that goes through others.
+/// How Python prints a value that contains others.
 pub(super) struct Written {
-    /// What stands before the items, such as `[`.
+    /// The text before the items, such as `[`.
     pub open: String,
-    /// The items, written one after the other with `, ` between them.
+    /// The items, which are separated by `, `.
     pub items: Vec<Value>,
-    /// What stands behind them.
+    /// The text after the items.
     pub close: &'static str,
 }
 
-/// How Python writes a list or what is here; an error where it would say a place in memory.
+/// Returns how Python prints a list or an iterable, or an error if Python would print a memory address.
 pub(super) fn written(value: &Value) -> Result<Written, Error> {
     if Generator::is(value) {
         return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; use `| list` to make it a list"));
@@ -234,7 +234,7 @@ pub(super) fn written(value: &Value) -> Result<Written, Error> {
     Ok(Written { open, items, close })
 }
 
-/// What `json.dumps` and a slice refuse, by name; `None` for all else.
+/// Returns the name of a value that `json.dumps` and slices refuse, or `None` for others.
 pub(super) fn name(value: &Value) -> Option<&'static str> {
     match value {
         generator if Generator::is(generator) => Some("a generator"),
@@ -243,14 +243,14 @@ pub(super) fn name(value: &Value) -> Option<&'static str> {
     }
 }
 
-/// Is it what Python calls a dictionary? minijinja's namespaces, loops and macros can be asked for names, too.
+/// Whether the value is a dictionary in Python. minijinja's namespaces, loops and macros can be indexed by name, too.
 pub(super) fn is_dictionary(value: &Value) -> bool {
     const MAPS: [&str; 5] = ["IndexMap<", "BTreeMap<", "HashMap<", "::StaticKeyMap", "::MergeDict"];
     let is_map = |object: &DynObject| MAPS.iter().any(|map| object.type_name().contains(map));
     value.kind() == ValueKind::Map && value.as_object().is_some_and(is_map)
 }
 
-/// For the groups of `groupby`, which are tuples in Jinja.
+/// Whether the value is a tuple in Jinja, as the groups of `groupby` are.
 fn is_tuple(value: &Value) -> bool {
     value.is_tuple() || value.as_object().is_some_and(|object| object.type_name().ends_with("GroupTuple"))
 }
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
     use minijinja::{Environment, context};
 
-    /// Whatever way a message was put together here, templates see a dictionary; what minijinja makes of its own is none.
+    /// Templates see a message as a dictionary however it was built, unlike minijinja's own objects.
     #[test]
     fn messages_are_dictionaries_however_they_are_made() {
         let plain = Value::from_pairs([("role", "user")]);

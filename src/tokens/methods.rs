@@ -1,6 +1,6 @@
-//! Python's own methods of strings, lists and dictionaries, as far as minijinja's do not follow them.
+//! Python's methods of strings, lists and dictionaries that minijinja lacks or implements differently.
 //!
-//! What Transformers' sandbox forbids (`append`, `pop`, `update`) is unknown here too; an unknown method is an error that names it.
+//! Methods that Transformers' sandbox forbids (`append`, `pop`, `update`) are unknown here, too; an unknown method is an error that names it.
 
 use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
@@ -10,7 +10,7 @@ use minijinja_contrib::pycompat;
 use super::iterables::{View, is_dictionary};
 use super::python;
 
-/// For `Environment::set_unknown_method_callback`.
+/// The callback for `Environment::set_unknown_method_callback`.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let found = match (value.kind(), value.as_str()) {
         (ValueKind::String, Some(text)) => of_string(text, method, args)?,
@@ -20,7 +20,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
             let absent = || Error::new(ErrorKind::InvalidOperation, format!("{wanted:?} is not in the list"));
             Some(Value::from(at.ok_or_else(absent)?))
         }
-        // A namespace, a loop or a macro has its own names alone.
+        // A namespace, a loop or a macro has no methods of a dictionary.
         (ValueKind::Map, _) if !is_dictionary(value) => return Err(Error::from(ErrorKind::UnknownMethod)),
         (ValueKind::Map, _) if let Some(view) = View::of(value, method) => {
             let () = from_args(args)?;
@@ -38,15 +38,15 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     }
 }
 
-/// `"..".format(..)`, or the filter `format`, whose signs are `%`.
+/// Implements `"..".format(..)`, and the filter `format` with `%` directives.
 pub(super) fn format(style: FormatStyle, format: &str, args: &[Value]) -> Result<Value, Error> {
-    // What each field says beside the name of its value.
+    // Whether a field has a format specification besides the name of its value.
     let says_more = |field: &str| match style {
         FormatStyle::StrFormat => field.split('}').next().is_some_and(|field| field.contains([':', '!', '.', '['])),
         FormatStyle::Printf => !field.starts_with('s') && !field.is_empty(),
     };
     let mark = if matches!(style, FormatStyle::StrFormat) { '{' } else { '%' };
-    // A field that says nothing is `str`, in Python's spelling; keyword arguments are one value of a kind of their own.
+    // A plain field formats its value by Python's `str`. Keyword arguments are a single value of a special kind.
     let is_plain = !format.split(mark).skip(1).any(says_more);
     let spelled = |arg: &Value| if is_plain && !arg.is_kwargs() { python::text(arg).map(Value::from) } else { Ok(arg.clone()) };
     let args = args.iter().map(spelled).collect::<Result<Vec<_>, _>>()?;
@@ -118,14 +118,14 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
     }))
 }
 
-/// Is every character a digit, a number, a letter, or a letter or number, and is there one? Python goes by properties of Unicode that the
-/// standard library of Rust does not have: vowel signs are no letters to it, and some letters are numbers.
+/// Whether the text is non-empty and all its characters are digits, numbers, letters, or letters and numbers. Python uses Unicode properties that
+/// Rust's standard library lacks: in Python vowel signs are not letters, and some letters are numbers.
 fn is_all(text: &str, method: &str) -> Result<bool, Error> {
     let is_letter = |c: char| {
         matches!(c, '\u{c0}'..='\u{24f}' | '\u{388}'..='\u{481}' | '\u{48a}'..='\u{52f}' | '\u{3041}'..='\u{3096}'
             | '\u{30a1}'..='\u{30fa}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}')
     };
-    // What Python says of one character, where that is known.
+    // Python's result for one character, if it is known.
     let is = |c: char| match method {
         _ if !c.is_alphanumeric() => Some(false),
         "isdigit" if !c.is_numeric() => Some(false),
@@ -149,7 +149,7 @@ pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, begin: bool, end: bo
     if end { text.trim_end_matches(is_stripped) } else { text }
 }
 
-/// Python's white space is Unicode's and four separators of ASCII.
+/// Whether Python treats the character as white space: as in Unicode, plus four ASCII separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -165,7 +165,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     }
     let mut parts: Vec<&str> = Vec::new();
     let mut rest = text;
-    // The ends of a separator, of one or more spaces where none is named.
+    // The range of the next separator: the given one, or a white-space character.
     let next = |rest: &str| match mark {
         Some(mark) => if from_right { rest.rfind(mark) } else { rest.find(mark) }.map(|at| (at, at + mark.len())),
         None => {
@@ -179,7 +179,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     };
     if mark.is_none() {
         let (begin, end) = trimmed(rest);
-        // Where no split is made any more, Python keeps the spaces at the far end.
+        // Without any split, Python keeps the spaces at the far end.
         rest = if max == 0 && !from_right {
             &rest[begin..]
         } else if max == 0 {
@@ -202,7 +202,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
         }
         parts.push(part);
     }
-    // The far end keeps its spaces where the number of splits was bounded.
+    // After the maximum number of splits, Python keeps the spaces at the far end.
     if mark.is_none() && parts.len() == max && max > 0 {
         let (begin, end) = trimmed(text);
         rest = if from_right { &text[..begin + rest.len()] } else { &text[end - rest.len()..] };
@@ -214,7 +214,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Python begins a word behind everything that is no letter.
+/// Python's `title`, for which a word begins after every character that is not a letter.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut is_inside = false;
@@ -248,7 +248,7 @@ pub(super) fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    /// Expected values are what Python 3.11 prints for the same expression.
+    /// The expected values are what Python 3.11 prints for the same expressions.
     #[test]
     fn methods_do_what_pythons_do() {
         let mut environment = minijinja::Environment::new();
@@ -282,7 +282,7 @@ mod tests {
             (r#"[1, 2].index(2)"#, "1"),
             (r#"{"a": 1}.copy()"#, "{'a': 1}"),
         ] {
-            // The syntax of templates has no \x and \u, but the source may hold the characters.
+            // Template syntax has no \x and \u, but the source may contain the characters.
             let source = expression.replace(r"\x1c", "\u{1c}").replace(r"\xa0", "\u{a0}").replace(r"\x0b", "\u{b}");
             let source = source.replace(r"\u2028", "\u{2028}");
             assert_eq!(environment.render_str(&format!("{{{{ {source} }}}}"), ()).unwrap(), expected, "{expression}");

@@ -1,17 +1,17 @@
-//! Chat template, supervised mask, mask audit: [`Example`](crate::dataset::Example) -> [`Sequence`].
+//! Applies chat templates, tokenises, and makes and audits loss masks: [`Example`](crate::dataset::Example) -> [`Sequence`].
 //!
-//! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
+//! This module does not read model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
 //!
 //! ```text
-//! template.rs     a chat template, run as Transformers runs it: syntax.rs translates its source, methods.rs, filters.rs, iterables.rs and
-//!                 python.rs do what Python and Jinja do
-//! turns.rs        where the answers stand in a rendered conversation, found by rendering its prefixes; seams.rs of long conversations, by what
-//!                 stands between their contents; marks.rs characters for places in a text
-//! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs many, on all cores
-//! audit.rs        what looks wrong on the way, counted; lost.rs what a row holds and its text does not
-//! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs what both kinds share, settings.rs what a folder
-//!                 says of its tokens beside tokenizer.json
-//! rollout.rs      prompts to be answered, and answers that a model wrote
+//! template.rs     runs a chat template like Transformers: syntax.rs translates its source; methods.rs, filters.rs, iterables.rs and python.rs
+//!                 imitate Python and Jinja
+//! turns.rs        finds the answers in a rendered conversation by rendering its prefixes; seams.rs finds those of long conversations by the text
+//!                 between their contents; marks.rs characters that mark positions in a text
+//! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs renders many on all cores
+//! audit.rs        counts suspicious properties of rows; lost.rs finds parts of a row that its text lacks
+//! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs the common form of both, settings.rs the tokens that a
+//!                 model folder defines beside tokenizer.json
+//! rollout.rs      prompts to be answered, and answers that a model generated
 //! ```
 
 mod audit;
@@ -36,6 +36,7 @@ mod template;
 mod test_models;
 mod tokenizer;
 mod turns;
+mod written;
 
 pub(crate) use audit::refused_strictly;
 pub use audit::{Audit, Drawn, EqualRows, Finding, RowAudit};
@@ -46,24 +47,25 @@ pub use rollout::{Prompt, fingerprint_of_prompt};
 pub(crate) use settings::{token_text, tokenizer_settings};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
+pub use written::{FoundCall, FoundParts, Part, Stretch, find_parts, writes_beside_content};
 
 use sha2::{Digest, Sha256};
 
 /// A rendered and tokenised example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
-    /// Number of the record in the whole input, bad records counted.
+    /// The index of the record over the whole input; bad records count.
     pub row: u32,
     /// Token ids, length `T`.
     pub ids: Vec<u32>,
-    /// `supervised[t]`: is `ids[t]` a target of the loss? Never true at `t = 0`, which nothing predicts. Length `T`.
+    /// The loss mask: whether `ids[t]` is a target of the loss. Never true at `t = 0`, which has no prediction. Length `T`.
     pub supervised: Vec<bool>,
-    /// Where each token comes from. Length `T`.
+    /// The source of each token. Length `T`.
     pub spans: Vec<Span>,
 }
 
 impl Sequence {
-    /// Positions and ids of the tokens that are targets of the loss, in order.
+    /// Iterates over positions and ids of the supervised tokens, in order.
     pub fn targets(&self) -> impl DoubleEndedIterator<Item = (usize, u32)> {
         self.ids.iter().copied().enumerate().filter(|&(at, _)| self.supervised.get(at) == Some(&true))
     }
@@ -76,12 +78,12 @@ impl Sequence {
         self.supervised.contains(&true)
     }
 
-    /// The length up to the last target, that one included: what follows changes no score. 0 without a target.
+    /// Returns the length up to and including the last target, since later tokens affect no score; 0 without a target.
     pub fn targets_end(&self) -> usize {
         self.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1)
     }
 
-    /// Equal for rows of the same tokens of which the same are targets, as [`fingerprint`] is for equal tokens.
+    /// Returns a hash that is equal for rows with the same tokens and loss mask, like [`fingerprint`] for equal tokens.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut hash = Fingerprint::default();
         hash.add(&self.ids);
@@ -89,7 +91,7 @@ impl Sequence {
         hash.value()
     }
 
-    /// The turns that have targets, in order.
+    /// Returns the turns with supervised tokens, in order.
     pub(crate) fn learnt_turns(&self) -> Vec<u16> {
         let mut turns: Vec<u16> = self.targets().map(|(at, _)| self.spans[at].turn).collect();
         turns.sort_unstable();
@@ -98,14 +100,14 @@ impl Sequence {
     }
 }
 
-/// The first eight bytes of SHA-256 over the ids: equal for equal tokens, and for others by an accident of one in 10^19 pairs.
+/// Returns the first eight bytes of the SHA-256 of the ids: equal for equal tokens; different ones collide in one of 10^19 pairs.
 pub(crate) fn fingerprint(ids: &[u32]) -> u64 {
     let mut hash = Fingerprint::default();
     hash.add(ids);
     hash.value()
 }
 
-/// [`fingerprint`] of ids that come piece by piece.
+/// Computes [`fingerprint`] incrementally.
 #[derive(Default)]
 struct Fingerprint {
     digest: Sha256,
@@ -122,14 +124,14 @@ impl Fingerprint {
     }
 }
 
-/// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is part of the template.
+/// Bytes `begin..end` of `turns[turn].content`; `begin == end` if the token is part of the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
     /// The index of the turn.
     pub turn: u16,
-    /// The first byte.
+    /// The offset of the first byte.
     pub begin: u32,
-    /// The byte behind the last.
+    /// The offset after the last byte.
     pub end: u32,
 }
 
@@ -143,7 +145,7 @@ mod tests {
             row: 0,
             ids: ids.to_vec(),
             supervised: supervised.iter().map(|&is| is == 1).collect(),
-            // Two tokens a turn.
+            // Two tokens per turn.
             spans: (0..ids.len()).map(|at| Span { turn: at as u16 / 2, begin: 0, end: 1 }).collect(),
         };
         let whole = sequence(&[1, 2, 3, 4, 5, 6, 7, 8], &[0, 0, 1, 1, 0, 0, 1, 1]);

@@ -1,8 +1,8 @@
-//! What a tokenizer.json and the vocabulary of a GGUF file have in common.
+//! The common form of tokenizers from a tokenizer.json and from a GGUF file.
 
 use tokenizers::Tokenizer as Inner;
 
-/// Where a vocabulary puts a space that is not in the text.
+/// Where a tokenizer inserts a space that is not in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PrefixSpace {
     Never,
@@ -12,32 +12,32 @@ pub(super) enum PrefixSpace {
     EveryFragment,
 }
 
-/// How the strings of a vocabulary stand for bytes.
+/// How the strings of a vocabulary encode bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spelling {
-    /// Each character is one byte, by GPT-2's table.
+    /// Each character encodes one byte, by GPT-2's table.
     ByteLevel,
-    /// `▁` is a space, `<0x0A>` a byte.
+    /// `▁` encodes a space, `<0x0A>` a byte.
     SentencePiece,
     Plain,
 }
 
-/// What both kinds of file are read into.
+/// The tokenizer that either kind of file describes.
 pub(super) struct Parts {
-    /// The vocabulary and its splitting rules, as the `tokenizers` library has them.
+    /// The vocabulary and its splitting rules in the `tokenizers` library.
     pub inner: Inner,
-    /// `inner` without the space before the first word, for texts that continue another; `None` where no such space is put.
+    /// `inner` without the space before the first word, for texts that continue another; `None` if no such space is inserted.
     pub continuation: Option<Box<Inner>>,
-    /// Where a space is put that is not in the text.
+    /// Where a space is inserted that is not in the text.
     pub prefix_space: PrefixSpace,
-    /// How the tokens' strings stand for bytes.
+    /// How the tokens' strings encode bytes.
     pub spelling: Spelling,
-    /// The id of the beginning token.
+    /// The id of the beginning-of-sequence token.
     pub bos: Option<u32>,
-    /// The id of the end token.
+    /// The id of the end-of-sequence token.
     pub eos: Option<u32>,
-    /// The tokens that stand before a plain text.
+    /// The tokens that precede a plain text.
     pub leading: Vec<u32>,
-    /// Does the end token stand behind a plain text?
+    /// Whether the end token follows a plain text.
     pub ends_texts: bool,
 }

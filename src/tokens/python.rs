@@ -1,7 +1,7 @@
-//! What chat templates expect of Python: `str`, `json.dumps` and `strftime`.
+//! Python's `str`, `json.dumps` and `strftime` for chat templates.
 //!
-//! Templates were written for Transformers, and a model has learnt its tool schemas in the very spacing of `json.dumps`, so the
-//! two are imitated to the byte. Left out of `strftime`: what depends on the locale.
+//! Templates were written for Transformers, and models were trained on tool schemas in the exact spacing of `json.dumps`, so this imitates Python
+//! byte for byte. Not supported: directives of `strftime` that depend on the locale.
 
 use std::fmt::Write;
 use std::sync::OnceLock;
@@ -14,7 +14,7 @@ use super::iterables::{self, Written, is_dictionary};
 use crate::dataset::verbatim;
 use crate::format::{date, python_float, python_quoted};
 
-/// JSON as templates see it; maps keep their order.
+/// Converts JSON for templates; maps keep their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
     use serde_json::Value as Json;
     match json {
@@ -39,19 +39,19 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
     }
 }
 
-/// The test `iterable`: Python goes through the letters of a text and through nothing at all, but not through `None`.
+/// The test `iterable`: in Python strings are iterable, and so are undefined values in Jinja, but not `None`.
 pub(super) fn is_iterable(value: &Value) -> bool {
     value.is_undefined()
         || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable)
         || is_dictionary(value)
 }
 
-/// The test `sequence`: in Jinja whatever has a length and can be asked for an item, dictionaries among them.
+/// The test `sequence`: in Jinja everything with a length and items, including dictionaries.
 pub(super) fn is_sequence(value: &Value) -> bool {
     value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq) || is_dictionary(value)
 }
 
-/// For `Environment::set_formatter`: `{{ value }}` as Python's `str` has it.
+/// The callback for `Environment::set_formatter`: formats `{{ value }}` by Python's `str`.
 pub(super) fn write(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
     match value.as_str() {
         Some(text) => out.write_str(text).map_err(Error::from),
@@ -59,7 +59,7 @@ pub(super) fn write(out: &mut Output, _: &mut State, value: &Value) -> Result<()
     }
 }
 
-/// Python's `str(value)`; an undefined value is nothing.
+/// Python's `str(value)`; an undefined value is empty.
 pub(super) fn text(value: &Value) -> Result<String, Error> {
     let mut out = String::new();
     match value.as_str() {
@@ -70,7 +70,7 @@ pub(super) fn text(value: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-/// Python's `repr(value)`. Beside floats and characters that cannot be printed, minijinja's own is the same.
+/// Python's `repr(value)`, which minijinja's differs from in floats and unprintable characters.
 fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => out.push_str(&float(value)),
@@ -97,7 +97,7 @@ fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
         // Writing to a string cannot fail.
         ValueKind::Number | ValueKind::Bool | ValueKind::None => drop(write!(out, "{value:?}")),
         ValueKind::Undefined => out.push_str("Undefined"),
-        // Python would print where it lies in memory, or its own words for a namespace, a loop or a macro.
+        // Python would print a memory address, or its own text for a namespace, a loop or a macro.
         _ => return Err(Error::new(ErrorKind::InvalidOperation, format!("{value:?} has no text"))),
     }
     Ok(())
@@ -112,8 +112,8 @@ fn float(value: &Value) -> String {
     }
 }
 
-/// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of Transformers
-/// (utils/chat_template_utils.py), which is `json.dumps` with these arguments.
+/// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of Transformers (utils/chat_template_utils.py), which
+/// calls `json.dumps` with these arguments.
 pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = arguments.get("indent")?;
     let separators: Option<Vec<String>> = arguments.get("separators")?;
@@ -133,7 +133,7 @@ pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<String, Error> 
     let layout = match separators.as_deref() {
         Some([item, key]) => Layout { item: item.clone(), key: key.clone(), ..layout },
         Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be a pair")),
-        // Python leaves no space at the end of a line.
+        // With an indent, Python leaves no space at the end of a line.
         None if layout.indent.is_some() => Layout { item: ",".to_owned(), ..layout },
         None => layout,
     };
@@ -191,7 +191,7 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
     Ok(())
 }
 
-/// A key as json.dumps has it, which takes texts, numbers and the three words alone.
+/// Formats a key like json.dumps, which accepts only strings, numbers, booleans and None.
 fn json_key(key: &Value) -> Result<String, Error> {
     match key.kind() {
         ValueKind::String => text(key),
@@ -257,11 +257,11 @@ fn write_string(out: &mut String, text: &str, ensure_ascii: bool) {
     out.push('"');
 }
 
-/// Sets the moment at which templates are rendered: https://reproducible-builds.org/specs/source-date-epoch/.
+/// The variable that sets the time at which templates are rendered: https://reproducible-builds.org/specs/source-date-epoch/.
 const MOMENT_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 
-/// The moment at which templates are rendered: that of the environment variable, or that at which this was asked first, so that all templates
-/// of a process agree. Seconds since 1970, UTC.
+/// Returns the time at which templates are rendered, in seconds since 1970, UTC: that of the environment variable, or that of the first call, so
+/// that all templates of a process agree.
 pub(super) fn now() -> crate::Result<u64> {
     static NOW: OnceLock<u64> = OnceLock::new();
     let now = match std::env::var(MOMENT_VARIABLE) {
@@ -271,7 +271,7 @@ pub(super) fn now() -> crate::Result<u64> {
     Ok(*NOW.get_or_init(|| now))
 }
 
-/// The value of the variable, of which Python's calendar ends with the year 9999.
+/// Parses the value of the variable; Python's calendar ends with the year 9999.
 fn moment(value: &str) -> crate::Result<u64> {
     const YEAR_10000: u64 = 253_402_300_800;
     let expected = match value.trim().parse() {
@@ -283,7 +283,7 @@ fn moment(value: &str) -> crate::Result<u64> {
         .cure("`date -d 2026-01-31 +%s` gives those of a day."))
 }
 
-/// `datetime.strftime` in the C locale, for a time in UTC.
+/// Python's `datetime.strftime` in the C locale, for a time in UTC.
 pub(super) fn strftime(seconds: u64, format: &str) -> Result<String, Error> {
     const MONTHS: [&str; 12] = [
         "January",
@@ -308,7 +308,7 @@ pub(super) fn strftime(seconds: u64, format: &str) -> Result<String, Error> {
     let month_name = MONTHS[month as usize - 1];
     let hour_12 = if hour % 12 == 0 { 12 } else { hour % 12 };
     let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    // As if February had 30 days, and then without those that it lacks (Reingold, Dershowitz, Calendrical Calculations).
+    // Counts as if February had 30 days, then subtracts the missing ones (Reingold, Dershowitz, Calendrical Calculations).
     let lacking = if month <= 2 { 0 } else { 2 - u64::from(is_leap) };
     let day_of_year = (367 * month - 362) / 12 + day - lacking;
 
@@ -405,7 +405,7 @@ mod tests {
         check(0, "%Y-%m-%d %H:%M:%S %a", "1970-01-01 00:00:00 Thu");
         check(1_735_689_599, "%B %-d, %Y %I:%M %p %%", "December 31, 2024 11:59 PM %");
         assert!(strftime(0, "%Q").is_err());
-        // datetime.date(year, 1, 1) + datetime.timedelta(n) in the year's own order.
+        // datetime.date(year, 1, 1) + datetime.timedelta(n) for all days of the year.
         for (year, first, n_days) in [(2023, 19_358, 365), (2024, 19_723, 366), (2100, 47_482, 365)] {
             for n in 0..n_days {
                 check((first + n) * 86_400, "%Y %j", &format!("{year} {:03}", n + 1));

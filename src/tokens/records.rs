@@ -1,4 +1,4 @@
-//! The records of a data set, rendered in their order by all cores, a bounded number at a time.
+//! Renders the records of a data set in order on all cores, a bounded number at a time.
 
 use rayon::prelude::*;
 
@@ -7,23 +7,23 @@ use super::render::{Rendered, Renderer};
 use crate::dataset::{Chosen, Dataset, Example, Place, Record};
 use crate::error::Result;
 
-/// Records rendered at a time: enough work for all cores, little memory.
+/// Records rendered at a time: enough work for all cores, in little memory.
 const RENDER_CHUNK: usize = 256;
 
-/// A record after rendering: with something to score, or skipped for a reason.
+/// A record after rendering: tokens to score, or the reason why it was skipped.
 pub struct Item {
-    /// Counts all records of all files from 0, bad ones too.
+    /// The index of the record over all files, from 0; bad records count.
     pub row: u32,
     /// The file, and the line of the record's first byte.
     pub place: Place,
-    /// `None` where the record could not be read.
+    /// `None` if the record could not be read.
     pub example: Option<Example>,
-    /// Its tokens and mask, or why there are none.
+    /// Its tokens and loss mask, or why there are none.
     pub rendered: Result<Rendered>,
 }
 
 impl Audit {
-    /// What was made of a row; nothing where it was refused, which is counted, or with `strict` an error.
+    /// Counts a rendered row and returns it. A refused row is counted and becomes `None`, or with `strict` an error.
     pub(crate) fn take(&mut self, row: u32, place: &Place, rendered: Result<Rendered>, strict: bool) -> Result<Option<Rendered>> {
         match rendered {
             Ok(rendered) => {
@@ -39,7 +39,7 @@ impl Audit {
     }
 }
 
-/// The chosen records of the data set but for the first `skip` of them, rendered in their order by all cores, a bounded number at a time.
+/// Renders the chosen records of the data set, without the first `skip`, in order on all cores, a bounded number at a time.
 pub fn rendered<'a>(
     dataset: &'a Dataset,
     renderer: &'a Renderer,

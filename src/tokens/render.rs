@@ -1,11 +1,11 @@
-//! From a conversation to token ids, the supervised mask and the spans.
+//! Converts a conversation to token ids, the loss mask and the spans.
 //!
-//! A text is tokenised apart at the beginning and the end of every answer: at inference the prompt is tokenised alone, so no token
-//! may straddle the boundary. Special tokens that are spelled out in the data are parsed as such, as Transformers does, and counted.
+//! The text is tokenised in separate pieces at the beginning and the end of every answer: at inference the prompt is tokenised alone, so no token
+//! may straddle the boundary. Special tokens that occur in the data as text are parsed as such, as in Transformers, and counted.
 //!
-//! Without a chat template (a base model) the turns are put one after the other with nothing between them, the beginning token in
-//! front if the tokenizer adds one, and the end token, if there is one, after each answer. A plain text ([`Role::Text`]) is
-//! never put through the template: the beginning token and the text, all of it supervised.
+//! Without a chat template (a base model) the turns are concatenated without separators, after the beginning token if the tokenizer adds one, and
+//! with the end token, if there is one, after each answer. A plain text ([`Role::Text`]) is never put through the template: it consists of the
+//! beginning token and the text, all of it supervised.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::files::sha256;
 use crate::spelling::named;
 
-/// Which tokens are targets of the loss.
+/// The tokens that are targets of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Supervise {
     /// Every assistant turn: its content and its end-of-turn token.
@@ -38,23 +38,23 @@ pub enum Supervise {
 
 named! { pub Supervise, "the tokens that count": Assistant = "assistant", Last = "last", All = "all" }
 
-/// Where nobody says how long a sequence may be, unless the model takes less.
+/// The default maximum length of a sequence, unless the model's limit is lower.
 pub const DEFAULT_MAX_LEN: usize = 2048;
 
-/// How conversations become tokens, and which of these are learnt.
+/// How conversations are tokenised, and which tokens are supervised.
 #[derive(Debug, Clone)]
 pub struct RenderOptions {
-    /// Put in front of conversations that have no system turn.
+    /// A system prompt for conversations that have no system turn.
     pub system: Option<String>,
-    /// Longer sequences are cut on the right.
+    /// The maximum length; longer sequences are truncated on the right.
     pub max_len: usize,
-    /// Which answers are learnt.
+    /// The supervised answers.
     pub supervise: Supervise,
-    /// A chat template instead of the model's own.
+    /// A chat template to use instead of the model's own.
     pub chat_template: Option<PathBuf>,
-    /// JSON object of variables for the chat template; a row's own come first.
+    /// A JSON object of variables for the chat template; a row's own take precedence.
     pub template_switches: Option<serde_json::Value>,
-    /// Put the end token behind plain texts that do not end with it, as TRL does.
+    /// Whether to append the end token to plain texts that do not end with it, as TRL does.
     pub append_eos: bool,
 }
 
@@ -72,7 +72,7 @@ impl Default for RenderOptions {
 }
 
 impl RenderOptions {
-    /// Reads the value of `--chat-template-kwargs`.
+    /// Parses the value of `--chat-template-kwargs`.
     pub fn parse_switches(json: Option<&str>) -> Result<Option<serde_json::Value>> {
         let parse = |json: &str| match serde_json::from_str(json) {
             Ok(switches @ serde_json::Value::Object(_)) => Ok(switches),
@@ -83,29 +83,29 @@ impl RenderOptions {
     }
 }
 
-/// Renders and tokenises examples; may be shared between threads.
+/// Renders and tokenises examples; it can be shared between threads.
 pub struct Renderer {
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) template: Option<(ChatTemplate, Habits)>,
-    /// The template named `tool_use`, for conversations with tools; absent where the model has one template for all.
+    /// The template named `tool_use`, for conversations with tools; absent if the model has a single template.
     tool_use: Option<(ChatTemplate, Habits)>,
     template_sha256: Option<String>,
     options: RenderOptions,
 }
 
-/// A sequence, and what is odd about it.
+/// A rendered sequence and its audit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
-    /// The tokens, the mask, and where each token comes from.
+    /// The tokens, the loss mask, and the source of each token.
     pub sequence: Sequence,
-    /// How much each target counts in a loss: the weight of its turn. In the order of the targets.
+    /// The weight of each target in the loss, in the order of the targets.
     pub target_weights: Vec<f32>,
-    /// What is odd about the row.
+    /// Suspicious properties of the row.
     pub audit: RowAudit,
 }
 
 impl Renderer {
-    /// Tries the template on a conversation of its own, so that a template that cannot work fails here and not on every row.
+    /// Creates a renderer, and tests the template on a small conversation, so that a broken template fails here and not on every row.
     pub fn new(tokenizer: Arc<Tokenizer>, template: Option<ChatTemplate>, options: RenderOptions) -> Result<Self> {
         if options.max_len == 0 {
             return Err(Error::usage("the maximum length of a sequence must be at least 1 token"));
@@ -136,18 +136,18 @@ impl Renderer {
         Ok(Self { tokenizer, template, tool_use, template_sha256, options })
     }
 
-    /// SHA-256 of the source of the chat template that is used, in hexadecimal, and of the date, if it writes that into a conversation; `None`
-    /// without a template.
+    /// Returns the SHA-256, in hexadecimal, of the source of the chat template in use, combined with the date if the template renders it into
+    /// conversations. Returns `None` without a template.
     pub fn template_sha256(&self) -> Option<&str> {
         self.template_sha256.as_deref()
     }
 
-    /// The tokenizer that the examples go through.
+    /// The tokenizer of the examples.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// `row` is the number of the record in the whole input.
+    /// Renders one example. `row` is the index of the record over the whole input.
     pub fn render(&self, row: u32, example: &Example) -> Result<Rendered> {
         check(example)?;
         let layout = self.lay_out(example)?;
@@ -163,7 +163,7 @@ impl Renderer {
         }
         let tokens = self.tokenize(&layout)?;
         let mut weights: Vec<f32> = tokens.iter().map(|token| self.weight(token, &layout, &supervised, &example.turns)).collect();
-        // Nothing predicts the first.
+        // The first token has no prediction.
         weights.iter_mut().take(1).for_each(|first| *first = 0.0);
         let mut rendered = Rendered {
             sequence: Sequence {
@@ -192,7 +192,7 @@ impl Renderer {
         }
     }
 
-    /// What `render` makes of the row as a conversation, in the first form that the template takes.
+    /// Applies `render` to the row as a conversation, in the first form that the template accepts.
     pub(super) fn attempts<T>(
         &self,
         (template, habits): &(ChatTemplate, Habits),
@@ -209,10 +209,10 @@ impl Renderer {
         let is_no_text = |turn: &Turn| turn.written.without_content || turn.written.value.is_some();
         let has_no_text = example.turns.iter().any(is_no_text);
         let first = attempt(&example.turns, Contents::AsWritten);
-        // A template that cannot do without a content gets an empty one, and JSON in the place of an object.
+        // A template that requires a content gets an empty one, and JSON text instead of an object.
         let second = || attempt(&example.turns, Contents::Text);
         let first = first.or_else(|error| if has_no_text { second().map_err(|_| error) } else { Err(error) });
-        // A template that goes through the arguments of a call cannot do so with text: it gets the object that the text holds.
+        // A template that iterates over the arguments of a call cannot do so with a text, so it gets the object that the text holds.
         match (first, with_parsed_arguments(&example.turns)) {
             (Err(error), Some(turns)) => {
                 let parsed =
@@ -223,7 +223,7 @@ impl Renderer {
         }
     }
 
-    /// The variables of the row, and those of the options that it does not name.
+    /// Returns the variables of the row, and those of the options that the row does not set.
     fn switches(&self, example: &Example) -> Result<Option<Value>> {
         let all = [&self.options.template_switches, &example.template_switches]
             .into_iter()
@@ -256,7 +256,7 @@ impl Renderer {
         self.options.system.as_deref().filter(|_| turns.iter().all(|turn| turn.role != Role::System))
     }
 
-    /// A row of plain text: one answer, so to speak, with no end.
+    /// Lays out a row of plain text as a single answer without an end.
     fn lay_out_text(&self, turns: &[Turn]) -> Result<Layout> {
         let [turn] = turns else {
             return Err(Error::new(format!("expected one turn of plain text, found {} turns", turns.len())));
@@ -273,7 +273,7 @@ impl Renderer {
 
     fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
         let cure = "Pass one with --chat-template FILE, or use the chat version of the model (often called Instruct or it).";
-        // A prompt and what completes it may stand side by side; who speaks in a conversation has to be written, and only a template says how.
+        // A prompt and its completion may be concatenated, but only a template defines how to write the speakers of a conversation.
         let is_pair = matches!(
             example.turns.iter().map(|turn| turn.role).collect::<Vec<_>>()[..],
             [Role::Assistant] | [Role::User, Role::Assistant]
@@ -304,14 +304,14 @@ impl Renderer {
         Ok(layout)
     }
 
-    /// For each answer: is it a target?
+    /// Returns whether each answer is supervised.
     fn supervised_answers(&self, layout: &Layout, turns: &[Turn]) -> Vec<bool> {
         let last = layout.answers.last().map(|answer| answer.turn);
         let chosen = |turn: usize| self.options.supervise != Supervise::Last || Some(turn) == last;
         layout.answers.iter().map(|answer| turns[answer.turn].is_learnt() && chosen(answer.turn)).collect()
     }
 
-    /// The weight of a token in the loss; 0 where it is no target.
+    /// Returns the weight of a token in the loss, or 0 if it is no target.
     fn weight(&self, token: &Token, layout: &Layout, supervised: &[bool], turns: &[Turn]) -> f32 {
         let answer = layout.answers.iter().position(|answer| holds(&answer.range, token));
         match (self.options.supervise, answer) {
@@ -335,7 +335,7 @@ impl Renderer {
         cuts.retain(|&cut| 0 < cut && cut < text.len());
         cuts.dedup();
         if self.tokenizer.has_prefix_space() || self.tokenizer.swallows_space() {
-            // Here a piece on its own is not what it is in its text: cut only where the whole cannot be used.
+            // These tokenizers encode a separate piece differently than within its text: cut only if the whole text cannot be used.
             let whole = self.tokenizer.encode(text)?;
             let mut fits = true;
             for &cut in &cuts {
@@ -362,8 +362,8 @@ impl Renderer {
         Ok(tokens)
     }
 
-    /// Are the tokens of the whole text up to `cut` those that this part has alone? A control token parts the text: what stands before it
-    /// changes nothing behind it.
+    /// Whether the tokens of the whole text before `cut` equal those of this part on its own. Only the text after the last control token matters,
+    /// since the text before one does not affect the tokens after it.
     fn fits(&self, text: &str, whole: &[Token], cut: usize) -> Result<bool> {
         let whole = &whole[..n_before(whole, cut)];
         let (behind, alone) = match whole.iter().rposition(|token| self.tokenizer.is_special(token.id)) {
@@ -376,18 +376,18 @@ impl Renderer {
         Ok(alone.iter().map(|token| token.id).eq(behind.iter().map(|token| token.id)))
     }
 
-    /// How many of the layout's tokens stand before its byte `at`, the beginning token among them.
+    /// Returns how many of the layout's tokens precede byte `at`, including the beginning token.
     pub(super) fn n_before(layout: &Layout, tokens: &[Token], at: usize) -> usize {
         let n_leading = layout.leading.len();
         n_leading + tokens.get(n_leading..).map_or(0, |tokens| n_before(tokens, at))
     }
 
-    /// The template for a row: Transformers chooses among named ones in this way.
+    /// Returns the template for a row; Transformers chooses among named ones in the same way.
     pub(super) fn template_of(&self, example: &Example) -> Option<&(ChatTemplate, Habits)> {
         self.tool_use.as_ref().filter(|_| example.tools.is_some()).or(self.template.as_ref())
     }
 
-    /// The keys of the row that look like switches and were not used, variables that the template does not know among them.
+    /// Returns the keys of the row that look like switches and were not used, including variables that the template does not know.
     fn unused_switches(&self, example: &Example) -> Vec<String> {
         let knows = |name: &str| self.template_of(example).is_some_and(|(template, _)| template.spells(name));
         let variables = example.template_switches.iter().filter_map(|switches| switches.as_object()).flatten();
@@ -395,18 +395,28 @@ impl Renderer {
         example.unused.iter().cloned().chain(unknown).collect()
     }
 
-    /// The row's own names of roles that the template does not know, and that it was given others for.
+    /// Returns the row's own names of roles that the template does not know, and that are replaced by standard ones.
     fn renamed_roles(&self, example: &Example) -> Vec<String> {
         let names = example.turns.iter().filter_map(|turn| turn.written.role.as_ref());
         let Some((template, _)) = self.template_of(example) else { return Vec::new() };
         names.filter(|name| !knows_role(template, name)).cloned().collect()
     }
 
+    /// What the row's template makes of it without its tools; `None` where it has none, and where the template refuses it without them.
+    fn without_tools(&self, example: &Example) -> Option<String> {
+        example.tools.as_ref()?.as_array().filter(|tools| !tools.is_empty())?;
+        let bare = Example { tools: None, ..example.clone() };
+        let text = |template: &ChatTemplate, _: &Habits, conversation: &Conversation| {
+            template.render(&conversation.messages, conversation.around, false)
+        };
+        self.attempts(self.template_of(example)?, &bare, text).ok()
+    }
+
     fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
         let mut answers_by_turn: Vec<&Answer> = chosen().collect();
-        // Where one turn has several blocks, the last one must end it.
+        // If a turn has several blocks, the last one must end it.
         answers_by_turn.reverse();
         answers_by_turn.dedup_by_key(|answer| answer.turn);
         let whole_text = is_text || self.options.supervise == Supervise::All;
@@ -435,12 +445,15 @@ impl Renderer {
                 .is_some_and(|(_, habits)| example.turns.iter().any(|turn| habits.joins_parts(turn))),
             empty_question: example.turns.iter().any(|turn| turn.role == Role::User && turn.content.trim().is_empty()),
             empty_answer: chosen().any(|answer| says_nothing(&example.turns[answer.turn])),
-            ..if is_text { RowAudit::default() } else { lost::lost(example, &layout.text) }
+            ..match is_text {
+                true => RowAudit::default(),
+                false => lost::lost(example, layout, self.without_tools(example).as_deref()),
+            }
         }
     }
 }
 
-/// Is there nothing in the turn that could be learnt?
+/// Whether the turn has nothing to supervise.
 fn says_nothing(turn: &Turn) -> bool {
     let is_blank = |text: &str| text.trim().is_empty();
     turn.role == Role::Assistant
@@ -449,8 +462,8 @@ fn says_nothing(turn: &Turn) -> bool {
         && turn.reasoning.as_deref().is_none_or(is_blank)
 }
 
-/// The weight of a token of this turn. A token that reaches over the edge of a part belongs to the part that holds its first
-/// character that is no space: the space before a word is written with it.
+/// Returns the weight of a token of this turn. A token across the edge of a part belongs to the part that contains its first character other than
+/// white space, since a token includes the space before its word.
 fn part_weight(token: &Token, layout: &Layout, turn_idx: usize, turn: &Turn) -> f32 {
     if turn.parts.is_empty() {
         return turn.weight;
@@ -464,7 +477,7 @@ fn part_weight(token: &Token, layout: &Layout, turn_idx: usize, turn: &Turn) -> 
     weights.reduce(f32::min).unwrap_or(turn.weight)
 }
 
-/// The turns with the arguments of their calls as objects, if any are text that holds one.
+/// Returns the turns with the arguments of their calls parsed into objects, if any are texts that hold one.
 fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
     let mut turns = turns.to_vec();
     let mut is_changed = false;
@@ -479,26 +492,26 @@ fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
     is_changed.then_some(turns)
 }
 
-/// How many tokens of a text stand before its byte `at`; one without bytes stands with what follows it.
+/// Returns how many tokens precede byte `at` of a text; a token without bytes counts with the one after it.
 fn n_before(tokens: &[Token], at: usize) -> usize {
     tokens.partition_point(|token| token.begin < at && token.end <= at)
 }
 
-/// Does the token belong to this range? A token without bytes belongs to what it stands before.
+/// Whether the token belongs to this range. A token without bytes belongs to what follows it.
 fn holds(range: &Range<usize>, token: &Token) -> bool {
     range.start <= token.begin && token.end <= range.end && token.begin < range.end
 }
 
-/// What becomes of a content that is no text.
+/// How contents that are not text are passed to the template.
 #[derive(Clone, Copy, PartialEq)]
 enum Contents {
-    /// As in Transformers: none where it is null, the object itself where a tool answers with one.
+    /// As in Transformers: no content for null, and the object itself if a tool returns one.
     AsWritten,
-    /// Always a text: empty where it is null, and the JSON of an object.
+    /// Always as text: empty for null, and the JSON of an object.
     Text,
 }
 
-/// How turns become the messages that a template knows.
+/// Converts turns to the messages that a template expects.
 struct Messages<'a> {
     template: &'a ChatTemplate,
     habits: &'a Habits,
@@ -508,9 +521,9 @@ struct Messages<'a> {
 impl Messages<'_> {
     fn message(&self, turn: &Turn) -> Value {
         let written = &turn.written;
-        // Templates ask whether a key is there, so that an absent one must stay away.
+        // Templates test whether a key is present, so absent fields are omitted.
         let mut fields = Vec::new();
-        // gpt-oss's name for it, which Transformers fills in too, and in this order.
+        // gpt-oss's name for the reasoning, which Transformers adds too, in this order.
         fields.extend(turn.reasoning.as_ref().map(|reasoning| ("thinking", Value::from(reasoning.as_str()))));
         let own = written.role.as_deref().filter(|role| knows_role(self.template, role));
         fields.push(("role", Value::from(own.unwrap_or(turn.role.name()))));
@@ -528,7 +541,7 @@ impl Messages<'_> {
     }
 }
 
-/// A role that the template spells in quotes is one of its own.
+/// Whether the template's source contains the role in quotes, and so supports it.
 fn knows_role(template: &ChatTemplate, role: &str) -> bool {
     [format!("'{role}'"), format!("\"{role}\"")].iter().any(|quoted| template.spells(quoted))
 }
@@ -549,7 +562,7 @@ fn check(example: &Example) -> Result<()> {
     Ok(())
 }
 
-/// Where each token comes from. A token that is part of the template gets the turn that it belongs to or follows.
+/// Returns the source of each token. A token of the template gets the turn that it belongs to or follows.
 fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
     let mut turn = 0;
     tokens
@@ -558,7 +571,7 @@ fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
             let content = layout.contents.iter().find(|p| p.at < token.end && token.begin < p.at + p.len);
             if let Some(placed) = content {
                 turn = placed.turn;
-                // A token can reach over the edge of the content, such as a space of the template and the first word.
+                // A token can reach across the edge of the content, such as a space of the template and the first word.
                 let inside = |at: usize| (placed.begin + at.clamp(placed.at, placed.at + placed.len) - placed.at) as u32;
                 return Span { turn: turn as u16, begin: inside(token.begin), end: inside(token.end) };
             }
@@ -570,7 +583,7 @@ fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
         .collect()
 }
 
-/// Is a block of reasoning learnt that says nothing? The text before the answer may have opened it.
+/// Whether an empty reasoning block is supervised. The text before the answer may have opened it.
 fn has_empty_think(text: &str, answer: &Range<usize>) -> bool {
     const BEGIN: &str = "<think>";
     let from = if text[..answer.start].trim_end().ends_with(BEGIN) { text[..answer.start].rfind(BEGIN) } else { None };
@@ -591,7 +604,7 @@ fn truncate(rendered: &mut Rendered, max_len: usize) {
     target_weights.truncate(sequence.n_targets());
     sequence.spans.truncate(max_len);
     audit.empty_mask = !sequence.has_targets();
-    // What was cut off cannot be missing as well.
+    // A truncated end is not also reported as missing.
     audit.missing_end_of_turn &= !audit.answer_cut;
 }
 

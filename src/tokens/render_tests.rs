@@ -1,4 +1,4 @@
-//! Every template style, through one check: what is supervised, and which bytes of the contents the tokens cover.
+//! Tests every template style in the same way: which text is supervised, and which bytes of the contents the tokens cover.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ fn options() -> RenderOptions {
     RenderOptions { max_len: 10_000, ..RenderOptions::default() }
 }
 
-/// The supervised stretches of a sequence, as text.
+/// Returns the runs of supervised tokens in a sequence, as text.
 fn supervised(tokenizer: &Tokenizer, sequence: &Sequence) -> Vec<String> {
     assert_eq!(sequence.ids.len(), sequence.supervised.len());
     assert_eq!(sequence.ids.len(), sequence.spans.len());
@@ -35,7 +35,7 @@ fn supervised(tokenizer: &Tokenizer, sequence: &Sequence) -> Vec<String> {
     runs.into_iter().map(|run| String::from_utf8(run).unwrap()).collect()
 }
 
-/// The text of a turn that its spans cover, in order; panics where they overlap.
+/// Returns the part of a turn's text that its spans cover, in order; panics if they overlap.
 fn covered(sequence: &Sequence, turns: &[Turn], turn: usize) -> String {
     let mut cursor = 0;
     let mut bytes = Vec::new();
@@ -109,7 +109,7 @@ fn tool_calls_are_supervised_and_count_as_template() {
     let silent = Turn { content: String::new(), ..calling.clone() };
     let tool = turn(Role::Tool, "12");
     let text = "\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"the é\", \"n\": 1}}\n</tool_call><|im_end|>";
-    // Qwen2.5's own template puts the newline of the header with the answer when it renders tool calls.
+    // Qwen2.5's own template makes the newline of the header part of the answer when it renders tool calls.
     let rendered =
         check(QWEN2, vec![user("s"), calling, tool.clone(), assistant("the")], &[&format!("hello{text}"), "the<|im_end|>"]);
     clean(&rendered);
@@ -136,19 +136,59 @@ fn what_the_template_does_not_render_is_reported() {
     assert_eq!(check(CHATML, vec![user("s"), calling], &["<|im_end|>"]).audit, dropped);
 }
 
+/// The name of a tool stands in prompts, questions, answers and results, too: only an answer tells of its calls, and only a rendering without them of the
+/// tools.
+#[test]
+fn calls_and_tools_are_looked_for_where_they_belong() {
+    let call = |arguments: serde_json::Value| json!({"type": "function", "function": {"name": "look", "arguments": arguments}});
+    let tools = json!([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]);
+    let named = |calls: &[serde_json::Value]| {
+        let calling =
+            Turn { tool_calls: Some(calls.into()), reasoning: Some("I look at the sea".into()), ..assistant("I look at it.") };
+        let result = turn(Role::Tool, "look at sea \"{\\\"at\\\": \\\"sea\\\"}\"");
+        vec![turn(Role::System, "You may look at the sea."), user("look"), calling, result, assistant("look")]
+    };
+    let audit = |source: &str, calls: &[serde_json::Value], tools: Option<&serde_json::Value>| {
+        let example = Example { tools: tools.cloned(), ..example(named(calls)) };
+        let audit = renderer(source, options()).render(0, &example).unwrap().audit;
+        (audit.dropped_fields, audit.arguments_quoted)
+    };
+    let (object, text) = (call(json!({"at": "sea"})), call(json!("{\"at\": \"sea\"}")));
+    // The reasoning and the content name the call; the one template prints them, the other the content alone.
+    for source in [CHATML, QWEN3] {
+        assert_eq!(audit(source, &[object.clone()], None), (true, false), "{source}");
+        assert_eq!(audit(source, &[text.clone()], None), (true, false), "{source}");
+    }
+    assert_eq!(audit(QWEN2, &[object.clone(), object.clone()], Some(&tools)), (false, false));
+    assert_eq!(audit(QWEN2, &[text], Some(&tools)), (false, true));
+    let changed = |from: &str, to: &str| {
+        assert!(QWEN2.contains(from));
+        QWEN2.replace(from, to)
+    };
+    let tools_alone = changed("and message.tool_calls %}", "and message.nothing %}");
+    assert_eq!(audit(&tools_alone, &[object.clone()], Some(&tools)), (true, false));
+    let calls_alone = changed("{%- if tools %}", "{%- if nothing %}");
+    assert_eq!(audit(&calls_alone, &[object.clone()], Some(&tools)), (true, false));
+    assert_eq!(audit(&calls_alone, &[object.clone()], Some(&json!([]))), (false, false));
+    let first_alone = changed("in message.tool_calls %}", "in message.tool_calls[:1] %}");
+    assert_eq!(audit(&first_alone, &[object.clone(), object.clone()], Some(&tools)), (true, false));
+    let names_alone = changed("{{- tool_call.arguments | tojson }}", "");
+    assert_eq!(audit(&names_alone, &[object], Some(&tools)), (true, false));
+}
+
 #[test]
 fn qwen3_strips_the_reasoning_of_earlier_turns() {
     let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
     let turns = vec![user("s"), thinking("hell", "the"), user("t"), thinking("hello", "he")];
     clean(&check(QWEN3, turns, &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]));
-    // The conversation again, with the reasoning written into the content.
+    // The same conversation, with the reasoning inside the content.
     let turns =
         vec![user("s"), assistant("<think>\nhell\n</think>\n\nthe"), user("t"), assistant("<think>\nhello\n</think>\n\nhe")];
     let rendered = check(QWEN3, turns.clone(), &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]);
     clean(&rendered);
     assert_eq!(covered(&rendered.sequence, &turns, 1), "the");
     assert_eq!(covered(&rendered.sequence, &turns, 3), turns[3].content);
-    // Without any, the last answer gets an empty block, which is supervised and reported.
+    // Without any reasoning, the last answer gets an empty block, which is supervised and reported.
     let rendered = check(
         QWEN3,
         vec![user("s"), assistant("the"), user("t"), assistant("k")],
@@ -175,7 +215,7 @@ fn equal_text_gives_equal_ids_however_it_came_about() {
     assert!(with.audit.lost_system && !without.audit.lost_system);
 }
 
-/// Over every template here, equal texts have equal ids and masks, whichever turns they came from.
+/// For all templates here, equal texts have equal ids and masks, whichever turns they came from.
 #[test]
 fn text_alone_decides_ids_and_mask() {
     let contents = ["the", "hello", " he ", "<think>\nhell\n</think>\n\nthe", "<think>\nhell\n</think>", "s\n"];
@@ -204,8 +244,8 @@ fn text_alone_decides_ids_and_mask() {
     }
 }
 
-/// Of a conversation of any length, with reasoning, calls and their results, each answer is learnt, from its beginning to its end, and nothing
-/// else: what a twin of the template marks that tells where its answers are.
+/// In a conversation of any length, with reasoning, calls and their results, exactly the answers are supervised, from begin to end. A twin of the
+/// template, which marks its answers by tags, provides the expected result.
 #[test]
 fn each_answer_of_a_conversation_is_learnt_and_nothing_else() {
     let contents = ["the", "hello", " he ", "s\n", "12 你好", "user", "assistant", "x\n\ny", "<|user|> he", "a<|end|>b"];
@@ -222,7 +262,7 @@ fn each_answer_of_a_conversation_is_learnt_and_nothing_else() {
             if draw(4) == 0 {
                 turns.push(turn(Role::System, contents[draw(2)]));
             }
-            // The last two contents are what no data should hold.
+            // The last two contents should not occur in real data.
             let n_contents = contents.len() - if draw(4) > 0 { 2 } else { 0 };
             let n_rounds = 1 + draw(4);
             for _ in 0..n_rounds {
@@ -249,7 +289,7 @@ fn each_answer_of_a_conversation_is_learnt_and_nothing_else() {
             };
             let rendered = match renderer.render(0, &example) {
                 Err(error) => {
-                    // Refused is not masked wrongly, but it has to be rare.
+                    // Refusing is better than masking wrongly, but must be rare.
                     n_clean_refused += usize::from(is_clean);
                     assert!(n_clean_refused <= 20, "{name}: {error}\n{:?}", example.turns);
                     n_refused += 1;
@@ -268,8 +308,8 @@ fn each_answer_of_a_conversation_is_learnt_and_nothing_else() {
     }
 }
 
-/// Of a long conversation most answers are found by what stands around others, and are where they are when each is looked for, over every template here;
-/// the tagged twin says where they are in truth.
+/// For every template here, the answers of a long conversation that are located by seams are where rendering locates them. The tagged twin provides
+/// the true positions.
 #[test]
 fn answers_of_long_conversations_are_where_each_is_found_alone() {
     let contents = ["the", "hello", " he ", "s\n", "12 你好", "user", "assistant", "x\n\ny", "<|user|> he", "a<|end|>b", ""];
@@ -282,7 +322,7 @@ fn answers_of_long_conversations_are_where_each_is_found_alone() {
         let (renderer, twin) = (renderer(&source, options()), renderer(&tagged, options()));
         let (mut n_same, mut n_found) = (0, 0);
         for nth in 0..60 {
-            // Every third is a plain conversation, as most are; the others have what may stand in one.
+            // Every third is a plain conversation, as most are; the others contain everything that may occur in one.
             let is_plain = nth % 3 == 0;
             let n_contents = if is_plain { 5 } else { contents.len() - [0, 3][draw(2)] };
             let mut turns = if draw(3) == 0 { vec![turn(Role::System, "the")] } else { Vec::new() };
@@ -313,7 +353,7 @@ fn answers_of_long_conversations_are_where_each_is_found_alone() {
                     n_same += 1;
                 }
                 (Ok(_), Err(error)) => panic!("{name}: {error}\n{:?}", example.turns),
-                // What is refused when each answer is looked for may be found by the others: the twin has a word on it.
+                // Seams may find an answer that rendering refuses; it is compared with the twin below.
                 (Err(_), _) => {}
             }
             if let (Ok(found), Ok(expected)) = (renderer.render(0, &example), twin.render(0, &example)) {
@@ -324,7 +364,7 @@ fn answers_of_long_conversations_are_where_each_is_found_alone() {
     }
 }
 
-/// The work of a conversation that is twice as long is twice as much, and a little more, where it was four times as much.
+/// Doubling the length of a conversation only slightly more than doubles the work.
 #[test]
 fn long_conversations_are_rendered_a_few_times() {
     let conversation = |n: usize| example((0..n).flat_map(|i| [user(&format!("the {i}")), assistant("hello")]).collect());
@@ -340,15 +380,15 @@ fn long_conversations_are_rendered_a_few_times() {
     }
 }
 
-/// Qwen 3.5 and gpt-oss write an answer that others follow in another way than the last one.
+/// Qwen 3.5 and gpt-oss render an answer differently if other turns follow.
 #[test]
 fn earlier_answers_have_headers_and_ends_of_their_own() {
     let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
     let turns = || vec![user("s"), thinking("kk", "the"), user("t"), thinking("hello", "he")];
     let rendered = check(&untagged(QWEN35), turns(), &["the<|im_end|>", "hello\n</think>\n\nhe<|im_end|>"]);
-    // Of the first answer's reasoning nothing is left, and not the beginning either that the model is given when it answers.
+    // The first answer loses its reasoning, including the beginning that the generation prompt gives the model.
     assert_eq!(rendered.audit, RowAudit { earlier_reasoning: true, unlike_prompt: true, ..RowAudit::default() });
-    // The prompt opens the block that such an answer closes at once.
+    // The prompt opens a block that such an answer closes at once.
     let rendered = check(&untagged(QWEN35), vec![user("s"), assistant("the")], &["\n</think>\n\nthe<|im_end|>"]);
     assert_eq!(rendered.audit, RowAudit { empty_think_supervised: true, ..RowAudit::default() });
     let header = " says<|end_header_id|>";
@@ -414,7 +454,7 @@ fn arguments_keep_their_spelling() {
         let rendered = renderer(source, options()).render(0, &example(turns)).unwrap();
         assert_eq!(supervised(&byte_tokenizer(), &rendered.sequence), [expected]);
     }
-    // A template that goes through the arguments gets the object that a text holds.
+    // A template that iterates over the arguments gets the object that a text holds.
     let walking = source.replace(
         "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson",
         "c.function.arguments.items() | list | tojson",
@@ -490,7 +530,7 @@ fn control_tokens_in_the_data_are_parsed_and_reported() {
     assert_eq!(rendered.audit, RowAudit { special_in_content: true, ..RowAudit::default() });
     let id = byte_tokenizer().id("<|im_end|>").unwrap();
     assert_eq!(rendered.sequence.ids.iter().filter(|i| **i == id).count(), 4);
-    // A common slip: the data bring the end of the turn along, and the template adds its own.
+    // A common mistake: the data contain the end of the turn, and the template adds its own.
     let rendered = check(CHATML, vec![user("hello"), assistant("he<|im_end|>")], &["he<|im_end|><|im_end|>"]);
     assert_eq!(rendered.audit, RowAudit { special_in_content: true, ..RowAudit::default() });
 }
@@ -530,7 +570,7 @@ fn plain_text_follows_the_beginning_token_where_the_model_expects_one() {
     let rendered = with_bos.render(0, &example(vec![user("he "), assistant("the")])).unwrap();
     assert_eq!(supervised(with_bos.tokenizer(), &rendered.sequence), ["the</s>"]);
     assert_eq!(rendered.audit, RowAudit { without_template: true, ..RowAudit::default() });
-    // Who speaks is written by a template alone.
+    // Only a template can write who speaks.
     for turns in [two_rounds(), vec![turn(Role::System, "the"), user("he "), assistant("the")]] {
         let error = with_bos.render(0, &example(turns)).unwrap_err().to_string();
         assert!(
@@ -557,7 +597,7 @@ fn a_prefix_space_is_not_put_into_the_middle() {
     assert_eq!(texts, expected.concat());
     assert_eq!(supervised(&tokenizer, &rendered.sequence), ["hello</s>", " the</s>"]);
 
-    // The prompt ends in " t": "he" must not become " the", and what follows "</s>" still gets its space.
+    // The prompt ends in " t": "he" must not become " the", and the text after "</s>" still gets its space.
     let template = ChatTemplate::new(&source.replace("[/INST]", "t"), Some("<s>"), Some("</s>")).unwrap();
     let renderer = Renderer::new(tokenizer.clone(), Some(template), options()).unwrap();
     let rendered = renderer.render(0, &example(vec![user("hello"), assistant("he"), user("hello"), assistant("he")])).unwrap();
@@ -579,10 +619,10 @@ fn rows_that_cannot_be_rendered_are_refused_with_a_reason() {
         |source: &str, turns: Vec<Turn>| renderer(source, options()).render(0, &example(turns)).unwrap_err().to_string();
     assert!(refused(CHATML, vec![user("\u{FDD0}"), assistant("he")]).contains("noncharacter"));
     assert!(refused(CHATML, vec![turn(Role::Text, "he"), assistant("he")]).contains("one turn of plain text"));
-    // A template that rewrites what it is given: nothing says where the answer stands.
+    // The template rewrites its contents, so the answer cannot be located.
     let upper = "{% for m in messages %}{{ loop.length ~ m.role ~ '<|user|>' ~ m.content.upper() }}{% endfor %}";
     assert!(refused(upper, vec![user("s"), assistant("he"), user("t")]).contains("rewrites it"));
-    // The third answer has a header that no other has, and an earlier one would be taken for it.
+    // The third answer has a unique header, so an earlier one would be mistaken for it.
     let numbered = "{% for m in messages %}{{ '<|im_start|>' + m.role + (loop.index if loop.index0 == 5 else '') | string + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
                     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
     let rounds = |n: usize| (0..n).flat_map(|_| [user("s"), assistant("he")]).collect::<Vec<_>>();
@@ -614,7 +654,7 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
         turn.written.role = Some(role.to_owned());
         turn
     };
-    // A role that the template knows stays; another is said to be renamed.
+    // A role that the template knows is kept; another one is reported as renamed.
     let knows = "{% for m in messages %}{{ '<|user|>' + m.role + ':' + m.content + '<|end|>' }}\
                  {% if m.role == 'developer' %}!{% endif %}{% endfor %}{% if add_generation_prompt %}<|user|>assistant:{% endif %}";
     let (known, audit) = text(knows, vec![called("developer", "b"), user("q"), assistant("a")]);
@@ -624,7 +664,7 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
     assert!(unknown.starts_with("<|im_start|>system\nb<|im_end|>"), "{unknown}");
     assert_eq!(audit.renamed_roles, ["developer"]);
 
-    // A template of multimodal models, which knows lists of parts alone; and one that knows both.
+    // A template of multimodal models, which supports only lists of parts, and one that supports both forms.
     let parts = "{% for m in messages %}<|user|>{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>{% endfor %}\
                  {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
     let (listed, _) = text(parts, vec![user("q"), assistant("hello")]);
@@ -638,7 +678,7 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
     let (listed, audit) = text(both, vec![asked.clone(), assistant("hello")]);
     assert_eq!(listed, "<|user|>user:[a][b]<|end|><|user|>assistant:hello<|end|>");
     assert!(!audit.joined_parts);
-    // Questions are shown as parts alone, and answers are, too, whatever the other is.
+    // Questions and answers are rendered only as parts, whatever the form of the other.
     let picky = "{% for m in messages %}{% if m.role == 'user' %}<|user|>user:{{ m.content | map(attribute='text') | join }}<|end|>\
                  {% else %}<|user|>assistant:{{ m.content[0]['text'] + '<|end|>' }}{% endif %}{% endfor %}\
                  {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
@@ -647,7 +687,7 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
         assert_eq!(listed, "<|user|>user:ab<|end|><|user|>assistant:hello<|end|>");
         assert!(!audit.joined_parts && !audit.lost_content);
     }
-    // A template that prints the list as Python or as JSON has not understood it: the texts are joined, and that is said.
+    // A template that prints the list as Python or as JSON does not support it: the texts are joined, and this is reported.
     let prints = "{% for m in messages %}<|user|>{{ m.role }}:{{ m.content if m.content is string else m.content | tojson }}<|end|>{% endfor %}\
                   {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
     for template in [prints, &prints.replace(" if m.content is string else m.content | tojson", "")] {
@@ -655,7 +695,7 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
         assert_eq!((joined.as_str(), audit.joined_parts), ("<|user|>user:ab<|end|><|user|>assistant:hello<|end|>", true));
     }
 
-    // What a tool answers with is given as it is, and as its JSON to a template that wants text.
+    // A tool's result is passed unchanged, and as its JSON to a template that expects text.
     let mut result = turn(Role::Tool, r#"{"t": 21.5}"#);
     result.written.value = Some(serde_json::json!({"t": 21.5}));
     let adds = prints.replace("m.content if m.content is string else m.content | tojson", "'' + m.content");
@@ -668,7 +708,7 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
         assert!(shown.contains(&format!("tool:{expected}<|end|>")) && !audit.lost_content, "{shown}");
     }
 
-    // A null content is no content where the template can do without, else an empty one; other keys of the message are there.
+    // A null content is omitted if the template allows it, and otherwise empty; other keys of the message are kept.
     let mut silent = assistant("");
     silent.written.without_content = true;
     silent.written.others = [("plan".to_owned(), serde_json::json!("p"))].into_iter().collect();
@@ -690,7 +730,7 @@ fn a_variable_that_the_template_does_not_know_is_named() {
 
 #[test]
 fn values_are_printed_as_python_prints_them() {
-    // print(v), print([v]), json.dumps(v) of Python 3.11.
+    // The output of print(v), print([v]) and json.dumps(v) in Python 3.11.
     let check = |json: &str, expected: &str| {
         let template = "{{ v }} {{ [v] }} {{ v | string }} {{ v | tojson }}";
         let template = ChatTemplate::new(template, None, None).unwrap();

@@ -1,8 +1,8 @@
-//! What a model is to answer, and what it has answered: prompts, and rows whose last answer was written token by token.
+//! Builds prompts for a model to answer, and reads rows whose last answer a model generated.
 //!
-//! The text of an answer need not become the tokens that were drawn: most texts have many spellings. Such a row is read with the tokens
-//! that were drawn, which are what the model said, and counted; where they do not belong to the row (another tokenizer, a prompt that is
-//! rendered otherwise, a text that was changed), it is read as its text, and counted, too.
+//! The text of an answer may tokenise to other tokens than those that were drawn. Such a row is read with the drawn tokens, which are the model's
+//! actual output, and counted. If they do not belong to the row (because the tokenizer differs, the prompt is rendered differently, or the text was
+//! changed), its text is tokenised instead, and counted, too.
 
 use serde_json::Value;
 
@@ -15,22 +15,22 @@ use super::{Span, fingerprint};
 use crate::dataset::{Example, Role, Rollout, Turn};
 use crate::error::{Error, Result};
 
-/// What a model is given to answer.
+/// A prompt for a model to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// The token ids that the model is given.
+    /// The token ids of the prompt.
     pub ids: Vec<u32>,
-    /// The example's turns that are in it.
+    /// The number of the example's turns that it contains.
     pub n_turns: usize,
 }
 
-/// The fingerprint of a prompt, in hexadecimal.
+/// Returns the fingerprint of a prompt, in hexadecimal.
 pub fn fingerprint_of_prompt(ids: &[u32]) -> String {
     format!("{:016x}", fingerprint(ids))
 }
 
 impl Renderer {
-    /// All before the last answer, with what the template puts before an answer; all turns where the last one is no answer.
+    /// Returns everything before the last answer, including the generation prompt; all turns if the last one is no answer.
     pub fn prompt(&self, example: &Example) -> Result<Prompt> {
         if example.turns.iter().any(|turn| turn.role == Role::Text) {
             return Err(Error::new("a plain text has no prompt to answer"));
@@ -40,7 +40,7 @@ impl Renderer {
         if n_turns == 0 {
             return Err(Error::new("the row has nothing before its answer"));
         }
-        // With an answer of our own the answer is found, and the text before it cut, as in the rows that are learnt.
+        // With a placeholder answer, the answer is located and the text before it cut as in rows for training.
         let mut turns = example.turns[..n_turns].to_vec();
         turns.push(Turn::plain(Role::Assistant, "x"));
         let asked = Example { turns, rollout: None, ..example.clone() };
@@ -55,7 +55,7 @@ impl Renderer {
             let prompt = self.generation_prompt(template, &asked, n_turns)?;
             let is_begun = layout.text[..begin].strip_prefix(prompt.as_str());
             if !is_begun.is_some_and(|rest| rest.is_empty() || template.1.hides(rest)) {
-                // Before an answer that is learnt stands something else: what counts here is what the model is given when it is used.
+                // In training the text before an answer differs; a prompt needs what the model is given at inference.
                 before = self.tokenize(&Layout { text: prompt, ..Layout::default() })?;
             }
         }
@@ -66,7 +66,7 @@ impl Renderer {
         }
     }
 
-    /// The text that the model is given to answer these turns, as the template writes it; without a template an error.
+    /// Returns the template's text for answering these turns, or an error without a template.
     pub fn prompt_text(&self, turns: Vec<Turn>, tools: Option<Value>) -> Result<String> {
         let (n_turns, asked) = (turns.len(), Example { turns, tools, ..Example::default() });
         let template = self.template_of(&asked).ok_or_else(|| {
@@ -75,7 +75,7 @@ impl Renderer {
         self.generation_prompt(template, &asked, n_turns)
     }
 
-    /// The text of these turns, as the template writes it, with what it puts before an answer if it `asks` for one; without a template an error.
+    /// Returns the template's text of these turns, with the generation prompt if `asks` is set, or an error without a template.
     pub fn text(&self, turns: Vec<Turn>, asks: bool) -> Result<String> {
         let example = Example { turns, ..Example::default() };
         let template = self.template_of(&example).ok_or_else(|| Error::usage("the model has no chat template"))?;
@@ -84,7 +84,7 @@ impl Renderer {
         })
     }
 
-    /// The answers that the template writes otherwise when others follow them: the text up to them is not how the whole text begins.
+    /// Returns the answers that the template renders differently once other turns follow: the whole text does not begin with the text up to them.
     pub fn rewritten_turns(&self, example: &Example) -> Result<Vec<usize>> {
         let Some(template) = self.template_of(example) else { return Ok(Vec::new()) };
         let text = |turns: &[Turn]| {
@@ -99,7 +99,7 @@ impl Renderer {
         Ok(answers.filter(is_rewritten).collect())
     }
 
-    /// The special token with which the template ends an answer; without a template the end token.
+    /// Returns the special token with which the template ends an answer; without a template, the end token.
     pub fn end_of_turn(&self) -> Option<u32> {
         match &self.template {
             Some((_, habits)) => habits.end_of_turn().and_then(|token| self.tokenizer.id(token)),
@@ -107,7 +107,7 @@ impl Renderer {
         }
     }
 
-    /// The control tokens with which answers end, that of the last answer first; without a template the end token.
+    /// Returns the control tokens with which answers end, beginning with that of the last answer; without a template, the end token.
     pub fn turn_ends(&self) -> Vec<String> {
         match &self.template {
             Some((_, habits)) => habits.ends().to_vec(),
@@ -115,12 +115,12 @@ impl Renderer {
         }
     }
 
-    /// Does the template add something where an answer is to follow?
+    /// Whether the template has a generation prompt.
     pub fn has_generation_prompt(&self) -> bool {
         self.template.as_ref().is_none_or(|(_, habits)| habits.has_generation_prompt())
     }
 
-    /// The text before an answer to the first `n_turns` turns, as the template gives it.
+    /// Returns the template's text before an answer to the first `n_turns` turns.
     fn generation_prompt(&self, template: &(ChatTemplate, Habits), asked: &Example, n_turns: usize) -> Result<String> {
         let before = Example { turns: asked.turns[..n_turns].to_vec(), ..asked.clone() };
         self.attempts(template, &before, |template, _, conversation| {
@@ -128,7 +128,7 @@ impl Renderer {
         })
     }
 
-    /// Puts the tokens that were drawn in the place of those of the answer's text, if they belong to the row.
+    /// Replaces the tokens of the answer's text by those that were drawn, if they belong to the row.
     pub(super) fn put_drawn(
         &self,
         rendered: &mut Rendered,
@@ -150,7 +150,7 @@ impl Renderer {
         if !is_own {
             return Drawn::Foreign;
         }
-        // What the template writes behind an answer that was cut was not drawn.
+        // The model did not draw what the template writes after a truncated answer.
         let has_same = sequence.ids[n_prompt..].starts_with(&rollout.ids);
         sequence.ids.truncate(n_prompt);
         sequence.ids.extend_from_slice(&rollout.ids);
@@ -174,8 +174,8 @@ impl Renderer {
     }
 }
 
-/// Where the beginning of each byte, and the end of all, stands in the text that [`String::from_utf8_lossy`] makes of them: what is no UTF-8 is
-/// U+FFFD there, which has three bytes whatever it stands for.
+/// Returns the offset of each byte, and of the end, in the text that [`String::from_utf8_lossy`] makes of them: invalid UTF-8 becomes U+FFFD, which
+/// has three bytes whatever it replaces.
 fn places_in_text(bytes: &[u8]) -> Vec<u32> {
     let mut places = Vec::with_capacity(bytes.len() + 1);
     let mut at = 0;
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(places_in_text(b"a\xE4\xB8b"), [0, 1, 2, 4, 5]);
         let mut random = SplitMix(7);
         for _ in 0..500 {
-            // Text, with characters of every length, in which bytes are lost or changed.
+            // Text with characters of every length, from which bytes are removed or in which they are changed.
             let mut bytes = "aé三🦀 ".repeat(4).into_bytes();
             for _ in 0..random.below(6) {
                 let at = random.below(bytes.len() as u32) as usize;

@@ -1,45 +1,45 @@
-//! Long conversations: what stands around some of the answers, and how that tells where the others are.
+//! Finds the answers of long conversations from the text around some of them.
 //!
-//! Where an answer begins and ends is found by rendering the conversation up to it (`turns.rs`), which for all answers takes the square of their
-//! number. Here one rendering with marks in the place of all contents shows where the contents stand in the text. Between two contents stands what the
-//! template writes: a seam, in which an answer begins, or ends. Of a seam that has the very text of those of answers that were looked for, the answer
-//! begins or ends at the same place of it. The first answers, the last ones and some in between are looked for in any case: where one of them is
-//! not where its seam says, all are looked for.
+//! The begin and end of an answer are found by rendering the conversation up to it (`turns.rs`), which for all answers takes quadratic time. Here a
+//! single rendering, with marks instead of contents, locates the contents in the text. The template's text between two contents is a seam, in which
+//! an answer begins or ends. If a seam has the same text as those of answers that were located by rendering, the answer begins or ends at the same
+//! offset in it. The first answers, the last ones and some in between are always located by rendering; if one of them contradicts its seam, all
+//! are.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Where the contents of a conversation stand in its text, and what its seams have shown so far.
+/// The positions of the contents of a conversation in its text, and what is known of its seams.
 pub(super) struct Seams<'a> {
     text: &'a str,
-    /// Where the content of each message stands; `None` where it has none to mark.
+    /// The range of each message's content, or `None` if it has none to mark.
     contents: Vec<Option<Range<usize>>>,
     begins: HashMap<&'a str, Shown>,
     ends: HashMap<&'a str, Shown>,
-    /// An answer was not where its seam said.
+    /// Whether an answer was not where its seam predicted.
     is_contradicted: bool,
 }
 
-/// What a seam has shown of its answers.
+/// What is known of a seam.
 enum Shown {
-    /// The place in the seam, whether the text before it is unlike the prompt, and how often that was so.
+    /// The offset in the seam, whether the text before it differs from the prompt, and how often this was observed.
     Place(usize, bool, u32),
-    /// Now one place, now another.
+    /// Different offsets were observed.
     Varies,
 }
 
-/// A seam is believed once so many answers have shown the same.
+/// The number of consistent observations after which a seam is trusted.
 const ENOUGH: u32 = 3;
 
-/// Answers that are looked for at the beginning and at the end of a conversation.
+/// The number of answers at the beginning and at the end of a conversation that are always located by rendering.
 const AT_ENDS: usize = 4;
 
-/// Is answer `nth` of `n` looked for, whatever is known of its seams?
+/// Whether answer `nth` of `n` is located by rendering, whatever is known of its seams.
 pub(super) fn is_looked_for(nth: usize, n: usize) -> bool {
     nth < AT_ENDS || nth + AT_ENDS >= n || nth.is_power_of_two()
 }
 
-/// Has a conversation of so many answers some that need not be looked for?
+/// Whether a conversation with `n` answers has some that need not be located by rendering.
 pub(super) fn is_long(n: usize) -> bool {
     n > 4 * AT_ENDS
 }
@@ -53,19 +53,19 @@ impl<'a> Seams<'a> {
         self.is_contradicted
     }
 
-    /// Where the answer that is message `idx` begins, and whether it follows another text than its prompt.
+    /// Predicts where the answer in message `idx` begins, and whether the text before it differs from its prompt.
     pub(super) fn begin(&self, idx: usize) -> Option<(usize, bool)> {
         let seam = self.before(idx)?;
         believed(self.begins.get(&self.text[seam.clone()])).map(|(at, unlike)| (seam.start + at, unlike))
     }
 
-    /// Where the text of the answer that is message `idx` ends.
+    /// Predicts where the text of the answer in message `idx` ends.
     pub(super) fn end(&self, idx: usize) -> Option<usize> {
         let seam = self.behind(idx)?;
         believed(self.ends.get(&self.text[seam.clone()])).map(|(at, _)| seam.start + at)
     }
 
-    /// Learns where an answer that was looked for begins.
+    /// Records where an answer that was located by rendering begins.
     pub(super) fn learn_begin(&mut self, idx: usize, begin: usize, unlike: bool) {
         if let Some(seam) = self.before(idx) {
             let place = (seam.contains(&begin) || begin == seam.end).then(|| begin - seam.start);
@@ -73,7 +73,7 @@ impl<'a> Seams<'a> {
         }
     }
 
-    /// Learns where an answer that was looked for ends.
+    /// Records where an answer that was located by rendering ends.
     pub(super) fn learn_end(&mut self, idx: usize, end: usize) {
         if let Some(seam) = self.behind(idx) {
             let place = (seam.contains(&end) || end == seam.end).then(|| end - seam.start);
@@ -81,14 +81,14 @@ impl<'a> Seams<'a> {
         }
     }
 
-    /// The text between the content before and that of message `idx`.
+    /// Returns the range between the previous content and that of message `idx`.
     fn before(&self, idx: usize) -> Option<Range<usize>> {
         let own = self.contents[idx].as_ref()?;
         let before = self.contents[..idx].iter().rev().flatten().next()?;
         Some(before.end..own.start)
     }
 
-    /// The text between the content of message `idx` and the next one.
+    /// Returns the range between the content of message `idx` and the next one.
     fn behind(&self, idx: usize) -> Option<Range<usize>> {
         let own = self.contents[idx].as_ref()?;
         let next = self.contents[idx + 1..].iter().flatten().next()?;
@@ -103,7 +103,7 @@ fn believed(shown: Option<&Shown>) -> Option<(usize, bool)> {
     }
 }
 
-/// `false` where the seam was believed to show another place.
+/// Records an observation. Returns `false` if the seam was trusted to predict another.
 fn learn<'a>(known: &mut HashMap<&'a str, Shown>, seam: &'a str, place: Option<(usize, bool)>) -> bool {
     let was_believed = believed(known.get(seam));
     let next = match (known.remove(seam), place) {

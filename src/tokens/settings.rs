@@ -1,8 +1,8 @@
-//! What a folder says of its tokenizer beside tokenizer.json: which tokens there are besides, and which of them are special.
+//! Reads the tokens that a model folder defines beside tokenizer.json, and which tokens are special.
 //!
-//! As Transformers 5 puts it together (tokenization_utils_base.py, `_from_pretrained`, and tokenization_utils_tokenizers.py,
-//! `TokenizersBackend.__init__`). Where tokenizer_config.json lists its added tokens, it stands alone; where it does not, older
-//! repositories have special_tokens_map.json, which comes first, and added_tokens.json.
+//! This follows Transformers 5 (tokenization_utils_base.py, `_from_pretrained`, and tokenization_utils_tokenizers.py,
+//! `TokenizersBackend.__init__`). If tokenizer_config.json lists its added tokens, it is used alone; older repositories, in which it does not, have
+//! special_tokens_map.json, which takes precedence, and added_tokens.json.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -16,12 +16,12 @@ use crate::files::refuse_pointer;
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
-/// The key of tokenizer_config.json under which its added tokens stand by their ids.
+/// The key of tokenizer_config.json for its added tokens by id.
 const DECODER: &str = "added_tokens_decoder";
-/// Special tokens beside the named ones; the older name is looked at where there are none under the newer.
+/// Keys of unnamed special tokens; the older key is used if the newer one has none.
 const EXTRA: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
-/// tokenizer_config.json of the folder, with what the older files beside it say where it lists no added tokens.
+/// Reads tokenizer_config.json of the folder, extended by the older files beside it if it lists no added tokens.
 pub(crate) fn tokenizer_settings(folder: &Path) -> Result<Map<String, Value>> {
     let mut settings = object(folder, CONFIG)?;
     if settings.contains_key(DECODER) {
@@ -44,8 +44,8 @@ pub(crate) fn tokenizer_settings(folder: &Path) -> Result<Map<String, Value>> {
     Ok(settings)
 }
 
-/// An error for a tokenizer that cuts special tokens into pieces like any other text: so Transformers reads those of the chat template, too, and no turn
-/// would have an end that a model could be stopped by.
+/// Returns an error for a tokenizer that splits special tokens like any other text: Transformers then also splits those of the chat template, and
+/// no turn would have an end at which a model could be stopped.
 pub(super) fn refuse_split(settings: &Map<String, Value>) -> Result<()> {
     match settings.get("split_special_tokens") {
         Some(Value::Bool(true)) => Err(Error::new(
@@ -56,13 +56,13 @@ pub(super) fn refuse_split(settings: &Map<String, Value>) -> Result<()> {
     }
 }
 
-/// The text of a special token, which stands as itself or as an object.
+/// Returns the text of a special token, which is a string or an object.
 pub(crate) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or(value["content"].as_str())
 }
 
-/// Adds the tokens that the settings know and the tokenizer does not, or knows otherwise. A new one gets the next id, which has to be the one
-/// that the settings say.
+/// Adds the tokens of the settings that the tokenizer lacks or defines differently. A new one gets the next id, which must equal the one in the
+/// settings.
 pub(super) fn add_tokens(inner: &mut Inner, settings: &Map<String, Value>) -> Result<()> {
     let own: HashSet<String> = inner.get_added_tokens_decoder().into_iter().map(|(_, token)| token.content).collect();
     let named: Vec<&Value> = named(settings).collect();
@@ -83,7 +83,7 @@ pub(super) fn add_tokens(inner: &mut Inner, settings: &Map<String, Value>) -> Re
         token.special |= is_named(&token.content);
         listed.push((id, token, CONFIG));
     }
-    // What tokenizer.json says of the same token comes first here.
+    // tokenizer.json takes precedence for tokens that it defines.
     for (content, id) in
         settings.get(ADDED).and_then(Value::as_object).into_iter().flatten().filter(|(content, _)| !own.contains(*content))
     {
@@ -114,7 +114,7 @@ pub(super) fn add_tokens(inner: &mut Inner, settings: &Map<String, Value>) -> Re
     Ok(())
 }
 
-/// The values of the keys that name special tokens: `eos_token`, and those that models have of their own, such as `image_token`.
+/// Returns the values of the keys that name special tokens: `eos_token`, and model-specific ones such as `image_token`.
 fn named(settings: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     let tokens = settings.iter().filter(|(key, _)| key.ends_with("_token")).map(|(_, value)| value);
     let own = settings.get(EXTRA[0]).and_then(Value::as_object).into_iter().flat_map(Map::values);
@@ -129,7 +129,7 @@ fn added_token(value: &Value) -> Option<AddedToken> {
     Some(token.normalized(normalized).lstrip(sides("lstrip")).rstrip(sides("rstrip")).single_word(sides("single_word")))
 }
 
-/// A file with a JSON object; an empty one where there is no such file.
+/// Reads a file with a JSON object, or an empty object if there is no such file.
 fn object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
     let path = folder.join(name);
     match std::fs::read(&path) {

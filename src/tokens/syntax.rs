@@ -1,18 +1,18 @@
-//! The source of a chat template, written so that minijinja reads it as Jinja does.
+//! Translates the source of a chat template so that minijinja interprets it as Jinja does.
 //!
-//! Most templates pass through unchanged. What the two read otherwise, without a word, is translated token by token, or refused:
+//! Most templates pass through unchanged. Constructs that minijinja silently interprets differently are translated token by token, or refused:
 //!
 //! | source | Jinja | here |
 //! |---|---|---|
-//! | `a ~ b` | Python's `str` of both, minijinja has a spelling of its own for floats and in lists | `(a)\|string ~ (b)\|string` |
-//! | `schema['items']` | the method of that name where the dictionary has no such key | `(schema\|item('items'))` |
-//! | `schema.items` without parentheses | the method of that name where the value has one, whatever keys there are | `(schema\|attribute('items'))` |
-//! | `list[1:]` | an error of a generator, of `none` and of what is undefined | `(list\|sliceable)[1:]` |
+//! | `a ~ b` | Python's `str` of both; minijinja formats floats and lists differently | `(a)\|string ~ (b)\|string` |
+//! | `schema['items']` | the method of that name if the dictionary has no such key | `(schema\|item('items'))` |
+//! | `schema.items` without parentheses | the method of that name if the value has one, whatever its keys are | `(schema\|attribute('items'))` |
+//! | `list[1:]` | an error for generators, `none` and undefined values | `(list\|sliceable)[1:]` |
 //! | `'\/'`, `'\a'`, `'\U0001f600'` | Python's escapes | the characters |
 //! | line ends `\r\n` and `\r` | `\n` | `\n` |
-//! | `{% generation %}` | Transformers' own tag | two marks, as minijinja cannot be given tags |
+//! | `{% generation %}` | a tag that Transformers adds | two marks, since minijinja does not support custom tags |
 //! | `x\|safe + b` | escapes `b` as HTML | `(x\|safe)\|plus(b)` |
-//! | `{% autoescape true %}` | escapes all as HTML | refused |
+//! | `{% autoescape true %}` | escapes everything as HTML | refused |
 
 use minijinja::value::{Value, ValueKind};
 
@@ -20,16 +20,16 @@ use super::iterables::is_dictionary;
 use super::marks::{GENERATION_BEGIN, GENERATION_END};
 use crate::error::{Error, Result};
 
-/// A template's source for minijinja.
+/// The translated source of a template.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Translated {
-    /// The translated source.
+    /// The source for minijinja.
     pub source: String,
-    /// Does the template mark its answers itself, by `{% generation %}`?
+    /// Whether the template marks its answers by `{% generation %}`.
     pub has_generation_tags: bool,
 }
 
-/// Text, comments and raw blocks as they are; or the code between `{{ }}` or `{% %}`.
+/// Text, comments and raw blocks, which stay unchanged; or the code between `{{ }}` or `{% %}`.
 #[derive(Debug)]
 enum Piece<'a> {
     Verbatim(&'a str),
@@ -38,10 +38,10 @@ enum Piece<'a> {
 
 #[derive(Debug)]
 struct Code<'a> {
-    /// With its white space control: `{%-`.
+    /// The opening delimiter with its white-space control, such as `{%-`.
     open: &'a str,
     tokens: Vec<Token<'a>>,
-    /// The white space before the closing mark.
+    /// The white space before the closing delimiter.
     space: &'a str,
     close: &'a str,
 }
@@ -51,11 +51,11 @@ struct Token<'a> {
     /// The white space before the token.
     space: &'a str,
     text: &'a str,
-    /// How many brackets are open around it; a bracket is outside of itself.
+    /// The number of brackets that are open around it, not counting the token itself.
     depth: usize,
 }
 
-/// The names of Python's methods, by the kind of value, and of those the ones that Transformers' sandbox hides.
+/// Python's methods by kind of value: those that Transformers' sandbox allows, and those that it hides.
 const METHODS: [(ValueKind, &[&str], &[&str]); 3] = [
     (
         ValueKind::Map,
@@ -118,17 +118,17 @@ const METHODS: [(ValueKind, &[&str], &[&str]); 3] = [
     ),
 ];
 
-/// Is it a method of the value, by Python, that the sandbox shows?
+/// Whether this is a Python method of the value that the sandbox allows.
 pub(super) fn is_method(value: &Value, name: &str) -> bool {
     methods_of(value).any(|(shown, _)| shown.contains(&name))
 }
 
-/// Is it a method of the value, by Python, that the sandbox hides?
+/// Whether this is a Python method of the value that the sandbox hides.
 pub(super) fn is_forbidden(value: &Value, name: &str) -> bool {
     methods_of(value).any(|(_, hidden)| hidden.contains(&name))
 }
 
-/// What Jinja's namespaces, loops and macros are asked for is their own.
+/// Returns the methods of the value. Jinja's namespaces, loops and macros have none of a dictionary's.
 fn methods_of(value: &Value) -> impl Iterator<Item = (&'static [&'static str], &'static [&'static str])> {
     let kind = Some(value.kind()).filter(|&kind| kind != ValueKind::Map || is_dictionary(value));
     METHODS.into_iter().filter(move |(of, ..)| kind == Some(*of)).map(|(_, shown, hidden)| (shown, hidden))
@@ -138,7 +138,7 @@ fn names_a_method(name: &str) -> bool {
     METHODS.iter().any(|(_, shown, hidden)| shown.contains(&name) || hidden.contains(&name))
 }
 
-/// `source` for minijinja, or why it cannot be had.
+/// Translates `source` for minijinja, or returns an error if this is not possible.
 pub(super) fn translate(source: &str) -> Result<Translated> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let pieces = pieces(&source);
@@ -151,7 +151,7 @@ pub(super) fn translate(source: &str) -> Result<Translated> {
             Piece::Code(code) => match code.tag() {
                 "generation" if code.tokens.len() == 1 => {
                     translated.has_generation_tags = true;
-                    // `with` because Transformers' tag opens a scope, too; the white space control stays on its outer sides.
+                    // `with` because Transformers' tag opens a scope, too; the white-space control stays on its outer sides.
                     let Code { open, close, .. } = code;
                     translated.source.push_str(&format!("{open} with %}}{{{{ '{GENERATION_BEGIN}' }}}}{{% if true {close}"));
                 }
@@ -176,7 +176,7 @@ impl<'a> Code<'a> {
         self.open.starts_with("{%")
     }
 
-    /// The name of a tag, such as `set`; nothing for an expression.
+    /// Returns the name of a tag, such as `set`, or nothing for an expression.
     fn tag(&self) -> &'a str {
         self.tokens.first().filter(|_| self.is_tag()).map_or("", |token| token.text)
     }
@@ -186,14 +186,14 @@ impl<'a> Code<'a> {
         [self.open, &tokens, self.space, self.close].concat()
     }
 
-    /// Does a filter of it make a text that counts as HTML?
+    /// Whether one of its filters makes a `safe` text.
     fn makes_safe(&self) -> bool {
         self.tokens.windows(2).any(|two| two[0].text == "|" && ["safe", "escape", "e"].contains(&two[1].text))
     }
 
-    /// `safe` are the variables that may hold a text that counts as HTML.
+    /// Writes the translated code. `safe` are the variables that may hold a `safe` text.
     fn write(&self, safe: &[&str], out: &mut String) -> Result<()> {
-        // What stands before and behind each token, from the outermost to the innermost, and from the innermost to the outermost.
+        // The text inserted before each token, from the outermost to the innermost, and after it, from the innermost to the outermost.
         let mut around = vec![(String::new(), String::new()); self.tokens.len()];
         let mut replaced: Vec<Option<String>> = vec![None; self.tokens.len()];
         for (begin, end) in self.concatenated() {
@@ -257,20 +257,20 @@ impl<'a> Code<'a> {
         self.tokens.get(idx).map_or("", |token| token.text)
     }
 
-    /// Where the names end that a `set` gives values to: a namespace is asked for nothing there.
+    /// Returns the end of the targets of a `set`, in which attributes of a namespace are not translated.
     fn targets_end(&self) -> usize {
         let is_assignment = |idx: &usize| self.tokens[*idx].depth == 0 && self.text(*idx) == "=";
         if self.tag() == "set" { (0..self.tokens.len()).find(is_assignment).unwrap_or(self.tokens.len()) } else { 0 }
     }
 
-    /// Is there a slice in the bracket that opens here?
+    /// Whether the bracket that opens here contains a slice.
     fn is_slice(&self, bracket: usize) -> bool {
         let depth = self.tokens[bracket].depth;
         let inside = self.tokens[bracket + 1..].iter().take_while(|token| token.depth > depth);
         inside.into_iter().any(|token| token.depth == depth + 1 && token.text == ":")
     }
 
-    /// The ranges of tokens that are operands of `~`, but for strings.
+    /// Returns the token ranges of the operands of `~`, except strings.
     fn concatenated(&self) -> Vec<(usize, usize)> {
         let mut operands = Vec::new();
         for tilde in (0..self.tokens.len()).filter(|&idx| self.text(idx) == "~") {
@@ -289,7 +289,7 @@ impl<'a> Code<'a> {
         operands
     }
 
-    /// The sums of two or more terms.
+    /// Returns the sums of two or more terms.
     fn sums(&self) -> Result<Vec<Sum>> {
         let mut sums: Vec<Sum> = Vec::new();
         for sign in (0..self.tokens.len()).filter(|&idx| self.text(idx) == "+" && self.ends_operand(idx)) {
@@ -313,31 +313,31 @@ impl<'a> Code<'a> {
         Ok(sums)
     }
 
-    /// Is the token an operator that binds no stronger than `~`, or does it stand between expressions?
+    /// Whether the token separates expressions, or is an operator that binds no stronger than `~`.
     fn binds_weaker(&self, idx: usize) -> bool {
         let before = idx.checked_sub(1).map_or("", |before| self.text(before));
         match self.text(idx) {
             "~" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "," | ":" | "=" => true,
             "+" | "-" => self.ends_operand(idx),
-            // `x is not defined` is one operand, and so is an attribute of such a name.
+            // `x is not defined` is one operand, and so is an attribute with the name of an operator.
             "in" if before == "not" && idx > 1 && self.text(idx - 2) == "is" => false,
             "and" | "or" | "not" | "in" | "if" | "else" | "recursive" => !matches!(before, "is" | "." | "|"),
             _ => idx == 0 && self.is_tag(),
         }
     }
 
-    /// Does an operand end before this token?
+    /// Whether an operand ends before this token.
     fn ends_operand(&self, idx: usize) -> bool {
         let Some(before) = idx.checked_sub(1) else { return false };
         let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | ')' | ']' | '}' | '\'' | '"');
-        // What follows the name of a test is the test's: `x is in [1, 2]` takes no item of `in`.
+        // What follows the name of a test is its argument: `x is in [1, 2]` does not index `in`.
         if is_open(self.text(idx)) && self.names_test(before) {
             return false;
         }
         self.text(before).ends_with(is_word) && self.text(before) != "is" && !self.binds_weaker(before)
     }
 
-    /// Is the token the name of a test, behind `is` or `is not`?
+    /// Whether the token is the name of a test, after `is` or `is not`.
     fn names_test(&self, idx: usize) -> bool {
         let text_before = |n: usize| idx.checked_sub(n).map_or("", |before| self.text(before));
         match text_before(1) {
@@ -346,7 +346,7 @@ impl<'a> Code<'a> {
         }
     }
 
-    /// Where the expression begins that the bracket at `bracket` takes an item of; `None` for a list.
+    /// Returns where the expression begins that the bracket at `bracket` indexes, or `None` if the bracket begins a list.
     fn subscripted(&self, bracket: usize) -> Option<usize> {
         let mut end = bracket;
         loop {
@@ -359,7 +359,7 @@ impl<'a> Code<'a> {
                 begin = (0..begin).rev().find(|&idx| self.tokens[idx].depth == depth && is_open(self.text(idx)))?;
             }
             match begin.checked_sub(1) {
-                // A bracket behind an operand is a call or an item of it.
+                // A bracket after an operand calls or indexes it.
                 Some(_) if is_open(self.text(begin)) && self.ends_operand(begin) => end = begin,
                 Some(before) if self.text(before) == "." => end = before,
                 _ => return Some(begin),
@@ -368,7 +368,7 @@ impl<'a> Code<'a> {
     }
 }
 
-/// `begin..end` of the tokens, with the places of its signs.
+/// A sum in the tokens `begin..end`, with the indices of its plus signs.
 struct Sum {
     begin: usize,
     end: usize,
@@ -379,12 +379,12 @@ fn is_open(text: &str) -> bool {
     matches!(text, "(" | "[" | "{")
 }
 
-/// Variables that are set to a `safe` text somewhere.
+/// Returns the variables that are set to a `safe` text somewhere.
 fn safe_variables<'a>(codes: impl Iterator<Item = &'a Code<'a>>) -> Vec<&'a str> {
     codes.filter(|code| code.tag() == "set" && code.makes_safe()).map(|code| code.text(1)).collect()
 }
 
-/// A string in quotes with the escapes of Python that minijinja reads otherwise.
+/// Translates a quoted string, replacing the escapes that minijinja interprets differently than Python.
 fn minijinja_string(quoted: &str) -> Result<String> {
     let mut out = String::with_capacity(quoted.len());
     let mut rest = quoted;
@@ -416,7 +416,7 @@ fn unknown_escape(quoted: &str) -> Error {
     Error::new(format!("the chat template has a string with an unsupported escape: {quoted}")).cure("Write the character itself.")
 }
 
-/// What does not close is left for minijinja to complain of.
+/// Splits a template into pieces. Unclosed code is left to minijinja, which reports it.
 fn pieces(source: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let mut rest = source;
@@ -450,21 +450,21 @@ fn pieces(source: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// Where the raw block that stands here ends, if one does.
+/// Returns the end of the raw block that begins here, if one does.
 fn raw_end(source: &str) -> Option<usize> {
     tag_len(source, "raw")?;
     let ends = source.match_indices("{%").find_map(|(at, _)| Some(at + tag_len(&source[at..], "endraw")?));
     Some(ends.unwrap_or(source.len()))
 }
 
-/// The length of the tag of this name that stands here.
+/// Returns the length of the tag with this name that begins here.
 fn tag_len(source: &str, name: &str) -> Option<usize> {
     let inside = source.strip_prefix("{%")?.trim_start_matches(['-', '+']).trim_start().strip_prefix(name)?;
     let after = inside.trim_start().trim_start_matches(['-', '+']).strip_prefix("%}")?;
     Some(source.len() - after.len())
 }
 
-/// The code that stands here and ends with `close`, and its length.
+/// Returns the code that begins here and ends with `close`, and its length.
 fn code<'a>(source: &'a str, close: &str) -> Option<(Code<'a>, usize)> {
     let mut at = 2 + usize::from(source[2..].starts_with(['-', '+']));
     let open = &source[..at];
@@ -489,7 +489,7 @@ fn code<'a>(source: &'a str, close: &str) -> Option<(Code<'a>, usize)> {
     }
 }
 
-/// The length of the token that stands here; `None` at the end, and in a string that does not close.
+/// Returns the length of the token that begins here, or `None` at the end and in an unclosed string.
 fn token_len(rest: &str) -> Option<usize> {
     let first = rest.chars().next()?;
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -544,7 +544,7 @@ mod tests {
             "{{ ({'a': (b)|string ~ (c)|string}['a'])|string ~ (d is defined)|string }}",
         );
         check("{{ x is not in y ~ z not in w }}", "{{ (x is not in y)|string ~ (z)|string not in w }}");
-        // A test's argument is no item of the test's name.
+        // A test's argument does not index the test's name.
         check("{{ x is in [1, 2] ~ y is not in ['items'] }}", "{{ (x is in [1, 2])|string ~ (y is not in ['items'])|string }}");
         check("{{ x is in(y) ~ x is in ['items'] }}", "{{ (x is in(y))|string ~ (x is in ['items'])|string }}");
         check("{{ x.not ~ y[a ~ b:] }}", "{{ (x.not)|string ~ ((y|sliceable)[(a)|string ~ (b)|string:])|string }}");

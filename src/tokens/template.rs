@@ -1,12 +1,12 @@
-//! A model's chat template, run as Transformers runs it.
+//! Runs a model's chat template as Transformers does.
 //!
-//! The environment is the one of Transformers (utils/chat_template_utils.py, `_cached_compile_jinja_template`): trimmed blocks, the
-//! methods of Python's strings and dictionaries, `tojson`, `raise_exception`, `strftime_now`, loop controls. `strftime_now`
-//! differs in one point: it gives the time (in UTC) at which the template was compiled, so that all rows of a run agree; SOURCE_DATE_EPOCH sets it.
+//! The environment is that of Transformers (utils/chat_template_utils.py, `_cached_compile_jinja_template`): trimmed blocks, the methods of
+//! Python's strings and dictionaries, `tojson`, `raise_exception`, `strftime_now`, loop controls. `strftime_now` differs in one point: it returns
+//! one time (in UTC) for the whole process, so that all rows of a run agree; SOURCE_DATE_EPOCH sets it.
 //!
-//! What minijinja reads in another way than Jinja is translated before it is compiled (`syntax`). Among that is `{% generation %} ..
-//! {% endgeneration %}`, which marks what the model is to write: two marks stand there that no text can contain, and
-//! [`ChatTemplate::render_marked`] reads the places off them.
+//! Constructs that minijinja interprets differently than Jinja are translated before compilation (`syntax`). One of them is `{% generation %} .. {%
+//! endgeneration %}`, which encloses what the model should write: it becomes two marks that no text can contain, from which
+//! [`ChatTemplate::render_marked`] derives the ranges.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,15 +30,15 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     sha256: String,
     has_generation_tags: bool,
-    /// Variables by the names that Transformers has for special tokens: `bos_token`, `pad_token`. An absent one is undefined.
+    /// Variables with Transformers' names of special tokens: `bos_token`, `pad_token`. An absent one is undefined.
     special_tokens: BTreeMap<String, String>,
     /// Seconds since 1970, for `strftime_now`.
     now: Arc<AtomicU64>,
-    /// The template of the name `tool_use`, which Transformers takes for conversations with tools.
+    /// The template named `tool_use`, which Transformers uses for conversations with tools.
     tool_use: Option<Box<ChatTemplate>>,
 }
 
-/// What a template sees beside the messages.
+/// The variables of a template besides the messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Surroundings<'a> {
     /// The list of tool schemas, for a conversation with tools.
@@ -50,7 +50,7 @@ pub(super) struct Surroundings<'a> {
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    /// `bos` and `eos` are the strings of the special tokens, for templates that write them.
+    /// Compiles a template. `bos` and `eos` are the texts of the special tokens, for templates that write them.
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self> {
         let cure =
             "The template comes from the model's chat_template.jinja, tokenizer_config.json or GGUF file; correct it there.";
@@ -92,18 +92,18 @@ impl ChatTemplate {
         })
     }
 
-    /// Adds special tokens that the template may name.
+    /// Adds special tokens that the template may refer to.
     pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = (String, String)>) -> Self {
         self.special_tokens.extend(tokens);
         self
     }
 
-    /// Does the source spell this, such as a role in quotes or the name of a variable?
+    /// Whether the source contains this text, such as a role in quotes or the name of a variable.
     pub(super) fn spells(&self, text: &str) -> bool {
         self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(text))
     }
 
-    /// A template of the user's own, for a model that has the template `own` or none.
+    /// Reads a template of the user's own, for a model that has the template `own` or none.
     pub fn from_file(path: &Path, own: Option<&ChatTemplate>, tokenizer: &Tokenizer) -> Result<Self> {
         let source = std::fs::read_to_string(path).context_at(path, "cannot read the chat template")?;
         let token = |id: Option<u32>| id.map(|id| tokenizer.text(id));
@@ -115,7 +115,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Adds a template for conversations that have tools.
+    /// Adds a template for conversations with tools.
     pub fn with_tool_use(mut self, other: ChatTemplate) -> Self {
         self.sha256 = sha256(format!("{} {}", self.sha256, other.sha256));
         self.tool_use = Some(Box::new(other));
@@ -131,10 +131,10 @@ impl ChatTemplate {
         &self.sha256
     }
 
-    /// The text of a short conversation, where another moment would make another one of it: with these switches the template writes the date.
-    /// Nothing else may be rendered at the time.
+    /// Returns the text of a short conversation if it depends on the time, that is, if the template writes the date with these switches. No other
+    /// rendering may happen concurrently.
     pub(super) fn dated(&self, switches: Option<&Value>) -> Option<String> {
-        // So long that neither a day, a month, a year nor an hour is the same.
+        // Changes the day, the month, the year and the hour.
         const LATER: u64 = (365 + 31 + 1) * 86_400 + 3600 + 61;
         let messages = [minijinja::context! { role => "user", content => "a" }];
         let text = || self.render(&messages, Surroundings { tools: None, switches }, true).ok();
@@ -145,12 +145,12 @@ impl ChatTemplate {
         (later.as_ref() != Some(&own)).then_some(own)
     }
 
-    /// Does the template mark its answers itself, by `{% generation %}`?
+    /// Whether the template marks its answers by `{% generation %}`.
     pub fn has_generation_tags(&self) -> bool {
         self.has_generation_tags
     }
 
-    /// The text of a conversation. `messages` are the template's own: maps with `role`, `content` and so on.
+    /// Renders a conversation. `messages` are in the template's form: maps with `role`, `content` and so on.
     pub(super) fn render(&self, messages: &[Value], around: Surroundings, add_generation_prompt: bool) -> Result<String> {
         let mut text = self.run(messages, around, add_generation_prompt)?;
         if self.has_generation_tags {
@@ -159,7 +159,7 @@ impl ChatTemplate {
         Ok(text)
     }
 
-    /// The text of a conversation, and the byte ranges of it that the template marks as the model's.
+    /// Renders a conversation, and returns the byte ranges of the text that the template marks as the model's.
     pub(super) fn render_marked(&self, messages: &[Value], around: Surroundings) -> Result<(String, Vec<Range<usize>>)> {
         let marked = self.run(messages, around, false)?;
         let mut text = String::with_capacity(marked.len());
@@ -184,7 +184,7 @@ impl ChatTemplate {
             documents => Value::from(()),
             add_generation_prompt => add_generation_prompt,
         };
-        // As in Transformers, a switch may stand for a special token.
+        // As in Transformers, a switch may replace a special token.
         let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
         let context = merge_maps([given, around.switches.cloned().unwrap_or_default(), Value::from_pairs(tokens)]);
         template.render(context).context("the chat template rejected the conversation")
@@ -193,7 +193,7 @@ impl ChatTemplate {
 
 #[cfg(test)]
 thread_local! {
-    /// The messages that this thread has rendered, each as often as it was.
+    /// The number of messages that this thread has rendered, with repetitions.
     pub(super) static RENDERED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
@@ -257,7 +257,7 @@ mod tests {
         let template = ChatTemplate::new(llama, None, None).unwrap();
         template.now.store(1_764_201_600, Ordering::Relaxed);
         assert_eq!(template.dated(None).unwrap(), "27 Nov 2025");
-        // The moment is what it was.
+        // The time is restored.
         assert_eq!(template.render(&[], Surroundings::default(), false).unwrap(), "27 Nov 2025");
         assert_eq!(template.dated(Some(&minijinja::context! { date_string => "26 Jul 2024" })), None);
         for (source, is_dated) in [

@@ -1,4 +1,4 @@
-//! A vocabulary small enough to read, and chat templates in the styles of the families, for the tests of this room.
+//! A vocabulary small enough to read, and chat templates in the styles of the model families, for the tests of this module.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) const SPECIALS: [&str; 16] = [
     "<|end|>",
 ];
 
-/// Byte-level BPE: the special tokens, the 256 bytes, and a handful of merges. `<s>` is the beginning token, `</s>` the end token.
+/// Byte-level BPE: the special tokens, the 256 bytes, and a few merges. `<s>` is the beginning token, `</s>` the end token.
 pub(super) fn byte_vocabulary() -> GgufVocabulary {
     let merges = ["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he", "Ċ Ċ", ". Ċ", "Ġ Ġ", "ä ½", "ä½ ł", "1 2"];
     let mut tokens: Vec<String> = SPECIALS.map(String::from).to_vec();
@@ -56,7 +56,7 @@ pub(super) fn sentence_vocabulary() -> GgufVocabulary {
     let mut token_types = vec![2, 3, 3];
     tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
     token_types.resize(tokens.len(), 6);
-    // In the order of their scores; then the characters.
+    // In the order of their scores, followed by the characters.
     let pieces = ["he", "ll", "hell", "hello", "▁t", "▁the", "▁hello", "[INST", "▁[INST"];
     tokens.extend(pieces.map(String::from));
     tokens.extend(["▁", "h", "e", "l", "o", "t", "[", "/", "]", "I", "N", "S", "T", "IN", "ST", "INST"].map(String::from));
@@ -96,13 +96,13 @@ pub(super) fn example(turns: Vec<Turn>) -> Example {
     Example { source: "test".into(), turns, ..Example::default() }
 }
 
-/// SmolLM2's habits: a system prompt of its own, injected unless the first message is one.
+/// SmolLM2's behaviour: a default system prompt, inserted unless the first message is one.
 pub(super) const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
 {{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}\
 {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-/// ChatML that does not look at `add_generation_prompt`.
+/// ChatML without support for `add_generation_prompt`.
 pub(super) const UNPROMPTED: &str =
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}";
 
@@ -135,7 +135,7 @@ pub(super) const QWEN2: &str = r#"{%- if tools %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"#;
 
-/// Qwen3: reasoning is kept after the last question only, and the last answer always has a think block.
+/// Qwen3: reasoning is kept only after the last question, and the last answer always has a think block.
 pub(super) const QWEN3: &str = r#"{%- set ns = namespace(last=0) %}
 {%- for message in messages %}{%- if message.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for message in messages %}
@@ -160,7 +160,7 @@ pub(super) const QWEN3: &str = r#"{%- set ns = namespace(last=0) %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"#;
 
-/// Qwen 3.5: the generation prompt opens a think block, which the answers after the last question alone have.
+/// Qwen 3.5: the generation prompt opens a think block, which only the answers after the last question have.
 pub(super) const QWEN35: &str = "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}\
 {% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}\
 {% set said = m.content.split('</think>')[-1] | trim %}{% set thought = m.reasoning_content if m.reasoning_content is string else \
@@ -173,7 +173,7 @@ pub(super) const QWEN35: &str = "{% set ns = namespace(last=0) %}{% for m in mes
 {% else %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}";
 
-/// gpt-oss: the last answer alone has its reasoning, and another end than those before it and than calls.
+/// gpt-oss: only the last answer has its reasoning, and it ends differently than earlier ones and than calls.
 pub(super) const GPT_OSS: &str = "{{ '<|start_header_id|>system<|end_header_id|>Be kind<|end|>' }}{% for m in messages %}\
 {% if m.role == 'assistant' %}{{ '<|start_header_id|>assistant' }}{% generation %}\
 {% if m.tool_calls %}{% set ns = namespace(final=false) %}{% for later in messages[loop.index:] %}\
@@ -187,7 +187,7 @@ pub(super) const GPT_OSS: &str = "{{ '<|start_header_id|>system<|end_header_id|>
 {% endgeneration %}{% else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start_header_id|>assistant' }}{% endif %}";
 
-/// GLM 4.5: nothing ends a turn but the next one; a think block stands in every answer, and is full after the last question alone.
+/// GLM 4.5: a turn ends only where the next begins; every answer has a think block, which is non-empty only after the last question.
 pub(super) const GLM45: &str = "{{ '<bos>' }}{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}\
 {% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>' }}\
 {% set said = m.content.split('</think>')[-1] | trim %}{% set thought = m.reasoning_content if m.reasoning_content is string else \
@@ -202,34 +202,34 @@ pub(super) const THINK_PROMPT: &str = "{% for m in messages %}{% if m.role == 'a
 {{ '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{% else %}{{ '<|user|>' + m.content }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}";
 
-/// Mistral: turns must alternate, the answer follows `[/INST]` after a space, and ends with the end token.
+/// Mistral: turns must alternate; the answer follows `[/INST]` after a space, and ends with the end token.
 pub(super) const MISTRAL: &str = "{{ bos_token }}{% for message in messages %}\
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
 {% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}\
 {% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}";
 
-/// Mistral v0.3 puts the system prompt before the last question, so that a prefix of the conversation is rendered otherwise.
+/// Mistral v0.3 puts the system prompt before the last question, so that a prefix of the conversation is rendered differently.
 pub(super) const MISTRAL_SYSTEM: &str = "{{ bos_token }}{% if messages[0].role == 'system' %}{% set lead = messages[0].content %}{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}{% if m.role == 'user' %}{{ '[INST] ' + (lead + '\\n\\n' if lead is defined and loop.last else '') + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}";
 
-/// Gemma: the assistant is called model, contents are trimmed, a system message is refused.
+/// Gemma: the assistant is called model, contents are trimmed, and a system message is refused.
 pub(super) const GEMMA: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}\
 {% endif %}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}\
 {% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
 
-/// A template that marks the answers itself.
+/// A template that marks its answers by tags.
 pub(super) const GENERATION: &str = "{% for message in messages %}\n{{- '<|' + message.role + '|>' }}\n{%- if message.role == 'assistant' %}\n\
 {%- generation %}{{ message.content + '<|end|>' }}{% endgeneration %}\n{%- else %}{{ message.content + '<|end|>' }}{%- endif %}\n\
 {{- '\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}";
 
-/// A template without the tags that mark its answers.
+/// Removes the tags that mark a template's answers.
 pub(super) fn untagged(source: &str) -> String {
     ["{% generation %}", "{%- generation %}", "{% endgeneration %}"]
         .iter()
         .fold(source.to_owned(), |source, tag| source.replace(tag, ""))
 }
 
-/// The templates here that mark no answers, by name, each with another that writes the same texts and marks what the model is to write.
+/// Returns the templates here without tags, by name, each with an equivalent that marks its answers by tags.
 pub(super) fn tagged_twins() -> Vec<(&'static str, String, String)> {
     let twin = |name: &'static str, source: &str, cut: &str, twin: &str| {
         assert_eq!(source.matches(cut).count(), 1, "{name}");

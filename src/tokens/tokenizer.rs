@@ -1,12 +1,11 @@
-//! A vocabulary and its splitting rules: text -> token ids with byte spans, token id -> what a person sees.
+//! Tokenises text into ids with byte spans, and maps token ids to display texts.
 //!
-//! The splitting is the `tokenizers` library's. Two things are added. Spans tile the text: where one character is split over
-//! several tokens the library gives each of them the whole character, here each gets the bytes that it stands for; and a space that
-//! the vocabulary puts before the first word stands for none, as it is not in the text. Only white space that an added token swallows
-//! (`rstrip` and `lstrip` in tokenizer.json) belongs to no token. And a text can be encoded as the continuation of another one
-//! ([`Tokenizer::encode_after`]), without the space before the first word.
+//! This wraps the `tokenizers` library, with two additions. First, spans tile the text: where several tokens share a character, the library gives
+//! each of them the whole character, whereas here each gets its own bytes; a space that the vocabulary inserts before the first word has an empty
+//! span, as it is not in the text. Only white space that an added token consumes (`rstrip` and `lstrip` in tokenizer.json) belongs to no token.
+//! Second, a text can be encoded as the continuation of another one ([`Tokenizer::encode_after`]), without the space before the first word.
 //!
-//! Left out: beginning and end tokens. Nothing is added to the text here; see [`Tokenizer::leading`].
+//! Beginning and end tokens are not added here; see [`Tokenizer::leading`].
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,38 +20,38 @@ use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
 use crate::json;
 
-/// One token of a text: bytes `begin..end` of it.
+/// One token of a text, with its byte range `begin..end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     /// The id in the vocabulary.
     pub id: u32,
-    /// The first byte.
+    /// The offset of the first byte.
     pub begin: usize,
-    /// The byte behind the last.
+    /// The offset after the last byte.
     pub end: usize,
 }
 
-/// A model's vocabulary with its splitting rules.
+/// A model's vocabulary and its splitting rules.
 pub struct Tokenizer {
     inner: Inner,
-    /// `inner` without the space before the first word, for texts that continue another; only for vocabularies that put such a space.
+    /// `inner` without the space before the first word, for texts that continue another; only for vocabularies that insert such a space.
     continuation: Option<Box<Inner>>,
     prefix_space: PrefixSpace,
-    /// The bytes of the text that each id stands for.
+    /// The bytes that each id stands for.
     bytes: Vec<Box<[u8]>>,
-    /// Is the id a control token, such as `<|im_end|>`?
+    /// Whether each id is a control token, such as `<|im_end|>`.
     special: Vec<bool>,
-    /// Which white space around it each added token swallows.
+    /// Which adjacent white space each added token consumes.
     added: HashMap<u32, Swallows>,
     bos: Option<u32>,
     eos: Option<u32>,
     leading: Vec<u32>,
     ends_texts: bool,
-    /// Ids that the model has an embedding for: a token may have been added without one.
+    /// The number of ids for which the model has an embedding; a token may have been added without one.
     known: usize,
 }
 
-/// The white space around an added token that is taken out of the text with it.
+/// The sides on which an added token consumes white space.
 #[derive(Debug, Clone, Copy)]
 struct Swallows {
     before: bool,
@@ -60,8 +59,8 @@ struct Swallows {
 }
 
 impl Tokenizer {
-    /// Reads a tokenizer.json. The tokenizer_config.json beside it, if there is one, names the beginning and end tokens, and what tokens there
-    /// are besides.
+    /// Reads a tokenizer.json. The tokenizer_config.json beside it, if there is one, names the beginning and end tokens and may define additional
+    /// tokens.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).context_at(path, "cannot read the tokenizer")?;
         refuse_pointer(path)?;
@@ -69,12 +68,12 @@ impl Tokenizer {
         parts_from_json(&bytes, &settings).map(Self::from_parts).map_err(|error| error.at(path))
     }
 
-    /// Builds the tokenizer that a GGUF file describes. A pre-tokenizer that is not known is refused by its name.
+    /// Builds the tokenizer that a GGUF file describes. An unknown pre-tokenizer is refused by name.
     pub fn from_gguf(vocabulary: GgufVocabulary) -> Result<Self> {
         inner_from_gguf(vocabulary).map(Self::from_parts)
     }
 
-    /// What a tokenizer.json holds.
+    /// Serialises the tokenizer as a tokenizer.json.
     pub fn to_json(&self) -> Result<String> {
         self.inner.to_string(true).context("the tokenizers library cannot write the tokenizer")
     }
@@ -93,13 +92,13 @@ impl Tokenizer {
             };
         }
         for (&id, token) in added.iter().filter(|(_, token)| token.special) {
-            // An id can have several strings; the added one is the one that stands in a text.
+            // An id can have several strings; texts contain that of the added token.
             if let Some(flag) = special.get_mut(id as usize) {
                 *flag = true;
                 bytes[id as usize] = token.content.as_bytes().into();
             }
         }
-        // The beginning and the end of a text are control tokens, whatever their entries say.
+        // The beginning and end tokens are control tokens, even if their entries state otherwise.
         for id in parts.bos.into_iter().chain(parts.eos) {
             if let Some(flag) = special.get_mut(id as usize) {
                 *flag = true;
@@ -121,20 +120,19 @@ impl Tokenizer {
         }
     }
 
-    /// The tokenizer for a model whose embedding has `rows` rows: texts with a token beyond them are refused.
+    /// Limits the tokenizer to a model whose embedding has `rows` rows: texts with a token beyond them are refused.
     pub fn bounded(self, rows: usize) -> Self {
         Self { known: rows, ..self }
     }
 
-    /// Splits a text that stands at the beginning of a sequence. Special tokens that are spelled out in the text are recognised,
-    /// as Transformers does; none is added.
+    /// Tokenises a text at the beginning of a sequence. Special tokens in the text are recognised, as in Transformers; none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<Token>> {
         let encoding = self.inner.encode(text, false).context("the tokenizer refused the text")?;
         self.check(encoding.get_ids())?;
         Ok(self.tile(text, encoding.get_ids(), encoding.get_offsets()))
     }
 
-    /// Splits a text that follows the token `before`: its first word gets no space that is not there.
+    /// Tokenises a text that follows the token `before`, without inserting a space before its first word.
     pub fn encode_after(&self, before: u32, text: &str) -> Result<Vec<Token>> {
         let Some(continuation) = &self.continuation else { return self.encode(text) };
         let every_fragment = self.prefix_space == PrefixSpace::EveryFragment;
@@ -145,7 +143,7 @@ impl Tokenizer {
         self.check(encoding.get_ids())?;
         let mut tokens = self.tile(text, encoding.get_ids(), encoding.get_offsets());
         if every_fragment && let Some(n_before) = tokens.iter().position(|token| self.is_special(token.id)) {
-            // What comes after the first special token is a fragment of its own, and gets its space again.
+            // The text from the first special token on is a new fragment, so it gets its space again.
             let begin = tokens[n_before].begin;
             tokens.truncate(n_before);
             let rest = self.encode(&text[begin..])?;
@@ -154,17 +152,17 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Can [`Self::encode`] and [`Self::encode_after`] differ?
+    /// Whether [`Self::encode`] and [`Self::encode_after`] can differ.
     pub fn has_prefix_space(&self) -> bool {
         self.continuation.is_some()
     }
 
-    /// Is there a token that swallows white space beside it, so that a text cut there has tokens that the whole has not?
+    /// Whether some token consumes adjacent white space, so that a text cut beside it is tokenised differently than the whole.
     pub(super) fn swallows_space(&self) -> bool {
         self.added.values().any(|swallows| swallows.before || swallows.behind)
     }
 
-    /// What is left of a text behind the token `before`, which may swallow the white space that it begins with.
+    /// Returns the rest of a text after the token `before`, which may consume the white space at its beginning.
     pub(super) fn left_behind<'a>(&self, before: u32, text: &'a str) -> &'a str {
         match self.added.get(&before) {
             Some(Swallows { behind: true, .. }) => text.trim_start(),
@@ -172,7 +170,7 @@ impl Tokenizer {
         }
     }
 
-    /// What a person sees, for example ` the`, `\n`, `<|im_end|>`; bytes that are no whole character as `<0xE4>`.
+    /// Returns the display text, for example ` the`, `\n`, `<|im_end|>`; bytes that form no whole character appear as `<0xE4>`.
     pub fn text(&self, id: u32) -> String {
         let mut text = String::new();
         for chunk in self.bytes(id).utf8_chunks() {
@@ -184,22 +182,22 @@ impl Tokenizer {
         text
     }
 
-    /// The bytes of the text that a token stands for; empty for an id outside the vocabulary.
+    /// Returns the bytes that a token stands for; empty for an id outside the vocabulary.
     pub fn bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
     }
 
-    /// The text of tokens that the model wrote, without the control tokens: `decode` of Transformers with `skip_special_tokens`.
+    /// Decodes generated tokens without control tokens, like `decode` of Transformers with `skip_special_tokens`.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).context("the tokenizer refused the tokens")
     }
 
-    /// One more than the largest id.
+    /// Returns the largest id plus one.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// An error if the model has no embedding for one of the tokens.
+    /// Returns an error if the model has no embedding for one of the tokens.
     pub fn check(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|&&id| id as usize >= self.known) else { return Ok(()) };
         Err(Error::new(format!(
@@ -210,32 +208,32 @@ impl Tokenizer {
         .cure("Remove the token from the text, or add a row for it to the model (resize_token_embeddings in Transformers)."))
     }
 
-    /// The id of a token by its string in the vocabulary, such as `<|im_end|>`.
+    /// Returns the id of a token by its string in the vocabulary, such as `<|im_end|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The id of the beginning token, if the vocabulary has one.
+    /// The id of the beginning-of-sequence token, if the vocabulary has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The id of the end token, if the vocabulary has one.
+    /// The id of the end-of-sequence token, if the vocabulary has one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// The tokens that the model expects before a plain text: most often the beginning token, or none.
+    /// The tokens that the model expects before a plain text: usually the beginning token, or none.
     pub fn leading(&self) -> &[u32] {
         &self.leading
     }
 
-    /// Does the tokenizer put the end token behind a plain text?
+    /// Whether the tokenizer appends the end token to a plain text.
     pub(super) fn ends_texts(&self) -> bool {
         self.ends_texts
     }
 
-    /// Is it a control token, such as `<|im_end|>`?
+    /// Whether the id is a control token, such as `<|im_end|>`.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
@@ -247,10 +245,10 @@ impl Tokenizer {
 
     /// Gives each token its own bytes, in order and without overlap.
     ///
-    /// The library's offsets say where a token's characters stand; inside them, a token whose bytes continue the text at the
-    /// cursor has exactly these, and an added token those that spell it. A space put before the first word has the offsets of that word's
-    /// first character, which the next token spells: it gets none. A token that a normaliser has changed takes what the library says, and
-    /// what lies before the next token, such as an accent that has been merged into its letter.
+    /// The library's offsets locate a token's characters. Within them, a token whose bytes continue the text at the cursor gets exactly these, and
+    /// an added token those that spell it. A space inserted before the first word has the offsets of that word's first character, which the next
+    /// token covers, so it gets none. A token that a normaliser has changed gets the library's range, and the bytes before the next token, such as
+    /// an accent that was merged into its letter.
     fn tile(&self, text: &str, ids: &[u32], offsets: &[(usize, usize)]) -> Vec<Token> {
         let mut cursor = 0;
         let mut tokens = Vec::with_capacity(ids.len());
@@ -281,7 +279,7 @@ impl Tokenizer {
     }
 }
 
-/// A training that cut and padded its batches leaves that in the file. Transformers switches both off unless a call asks for them.
+/// Loads a tokenizer without truncation and padding, which training may have left in the file. Transformers disables both unless requested.
 fn inner_of(bytes: &[u8], refused: &'static str) -> Result<Inner> {
     let mut inner = Inner::from_bytes(bytes).context(refused)?;
     inner.with_truncation(None).context(refused)?;
@@ -290,8 +288,8 @@ fn inner_of(bytes: &[u8], refused: &'static str) -> Result<Inner> {
     Ok(inner)
 }
 
-/// An error for merges that are left out at random, as in a training of the tokenizer's own: in Transformers, too, a text has other tokens then each
-/// time that it is read, and no number would be that of the text.
+/// Returns an error for BPE dropout, which omits merges at random when a tokenizer is trained with it: as in Transformers, a text would be
+/// tokenised differently every time, and no result would be reproducible.
 fn refuse_dropout(inner: &Inner) -> Result<()> {
     match inner.get_model() {
         ModelWrapper::BPE(bpe) => match bpe.dropout.filter(|rate| *rate > 0.0) {
@@ -325,7 +323,7 @@ fn parts_from_json(bytes: &[u8], settings: &Map<String, Value>) -> Result<Parts>
     };
     let named = |key: &str| settings.get(key).and_then(token_text).and_then(|token| inner.token_to_id(token));
     let (bos, eos) = (named("bos_token"), named("eos_token"));
-    // What stands around a text is for the post-processor alone to say: `add_bos_token` is not heard where there is a tokenizer.json.
+    // Only the post-processor determines the tokens around a text: `add_bos_token` is ignored if there is a tokenizer.json.
     let ids =
         |special: bool| Ok::<_, Error>(inner.encode("a", special).context("the tokenizer refused a text")?.get_ids().to_vec());
     let (bare, whole) = (ids(false)?, ids(true)?);
@@ -343,12 +341,12 @@ fn parts_from_json(bytes: &[u8], settings: &Map<String, Value>) -> Result<Parts>
     Ok(Parts { inner, continuation, prefix_space, spelling, bos, eos, leading, ends_texts })
 }
 
-/// Does a part of the pipeline, or a step of its sequence, have this `type`?
+/// Whether a part of the pipeline, or a step of its sequence, has this `type`.
 fn mentions(part: &Value, kind: &str) -> bool {
     steps(part).any(|step| step["type"] == kind)
 }
 
-/// A part of the pipeline and, where it is a sequence, the parts in it.
+/// Returns a part of the pipeline and, if it is a sequence, its steps.
 fn steps(part: &Value) -> impl Iterator<Item = &Value> {
     let inner = ["normalizers", "pretokenizers", "decoders"].iter().filter_map(|key| part[*key].as_array()).flatten();
     std::iter::once(part).chain(inner)
@@ -401,7 +399,7 @@ fn spelled_bytes(token: &str, spelling: Spelling, table: &[Option<u8>; 512]) -> 
     match spelling {
         Spelling::ByteLevel => {
             let bytes: Option<Vec<u8>> = token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
-            // A string outside the table was added to the vocabulary as it is.
+            // A string outside the table was added to the vocabulary verbatim.
             bytes.unwrap_or_else(|| token.as_bytes().to_vec()).into()
         }
         Spelling::SentencePiece => match byte_fallback(token) {
@@ -412,14 +410,14 @@ fn spelled_bytes(token: &str, spelling: Spelling, table: &[Option<u8>; 512]) -> 
     }
 }
 
-/// `<0x0A>` -> 10
+/// Parses `<0x0A>` as 10.
 fn byte_fallback(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if hex.len() == 2 { u8::from_str_radix(hex, 16).ok() } else { None }
 }
 
-/// GPT-2's table, from characters to bytes (`bytes_to_unicode` in openai/gpt-2, src/encoder.py): printable bytes stand for
-/// themselves, the others for the characters from U+0100 on, in order.
+/// Returns GPT-2's table from characters to bytes (`bytes_to_unicode` in openai/gpt-2, src/encoder.py): printable bytes map to themselves, the
+/// others to the characters from U+0100 on, in order.
 pub(super) fn byte_of_char() -> [Option<u8>; 512] {
     let mut table = [None; 512];
     let mut n_moved = 0;
@@ -439,7 +437,7 @@ mod tests {
     use super::*;
     use crate::tokens::test_models::{byte_tokenizer, byte_vocabulary, sentence_vocabulary};
 
-    /// The tokens of a text as a person sees them, after checking that their spans tile it.
+    /// Returns the display texts of a text's tokens, after checking that their spans tile it.
     fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
         let tokens = tokenizer.encode(text).unwrap();
         let mut cursor = 0;
@@ -464,9 +462,9 @@ mod tests {
         let tokenizer = byte_tokenizer();
         let check = |text: &str, expected: &[&str]| assert_eq!(tokens(&tokenizer, text), expected, "{text:?}");
         check("hello the", &["hello", " the"]);
-        // There is a merge of 1 and 2, but the pre-tokenizer has cut between them.
+        // There is a merge of 1 and 2, but the pre-tokenizer splits them.
         check("12 the", &["1", "2", " the"]);
-        // Two newlines are one token; before a word the last space belongs to it.
+        // Two newlines are one token; the last space before a word belongs to it.
         check("he\n\n  the", &["he", "\n\n", " ", " the"]);
         check("", &[]);
         check("<|im_start|>hello<|im_end|>", &["<|im_start|>", "hello", "<|im_end|>"]);
@@ -476,7 +474,7 @@ mod tests {
     #[test]
     fn a_character_split_over_tokens_is_shared_out_byte_by_byte() {
         let tokenizer = byte_tokenizer();
-        // 你 is E4 BD A0 and has a token, 好 is E5 A5 BD and has none.
+        // 你 is E4 BD A0 and has a token; 好 is E5 A5 BD and has none.
         assert_eq!(tokens(&tokenizer, "你好"), ["你", "<0xE5>", "<0xA5>", "<0xBD>"]);
         let spans: Vec<_> = tokenizer.encode("a你好").unwrap().iter().map(|token| (token.begin, token.end)).collect();
         assert_eq!(spans, [(0, 1), (1, 4), (4, 5), (5, 6), (6, 7)]);
@@ -491,18 +489,18 @@ mod tests {
         let (word, end) = (tokenizer.id("he").unwrap(), tokenizer.id("</s>").unwrap());
         assert_eq!(texts(tokenizer.encode_after(word, "hello the").unwrap()), ["hello", " the"]);
         assert_eq!(texts(tokenizer.encode("é").unwrap()), [" ", "<0xC3>", "<0xA9>"]);
-        // After a special token a fragment begins, which has its own space.
+        // After a special token a new fragment begins, with its own space.
         assert_eq!(texts(tokenizer.encode_after(word, "hello</s>hello").unwrap()), ["hello", "</s>", " hello"]);
         assert_eq!(texts(tokenizer.encode_after(end, "hello").unwrap()), [" hello"]);
         let spans = |text: &str| tokenizer.encode(text).unwrap().iter().map(|t| (t.begin, t.end)).collect::<Vec<_>>();
         assert_eq!(spans("hello é"), [(0, 5), (5, 6), (6, 7), (7, 8)]);
-        // The space that is put before a character of several tokens stands for none of its bytes.
+        // The space inserted before a character of several tokens covers none of its bytes.
         assert_eq!(spans("é the"), [(0, 0), (0, 1), (1, 2), (2, 6)]);
         assert_eq!(spans("</s>\nhe"), [(0, 4), (4, 4), (4, 5), (5, 7)]);
         assert_eq!(spans(" "), [(0, 0), (0, 1)]);
     }
 
-    /// Phi-3's control tokens take the white space behind them out of the text, as Transformers and llama.cpp do.
+    /// Phi-3's control tokens consume the white space after them, as in Transformers and llama.cpp.
     #[test]
     fn added_tokens_swallow_white_space_where_they_are_told_to() {
         let named = |name: &str| GgufVocabulary { name: Some(name.into()), ..sentence_vocabulary() };
@@ -518,7 +516,7 @@ mod tests {
             let spans: Vec<_> = tokens.iter().map(|token| (token.begin, token.end)).collect();
             assert_eq!(spans, [(0, 1), (1, 5), (8, 13), (13, 17)]);
             assert_eq!(texts(tokens), [" t", "</s>", " hello", "</s>"]);
-            // Those of llama.cpp's exceptions keep theirs.
+            // The exceptions in llama.cpp keep the white space.
             assert_eq!(texts(tokenizer.encode("<s> he").unwrap()), ["<s>", " ", " ", "he"]);
         }
     }
@@ -526,7 +524,7 @@ mod tests {
     #[test]
     fn runs_of_spaces_are_merged_in_pairs() {
         let mut vocabulary = GgufVocabulary { add_space_prefix: Some(false), ..sentence_vocabulary() };
-        // As llama.cpp's converter writes Gemma's.
+        // The form in which llama.cpp's converter writes Gemma's.
         for run in ["  ", "   "] {
             vocabulary.tokens.push(run.to_owned());
             vocabulary.token_types.push(4);
@@ -537,7 +535,7 @@ mod tests {
         assert_eq!(texts("   "), ["   "]);
         // Not three and one.
         assert_eq!(texts("    "), ["  ", "  "]);
-        // Runs come before words, whose merges have real scores.
+        // Runs are merged before words, whose merges have real scores.
         assert_eq!(texts("  the the"), ["  ", "t", "he", " the"]);
     }
 
@@ -606,7 +604,7 @@ mod tests {
         assert_eq!(sentences.encode_after(9, text).unwrap(), reference.encode_after(9, text).unwrap());
         assert_eq!((sentences.leading(), sentences.eos()), (&[1][..], None));
 
-        // Transformers' newer form: a space at the beginning of the text only.
+        // Transformers' newer form: a space only at the beginning of the text.
         let first = |json: &mut Value| {
             json["normalizer"] = Value::Null;
             json["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
@@ -642,7 +640,7 @@ mod tests {
         assert!(error.contains("`split_special_tokens` is set in tokenizer_config.json"), "{error}");
     }
 
-    /// As Transformers 5.24 reads such folders: what the settings know and tokenizer.json lacks is added, and the older files are heard where
+    /// As in Transformers 5.24: tokens in the settings that tokenizer.json lacks are added, and the older files are used only if
     /// tokenizer_config.json lists no added tokens.
     #[test]
     fn tokens_that_only_the_settings_know_are_added() {
@@ -660,13 +658,13 @@ mod tests {
         let added = |content: &str, rstrip: bool| json!({"content": content, "lstrip": false, "rstrip": rstrip, "normalized": false, "single_word": false, "special": false});
         let text = "<|a|> he<|b|>he<|c|><|d|>";
         assert!(texts(&load().unwrap(), text).len() > 20);
-        // By id, and special where a name of tokenizer_config.json says so; the others of it come behind.
+        // Listed tokens are added by id, and are special if a key of tokenizer_config.json names them; its other tokens come after them.
         let decoder = json!({(n + 1).to_string(): added("<|b|>", false), n.to_string(): added("<|a|>", true)});
         write(
             "tokenizer_config.json",
             &json!({"added_tokens_decoder": decoder, "eos_token": "<|b|>", "extra_special_tokens": ["<|c|>"], "image_token": "<|d|>"}),
         );
-        // The older files are not heard beside such a list.
+        // The older files are ignored beside such a list.
         write("special_tokens_map.json", &json!({"eos_token": "</s>"}));
         let tokenizer = load().unwrap();
         assert_eq!(texts(&tokenizer, text), ["<|a|>", "he", "<|b|>", "he", "<|c|>", "<|d|>"]);
@@ -676,7 +674,7 @@ mod tests {
             ["<|a|>", "<|b|>", "<|c|>", "<|d|>"].map(|token| tokenizer.is_special(id(token) as u32)),
             [false, true, true, true]
         );
-        // Another id than the model's would give the token another row of the embedding.
+        // An id other than the model's would select another row of the embedding.
         write("tokenizer_config.json", &json!({"added_tokens_decoder": {(n + 7).to_string(): added("<|a|>", false)}}));
         let error = load().err().unwrap().to_string();
         assert!(error.contains("`<|a|>`") && error.contains(&format!("is {n}")), "{error}");
@@ -693,7 +691,7 @@ mod tests {
         assert!(tokenizer.is_special(n as u32) && !tokenizer.is_special(n as u32 + 1));
     }
 
-    /// ChatML's end as many fine-tunes have it: added, not special, and named as the end token.
+    /// The end token of many ChatML fine-tunes: added but not special, and named as the end token.
     #[test]
     fn the_end_token_is_special_whatever_its_entry_says() {
         let folder = tempfile::tempdir().unwrap();
@@ -708,7 +706,7 @@ mod tests {
         assert!(tokenizer.is_special(1) && !tokenizer.is_special(0));
     }
 
-    /// `add_bos_token` is not heard beside a tokenizer.json (Transformers 5): its post-processor says what stands around a text.
+    /// `add_bos_token` is ignored beside a tokenizer.json (Transformers 5): the post-processor determines the tokens around a text.
     #[test]
     fn the_post_processor_says_what_stands_around_a_text() {
         let folder = tempfile::tempdir().unwrap();

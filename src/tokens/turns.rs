@@ -1,14 +1,13 @@
-//! Where the answers stand in a rendered conversation.
+//! Finds the answers in a rendered conversation.
 //!
-//! With `{% generation %}` tags the template says it itself. Without, two renderings of prefixes show it: the text before answer `i`
-//! is `messages[..i]` with the generation prompt, which is what the model sees when it is to answer, and the answer ends
-//! where `messages[..=i]` ends, less what follows the end-of-turn token. Everything is checked against the whole rendering.
-//! Where a template is not stable under prefixes (Qwen3 drops the reasoning of earlier turns, DeepSeek-R1 opens a reasoning
-//! block in the generation prompt), the answer is found by its header, by its content and by the content that follows it instead;
-//! if that fails too, the row is refused rather than masked wrongly.
+//! With `{% generation %}` tags the template itself marks them. Otherwise two renderings of prefixes locate each answer: the text before answer `i`
+//! is `messages[..i]` with the generation prompt, which is what the model sees at inference, and the answer ends where `messages[..=i]` ends,
+//! without the text after the end-of-turn token. Everything is checked against the whole rendering. Where a template is not stable under prefixes
+//! (Qwen3 drops the reasoning of earlier turns, DeepSeek-R1 opens a reasoning block in the generation prompt), the answer is found by its header,
+//! its content and the content that follows instead; if that fails too, the row is refused rather than masked wrongly.
 //!
-//! The first renderings, of conversations of our own, teach what the template does ([`Habits`]): with the last answer, and with one
-//! that others follow, which can have another header (Qwen 3.5) and another end (gpt-oss).
+//! Small test conversations first show how the template behaves ([`Habits`]): one that ends with an answer, and one in which other turns follow the
+//! answer, which can change its header (Qwen 3.5) and its end (gpt-oss).
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -22,54 +21,54 @@ use super::template::{ChatTemplate, Surroundings};
 use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
 
-/// A rendered conversation and what is known about the places in it. Ranges are bytes of `text`, in order, and do not overlap.
+/// A rendered conversation with the known ranges in it. Ranges are in bytes of `text`, in order, and do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
-    /// What stands before a text that does not spell it: the beginning token.
+    /// Tokens before the text that it does not contain: the beginning token.
     pub leading: Vec<u32>,
     /// The rendered text.
     pub text: String,
-    /// The answers, one for each answer of the conversation that is rendered.
+    /// The answers of the conversation that are rendered, one entry each.
     pub answers: Vec<Answer>,
-    /// The contents of turns that the template renders as they are.
+    /// The contents of turns that the template renders verbatim.
     pub contents: Vec<Placed>,
-    /// An answer follows another text than the generation prompt that the model is given when it is to answer.
+    /// Whether the text before an answer differs from the generation prompt that the model is given at inference.
     pub unlike_prompt: bool,
 }
 
-/// What the model is to write in one turn: reasoning, content, tool calls and the end-of-turn token, as far as they are rendered.
+/// What the model should write in one turn: reasoning, content, tool calls and the end-of-turn token, if they are rendered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     /// The index of the turn in the conversation.
     pub turn: usize,
-    /// The bytes of the text in which the answer stands.
+    /// The byte range of the answer in the text.
     pub range: Range<usize>,
-    /// Does the end-of-turn token belong to it?
+    /// Whether it includes an end-of-turn token.
     pub ends_turn: bool,
 }
 
-/// `content[begin..][..len]` of a turn stands at `at` in the text.
+/// `content[begin..][..len]` of a turn is at offset `at` of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Placed {
     /// The index of the turn in the conversation.
     pub turn: usize,
-    /// The first byte in the rendered text.
+    /// The offset in the rendered text.
     pub at: usize,
-    /// The first byte in the turn's content.
+    /// The offset in the turn's content.
     pub begin: usize,
-    /// The number of bytes, the same in both.
+    /// The number of bytes, which is the same in both.
     pub len: usize,
 }
 
-/// A conversation as the template wants it.
+/// A conversation in the form that the template expects.
 pub(super) struct Conversation<'a> {
-    /// The messages as the template is given them: maps with `role`, `content` and so on.
+    /// The messages for the template: maps with `role`, `content` and so on.
     pub messages: Vec<Value>,
-    /// Index in `turns` of each message; a system message of our own has none.
+    /// The index in `turns` of each message; a system message from the options has none.
     pub turn_of: Vec<Option<usize>>,
     /// The turns of the row.
     pub turns: &'a [Turn],
-    /// The tools, and the variables besides.
+    /// The tools and the other variables.
     pub around: Surroundings<'a>,
 }
 
@@ -82,30 +81,30 @@ impl Conversation<'_> {
     }
 }
 
-/// What a template does with the simplest conversations.
+/// How a template renders the simplest conversations.
 #[derive(Debug, Default)]
 pub(super) struct Habits {
-    /// What the generation prompt adds, such as `<|im_start|>assistant\n`; empty for templates that ignore it or need none.
+    /// The text that the generation prompt adds, such as `<|im_start|>assistant\n`; empty for templates that ignore it or need none.
     generation_prompt: String,
-    /// What stands between a user's turn and the answer to it, less what the model itself writes before the content.
+    /// The text between a user's turn and the answer to it, without `opening`.
     header: String,
-    /// What the model itself writes before the content: Mistral's space, Qwen 3's empty block of reasoning.
+    /// The text that the model itself writes before the content: Mistral's space, Qwen 3's empty reasoning block.
     opening: String,
-    /// The header of a template that ignores `add_generation_prompt`: it belongs to no answer, though no prompt shows it.
+    /// The header of a template that ignores `add_generation_prompt`: it belongs to no answer, although no prompt shows it.
     hidden_header: String,
-    /// What an answer that others follow has of the header, where it lacks a part: Qwen 3.5 opens the reasoning of the last one alone.
+    /// The part of the header that an answer has if other turns follow: Qwen 3.5 opens a reasoning block only in the last answer.
     earlier_header: String,
-    /// The special tokens that end an answer: that of the last one first, then, where they differ, of one that others follow and of
-    /// one that calls a tool.
+    /// The special tokens that end an answer: that of the last answer first, followed, where they differ, by that of an earlier answer and of one
+    /// that calls a tool.
     ends: Vec<String>,
     /// All special tokens.
     special_tokens: Vec<String>,
-    /// How answers and other messages hold their content.
+    /// The forms of content that answers and other messages support.
     answers: Contents,
     others: Contents,
 }
 
-/// Which contents a template renders: text, or a list of parts such as `{"type": "text", "text": "Hi"}`. Many know both.
+/// The forms in which a template renders contents: text, or a list of parts such as `{"type": "text", "text": "Hi"}`. Many support both.
 #[derive(Debug, Clone, Copy)]
 struct Contents {
     as_text: bool,
@@ -119,7 +118,7 @@ impl Default for Contents {
 }
 
 impl Habits {
-    /// `eos` is the tokenizer's end token.
+    /// Determines the habits of a template. `eos` is the tokenizer's end token.
     pub(super) fn learn(template: &ChatTemplate, special_tokens: Vec<String>, eos: Option<&str>) -> Result<Self> {
         let around = Surroundings::default();
         let mark = CONTENT.to_string();
@@ -130,7 +129,7 @@ impl Habits {
             minijinja::context! { role => role, content => kind.content(text, &[]) }
         };
         let (system, user, answer) = (message("system", "Be brief."), message("user", "Hi"), message("assistant", &mark));
-        // Some templates want a system message, most do without.
+        // Some templates require a system message; most do not.
         let simplest = [vec![user.clone()], vec![system, user]].into_iter().map(|before| {
             let whole = [before.as_slice(), std::slice::from_ref(&answer)].concat();
             let (prompt, bare) = (template.render(&before, around, true)?, template.render(&before, around, false).ok());
@@ -144,14 +143,14 @@ impl Habits {
         let bare = bare.unwrap_or_default();
         let generation_prompt = prompt.strip_prefix(bare.as_str()).unwrap_or_default().to_owned();
         let unprompted = before.strip_prefix(prompt.as_str()).unwrap_or_default();
-        // A space before the answer is the answer's own: the model writes it.
+        // White space before the answer belongs to the answer: the model writes it.
         let hides_header = generation_prompt.is_empty() && !unprompted.trim().is_empty();
         let hidden_header = if hides_header { unprompted.to_owned() } else { String::new() };
         let opening = unprompted.strip_prefix(hidden_header.as_str()).unwrap_or_default().to_owned();
         let header = before.strip_prefix(bare.as_str()).unwrap_or_default();
         let header = header.strip_suffix(opening.as_str()).unwrap_or(header).to_owned();
         let mut ends = Vec::from_iter(first_token(&special_tokens, after).map(str::to_owned));
-        // Cohere 2 closes the text of an answer before it ends the turn, wherever that stands.
+        // Cohere 2 closes the text of every answer before it ends the turn.
         let closed = |text: &str| eos.is_some_and(|eos| closing_run(&special_tokens, text).contains(&eos));
         let mut earlier_header = String::new();
         let followed = [messages.as_slice(), &[answer, message("user", &mark), message("assistant", "Bye")]].concat();
@@ -178,7 +177,7 @@ impl Habits {
         Ok(Self { generation_prompt, header, opening, hidden_header, earlier_header, ends, special_tokens, answers, others })
     }
 
-    /// The special tokens with which the template ends answers, that of the last one first.
+    /// The special tokens with which the template ends answers, beginning with that of the last answer.
     pub(super) fn ends(&self) -> &[String] {
         &self.ends
     }
@@ -192,27 +191,27 @@ impl Habits {
         !self.generation_prompt.is_empty()
     }
 
-    /// Is this what a template puts before an answer that shows no generation prompt?
+    /// Whether this is the header before an answer of a template whose generation prompt is empty.
     pub(super) fn hides(&self, text: &str) -> bool {
         !text.is_empty() && text == self.hidden_header
     }
 
-    /// The content of a turn in a form that the template renders: as the row has it, if it knows both.
+    /// Returns the content of a turn in a form that the template renders; the row's own form if it supports both.
     pub(super) fn content(&self, turn: &Turn) -> Value {
         let contents = if turn.role == Role::Assistant { self.answers } else { self.others };
         contents.content(&turn.content, &turn.written.parts)
     }
 
-    /// Does the template print the list where the row has this turn's content in parts, so that their texts are joined?
+    /// Whether the row has this turn's content in parts that the template does not support, so that their texts are joined.
     pub(super) fn joins_parts(&self, turn: &Turn) -> bool {
         let contents = if turn.role == Role::Assistant { self.answers } else { self.others };
         !turn.written.parts.is_empty() && !contents.as_parts
     }
 
-    /// Finds the special token that closes an answer, in the text of the answer with whatever the template puts after it.
+    /// Finds the special token that closes an answer, in the text of the answer and whatever the template puts after it.
     ///
-    /// Several special tokens can stand at the end: the template adds another one, or the data spell one out. The right one is
-    /// the first end-of-turn token behind the content.
+    /// There can be several special tokens at the end: the template adds more than one, or the data contain one as text. The right one is the first
+    /// end-of-turn token after the content.
     fn find_end_of_turn(&self, region: &str, turn: Option<&Turn>) -> Option<Range<usize>> {
         let mut tokens = Vec::new();
         let mut end = region.trim_end().len();
@@ -228,13 +227,13 @@ impl Habits {
     }
 }
 
-/// The first special token in the text; of two that begin there, the longer one.
+/// Returns the first special token in the text; of two at the same position, the longer one.
 fn first_token<'a>(special_tokens: &'a [String], text: &str) -> Option<&'a str> {
     let places = special_tokens.iter().filter_map(|token| Some((text.find(token.as_str())?, Reverse(token.len()), token)));
     places.min().map(|(_, _, token)| token.as_str())
 }
 
-/// The special tokens that follow one another at once, from the first one in the text on.
+/// Returns the run of consecutive special tokens that begins with the first one in the text.
 fn closing_run<'a>(special_tokens: &'a [String], text: &str) -> Vec<&'a str> {
     let mut run = Vec::new();
     let mut rest = first_token(special_tokens, text).and_then(|token| text.find(token)).map_or("", |at| &text[at..]);
@@ -245,40 +244,40 @@ fn closing_run<'a>(special_tokens: &'a [String], text: &str) -> Vec<&'a str> {
     run
 }
 
-/// The special token with which the text ends.
+/// Returns the special token that ends the text.
 fn last_token<'a>(special_tokens: &'a [String], text: &str) -> Option<&'a str> {
     special_tokens.iter().map(String::as_str).filter(|token| text.ends_with(token)).max_by_key(|token| token.len())
 }
 
-/// The special token that ends an answer which a question follows; `between` are the contents of both, and the header of answers is
-/// known. What closes a turn stands before the header of the next one, and in no header itself.
+/// Returns the special token that ends an answer which a question follows. `between` is the text between their contents, and `header` that of
+/// answers. The token that closes a turn precedes the next header, and is part of no header.
 fn end_of_followed<'a>(special_tokens: &'a [String], between: &str, header: &str) -> Option<&'a str> {
     let token = first_token(special_tokens, between)?;
     let (_, rest) = between.split_once(token)?;
     (!header.contains(token) && first_token(special_tokens, rest).is_some()).then_some(token)
 }
 
-/// The number of bytes with which both texts begin, up to a whole character.
+/// Returns the length in bytes of the common prefix, in whole characters.
 fn common(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 impl Contents {
-    /// What the template takes as content: that of questions first, that of answers second. Found by rendering a question and an answer
-    /// in each form, as a text and as a list of parts.
+    /// Determines the forms of content that a template supports in questions (first) and answers (second), by rendering a question and an answer in
+    /// each form: as a text and as a list of parts.
     fn of(template: &ChatTemplate) -> [Contents; 2] {
         let message = |role: &str, content: &Value| minijinja::context! { role => role, content => content };
         let shows = |question: &Value, answer: &Value| {
             let messages = [message("user", question), message("assistant", answer)];
             let text = template.render(&messages, Surroundings::default(), false).unwrap_or_default();
-            // A template that prints a list as Python or JSON has not understood it.
+            // A template that prints a list as Python or JSON does not support it.
             let without_blanks = text.replace(' ', "");
             let is_printed = without_blanks.contains("'type':'text'") || without_blanks.contains("\"type\":\"text\"");
             !is_printed && text.contains(CONTENT)
         };
         let mark = CONTENT.to_string();
         let (plain, marked) = ([Value::from("x"), part("x")], [Value::from(mark.as_str()), part(&mark)]);
-        // The other message in either form: some templates know only one.
+        // The other message may have either form, since some templates support only one.
         let question = |form: usize| plain.iter().any(|answer| shows(&marked[form], answer));
         let answer = |form: usize| plain.iter().any(|question| shows(question, &marked[form]));
         let contents = |as_text: bool, as_parts: bool| Contents { as_text: as_text || !as_parts, as_parts };
@@ -294,12 +293,12 @@ impl Contents {
     }
 }
 
-/// A content as a list of one part.
+/// Returns a content as a list of one part.
 fn part(text: &str) -> Value {
     Value::from(vec![minijinja::context! { type => "text", text => text }])
 }
 
-/// Renders the whole conversation and finds every answer and every content in it.
+/// Renders the whole conversation, and finds every answer and every content in it.
 pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
     if template.has_generation_tags() {
         return lay_out_tagged(template, habits, conversation);
@@ -319,7 +318,7 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
     Ok(layout)
 }
 
-/// As [`lay_out`] of a template without tags, with every answer looked for.
+/// Like [`lay_out`] for a template without tags, but locates every answer by rendering.
 #[cfg(test)]
 pub(super) fn lay_out_by_prefixes(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
     let text = template.render(&conversation.messages, conversation.around, false)?;
@@ -329,8 +328,8 @@ pub(super) fn lay_out_by_prefixes(template: &ChatTemplate, habits: &Habits, conv
     Ok(layout)
 }
 
-/// The answers of the conversation and their contents, in a layout that has no text yet; by the seams of those that are looked for, where these are given:
-/// `None` if they contradict each other.
+/// Finds the answers of the conversation and their contents, in a layout that has no text yet. With `seams`, only some answers are located by
+/// rendering; the result is `None` if one of them contradicts its seam.
 fn find_answers(
     template: &ChatTemplate,
     habits: &Habits,
@@ -376,7 +375,7 @@ fn find_answers(
             at: placed.at + begin,
             ..placed
         });
-        // Without an end-of-turn token the answer ends with its content, white space and all, or with its tool calls.
+        // Without an end-of-turn token the answer ends with its content, including white space, or with its tool calls.
         let written = placed.filter(|_| !ends_turn).map_or(0, |placed| placed.at + placed.len - begin);
         layout.answers.push(Answer { turn, range: begin..begin + answer_end.max(written), ends_turn });
         layout.contents.extend(placed);
@@ -386,8 +385,8 @@ fn find_answers(
     Ok(Some(layout))
 }
 
-/// Where the content of each message stands, by a rendering with marks in the place of all; `None` where the template makes something else of the marks
-/// than of the contents.
+/// Locates the content of each message by a rendering with marks instead of all contents. Returns `None` if the template treats the marks
+/// differently than the contents.
 fn place_all(
     template: &ChatTemplate,
     habits: &Habits,
@@ -424,7 +423,7 @@ fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conve
     let (text, blocks) = template.render_marked(messages, around)?;
     let mut layout = Layout { text, ..Layout::default() };
     let answers: Vec<(usize, usize)> = conversation.answer_idxs().collect();
-    // Most templates have one block an answer. Others show by prefixes how many each message adds.
+    // Most templates have one block per answer. For others, prefixes show how many blocks each message adds.
     let turns_of_blocks: Vec<usize> = if answers.len() == blocks.len() {
         answers.iter().map(|&(_, turn)| turn).collect()
     } else {
@@ -452,7 +451,7 @@ fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conve
     Ok(layout)
 }
 
-/// Where answer `idx` begins, and whether it follows another text than its generation prompt.
+/// Returns where answer `idx` begins, and whether the text before it differs from its generation prompt.
 fn find_begin(
     template: &ChatTemplate,
     habits: &Habits,
@@ -460,7 +459,7 @@ fn find_begin(
     text: &str,
     idx: usize,
 ) -> Result<(usize, bool)> {
-    // With nothing before it there is no prompt to compare with: an empty text is a prefix of everything.
+    // The first message has no prompt to compare with: an empty text is a prefix of everything.
     if idx > 0
         && let Ok(prompt) = template.render(&conversation.messages[..idx], conversation.around, true)
         && let Some(rest) = text.strip_prefix(prompt.as_str())
@@ -468,12 +467,12 @@ fn find_begin(
     {
         return Ok((prompt.len() + habits.hidden_header.len(), false));
     }
-    // Mark the content: before the mark stands the header, whatever else has changed further back.
+    // Mark the content: the header is before the mark, even if earlier text has changed.
     let mut messages = conversation.messages.clone();
     messages[idx] = minijinja::context! { role => "assistant", content => habits.answers.content(&CONTENT.to_string(), &[]) };
     let marked = template.render(&messages, conversation.around, false)?;
     let before = marked.split_once(CONTENT).map_or("", |(before, _)| before);
-    // The header that ends last: an earlier turn may hold another one. Where answers have none, they begin with their opening.
+    // The header that ends last, since an earlier turn may contain another. Answers without a header begin with their opening.
     let prompt = format!("{}{}", habits.generation_prompt, habits.hidden_header);
     let headers = [prompt.as_str(), &habits.header, &habits.earlier_header];
     let ends =
@@ -483,7 +482,7 @@ fn find_begin(
         None if headers.iter().all(|header| header.is_empty()) => before.strip_suffix(habits.opening.as_str()).map(str::len),
         None => None,
     };
-    // Behind the header of another turn stands the end of that turn.
+    // After the header of another turn, the end of that turn would follow.
     let is_own = |begin: usize| !habits.ends.iter().any(|end| before[begin..].contains(end.as_str()));
     match begin {
         Some(begin) if text.starts_with(&before[..begin]) && is_own(begin) => Ok((begin, idx > 0)),
@@ -491,7 +490,7 @@ fn find_begin(
     }
 }
 
-/// Where the text of message `idx` ends, what the template puts behind the end-of-turn token included.
+/// Returns where the text of message `idx` ends, including what the template puts after the end-of-turn token.
 fn find_end(
     template: &ChatTemplate,
     habits: &Habits,
@@ -509,7 +508,7 @@ fn find_end(
         let own = without_reasoning(&messages[idx])?;
         Some([&messages[..idx], &[own]].concat())
     });
-    // A template that drops the reasoning of earlier rounds drops that of the calls before this answer, too (GLM 4.5).
+    // A template that drops the reasoning of earlier rounds also drops that of the calls before this answer (GLM 4.5).
     let without_any = std::iter::once_with(|| {
         let is_changed = messages[..idx].iter().any(|message| without_reasoning(message).is_some());
         is_changed.then(|| messages.iter().map(|message| without_reasoning(message).unwrap_or_else(|| message.clone())).collect())
@@ -526,25 +525,25 @@ fn find_end(
             return Ok(so_far.len() + more);
         }
     }
-    // The message is rendered otherwise when others follow. Before the next content no other message ends.
+    // The message is rendered differently if others follow. No other message ends before the next content.
     if let Some(next) = next_content(template, habits, conversation, idx).filter(|next| text.starts_with(next)) {
         let region = text.get(begin..next.len()).unwrap_or_default();
         let last = habits.ends.iter().filter_map(|token| Some(region.rfind(token.as_str())? + token.len())).max();
         return last.map(|end| begin + end).ok_or_else(|| lost(idx));
     }
-    // It ends with the first end of a turn behind its content.
+    // It ends with the first end-of-turn token after its content.
     let region = &text[begin..];
     let turn = conversation.turn_of[idx].map(|turn| &conversation.turns[turn]);
     let mut ends: Vec<_> = habits.ends.iter().flat_map(|token| region.match_indices(token.as_str())).collect();
     ends.sort_unstable();
-    // A content that the template leaves out stands before no end; the answer then has the first one, unless it could be the data's.
+    // If the template omits the content, the answer ends at the first end-of-turn token, unless that could be part of the data.
     let is_spelt_out = turn.is_some_and(|turn| habits.ends.iter().any(|token| turn.content.contains(token.as_str())));
     let behind_content = ends.iter().find(|(at, _)| turn.is_none_or(|turn| holds_content(&region[..*at], turn)));
     let (at, token) = behind_content.or(ends.first().filter(|_| !is_spelt_out)).ok_or_else(|| lost(idx))?;
     Ok(begin + at + token.len())
 }
 
-/// The text up to the content of the message behind message `idx`, whose header is the last of it.
+/// Returns the text up to the content of the message after message `idx`; it ends with that message's header.
 fn next_content(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, idx: usize) -> Option<String> {
     let mut messages = conversation.messages.clone();
     let next = messages.get_mut(idx + 1)?;
@@ -555,7 +554,7 @@ fn next_content(template: &ChatTemplate, habits: &Habits, conversation: &Convers
     marked.split_once(CONTENT).map(|(before, _)| before.to_owned())
 }
 
-/// The message as templates give it that drop the reasoning of earlier turns; `None` where it has none.
+/// Returns the message without reasoning, for templates that drop that of earlier turns, or `None` if it has none.
 fn without_reasoning(message: &Value) -> Option<Value> {
     let mut kept = Vec::new();
     let mut is_changed = false;
@@ -584,17 +583,17 @@ fn lost(idx: usize) -> Error {
     .cure("Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template.")
 }
 
-/// A content that is nothing but reasoning may be left out whole.
+/// Whether the region contains the turn's content. A content that is only reasoning may be omitted.
 fn holds_content(region: &str, turn: &Turn) -> bool {
     said(&turn.content).trim().is_empty() || place_content(region, turn).is_some()
 }
 
-/// A content without the reasoning that stands in it.
+/// Returns a content without the reasoning in it.
 pub(super) fn said(content: &str) -> &str {
     content.rfind(THINK_END).map_or(content, |at| &content[at + THINK_END.len()..])
 }
 
-/// The reasoning that stands in a content.
+/// Returns the reasoning in a content.
 pub(super) fn thought(content: &str) -> Option<&str> {
     let before = &content[..content.rfind(THINK_END)?];
     Some(before.rfind(THINK_BEGIN).map_or(before, |at| &before[at + THINK_BEGIN.len()..]))
@@ -611,7 +610,7 @@ fn place_content(region: &str, turn: &Turn) -> Option<Placed> {
     forms(&turn.content).find_map(|(begin, form)| Some(Placed { turn: 0, at: region.rfind(form)?, begin, len: form.len() }))
 }
 
-/// Finds the first place of a turn's content, behind its reasoning.
+/// Finds the first occurrence of a turn's content after its reasoning.
 fn place_first(region: &str, turn: &Turn) -> Option<Placed> {
     let reasoning = turn.reasoning.as_deref().map(str::trim).filter(|reasoning| !reasoning.is_empty());
     let from = reasoning.and_then(|reasoning| Some(region.find(reasoning)? + reasoning.len())).unwrap_or(0);
@@ -619,8 +618,8 @@ fn place_first(region: &str, turn: &Turn) -> Option<Placed> {
         .find_map(|(begin, form)| Some(Placed { turn: 0, at: from + region[from..].find(form)?, begin, len: form.len() }))
 }
 
-/// The forms in which templates render a content, the fullest first, each with its place in the content: as it is, without the
-/// white space around it, and without the reasoning that stands in it.
+/// Returns the forms in which templates render a content, the fullest first, each with its offset in the content: unchanged, without the
+/// surrounding white space, and without the reasoning in it.
 fn forms(content: &str) -> impl Iterator<Item = (usize, &str)> {
     let trimmed = |text: &str, begin: usize| (begin + text.len() - text.trim_start().len(), text.trim().len());
     let answer = content.rfind(THINK_END).map(|at| at + THINK_END.len());
@@ -629,8 +628,8 @@ fn forms(content: &str) -> impl Iterator<Item = (usize, &str)> {
     ranges.into_iter().filter(|&(_, len)| len > 0).map(|(begin, len)| (begin, &content[begin..begin + len]))
 }
 
-/// Places the contents that no answer holds, by a rendering with marks in their stead. What cannot be placed that way counts as
-/// template: nothing but the spans of unsupervised tokens depends on it.
+/// Locates the contents of turns other than answers, by a rendering with marks instead of them. Contents that cannot be located count as template;
+/// this affects only the spans of unsupervised tokens.
 fn place_other_contents(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, layout: &mut Layout) {
     let mut messages = conversation.messages.clone();
     let mut marked_turns = Vec::new();

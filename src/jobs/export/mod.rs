@@ -81,8 +81,8 @@ pub(crate) struct Exported {
     pub unreadable: u64,
     /// Those of them that are left out, since they cannot be copied as they stand.
     pub unreadable_left_out: u64,
-    /// Conflicts that a rule would mask, and that are part of the template: they have no place in the text.
-    pub conflicts_of_template: u64,
+    /// Conflicts that a rule would mask, and that have no place in the content: of reasoning, of a tool call or of the template.
+    pub conflicts_beside_content: u64,
     /// What the run is sorted by, where rules ask for conflicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thresholds: Option<String>,
@@ -118,7 +118,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         None => Decisions::default(),
     };
     let wanted = Wanted { drop: job.drop.clone(), mask: job.mask.clone(), weight: job.weight, select: job.select, decisions };
-    let (verdicts, conflicts_of_template) = verdicts(&job.run, &run.rows, &wanted).map_err(|error| match &job.decisions {
+    let (verdicts, conflicts_beside_content) = verdicts(&job.run, &run.rows, &wanted).map_err(|error| match &job.decisions {
         Some(path) if !wanted.decisions.rows.is_empty() => error.at(path),
         _ => error,
     })?;
@@ -140,7 +140,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
             out: job.out.clone(),
             changes: changes_path(&job.out),
             rewrite: job.rewrite.clone(),
-            conflicts_of_template,
+            conflicts_beside_content,
             thresholds: sorted_by(&job.run)?.filter(|_| wanted.asks_for_conflicts()).map(|thresholds| thresholds.to_string()),
             columns_left_out: run.dataset.unread_columns()?,
             ..Exported::default()

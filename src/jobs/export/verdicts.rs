@@ -89,11 +89,11 @@ struct Seen {
     masked: HashMap<u32, Vec<(Place, MaskRule)>>,
     turns: BTreeMap<(u32, u16), TurnSums>,
     kinds: HashMap<u32, Vec<DropRule>>,
-    /// Conflicts that a rule would mask, and that are part of the template.
-    of_template: u64,
+    /// Conflicts that a rule would mask, and that have no place in the content: of reasoning, of a tool call or of the template.
+    beside_content: u64,
 }
 
-/// The verdicts by row, and how many conflicts could not be masked because they are part of the template.
+/// The verdicts by row, and how many conflicts could not be masked because they have no place in the content.
 pub(super) fn verdicts(run: &Path, rows: &[Row], wanted: &Wanted) -> Result<(BTreeMap<u32, Verdict>, u64)> {
     let numbers: std::collections::HashSet<u32> = rows.iter().map(|row| row.row).collect();
     if let Some((row, decision)) = wanted.decisions.rows.iter().find(|(row, _)| !numbers.contains(row)) {
@@ -122,7 +122,7 @@ pub(super) fn verdicts(run: &Path, rows: &[Row], wanted: &Wanted) -> Result<(BTr
     if let Some(n) = wanted.select {
         seen.select(n, rows, wanted, &mut verdicts);
     }
-    Ok((verdicts, seen.of_template))
+    Ok((verdicts, seen.beside_content))
 }
 
 fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
@@ -201,7 +201,7 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
                 MaskRule::TurnMass(_) => false,
             });
             match hit {
-                Some(_) if place.begin == place.end => seen.of_template += 1,
+                Some(_) if place.begin == place.end => seen.beside_content += 1,
                 Some(rule) => seen.masked.entry(row).or_default().push((place, *rule)),
                 None => {}
             }

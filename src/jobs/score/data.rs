@@ -3,33 +3,74 @@
 //! They are looked for under the names that run.json has, from the current folder and from those that hold the run folder, and must
 //! have the bytes that were scored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::record::{RunRecord, names_of};
-use crate::dataset::{Chosen, Compression, DataFile, Dataset};
+use crate::dataset::{Chosen, Compression, DataFile, Dataset, Turn};
+use crate::diagnosis::context::{InContext, Spot};
+use crate::diagnosis::turn_text::{TurnText, TurnToken};
 use crate::error::{Error, Result};
 use crate::format::count;
+use crate::table::{Column, read_chunks, texts_of};
+use crate::tokens::writes_beside_content;
 
-/// Gives `read` each of the `wanted` rows that can be read, with the text of its turns; ends behind the last of them.
+/// Gives `read` each of the `wanted` rows that can be read, with what gives the sentence around a token of it.
 pub(crate) fn read_listed(
+    tables: &[PathBuf],
     dataset: &Dataset,
     chosen: &Chosen,
     mut wanted: BTreeSet<u32>,
-    mut read: impl FnMut(u32, &dyn Fn(u16) -> Option<String>),
+    mut read: impl FnMut(u32, &dyn Fn(&Spot) -> Option<InContext>),
 ) -> Result<()> {
+    let mut turns: BTreeMap<u32, Vec<Turn>> = BTreeMap::new();
     let mut records = dataset.chosen(chosen);
     while !wanted.is_empty()
         && let Some(record) = records.next()
     {
         let record = record?;
         if wanted.remove(&record.row)
-            && let Ok(example) = &record.example
+            && let Ok(example) = record.example
         {
-            read(record.row, &|turn| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone()));
+            turns.insert(record.row, example.turns);
         }
     }
+    let beside = turn_texts(tables, &turns)?;
+    for (&row, turns) in &turns {
+        read(row, &|spot| {
+            let own = spot.pos.and_then(|pos| beside.get(&(row, spot.turn))?.in_context(pos));
+            let content = &turns.get(usize::from(spot.turn))?.content;
+            Some(own.unwrap_or_else(|| InContext::of(content, spot.begin as usize, spot.end as usize)))
+        });
+    }
     Ok(())
+}
+
+/// Of the turns that write something beside their content: the texts of their tokens, in one pass over the tables. By row and turn.
+pub(crate) fn turn_texts(tables: &[PathBuf], turns: &BTreeMap<u32, Vec<Turn>>) -> Result<HashMap<(u32, u16), TurnText>> {
+    let turn_of = |row: u32, turn: u16| {
+        let turn = turns.get(&row)?.get(usize::from(turn))?;
+        writes_beside_content(turn).then_some(turn)
+    };
+    if !turns.values().flatten().any(writes_beside_content) {
+        return Ok(HashMap::new());
+    }
+    let mut tokens: HashMap<(u32, u16), Vec<TurnToken>> = HashMap::new();
+    let columns = [Column::Row, Column::Turn, Column::Pos, Column::TokenId, Column::Begin, Column::End];
+    for chunk in read_chunks(tables, &columns) {
+        let chunk = chunk?;
+        for i in 0..chunk.len() {
+            let key = (chunk.row[i], chunk.turn[i]);
+            if turn_of(key.0, key.1).is_some() {
+                let is_content = chunk.begin[i] < chunk.end[i];
+                tokens.entry(key).or_default().push(TurnToken { pos: chunk.pos[i], id: chunk.token_id[i], is_content });
+            }
+        }
+    }
+    let words = texts_of(tables, &tokens.values().flatten().map(|token| token.id).collect())?;
+    let word = |id: u32| words.get(&id).map_or("", String::as_str);
+    let text = |(key, tokens): ((u32, u16), Vec<TurnToken>)| Some((key, TurnText::of(turn_of(key.0, key.1)?, &tokens, word)));
+    Ok(tokens.into_iter().filter_map(text).collect())
 }
 
 /// Opens the data of a run, which must be the very bytes that were scored. `data` are the files, in their order, where they have moved.

@@ -153,7 +153,7 @@ fn sort(
                     }
                 };
             }
-            read_contexts(&mut summary, &mut named, dataset, chosen)?;
+            read_contexts(&tables, &mut summary, &mut named, dataset, chosen)?;
             kinds = Some(named);
             None
         }
@@ -220,15 +220,13 @@ fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
 }
 
 /// Reads the sentences of what the summary lists.
-fn read_contexts(summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
+fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
     let mut wanted = summary.listed_rows();
     wanted.extend(kinds.groups.iter().map(|group| group.example.row));
-    read_listed(dataset, chosen, wanted, |row, text_of| {
-        summary.read_contexts(row, text_of);
+    read_listed(tables, dataset, chosen, wanted, |row, context_of| {
+        summary.read_contexts(row, context_of);
         for example in kinds.groups.iter_mut().map(|group| &mut group.example).filter(|example| example.row == row) {
-            if let Some(text) = text_of(example.turn) {
-                example.read(&text);
-            }
+            example.context = context_of(example);
         }
     })
 }

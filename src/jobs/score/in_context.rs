@@ -12,7 +12,7 @@
 //! chosen for a small one more rise than fall; so it is counted beside it how many of the other tokens of the same answers have become conflicts.
 //!
 //! Left out: rows of plain text, rows that have no other row of their kind with the same tools, rows whose conversation with the other one is
-//! longer than `--max-len`, and tokens of the template. Rows that ask nearly the same are not shown to each other: the answer would stand there. Of
+//! longer than `--max-len`, and what stands beside the content (the template, reasoning, tool calls). Rows that ask nearly the same are not shown to each other: the answer would stand there. Of
 //! more than [`MOST_ROWS`] rows so many are drawn at random.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

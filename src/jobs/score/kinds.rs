@@ -3,7 +3,8 @@
 //! The conflicts pass by twice: once to find out which are alike in many rows, once beside the rows of the data to be named and written. The data are
 //! read once more for the rows that ask the same or nearly, and again for the answers of those whose prompts have another answer elsewhere. Kept in
 //! memory: of each conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the hashes of each learnt
-//! answer and of what is asked before it (24 bytes), and of each row's last question and of what stands before that the signatures (256 bytes each).
+//! answer and of what is asked before it (24 bytes), and of each row's last question and of what stands before that the signatures (256 bytes each). Where turns write reasoning or
+//! calls beside their content, a conflict that stands there comes with all tokens of its turn.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -20,12 +21,14 @@ use crate::diagnosis::exchanges::{Exchange, answer_text, exchanges, prompt};
 use crate::diagnosis::kinds::{self, Conflict, ConflictKind};
 use crate::diagnosis::near_duplicates::{Asked, Near, by_question, near_pairs};
 use crate::diagnosis::summary::Summary;
+use crate::diagnosis::turn_text::{PartPlace, TurnText, TurnToken};
 use crate::error::Result;
 use crate::stats::share;
 use crate::table::{
     CONFLICTS_FILE, Column, KnownConflict, NearPair, PAIRS_FILE, Quadrant, TokenChunk, read_chunks, read_conflicts,
     read_provenance, texts_of, write_conflicts, write_pairs,
 };
+use crate::tokens::{Part, writes_beside_content};
 
 /// A conflict out of the table.
 struct FoundConflict {
@@ -41,6 +44,8 @@ struct FoundConflict {
     grad: f64,
     /// How far it stands behind the first target of its turn.
     place: u32,
+    /// All learnt tokens of its turn, where it stands beside the content and they were asked for.
+    turn_tokens: Option<Arc<Vec<TurnToken>>>,
 }
 
 /// Target, choice, and how far behind the first target of the turn.
@@ -60,12 +65,14 @@ pub(super) fn name_kinds(
     dataset: &Dataset,
     chosen: &Chosen,
 ) -> Result<(Kinds, Vec<NearPair>)> {
-    let Alike { pairs, others, near_duplicates, contradictions } = Alike::find(tables, dataset, chosen)?;
-    let (rows_alike, ids) = survey(tables)?;
+    let Alike { pairs, others, near_duplicates, contradictions, beside_content } = Alike::find(tables, dataset, chosen)?;
+    let (rows_alike, ids) = survey(tables, beside_content)?;
     let texts = texts_of(tables, &ids)?;
     let text = |id: u32| texts.get(&id).map_or("", String::as_str);
     let answers = answers_of(&others.values().flat_map(|others| others.iter().copied()).collect(), dataset, chosen)?;
-    let kind = |conflict: &FoundConflict, example: &Example| {
+    // The turn of the last conflict that stands beside the content.
+    let mut last_turn: Option<((u32, u16), TurnText)> = None;
+    let mut kind = |conflict: &FoundConflict, example: &Example| {
         let others: Vec<(u32, &str)> = others
             .get(&(conflict.row, conflict.turn))
             .into_iter()
@@ -74,7 +81,7 @@ pub(super) fn name_kinds(
             .collect();
         let turn = example.turns.get(usize::from(conflict.turn))?;
         let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
-        Some(kinds::kind(&Conflict {
+        let mut found = Conflict {
             text: &turn.content,
             begin: conflict.begin as usize,
             end: conflict.end as usize,
@@ -83,7 +90,23 @@ pub(super) fn name_kinds(
             rows_alike: rows_alike.get(&conflict.likeness()).map_or(1, |n| *n as usize),
             rows: summary.overall.rows as usize,
             others: &others,
-        }))
+            is_last: true,
+        };
+        let Some(tokens) = conflict.turn_tokens.as_ref().filter(|_| writes_beside_content(turn)) else {
+            return Some(kinds::kind(&found));
+        };
+        let place = (conflict.row, conflict.turn);
+        let (_, own) = match last_turn.take().filter(|(last, _)| *last == place) {
+            Some(same) => last_turn.insert(same),
+            None => last_turn.insert((place, TurnText::of(turn, tokens, text))),
+        };
+        found.is_last = !own.has(Part::ToolCall) && !(own.has(Part::Reasoning) && turn.content.trim().is_empty());
+        if let Some(PartPlace { part: part @ (Part::Reasoning | Part::ToolCall), text, bytes }) = own.place(conflict.pos) {
+            (found.text, found.begin, found.end) = (text, bytes.start, bytes.end);
+            // Another row's answer is known without what it thought before.
+            found.others = if part == Part::Reasoning { &[] } else { &others };
+        }
+        Some(kinds::kind(&found))
     };
     let provenance = tables.first().map(|table| read_provenance(table)).transpose()?.unwrap_or_default();
     let mut sums = ConflictSums::default();
@@ -94,7 +117,7 @@ pub(super) fn name_kinds(
             write(KnownConflict { row: conflict.row, pos: conflict.pos, kind: kind.name().to_owned(), evidence, group })
         };
         // The conflicts of a row stand together, and the rows in the order of the data.
-        let mut conflicts = conflicts(tables).peekable();
+        let mut conflicts = conflicts(tables, beside_content).peekable();
         let mut records = dataset.chosen(chosen);
         while conflicts.peek().is_some()
             && let Some(record) = records.next()
@@ -140,6 +163,7 @@ struct Group {
     turn: u16,
     begin: u32,
     end: u32,
+    pos: u32,
     /// The place of the worst among all conflicts.
     at: u32,
 }
@@ -157,21 +181,21 @@ struct OfKind {
 impl Group {
     /// A group without any conflict yet, named after its first.
     fn new(kind: ConflictKind, conflict: &FoundConflict) -> Group {
-        let &FoundConflict { row, turn, begin, end, token_id, top_id, .. } = conflict;
+        let &FoundConflict { row, turn, begin, end, pos, token_id, top_id, .. } = conflict;
         let (count, at, worst) = (0, 0, f64::NEG_INFINITY);
-        Group { kind, token_id, top_id, count, surplus: 0.0, loss: 0.0, grad: 0.0, worst, row, turn, begin, end, at }
+        Group { kind, token_id, top_id, count, surplus: 0.0, loss: 0.0, grad: 0.0, worst, row, turn, begin, end, pos, at }
     }
 
     /// Where the worst stands.
     fn spot(&self) -> Spot {
-        Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, context: None }
+        Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, pos: Some(self.pos), context: None }
     }
 }
 
 impl ConflictSums {
     /// Gives the number of the conflict's group.
     fn add(&mut self, conflict: &FoundConflict, kind: ConflictKind) -> u32 {
-        let &FoundConflict { row, turn, begin, end, loss, surplus, grad, .. } = conflict;
+        let &FoundConflict { row, turn, begin, end, pos, loss, surplus, grad, .. } = conflict;
         let next = self.groups.len() as u32;
         let number = *self.numbers.entry((kind, conflict.token_id, conflict.top_id)).or_insert(next);
         if number == next {
@@ -184,7 +208,7 @@ impl ConflictSums {
         group.grad += grad;
         if surplus > group.worst {
             group.worst = surplus;
-            (group.row, group.turn, group.begin, group.end, group.at) = (row, turn, begin, end, self.n);
+            (group.row, group.turn, group.begin, group.end, group.pos, group.at) = (row, turn, begin, end, pos, self.n);
         }
         let of_kind = self.kinds.entry(kind).or_default();
         of_kind.tokens += 1;
@@ -258,12 +282,19 @@ impl FoundConflict {
     }
 }
 
-/// In how many rows conflicts are alike, where it is more than one, and the ids of the conflicts' targets and choices.
-fn survey(tables: &[PathBuf]) -> Result<(HashMap<Likeness, u32>, HashSet<u32>)> {
+/// In how many rows conflicts are alike, where it is more than one, and the ids of the conflicts' targets and choices and of the tokens that come
+/// with them.
+fn survey(tables: &[PathBuf], beside_content: bool) -> Result<(HashMap<Likeness, u32>, HashSet<u32>)> {
     let (mut places, mut ids) = (Vec::new(), HashSet::new());
-    for conflict in conflicts(tables) {
+    let mut last_turn = None;
+    for conflict in conflicts(tables, beside_content) {
         let conflict = conflict?;
         ids.extend([conflict.token_id, conflict.top_id]);
+        if let Some(tokens) = &conflict.turn_tokens
+            && last_turn.replace((conflict.row, conflict.turn)) != Some((conflict.row, conflict.turn))
+        {
+            ids.extend(tokens.iter().map(|token| token.id));
+        }
         places.push((conflict.likeness(), conflict.row));
     }
     places.sort_unstable();
@@ -272,8 +303,8 @@ fn survey(tables: &[PathBuf]) -> Result<(HashMap<Likeness, u32>, HashSet<u32>)> 
     Ok((alike.map(|alike| (alike[0].0, alike.len() as u32)).collect(), ids))
 }
 
-/// The conflicts of the tables in their order.
-fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<FoundConflict>> {
+/// The conflicts of the tables in their order; `beside_content`: those that stand there with the tokens of their turn.
+fn conflicts(tables: &[PathBuf], beside_content: bool) -> impl Iterator<Item = Result<FoundConflict>> {
     let columns = [
         Column::Row,
         Column::Turn,
@@ -287,43 +318,77 @@ fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<FoundConflict>> 
         Column::Grad,
         Column::Quadrant,
     ];
-    // The turn that is being read, and the position of its first target.
-    let (mut first, mut places) = ((None, 0), Places::default());
-    read_chunks(tables, &columns).flat_map(move |chunk| match chunk {
-        Ok(chunk) => conflicts_of(&chunk, &mut first, &mut places).into_iter().map(Ok).collect(),
-        Err(error) => vec![Err(error)],
+    let mut open = OpenTurn { beside_content, ..OpenTurn::default() };
+    // Behind the last chunk stands the end of the last turn.
+    read_chunks(tables, &columns).map(Some).chain(std::iter::once(None)).flat_map(move |chunk| match chunk {
+        Some(Ok(chunk)) => open.conflicts_of(&chunk).into_iter().map(Ok).collect(),
+        Some(Err(error)) => vec![Err(error)],
+        None => open.close().into_iter().map(Ok).collect(),
     })
 }
 
-fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), places: &mut Places) -> Vec<FoundConflict> {
-    let mut found = Vec::new();
-    for i in 0..chunk.len() {
-        let turn = Some((chunk.row[i], chunk.turn[i]));
-        if first.0 != turn {
-            *first = (turn, chunk.pos[i]);
+/// The turn that is being read.
+#[derive(Default)]
+struct OpenTurn {
+    beside_content: bool,
+    /// Its row and number, and the position of its first target.
+    turn: Option<(u32, u16)>,
+    first: u32,
+    places: Places,
+    /// Its tokens and conflicts so far.
+    tokens: Vec<TurnToken>,
+    conflicts: Vec<FoundConflict>,
+}
+
+impl OpenTurn {
+    /// The conflicts of the turns that end within the chunk.
+    fn conflicts_of(&mut self, chunk: &TokenChunk) -> Vec<FoundConflict> {
+        let mut found = Vec::new();
+        for i in 0..chunk.len() {
+            let turn = Some((chunk.row[i], chunk.turn[i]));
+            if self.turn != turn {
+                found.append(&mut self.close());
+                (self.turn, self.first) = (turn, chunk.pos[i]);
+            }
+            let is_content = chunk.begin[i] < chunk.end[i];
+            if self.beside_content {
+                self.tokens.push(TurnToken { pos: chunk.pos[i], id: chunk.token_id[i], is_content });
+            }
+            let place = self.places.next(chunk.row[i], chunk.turn[i], chunk.begin[i]..chunk.end[i]);
+            // A token whose numbers are not finite is counted elsewhere, and is no conflict.
+            let loss = -f64::from(chunk.logprob[i]);
+            let surplus = loss - f64::from(chunk.entropy[i]);
+            if chunk.quadrant[i] != Quadrant::ConfidentConflict || !surplus.is_finite() {
+                continue;
+            }
+            self.conflicts.push(FoundConflict {
+                row: chunk.row[i],
+                turn: chunk.turn[i],
+                pos: chunk.pos[i],
+                begin: place.start,
+                end: place.end,
+                token_id: chunk.token_id[i],
+                top_id: chunk.top_id[i],
+                loss,
+                surplus,
+                grad: f64::from(chunk.grad[i]),
+                place: chunk.pos[i] - self.first,
+                turn_tokens: None,
+            });
         }
-        let place = places.next(chunk.row[i], chunk.turn[i], chunk.begin[i]..chunk.end[i]);
-        // A token whose numbers are not finite is counted elsewhere, and is no conflict.
-        let loss = -f64::from(chunk.logprob[i]);
-        let surplus = loss - f64::from(chunk.entropy[i]);
-        if chunk.quadrant[i] != Quadrant::ConfidentConflict || !surplus.is_finite() {
-            continue;
-        }
-        found.push(FoundConflict {
-            row: chunk.row[i],
-            turn: chunk.turn[i],
-            pos: chunk.pos[i],
-            begin: place.start,
-            end: place.end,
-            token_id: chunk.token_id[i],
-            top_id: chunk.top_id[i],
-            loss,
-            surplus,
-            grad: f64::from(chunk.grad[i]),
-            place: chunk.pos[i] - first.1,
-        });
+        found
     }
-    found
+
+    /// The turn has no more tokens.
+    fn close(&mut self) -> Vec<FoundConflict> {
+        let (mut conflicts, tokens) = (std::mem::take(&mut self.conflicts), std::mem::take(&mut self.tokens));
+        if self.beside_content && conflicts.iter().any(|conflict| conflict.begin == conflict.end) {
+            let tokens = Arc::new(tokens);
+            let beside = conflicts.iter_mut().filter(|conflict| conflict.begin == conflict.end);
+            beside.for_each(|conflict| conflict.turn_tokens = Some(Arc::clone(&tokens)));
+        }
+        conflicts
+    }
 }
 
 /// An answer: its row and turn.
@@ -352,11 +417,13 @@ struct Alike {
     near_duplicates: u64,
     /// Rows one of whose questions another one answers otherwise.
     contradictions: u64,
+    /// Does a turn write reasoning or calls beside its content?
+    beside_content: bool,
 }
 
 impl Alike {
     fn find(tables: &[PathBuf], dataset: &Dataset, chosen: &Chosen) -> Result<Alike> {
-        let (mut prompts, mut asked) = (Vec::new(), Vec::new());
+        let (mut prompts, mut asked, mut beside_content) = (Vec::new(), Vec::new(), false);
         let (mut records, mut learnt) = (dataset.chosen(chosen), learnt_turns(tables).peekable());
         loop {
             let mut chunk: Vec<(Record, Vec<u16>)> = Vec::with_capacity(CHUNK);
@@ -373,6 +440,8 @@ impl Alike {
             if chunk.is_empty() {
                 break;
             }
+            let turns = || chunk.iter().filter_map(|(record, _)| record.example.as_ref().ok()).flat_map(|example| &example.turns);
+            beside_content = beside_content || turns().any(writes_beside_content);
             let read = |(record, learnt): &(Record, Vec<u16>)| {
                 let example = record.example.as_ref().ok()?;
                 let exchanges = exchanges(example, learnt);
@@ -390,7 +459,7 @@ impl Alike {
             prompts.extend(of_chunk.into_iter().flatten());
             asked.extend(their.into_iter().flatten());
         }
-        let (mut alike, mut pairs) = (Alike::default(), BTreeMap::new());
+        let (mut alike, mut pairs) = (Alike { beside_content, ..Alike::default() }, BTreeMap::new());
         let mut firsts = HashSet::new();
         for same in by_question(&mut asked) {
             let mut first = None;

@@ -1,5 +1,13 @@
 // What a user does, by keys, buttons and fields alike.
 
+// Masks are bytes of the content.
+function whyNoMask(run, token) {
+  const outside = { [REASONING]: "Reasoning stands beside the turn's content", [TOOL_CALL]: "A tool call stands beside the turn's content" };
+  const what = outside[run.part[token]];
+  if (!what) return "This token belongs to the chat template: there is nothing of the row's text to mask.";
+  return `${what}, and only parts of the content can be masked: mask the whole turn (t), or drop the row (x).`;
+}
+
 function makeActs(app) {
   const { page } = app;
   const { run, after } = page;
@@ -40,7 +48,7 @@ function makeActs(app) {
       if (page.token < 0) return;
       const turn = run.turn[page.token];
       const span = wholeTurn ? { turn, begin: 0, end: Infinity } : chosenSpan(page);
-      if (!span) return say("This token belongs to the chat template: the row has no text to mask here.");
+      if (!span) return say(whyNoMask(run, page.token));
       page.decisions.toggleMask(rowNumber(), span.turn, span.begin, span.end, lengthOfTurn(run, page.row, turn));
       app.draw.decided();
     },

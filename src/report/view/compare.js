@@ -103,13 +103,13 @@ function partingOf(before, after) {
   return [before.length === after.length ? Infinity : shared, 0];
 }
 
-// A token of the template within a turn stands at its end.
+// A token beside the content of a turn stands at its end.
 function standsBehind(run, token, [turn, byte]) {
   if (run.turn[token] !== turn) return run.turn[token] > turn;
   return run.begin[token] > byte || run.begin[token] === run.end[token];
 }
 
-// Tokens of the template have no bytes: their place in the sequence stands for them.
+// Tokens beside the content have no bytes: their place in the sequence stands for them.
 function keyOfToken(run, token) {
   const place = run.begin[token] === run.end[token] ? `p${run.pos[token]}` : `${run.begin[token]}-${run.end[token]}`;
   return `${run.turn[token]} ${place} ${run.words[run.word[token]]}`;

@@ -55,6 +55,13 @@ function lengthOfTurn(run, row, turn) {
   return length;
 }
 
+// What a token is part of, as the array `part` has it.
+const [REASONING, TOOL_CALL] = [1, 2];
+
+function isOfTemplate(run, token) {
+  return run.begin[token] === run.end[token] && ![REASONING, TOOL_CALL].includes(run.part[token]);
+}
+
 function surplusOf(run, token) {
   return -run.logprob[token] - run.entropy[token];
 }

@@ -24,6 +24,8 @@ function drawDetails(place, page, run, token) {
     ["gradient", run.grad[token].toFixed(3)],
   ];
   if (run.kinds && run.kind[token]) facts.unshift(["kind", run.kinds[run.kind[token]] + evidenceOf(run, token)]);
+  const part = { [REASONING]: "the reasoning", [TOOL_CALL]: "a tool call" }[run.part[token]];
+  if (part) facts.unshift(["part of", part]);
   if (page.after) facts.push(["change of ln p", changeText(changeOf(page, run, token))]);
   place.append(table(facts));
 

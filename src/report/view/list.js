@@ -132,7 +132,7 @@ function snippet(run, row, token) {
   const bdi = isolated("snippet", "");
   if (token < 0) return bdi;
   const bytes = turnsOfRow(run, row)[run.turn[token]]?.bytes;
-  const [before, itself, after] = bytes ? aroundInText(run, token, bytes) : aroundInWords(run, row, token);
+  const [before, itself, after] = bytes && !run.part[token] ? aroundInText(run, token, bytes) : aroundInWords(run, row, token);
   const isBlank = itself.trim() === "";
   const space = isBlank ? "" : itself.slice(0, itself.length - itself.trimStart().length);
   const marked = isBlank ? quotedToken(itself) : oneLine(itself.slice(space.length));
@@ -165,8 +165,12 @@ function textPlaceOf(run, token, bytes) {
   return bytes.length;
 }
 
+// The tokens of the turn around one: where the texts are not at hand, and in reasoning and tool calls, which are no part of them.
 function aroundInWords(run, row, token) {
-  const [begin, end] = tokensOfRow(run, row);
+  let [begin, end] = [token, token + 1];
+  const [first, last] = tokensOfRow(run, row);
+  while (begin > first && run.turn[begin - 1] === run.turn[token]) begin--;
+  while (end < last && run.turn[end] === run.turn[token]) end++;
   const words = (from, to) => Array.from(run.word.subarray(from, to), (word) => run.words[word]).join("");
   return [words(Math.max(begin, token - 6), token), words(token, token + 1), words(token + 1, Math.min(end, token + 20))];
 }

@@ -40,9 +40,11 @@ use crate::diagnosis::gate::Weight;
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::{Shown, ShownRow};
+use crate::diagnosis::turn_text::{PartPlace, TurnText, TurnToken};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::table::{Alternative, KnownConflict, TokenChunk};
+use crate::tokens::{Part, writes_beside_content};
 use block::Block;
 
 /// A run as the page shows it.
@@ -234,6 +236,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     put_rows(&mut arrays, rows, &mut sources, &mut paths);
     put_turns(&mut arrays, rows, run.turns);
     put_tokens(&mut arrays, tokens, &mut words);
+    put_parts(&mut arrays, run.shown, run.turns);
     put_alternatives(&mut arrays, tokens, run.alternatives, &mut words);
     let kinds = run.kinds.map(|(conflicts, sums)| put_kinds(&mut arrays, tokens, conflicts, &sums.kinds));
 
@@ -339,6 +342,35 @@ fn put_tokens(arrays: &mut Arrays, tokens: &TokenChunk, words: &mut Index<u32>) 
     arrays.u32("top", tokens.top_id.iter().map(|&id| words.of(id)));
     arrays.f32("topLogprob", tokens.top_logprob.iter().copied());
     arrays.u8("quadrant", tokens.quadrant.iter().map(|quadrant| quadrant.index() as u8));
+}
+
+/// What the tokens are part of, in the turns that write something beside their content: 1 for reasoning, 2 for a tool call, 3 for what the template
+/// puts around them. 0 for all others.
+fn put_parts(arrays: &mut Arrays, Shown { tokens, texts, .. }: &Shown, turns: Option<&HashMap<u32, Vec<Turn>>>) {
+    let own: Vec<(u32, u16, TurnToken)> = (0..tokens.len())
+        .map(|i| {
+            let is_content = tokens.begin[i] < tokens.end[i];
+            (tokens.row[i], tokens.turn[i], TurnToken { pos: tokens.pos[i], id: tokens.token_id[i], is_content })
+        })
+        .collect();
+    let word = |id: u32| texts.get(&id).map_or("", String::as_str);
+    let part = |place: Option<PartPlace>| match place.map(|place| place.part) {
+        None => 0,
+        Some(Part::Reasoning) => 1,
+        Some(Part::ToolCall) => 2,
+        Some(Part::Template) => 3,
+    };
+    let mut parts: Vec<u8> = Vec::with_capacity(own.len());
+    for of_turn in own.chunk_by(|(row, turn, _), (next_row, next_turn, _)| (row, turn) == (next_row, next_turn)) {
+        let (row, number, _) = of_turn[0];
+        let turn = turns.and_then(|turns| turns.get(&row)?.get(usize::from(number))).filter(|turn| writes_beside_content(turn));
+        let tokens: Vec<TurnToken> = of_turn.iter().map(|(_, _, token)| *token).collect();
+        match turn.map(|turn| TurnText::of(turn, &tokens, word)) {
+            Some(text) => parts.extend(tokens.iter().map(|token| part(text.place(token.pos)))),
+            None => parts.resize(parts.len() + tokens.len(), 0),
+        }
+    }
+    arrays.u8("part", parts.into_iter());
 }
 
 /// The further choices of the tokens that have some; nothing where none has.

@@ -80,7 +80,6 @@ function drawTokens(page, run, bytes, tokens, place) {
         const [begin, end] = [run.begin[token], run.end[token]];
         const span = tokenSpan(page, run, token);
         if (begin === end) {
-          span.classList.add("template");
           showText(span, run.words[run.word[token]], page.dots);
         } else {
           plain(at, begin);
@@ -129,7 +128,7 @@ function tokenSpan(page, run, token) {
 // The classes that say what a token is under the measure, the filters and the decisions.
 function paintToken(page, run, token, span) {
   const classes = ["token"];
-  if (run.begin[token] === run.end[token] && run.turnFrom.at(-1) > 0) classes.push("template");
+  if (isOfTemplate(run, token) && run.turnFrom.at(-1) > 0) classes.push("template");
   classes.push(`q${run.quadrant[token]}`);
   const { measure } = page;
   if (measure.id === "change") {

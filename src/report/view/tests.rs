@@ -17,6 +17,7 @@ fn page_of(text: &str) -> String {
     let tokens = chunk(1, |tokens| {
         (tokens.row, tokens.pos, tokens.turn, tokens.logprob) = (vec![3], vec![5], vec![0], vec![-2.5]);
         (tokens.token_id, tokens.top_id, tokens.quadrant) = (vec![9], vec![9], vec![Quadrant::Uncertain]);
+        (tokens.begin, tokens.end) = (vec![0], vec![0]);
     });
     let shown = Shown {
         rows: vec![ShownRow { row, is_sampled: false, n_tokens: 1 }],
@@ -144,6 +145,36 @@ fn no_two_functions_of_the_scripts_have_one_name() {
         }
     }
     assert!(seen.len() > 100);
+}
+
+#[test]
+fn what_stands_beside_the_content_is_told_from_the_template() {
+    let words = ["<think>", "Hm", "</think>", "Yes", "{\"name\": \"", "f", "<|im_end|>"];
+    let tokens = chunk(9, |tokens| {
+        (tokens.row, tokens.pos) = ([vec![3; 8], vec![4]].concat(), [(1..9).collect(), vec![1]].concat());
+        (tokens.turn, tokens.token_id) = ([vec![0], vec![1; 7], vec![1]].concat(), vec![3, 0, 1, 2, 3, 4, 5, 6, 6]);
+        (tokens.begin, tokens.end) = (vec![0; 9], vec![3, 0, 0, 0, 3, 0, 0, 0, 0]);
+    });
+    let shown = Shown { tokens, texts: (0..).zip(words.map(str::to_owned)).collect(), ..Shown::default() };
+    let calling = Turn {
+        reasoning: Some("Hm".to_owned()),
+        tool_calls: Some(json!([{ "function": { "name": "f", "arguments": {} } }])),
+        ..Turn::plain(Role::Assistant, "Yes")
+    };
+    let asked = Turn::plain(Role::User, "Yes");
+    let turns = HashMap::from([(3, vec![asked.clone(), calling]), (4, vec![asked, Turn::plain(Role::Assistant, "")])]);
+    let parts = |turns: Option<&HashMap<u32, Vec<Turn>>>| {
+        let mut block = Block::default();
+        let mut arrays = Arrays { block: &mut block, places: block::Places::default() };
+        put_parts(&mut arrays, &shown, turns);
+        let packed = BASE64_STANDARD.decode(block.packed(&json!({})).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        DeflateDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+        // A header of two bytes behind its length, and one array, each padded to 8.
+        bytes[8..17].to_vec()
+    };
+    assert_eq!(parts(Some(&turns)), [0, 3, 1, 3, 0, 3, 2, 3, 0]);
+    assert_eq!(parts(None), [0; 9]);
 }
 
 #[test]

@@ -33,7 +33,7 @@ async function wholeRun(files, run) {
   const rows = rowsOfTokens(tokens);
   const whole = { ...rows, ...tokenArrays(tokens), ...wordsOf(tokens, run) };
   Object.assign(whole, tables.rows ? aboutRows(await read("rows", ["row", "id", "path", "line", "tokens", "supervised", "truncated"]), rows) : keptRows(run, rows));
-  Object.assign(whole, keptTexts(run, rows), keptAlternatives(run, rows, whole));
+  Object.assign(whole, keptTexts(run, rows), keptParts(run, rows), keptAlternatives(run, rows, whole));
   if (run.kinds) Object.assign(whole, tables.conflicts ? kindsOf(await read("conflicts", ["row", "pos", "kind", "evidence"]), tokens, run) : keptKinds(run, rows, whole));
   return { ...whole, sources: tokens.source.texts, rowsOfRun: rows.row.length, isWhole: true };
 }
@@ -135,6 +135,14 @@ function keptTexts(run, rows) {
   let end = 0;
   const ends = oldRows(run, rows).map((place) => (end = place < 0 ? end : run.turnFrom[place + 1]));
   return { turnFrom: Uint32Array.from([0, ...ends]) };
+}
+
+function keptParts(run, rows) {
+  const part = new Uint8Array(rows.tokenFrom.at(-1));
+  oldRows(run, rows).forEach((place, row) => {
+    if (place >= 0) part.set(run.part.subarray(...tokensOfRow(run, place)), rows.tokenFrom[row]);
+  });
+  return { part };
 }
 
 function keptAlternatives(run, rows, { alternativeWord }) {
