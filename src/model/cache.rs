@@ -14,7 +14,7 @@ use crate::kernels::delta::DeltaCache;
 /// The capacity of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheSize {
-    /// The number of pages of the model's page size (`Model::page`): the fewest that will do, and the most that are of use.
+    /// The number of pages of the model's page size (`Model::page`): the fewest that suffice, and the most that can be used.
     pub pages: RangeInclusive<usize>,
     /// The number of concurrent sequences.
     pub sequences: usize,
@@ -39,7 +39,7 @@ pub(super) enum Place {
     Device(OnDevice),
 }
 
-/// What all layers keep on a GPU.
+/// The cache of all layers on a GPU.
 pub(super) struct OnDevice {
     /// The keys and values of layers with attention.
     pub keys: PagedKeys,

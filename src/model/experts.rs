@@ -1,8 +1,9 @@
 //! A mixture of experts: a router picks a few of many small networks for each token.
 //!
-//! Shapes: `T` tokens, `D` hidden width, `E` experts, `F` an expert's width. The output for a token is `sum over its experts of weight *
-//! expert(x)`, with weights from the router's scores, plus `shared(x)` if there is a shared network. The experts run one after the other, each
-//! on the tokens that chose it, and are summed in that order, so a token's result does not depend on the other tokens.
+//! Shapes: `T` tokens, `D` hidden width, `E` experts, `F` an expert's width. The output for a token is
+//! `sum over its experts of weight * expert(x)`, with weights from the router's scores, plus `shared(x)` if there is a shared network. The
+//! experts run one after the other, each on the tokens that chose it, and are summed in that order, so a token's result does not depend on
+//! the other tokens.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 

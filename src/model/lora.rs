@@ -1,8 +1,8 @@
 //! Low-rank adapters under training: `y = x W^T + (alpha / r) (x A^T) B^T` with `W` frozen (Hu et al. 2021, arXiv 2106.09685).
 //!
-//! As in PEFT's `tuners/lora/layer.py`, `A [r, in]` is initialised uniformly in `+-1 / sqrt(in)` (its `kaiming_uniform_(a =
-//! sqrt(5))`) and `B [out, r]` with zeros. Modules that read the same input form one product: their `A`s are stacked, their `B`s
-//! are the blocks of a block-diagonal matrix. They share one dropout mask, where PEFT draws one for each.
+//! As in PEFT's `tuners/lora/layer.py`, `A [r, in]` is initialised uniformly in `+-1 / sqrt(in)` (its
+//! `kaiming_uniform_(a = sqrt(5))`) and `B [out, r]` with zeros. Modules that read the same input form one product: their `A`s are
+//! stacked, their `B`s are the blocks of a block-diagonal matrix. They share one dropout mask, where PEFT draws one for each.
 //!
 //! adapter.rs applies finished adapters; this file trains them.
 

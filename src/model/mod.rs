@@ -129,7 +129,7 @@ pub struct Model {
     /// Sentences about the files: contradictions and how they were resolved, and what was ignored.
     pub remarks: Vec<String>,
     decoder: Decoder,
-    /// What else the decoder needs on a GPU.
+    /// The other parameters of the decoder on a GPU.
     on_cuda: Option<OnCuda>,
 }
 

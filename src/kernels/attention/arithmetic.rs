@@ -48,8 +48,8 @@ pub(super) trait Arithmetic<const S: usize> {
     /// The processor must have the instructions; `columns` must be packed by column, and both factors converted by [`Arithmetic::along`].
     unsafe fn products(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<S>);
 
-    /// `sums[r] = sums[r] * shrinks[r] + sum over keys of weights[r][key] *
-    /// rows[key]`, over a tile's keys up to the position `last`, and possibly further keys with weight 0; `sums` is `[S, padded head_dim]`.
+    /// `sums[r] = sums[r] * shrinks[r] + sum over keys of weights[r][key] * rows[key]`, over a tile's keys up to the position `last`,
+    /// and possibly further keys with weight 0; `sums` is `[S, padded head_dim]`.
     ///
     /// # Safety
     /// The processor must have the instructions; `rows` must be packed by row, and the weights converted by [`Arithmetic::along`].

@@ -1,7 +1,7 @@
 //! Reads GGUF files of Qwen 3.5 (`src/models/qwen35.cpp`, `qwen35moe.cpp` and `conversion/qwen.py` in llama.cpp).
 //!
-//! GGUF orders value heads by their index within a key head (`k0 v0, k1 v0, .., k0 v1, k1 v1, ..`), Transformers by key head (`k0 v0, k0
-//! v1, .., k1 v0, ..`). GGUF stores the decay as `-exp(A_log)`, and adds 1 to all norm weights but those of the rule's heads.
+//! GGUF orders value heads by their index within a key head (`k0 v0, k1 v0, .., k0 v1, k1 v1, ..`), Transformers by key head
+//! (`k0 v0, k0 v1, .., k1 v0, ..`). GGUF stores the decay as `-exp(A_log)`, and adds 1 to all norm weights but those of the rule's heads.
 
 use candle_core::Tensor;
 

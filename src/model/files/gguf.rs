@@ -103,8 +103,8 @@ impl Gguf {
         }
     }
 
-    /// Reads a floating-point number; refuses an integer in its place, as llama.cpp does (`key .. has wrong type u32 but expected type
-    /// f32`).
+    /// Reads a floating-point number; refuses an integer in its place, as llama.cpp does
+    /// (`key .. has wrong type u32 but expected type f32`).
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.value(key) {
             None => Ok(None),

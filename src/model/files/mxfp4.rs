@@ -1,6 +1,6 @@
-//! Weights in MXFP4 as in the checkpoints of gpt-oss. A stack `[E, inputs, outputs]` called NAME is stored as `NAME_blocks` `[E, outputs,
-//! inputs / 32, 16]`, bytes of two numbers each, and `NAME_scales` `[E, outputs, inputs / 32]`, powers of 2. Reference: Transformers,
-//! `integrations/mxfp4.py`, `convert_moe_packed_tensors`. All values are exact in f32.
+//! Weights in MXFP4 as in the checkpoints of gpt-oss. A stack `[E, inputs, outputs]` called NAME is stored as `NAME_blocks`
+//! `[E, outputs, inputs / 32, 16]`, bytes of two numbers each, and `NAME_scales` `[E, outputs, inputs / 32]`, powers of 2. All values are
+//! exact in f32. Reference: Transformers, `integrations/mxfp4.py`, `convert_moe_packed_tensors`.
 
 use candle_core::{Device, Tensor};
 
