@@ -27,7 +27,7 @@ use crate::format::beginning;
 
 /// The context in which a row is read, and what reading it has found.
 pub(super) struct Reading<'a> {
-    /// The names of roles.
+    /// The mapping from names to roles.
     pub roles: &'a RoleMap,
     /// Keys that look like loss switches and were not used.
     pub unused: Vec<String>,

@@ -66,7 +66,7 @@ pub struct Rollout {
 /// One message. `content` is what the chat template gets, and token spans are byte offsets into it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
-    /// Who speaks.
+    /// The speaker.
     pub role: Role,
     /// The text in UTF-8; token spans are byte offsets into it.
     pub content: String,

@@ -46,7 +46,7 @@ pub(super) struct Store {
     packed_bytes: u64,
     /// The compression of the bytes at `path`; differs from `compression` once they have been unpacked.
     packed: Compression,
-    /// Deletes the temporary copy, if there is one, when the last reader is dropped.
+    /// Deletes the temporary copy, if there is one, when the last clone of the store is dropped.
     temporary: Option<Arc<TempPath>>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! save_to_disk       dataset_dict.json, train/state.json, train/data-*.arrow
-//! a clone of the hub README.md (its configurations: card.rs), data/train-00000-of-00001.parquet
+//! a clone of the Hub README.md (its configurations: card.rs), data/train-00000-of-00001.parquet
 //! a folder of files  a.jsonl, b.jsonl.gz, more/c.csv
 //! ```
 //!
@@ -106,7 +106,7 @@ struct Found {
     links: BTreeSet<PathBuf>,
     /// The identities of the folders that have been visited.
     seen: HashSet<PathBuf>,
-    /// Links to folders that were looked into before.
+    /// Links to folders that had already been visited.
     again: Vec<PathBuf>,
     runs: Vec<PathBuf>,
     own: Vec<PathBuf>,

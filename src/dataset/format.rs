@@ -259,8 +259,8 @@ fn of_row(row: &Object) -> Option<Format> {
     Format::of_keys(&|key| has(key) || (may_be_null(key) && row.contains_key(key)))
 }
 
-/// Returns the columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` could not quote are
-/// left out.
+/// Returns the columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names with characters that `--map`
+/// interprets are left out.
 fn two_longest_texts(row: &Object) -> Option<(&str, &str)> {
     let texts = row.iter().enumerate().filter(|(_, (key, _))| unread::is_plain(key));
     let mut texts: Vec<_> = texts.filter_map(|(at, (key, value))| Some((value.as_str()?.len(), at, key.as_str()))).collect();

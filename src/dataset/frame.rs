@@ -57,7 +57,7 @@ impl Columns {
         pruned.chain(left_out).collect()
     }
 
-    /// Columns that are left out and whose names may affect training, such as `train_loss`.
+    /// Columns that are left out although their names suggest loss switches or media, such as `images`.
     fn unseen(&self) -> impl Iterator<Item = &String> {
         self.left_out.iter().filter(|name| looks_like_switch(name))
     }
@@ -87,7 +87,7 @@ impl Columns {
             let value = column.get(idx).context("cannot read a cell of the table")?;
             row.insert(column.name().to_string(), json(value)?);
         }
-        // An unreadable loss switch must not pass for an absent one.
+        // An unreadable loss switch or image must not pass for an absent one.
         row.extend(self.unseen().map(|name| (name.clone(), Value::from(UNREAD))));
         let mut row = Value::Object(row);
         self.pruned.iter().for_each(|path| prune(&mut row, path, true));
@@ -95,10 +95,10 @@ impl Columns {
     }
 }
 
-/// Marks a value of an unsupported type whose name may affect what is supervised.
+/// Marks a value of an unsupported type whose name suggests a loss switch or media.
 const UNREAD: &str = "of a type that is not supported";
 
-/// Removes a member. With `marks`, a member that may affect what is supervised is replaced by a marker instead.
+/// Removes a member. With `marks`, a member whose name suggests a loss switch or media is replaced by a marker instead.
 fn prune(value: &mut Value, path: &[String], marks: bool) {
     match (value, path) {
         (Value::Array(list), _) => list.iter_mut().for_each(|value| prune(value, path, marks)),

@@ -19,7 +19,7 @@ pub struct Row {
     pub id: Option<String>,
     /// The record's own `source` field, or the name of its file.
     pub source: String,
-    /// The file as the user named it.
+    /// The path as given by the user.
     pub path: String,
     /// The line of the record's first byte, counted from 1.
     pub line: u64,

@@ -265,7 +265,7 @@ fn merge_runs_of_spaces(vocabulary: &mut GgufVocabulary) {
     }
 }
 
-/// Returns all splits of a token into two others, by descending score of the token.
+/// Returns the merges: all splits of tokens into two others, by descending score of the whole token.
 ///
 /// Ties are broken as in Transformers (`generate_merges`): longer left part, longer right part, then the order of the vocabulary.
 fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<(String, String)> {

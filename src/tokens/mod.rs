@@ -60,7 +60,7 @@ pub struct Sequence {
     pub ids: Vec<u32>,
     /// The loss mask: whether `ids[t]` is a target of the loss. Never true at `t = 0`, which has no prediction. Length `T`.
     pub supervised: Vec<bool>,
-    /// The source of each token. Length `T`.
+    /// The position of each token in the contents of the turns. Length `T`.
     pub spans: Vec<Span>,
 }
 

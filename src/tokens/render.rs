@@ -96,7 +96,7 @@ pub struct Renderer {
 /// A rendered sequence and its audit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
-    /// The tokens, the loss mask, and the source of each token.
+    /// The tokens, the loss mask, and the position of each token in the contents.
     pub sequence: Sequence,
     /// The weight of each target in the loss, in the order of the targets.
     pub target_weights: Vec<f32>,
@@ -453,7 +453,7 @@ impl Renderer {
     }
 }
 
-/// Whether the turn has nothing to supervise.
+/// Whether an answer has no text, no reasoning and no tool call.
 fn says_nothing(turn: &Turn) -> bool {
     let is_blank = |text: &str| text.trim().is_empty();
     turn.role == Role::Assistant
@@ -562,7 +562,7 @@ fn check(example: &Example) -> Result<()> {
     Ok(())
 }
 
-/// Returns the source of each token. A token of the template gets the turn that it belongs to or follows.
+/// Returns the position of each token in the contents. A token of the template gets the turn that it belongs to or follows.
 fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
     let mut turn = 0;
     tokens
