@@ -1,17 +1,17 @@
-//! decisions.jsonl: what a person has decided about the rows of a run, one JSON object a line.
+//! Reads decisions.jsonl, a person's decisions about the rows of a run, one JSON object per line.
 //!
 //! ```text
 //! {"decisions": 1, "run": IDENTITY, "data": [{"path": "rows.jsonl", "sha256": "..", "format": "messages"}]}     the first line
 //! {"row": 7, "action": "drop"}                                          the row goes
-//! {"row": 8, "action": "keep"}                                          the row stays, whatever a rule says; takes a drop back
-//! {"row": 9, "action": "mask", "turn": 1}                               the turn is not learnt
-//! {"row": 9, "action": "mask", "turn": 3, "begin": 25, "end": 29}       these bytes of its text are not (UTF-8)
+//! {"row": 8, "action": "keep"}                                          the row stays, whatever a rule says; reverts a drop
+//! {"row": 9, "action": "mask", "turn": 1}                               the turn is not supervised
+//! {"row": 9, "action": "mask", "turn": 3, "begin": 25, "end": 29}       these bytes of its text (UTF-8) are not supervised
 //! {"row": 9, "action": "note", "text": "see the source"}                changes nothing in the data
 //! ```
 //!
-//! Rows are numbered over the whole input, as in the tables. A later line about the same thing counts. A decision is about texts, not
-//! about a model or a template: it holds for every run that read the same bytes in the same way, which the first line says by the format of each
-//! file, and by `maps` and `roles` where `--map` and `--role` were given. It is refused for any other.
+//! Rows are numbered over the whole input, as in the tables. If several lines decide the same thing, the last one counts. A decision is about texts,
+//! not about a model or a template: it applies to every run that read the same bytes in the same way, and is refused for any other. The first line
+//! records how they were read: the format of each file, and `maps` and `roles` where `--map` and `--role` were given.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,26 +25,26 @@ use crate::format::beginning;
 /// The version of the format: the value of the first line's `decisions`.
 const VERSION: u64 = 1;
 
-/// What was decided, by row.
+/// The decisions about a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decisions {
-    /// The decisions by the number of the row.
+    /// The decisions by row number.
     pub rows: BTreeMap<u32, RowDecision>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RowDecision {
-    /// `Some(true)`: the row stays, whatever a rule says; `Some(false)`: it goes.
+    /// `Some(true)`: the row stays, whatever a rule says; `Some(false)`: it is dropped.
     pub keep: Option<bool>,
-    /// What of the row is not to be learnt.
+    /// The parts of the row to exclude from the loss.
     pub masks: Vec<Mask>,
-    /// What the person wrote about the row.
+    /// The person's note on the row.
     pub note: Option<String>,
-    /// The line that spoke of the row last, from 1.
+    /// The last line about the row, counted from 1.
     pub line: u64,
 }
 
-/// A turn, or bytes `begin..end` of its content, that are not to be learnt.
+/// A turn, or the bytes `begin..end` of its content, to exclude from the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mask {
     /// The index of the turn.
@@ -69,11 +69,11 @@ struct Head {
 struct HeadFile {
     path: String,
     sha256: String,
-    /// Older pages did not say it.
+    /// Absent in the files of older pages.
     format: Option<Format>,
 }
 
-/// What decisions have to be about: a run, its data, and how these were read.
+/// What decisions must refer to: a run, its data, and how these were read.
 struct About<'a> {
     run: &'a str,
     data: &'a [DataFile],
@@ -93,7 +93,7 @@ struct Line {
 }
 
 impl Decisions {
-    /// Reads the file; it must be about the data set of the run with this identity, or of another that read it in the same way.
+    /// Reads the file; it must belong to the run with this identity, or to another run that read this data set in the same way.
     pub(crate) fn read(path: &Path, run: &str, dataset: &Dataset) -> Result<Decisions> {
         let bytes = std::fs::read(path).context_at(path, "cannot read the decisions")?;
         let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -106,7 +106,7 @@ impl Decisions {
     }
 
     fn parse(text: &str, about: &About) -> Result<Decisions, (u64, Error)> {
-        // Editors of Windows put a byte order mark there; the page reads over it, too.
+        // Windows editors add a byte order mark; the page skips it as well.
         let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
         let mut lines = (1..).zip(text.split('\n')).filter(|(_, line)| !line.trim().is_empty());
         let (number, first) = lines.next().ok_or_else(|| (1, head_expected("an empty file")))?;
@@ -159,7 +159,7 @@ impl Decisions {
 }
 
 impl RowDecision {
-    /// Do the masks fit the text of the row?
+    /// Checks that the masks fit the text of the row.
     pub(crate) fn check(&self, turns: &[Turn]) -> Result<()> {
         self.masks.iter().try_for_each(|mask| mask.check(turns))
     }
@@ -215,7 +215,7 @@ fn check_head(line: &str, about: &About) -> Result<()> {
         ))
         .cure("Row numbers and spans are valid only for the exact bytes that they were made for."));
     }
-    // The identity of a run is over how it read its data, too.
+    // The identity of a run also covers how it read its data.
     if head.run == about.run {
         return Ok(());
     }
@@ -236,12 +236,12 @@ fn check_head(line: &str, about: &About) -> Result<()> {
     Ok(())
 }
 
-/// `messages, --map prompt=question`: in words what numbers of rows and turns depend on beside the bytes.
+/// Describes the settings on which row and turn numbers depend, such as `messages, --map prompt=question`.
 fn reading(formats: impl Iterator<Item = Format>, maps: &[String], roles: &[String]) -> String {
     let mut words: Vec<String> = formats.map(|format| format.to_string()).collect();
     for (option, rules) in [("--map", maps), ("--role", roles)] {
         let mut rules: Vec<&String> = rules.iter().collect();
-        // In whichever order they were given.
+        // The order of the options does not matter.
         rules.sort_unstable();
         words.extend(rules.into_iter().map(|rule| format!("{option} {rule}")));
     }
@@ -296,7 +296,7 @@ mod tests {
             with_head(&head, "{\"row\": 7, \"action\": \"drop\"}")
         };
         let (messages, maps) = (", \"format\": \"messages\"", ", \"maps\": [\"a=b\", \"b=c\"]");
-        // The same run, whatever else is said of it; and another one that read them so, by another model perhaps.
+        // The same run passes, whatever else the line says, and so does another run that read the data in the same way.
         assert!(of("r", "", "").is_ok() && of("other", messages, maps).is_ok());
         for (file, more, part) in [
             (", \"format\": \"sharegpt\"", maps, "as sharegpt, --map a=b, --map b=c; this run read them as messages, --map a=b"),

@@ -1,4 +1,4 @@
-//! Finished runs side by side -> one figure on shared axes, and how far each lies from the first.
+//! Draws finished runs on shared axes in one figure, and measures how far each lies from the first.
 
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,15 @@ use crate::maps::{Caption, Cuts};
 use crate::report::landscape::{Side, text};
 use crate::table::{Column, Quadrant, TOKENS_FILE, read_chunks};
 
-/// Runs side by side as the user asked for them.
+/// A comparison of runs as the user requested it.
 pub(crate) struct Job {
-    /// Folders of finished runs, two at least.
+    /// The folders of at least two finished runs.
     pub runs: Vec<PathBuf>,
-    /// `None`: `landscapes` in the last run's folder.
+    /// `None` means `landscapes` in the last run's folder.
     pub out: Option<PathBuf>,
 }
 
-/// What landscapes.json holds.
+/// The content of landscapes.json.
 #[derive(Serialize)]
 pub(crate) struct Outcome {
     pub out: PathBuf,
@@ -34,7 +34,7 @@ pub(crate) struct Outcome {
     pub text: String,
 }
 
-/// A run as it was found.
+/// A finished run, as read from its folder.
 struct Run {
     name: String,
     record: RunRecord,
@@ -113,7 +113,7 @@ fn panel(run: &Run) -> Result<Panel> {
     Ok(Panel { name: run.name.clone(), density, shares: Quadrant::ALL.map(|quadrant| cells.get(quadrant).token_share) })
 }
 
-/// Each name once, in the order in which they come.
+/// The distinct names, in order of first appearance.
 fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut distinct = Vec::new();
     names.for_each(|name| {

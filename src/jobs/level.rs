@@ -1,9 +1,9 @@
-//! A run keeps the kernel level that it was begun at: other instructions round other sums.
+//! Refuses to resume a run at another kernel level, since other instructions round sums differently.
 
 use crate::error::Error;
 use crate::kernels::level::{Level, VARIABLE};
 
-/// The refusal of a run that was begun at another kernel level, by name; `None` if it was not, or nobody knows.
+/// Returns the refusal if the run was begun at another kernel level than `found`; `None` if it was not, or if that is unknown.
 pub(super) fn at_another(found: Option<&str>) -> Option<Error> {
     let own = Level::current().name();
     let found = found.filter(|found| !found.is_empty() && *found != own)?;

@@ -1,4 +1,4 @@
-//! A task and a model -> its samples, by log-likelihoods or by written answers.
+//! Evaluates a task on a model: computes its samples by log-likelihoods or from generated answers.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,21 +24,21 @@ use crate::jobs::watch::Watch;
 use crate::model::{GenerationConfig, Reference, text_of};
 use crate::tokens::Sequence;
 
-/// What tasks are evaluated with.
+/// What evaluating a task requires.
 pub(super) struct Desk<'a> {
     pub(super) author: &'a Author,
     pub(super) asking: &'a Asking,
     pub(super) max_len: usize,
-    /// Answers under way at a time.
+    /// The number of answers generated concurrently.
     pub(super) at_once: usize,
     pub(super) watch: &'a dyn Watch,
 }
 
-/// What a task came to, and the journal that is of no use once that is written.
+/// The samples of a task, the work they took, and the journal to remove once they are stored.
 pub(super) type Evaluated = (Vec<Sample>, Work, Option<Journal>);
 
 impl Desk<'_> {
-    /// The samples of a task that is scored by log-likelihoods. What servers have said already is read from the journal.
+    /// The samples of a task scored by log-likelihoods. Scores that servers have already returned come from the journal.
     pub(super) fn scored(&self, task: &Task, journal: &Path, identity: &str) -> Result<Evaluated> {
         match self.author {
             Author::Own(model) => {
@@ -63,7 +63,7 @@ impl Desk<'_> {
         }
     }
 
-    /// The samples of a task whose answers the model writes. Answers that the journal holds are not written again.
+    /// The samples of a task with generated answers. Answers in the journal are not generated again.
     pub(super) fn written(&self, task: &Task, writing: &Writing, journal: &Path, identity: &str) -> Result<Evaluated> {
         let tokenizer = self.author.tokenizer();
         let prompts = write::prompts(tokenizer, task, self.asking, writing, self.max_len)?;
@@ -111,18 +111,18 @@ fn begun_otherwise(journal: &Path) -> Error {
         .cure("Continue as it was started, remove the file, or choose another --out.")
 }
 
-/// What servers say of a task's sequences, which come in one order whenever the task is begun.
+/// Servers' scores of a task's sequences, which come in the same order each time the task runs.
 struct Saying<'a> {
     servers: &'a Servers,
     journal: Journal,
-    /// What the servers have said of each sequence, by its number.
+    /// The servers' scores so far, by the number of the sequence.
     known: HashMap<u64, Said>,
-    /// Sequences that were handed on, and tokens that were asked about.
+    /// The number of sequences passed on, and of tokens requested.
     n: u64,
     tokens: u64,
 }
 
-/// JSON has no minus infinity: the sum stands as its bits.
+/// JSON has no minus infinity, so the sum is stored as its bits.
 #[derive(Serialize, Deserialize)]
 struct SaidEntry {
     sequence: u64,
@@ -165,11 +165,11 @@ impl Saying<'_> {
     }
 }
 
-/// How this model answers, where nothing but the way of asking is said.
+/// The model's defaults for answers.
 pub(super) struct Answering {
-    /// The tokens that end an answer: those that end it in Transformers, and the one with which the chat template ends a turn.
+    /// The tokens that end an answer: those that end it in Transformers, and the token with which the chat template ends a turn.
     pub ends: Vec<u32>,
-    /// With the repetition penalty that the model asks for, unless another one is given.
+    /// Includes the model's own repetition penalty unless the user gives one.
     pub sampling: Sampling,
 }
 
@@ -186,7 +186,7 @@ impl Answering {
     }
 }
 
-/// What is odd about how the model does a task, in sentences.
+/// Warnings about how the model handles a task, as sentences.
 pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking) -> Vec<String> {
     let mut notes = Vec::new();
     let answering = answering.filter(|_| task.kind == TaskKind::Written);
@@ -208,7 +208,7 @@ pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking)
                 .to_owned(),
         );
     }
-    // A text is read as it is, and rows have their answers in them.
+    // Texts are read without a question, and rows already contain their answers.
     let is_asked = !matches!(task.kind, TaskKind::Text | TaskKind::Rows);
     if is_asked && asking.chat.as_ref().is_some_and(|chat| !chat.renderer.has_generation_prompt()) {
         notes.push("the chat template has no generation prompt: answers begin directly after the question".to_owned());

@@ -1,4 +1,4 @@
-//! The folder of an evaluation: what is there, what fits to it, and what is added.
+//! Reads and writes the folder of an evaluation, and checks that new tasks fit what it holds.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::files::write_json;
 use crate::jobs::level;
 use crate::provenance;
 
-/// An evaluation folder that is being written.
+/// An evaluation folder being written.
 pub(super) struct Folder {
     path: PathBuf,
     pub(super) scores: Scores,
@@ -19,7 +19,7 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// A new folder for `scores`, which hold no task yet, or one that an evaluation of the same model by the same program has left.
+    /// Opens a new folder for `scores`, which contain no task yet, or one that an evaluation of the same model by the same program left.
     pub(super) fn open(path: &Path, scores: Scores) -> Result<Folder> {
         let mut folder = Folder { path: path.to_owned(), scores, samples: HashMap::new() };
         if path.join(SCORES_FILE).exists() {
@@ -42,8 +42,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// An error if the folder holds the task with other items or examples, or asked in another way, which two sets of scores under one name
-    /// would hide.
+    /// Returns an error if the folder has scores of the task with other items, examples or settings: two sets of scores cannot share one name.
     pub(super) fn check(&self, task: &Task, settings: &Settings) -> Result<()> {
         let Some(was) = self.scores.tasks.get(&task.name).map(TaskScores::settings) else { return Ok(()) };
         if was == *settings {
@@ -56,7 +55,7 @@ impl Folder {
             ))
     }
 
-    /// Has this task been evaluated, on the same items?
+    /// Whether the folder has scores of this task on the same items.
     pub(super) fn holds(&self, task: &Task, settings: &Settings) -> bool {
         self.scores.tasks.get(&task.name).is_some_and(|scores| {
             (scores.version, &scores.data_sha256) == (task.version, &task.sha256)
@@ -65,7 +64,7 @@ impl Folder {
         })
     }
 
-    /// Writes a finished task, in the place of an older one of that name.
+    /// Writes a finished task, replacing an older one of that name.
     pub(super) fn add(&mut self, name: &str, scores: TaskScores, samples: Vec<Sample>) -> Result<()> {
         self.scores.tasks.insert(name.to_owned(), scores);
         self.samples.insert(name.to_owned(), samples);

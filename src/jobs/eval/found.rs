@@ -1,4 +1,4 @@
-//! What runs the model of an evaluation, as far as it is known before anything is asked of it: this program, or servers.
+//! Finds what runs the model of an evaluation, this program or servers, before the model is used.
 
 use std::path::Path;
 
@@ -40,7 +40,7 @@ impl FoundModel {
         Ok(FoundModel::Own { reference: Box::new(reference), options, purpose, max_len })
     }
 
-    /// An error where answers cannot be drawn in this way.
+    /// Returns an error if answers cannot be sampled in this way.
     pub(super) fn check_way(&self, sampling: &Sampling) -> Result<()> {
         match self {
             FoundModel::Own { .. } => Ok(()),
@@ -62,7 +62,7 @@ impl FoundModel {
         }
     }
 
-    /// Where the model runs. Not by which servers: any of the model will do.
+    /// Where the model runs. The servers' addresses do not count: any server of the model will do.
     pub(super) fn device(&self) -> Result<String> {
         match self {
             FoundModel::Own { reference, options, purpose, max_len } => {
@@ -89,8 +89,8 @@ impl FoundModel {
         })
     }
 
-    /// The model, where something is left to do. Servers are put to the test in any case, with an answer where the tasks have some written: a
-    /// finished folder is none of another model's that has taken their place.
+    /// Loads the model if there is work left. Servers are always checked, including an answer if a task needs generated ones, since another model may
+    /// have replaced the one that a finished folder belongs to.
     pub(super) fn author(self, has_work: bool, writes: bool, out: &Path, watch: &dyn Watch) -> Result<Option<Author>> {
         Ok(match self {
             FoundModel::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),

@@ -1,16 +1,15 @@
-//! An evaluation: tasks and a model -> a folder with scores.json, samples.parquet and answers.parquet, which can be resumed and added to.
+//! Evaluates a model on tasks into a folder with scores.json, samples.parquet and answers.parquet; the folder can be resumed and extended.
 //!
-//! A folder belongs to one model at one precision, and each of its tasks to one choice of items and examples and one way of asking; a folder
-//! that nobody named is named after these, too. Tasks that it holds already are not evaluated again, so that an interrupted command goes on
-//! where it stopped, and another one adds its tasks. Only a task whose file has changed is evaluated anew in its place. The tables are
-//! written before scores.json: samples without a score are those of a task that was cut off, and are dropped. Answers, and what servers say of
-//! continuations, are kept one by one in a journal of their task until it is finished.
+//! A folder belongs to one model at one precision, and each of its tasks to one choice of items, examples and settings; the default name of a folder
+//! is derived from these. Tasks with scores are not evaluated again, so an interrupted command resumes where it stopped, and another command adds its
+//! tasks. Only a task whose file has changed is evaluated again. The tables are written before scores.json: samples without a score belong to an
+//! interrupted task and are dropped. Generated answers and servers' scores are kept one by one in a journal per task until the task is finished.
 //!
 //! ```text
-//! found.rs        the model, before anything is asked of it
-//! way.rs          how it is asked
+//! found.rs        the model, before it is used
+//! way.rs          the settings of an evaluation
 //! desk.rs         a task and the model -> samples
-//! folder.rs       what is there, what fits to it, and what is added
+//! folder.rs       the evaluation folder
 //! ```
 
 mod desk;
@@ -40,29 +39,29 @@ use found::FoundModel;
 use way::writes;
 pub(crate) use way::{ChatWay, SEED, Way, WrittenWay};
 
-/// An evaluation as the user asked for it.
+/// An evaluation as the user requested it.
 pub(crate) struct Job {
     pub model: ModelName,
     /// The servers that run the model in place of this program.
     pub servers: Option<Options>,
-    /// `probe`, benchmarks, files, globs.
+    /// `probe`, benchmarks, files and globs.
     pub tasks: Vec<String>,
-    /// `None`: a folder under `runs/` named after the model and what else decides the scores.
+    /// `None` means a folder under `runs/` named after the model and everything else that determines the scores.
     pub out: Option<PathBuf>,
     pub way: Way,
     /// The command line, for scores.json.
     pub command: String,
 }
 
-/// What an evaluation has left.
+/// The result of an evaluation.
 pub(crate) struct Outcome {
     pub out: PathBuf,
     pub scores: Scores,
-    /// The names of the tasks that were asked for; the folder may hold others.
+    /// The names of the requested tasks; the folder may hold others.
     pub tasks: Vec<String>,
 }
 
-/// Evaluates the tasks that the folder does not hold yet, and writes it after each.
+/// Evaluates the tasks that the folder does not hold yet, and updates it after each.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let started = SystemTime::now();
     let way = &job.way;
@@ -71,7 +70,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         named::examples_from(&mut tasks, path)?;
     }
     for task in &mut tasks {
-        // Drawn from all items, so that neither a limit nor a sample changes a prompt.
+        // Examples are drawn from all items, so that neither a limit nor a sample changes a prompt.
         let own = task.written.map_or(0, |spec| spec.few_shot);
         let n = way.few_shot.unwrap_or(own);
         if let (0, Some(path)) = (n, &way.few_shot_from) {
@@ -140,23 +139,23 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     Ok(Outcome { out, scores: folder.scores, tasks: names })
 }
 
-/// What is collected of a task until all of it is there: of servers' scores, of written answers.
+/// What the journal of an unfinished task holds: servers' scores, or generated answers.
 const SCORES: &str = "scores";
 const ANSWERS: &str = "answers";
 
-/// The journal of a task, which holds what was said or written until the task is done.
+/// The path of a task's journal, which holds scores or answers until the task is finished.
 fn journal_of(out: &Path, task: &Task, what: &str) -> PathBuf {
     out.join(format!("{what}.{}.part.jsonl", task.name))
 }
 
-/// A model that can be loaded once more.
+/// A model that can be loaded again.
 pub(crate) struct KnownModel {
     pub name: ModelName,
-    /// What its SHA-256 was, where a folder tells.
+    /// The SHA-256 that it had according to its folder, if known.
     pub sha256: Option<String>,
 }
 
-/// How far two models are apart on general text: see `divergence.rs`.
+/// Measures the divergence between two models on general text: see `divergence.rs`.
 pub(crate) fn divergence(models: [&KnownModel; 2], way: &Way, watch: &dyn Watch) -> Result<Divergence> {
     let find = |known: &KnownModel| {
         let reference = Reference::resolve_named(&known.name, &fetching(watch))?;
@@ -169,7 +168,7 @@ pub(crate) fn divergence(models: [&KnownModel; 2], way: &Way, watch: &dyn Watch)
         Ok(reference)
     };
     let (before, after) = (find(models[0])?, find(models[1])?);
-    // Both read the same windows.
+    // Both models read the same windows.
     let max_len = before.max_len(way.max_len)?.min(after.max_len(way.max_len)?);
     let load = |reference: &Reference| Model::load(reference, way.load, max_len);
     divergence::measure(&load(&before)?, &load(&after)?, max_len, &|what, done, total| watch.tokens(what, done, total))

@@ -1,4 +1,4 @@
-//! How a model is asked, as the user says it.
+//! Holds the settings by which a model is evaluated, as the user gives them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,58 +16,57 @@ use crate::model::{LoadOptions, Placement, Reference, text_of};
 use crate::random;
 use crate::tokens::{RenderOptions, Renderer};
 
-/// The seed where none is given, as in lm-evaluation-harness.
+/// The default seed, which equals that of lm-evaluation-harness.
 pub(crate) const SEED: u64 = 1234;
 
-/// How a model is asked.
+/// The settings of an evaluation.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
-    /// Only the first items of each task, this many; of each subject, where a task has some.
+    /// The number of first items to evaluate per task, or per subject where a task has subjects.
     pub limit: Option<usize>,
-    /// Only items drawn at random, this many; of each subject, where a task has some.
+    /// The number of random items to evaluate per task, or per subject where a task has subjects.
     pub sample: Option<usize>,
-    /// Examples before every question; `None` for as many as the task is known with.
+    /// The number of examples before every question; `None` for the task's default.
     pub few_shot: Option<usize>,
-    /// The file whose first rows they are, in the place of the task's own.
+    /// The file whose first rows serve as examples instead of the task's own.
     pub few_shot_from: Option<PathBuf>,
-    /// The seed of the draws of examples, of the sample and of answers.
+    /// The seed for examples, for the sample of items and for answers.
     pub seed: u64,
-    /// The system message, if there is one.
+    /// The system message, if any.
     pub system: Option<String>,
     /// `None`: without a chat template.
     pub chat: Option<ChatWay>,
-    /// How answers are written, where the model writes.
+    /// How answers are generated.
     pub written: WrittenWay,
     /// How this program runs the model.
     pub load: LoadOptions,
-    /// Tokens that go into the model at once; also the length of the windows of a text. `None` for the usual length, or what the model
-    /// takes if that is less.
+    /// The longest sequence, which is also the window length for texts. `None` for the usual length, or less if the model takes less.
     pub max_len: Option<usize>,
 }
 
-/// How questions go through a chat template.
+/// How the chat template is applied to questions.
 #[derive(Debug, Clone)]
 pub(crate) struct ChatWay {
-    /// A file with a template in the place of the model's own.
+    /// A file with a template that replaces the model's own.
     pub template: Option<PathBuf>,
-    /// JSON object of variables for the template.
+    /// A JSON object of variables for the template.
     pub switches: Option<Value>,
-    /// Examples are turns of their own.
+    /// Whether examples are separate turns.
     pub multiturn: bool,
 }
 
-/// How answers are written, where the model writes.
+/// How answers are generated.
 #[derive(Debug, Clone)]
 pub(crate) struct WrittenWay {
-    /// `None`: the task's own.
+    /// `None` means the task's own limit.
     pub max_new_tokens: Option<usize>,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Texts that end an answer, beside the task's own.
+    /// Texts that end an answer, in addition to the task's own.
     pub stops: Vec<String>,
-    /// Answers to each question.
+    /// The number of answers to each question.
     pub repeats: u32,
-    /// Answers under way at a time.
+    /// The number of answers generated concurrently.
     pub at_once: usize,
 }
 
@@ -78,7 +77,7 @@ impl Default for WrittenWay {
 }
 
 impl Way {
-    /// Leaves the items that are to be evaluated.
+    /// Keeps only the items to evaluate.
     pub(super) fn choose(&self, task: &mut Task) {
         let mut subjects: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
         for (idx, item) in task.items.iter().enumerate() {
@@ -100,12 +99,12 @@ impl Way {
         task.items.retain(|_| kept.next() == Some(true));
     }
 
-    /// What of it a task's scores depend on, as they state it.
+    /// The selection of items that scores depend on, as the scores record it.
     fn chosen(&self) -> Chosen {
         Chosen { limit: self.limit, sample: self.sample, sample_seed: self.sample.map(|_| self.seed) }
     }
 
-    /// How questions are put to this model.
+    /// How questions are rendered for this model.
     pub(super) fn asking(&self, reference: &Reference, tasks: &[Task], max_len: usize) -> Result<Asking> {
         let has_rows = tasks.iter().any(|task| task.kind == TaskKind::Rows);
         let rows = has_rows.then(|| self.rows(reference, max_len)).transpose()?;
@@ -127,7 +126,7 @@ impl Way {
         })
     }
 
-    /// How rows to learn from become tokens: through the model's own template or that of the questions, masked as training masks.
+    /// How rows are tokenized: through the model's own template or that of the questions, and masked as in training.
     fn rows(&self, reference: &Reference, max_len: usize) -> Result<Renderer> {
         let (tokenizer, template) = text_of(reference)?;
         let (chat_template, template_switches) =
@@ -137,10 +136,10 @@ impl Way {
         Renderer::new(tokenizer, template, options)
     }
 
-    /// All that decides the scores of a task beside the model and the data.
+    /// Everything but the model and the data that determines the scores of a task.
     pub(super) fn settings_of(&self, task: &Task, asking: &Asking, answering: Option<&Answering>) -> Settings {
-        // Without `..`, so that the compiler asks of a new option whether it decides about scores. What is passed over here is in `chosen`, in the task
-        // (the examples), in `asking`, in `answering` (the sampling), or in the identity of the folder (how the model runs), or decides about no score.
+        // Without `..`, the compiler demands a decision for every new option. The options ignored here are part of `chosen`, of the task (the
+        // examples), of `asking`, of `answering` (the sampling) or of the identity of the folder (how the model runs), or do not affect scores.
         let Way {
             limit: _,
             sample: _,
@@ -160,17 +159,17 @@ impl Way {
         Settings::new(task, self.chosen(), asking, writing)
     }
 
-    /// The settings in words, for the name of a folder: empty for all items without examples, asked as it goes without saying.
+    /// The settings in words, for the name of a folder; empty for the defaults: all items, no examples, questions without a template.
     pub(super) fn settings(&self, asking: &Asking, tasks: &[Task]) -> String {
         let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
         let draws_examples = tasks.iter().any(|task| task.few_shot.as_ref().is_some_and(|few_shot| few_shot.seed.is_some()));
         let drawn = (self.sample.is_some() || draws_examples).then_some(self.seed as usize);
-        // No examples are a choice, too, where a task is known with some.
+        // Zero examples is also a choice, where a task has some by default.
         let options =
             [option("limit", self.limit), option("sample", self.sample), option("fewshot", self.few_shot), option("seed", drawn)];
         let mut options: Vec<String> = options.into_iter().flatten().collect();
         options.extend(tasks.iter().filter_map(|task| Some(format!("from {}", task.few_shot.as_ref()?.file_sha256.as_ref()?))));
-        // With examples of its own a task may tell one turn from several.
+        // A task with its own examples may render several turns differently from one.
         options.extend(asking.asked(TaskKind::Written, true).words());
         let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;
         options.extend(option("max new tokens", *max_new_tokens));
@@ -183,7 +182,7 @@ impl Way {
         options.join(" ")
     }
 
-    /// An error for an option that no score of these tasks depends on.
+    /// Returns an error for an option that does not affect the scores of these tasks.
     pub(super) fn check_says(&self, tasks: &[Task]) -> Result<()> {
         self.check_asks(tasks)?;
         let (own, plain) = (&self.written, WrittenWay::default());
@@ -204,7 +203,7 @@ impl Way {
         }
     }
 
-    /// An error for an option about questions, examples or draws where there are none.
+    /// Returns an error for an option about questions, examples or sampling where there are none.
     fn check_asks(&self, tasks: &[Task]) -> Result<()> {
         let reads_texts = tasks.iter().all(|task| task.kind == TaskKind::Text);
         let texts = "texts are read as they are, in windows";
@@ -227,7 +226,7 @@ impl Way {
         }
     }
 
-    /// How the model is held and where it runs for these tasks. An error where it cannot write answers there.
+    /// How the model is loaded and placed for these tasks. Returns an error if it cannot generate answers there.
     pub(super) fn load_options_of(&self, tasks: &[Task]) -> Result<LoadOptions> {
         match self.load.device {
             Placement::Metal if writes(tasks) => {
@@ -239,7 +238,7 @@ impl Way {
     }
 }
 
-/// Does the model write answers to one of them?
+/// Whether the model generates answers for any of the tasks.
 pub(super) fn writes(tasks: &[Task]) -> bool {
     tasks.iter().any(|task| task.kind == TaskKind::Written)
 }
@@ -301,7 +300,7 @@ mod tests {
             Way { few_shot, ..way(None, None, seed) }.settings(&Asking::default(), &[task])
         };
         assert_ne!(name(None, 0, 1), name(Some(0), 0, 1));
-        // The examples that a task is known with are drawn, too.
+        // A task's default examples are also drawn at random.
         assert_ne!(name(None, 2, 1), name(None, 2, 2));
         assert_eq!(name(None, 0, 1), name(None, 0, 2));
     }
@@ -315,7 +314,7 @@ mod tests {
                 i / 2
             )
         };
-        // 20 of law, 20 of logic, 2 of virology.
+        // There are 20 rows of law, 20 of logic and 2 of virology.
         let rows: String = (0..60).filter(|i| i % 3 < 2 || *i < 6).map(row).collect();
         let chosen = |way: Way| -> Vec<String> {
             let mut task = parse("t", "t.jsonl", rows.as_bytes()).unwrap();
@@ -326,7 +325,7 @@ mod tests {
         let sampled = chosen(way(None, Some(5), 1));
         let of = |subject: usize| sampled.iter().filter(|id| id.parse::<usize>().unwrap() % 3 == subject).collect::<Vec<_>>();
         assert_eq!((of(0).len(), of(1).len(), of(2).len()), (5, 5, 2));
-        // Subjects have draws of their own, and seeds, too.
+        // Each subject has its own draw, and so does each seed.
         let places = |subject| of(subject).iter().map(|id| id.parse::<usize>().unwrap() / 3).collect::<Vec<_>>();
         assert_ne!(places(0), places(1));
         assert_eq!(sampled, chosen(way(None, Some(5), 1)));

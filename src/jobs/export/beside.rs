@@ -1,4 +1,4 @@
-//! What a trainer has to be told about the file: LLaMA-Factory's dataset_info.json, axolotl's `datasets`.
+//! Writes the settings that a trainer needs for an exported file: LLaMA-Factory's dataset_info.json, axolotl's `datasets`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::json;
 
 const DATASET_INFO: &str = "dataset_info.json";
 
-/// The file that the format needs beside the data.
+/// The path of the settings file that the format needs besides the data.
 pub(super) fn path(target: Target, out: &Path) -> Option<PathBuf> {
     match target {
         Target::LlamaFactory => Some(out.with_file_name(DATASET_INFO)),
@@ -24,7 +24,7 @@ fn stem(out: &Path) -> String {
     out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Writes what the format needs beside the data; gives the path. `turn_ends` are the control tokens with which answers end, if the run says it.
+/// Writes the settings file and returns its path. `turn_ends` are the control tokens that end answers, if the run records them.
 pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Option<&[String]>) -> Result<Option<PathBuf>> {
     let name = file_name(out);
     let Some(path) = path(target, out) else { return Ok(None) };

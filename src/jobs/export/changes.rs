@@ -1,4 +1,4 @@
-//! What was done to which row, and why: a line of changes.jsonl.
+//! Describes what an export changed in which row, and why: the lines of changes.jsonl.
 
 use serde::Serialize;
 
@@ -17,11 +17,11 @@ pub(super) enum What {
         end: Option<u32>,
     },
     Weight,
-    /// The record could not be read, and is written only where it can be copied.
+    /// The record could not be read; it is exported only if it can be copied.
     Unreadable,
 }
 
-/// Masses in nats: what the conflicts of the row (of a mask, those in it) lose beyond what the model expected.
+/// A change. Masses are in nats: the surplus of the conflicts of the row, or for a mask, of those in it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Change {
     pub row: u32,
@@ -31,11 +31,11 @@ pub(super) struct Change {
     pub id: Option<String>,
     #[serde(flatten)]
     pub what: What,
-    /// The option that asked for it, or `decision`.
+    /// The option that caused it, or `decision`.
     pub why: String,
     pub conflicts: u32,
     pub mass: f64,
-    /// Supervised tokens that the change is about.
+    /// The supervised tokens that the change affects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u32>,
     /// Their -ln p, nats.
@@ -43,10 +43,10 @@ pub(super) struct Change {
     pub loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
-    /// Nats to learn per conflict.
+    /// Loss of the uncertain tokens per conflict, nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teaches: Option<f64>,
-    /// The text that is masked.
+    /// The masked text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

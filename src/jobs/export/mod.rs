@@ -1,15 +1,15 @@
-//! `diagnose export`: the data of a run again, row by row in their order, with what the diagnosis or a person has decided.
+//! Implements `diagnose export`: writes the data of a run in their order, changed as rules and a person's decisions say.
 //!
 //! ```text
-//! rules.rs     what is wanted: --drop, --mask
-//! verdicts.rs  the table, rules and decisions -> what is done to each row
-//! changes.rs   what was done and why, a line each
-//! rewrite.rs   answers to be written anew
-//! beside.rs    what trainers have to be told about the file
-//! peers.rs     what another program would make of the rows, against what the run learns
+//! rules.rs     the rules: --drop, --mask
+//! verdicts.rs  the table, rules and decisions -> what happens to each row
+//! changes.rs   what was changed and why, one line each
+//! rewrite.rs   answers to be rewritten
+//! beside.rs    the settings that trainers need for the file
+//! peers.rs     what another program would make of the rows, compared with what the run supervises
 //! ```
 //!
-//! Every file appears whole or not at all; where a row cannot be said in the format, none appears.
+//! Every file appears complete or not at all; if the format cannot express a row, none appears.
 
 mod beside;
 mod changes;
@@ -43,13 +43,13 @@ use changes::{Change, What};
 use peers::{Peer, beside_rows, program, supervised};
 use verdicts::{Verdict, Wanted, verdicts};
 
-/// An export as the user asked for it.
+/// An export as the user requested it.
 pub(crate) struct Job {
     pub run: PathBuf,
-    /// Where the data lie now, if they have moved.
+    /// The current paths of the data, if they have moved.
     pub data: Vec<String>,
     pub target: Target,
-    /// JSON Lines, or Parquet by its extension.
+    /// JSON Lines, or Parquet if the extension says so.
     pub out: PathBuf,
     pub drop: Vec<DropRule>,
     pub mask: Vec<MaskRule>,
@@ -60,39 +60,39 @@ pub(crate) struct Job {
     pub command: String,
 }
 
-/// What was written.
+/// The result of an export.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Exported {
     pub out: PathBuf,
     pub changes: PathBuf,
-    /// What trainers have to be told.
+    /// The settings file for the trainer.
     pub beside: Option<PathBuf>,
     pub rewrite: Option<PathBuf>,
     pub rows_read: u64,
-    /// Rows of the data that the run did not read (`--limit`, `--sample`, `--shard`), which are not written.
+    /// Rows of the data that the run did not read (`--limit`, `--sample`, `--shard`) and that are not written.
     pub rows_not_read: u64,
     pub rows_written: u64,
     pub rows_dropped: u64,
     pub rows_masked: u64,
     pub rows_weighted: u64,
-    /// Answers with conflicts, written to the file of candidates.
+    /// Answers with conflicts, written to the file of rewrite candidates.
     pub candidates: u64,
-    /// Records that were no rows.
+    /// Records that could not be read as rows.
     pub unreadable: u64,
-    /// Those of them that are left out, since they cannot be copied as they stand.
+    /// Unreadable records that are left out because they cannot be copied.
     pub unreadable_left_out: u64,
-    /// Conflicts that a rule would mask, and that have no place in the content: of reasoning, of a tool call or of the template.
+    /// Conflicts that a rule would mask but that are template tokens, which have no place in the text.
     pub conflicts_beside_content: u64,
-    /// What the run is sorted by, where rules ask for conflicts.
+    /// The thresholds of the run, if rules depend on conflicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thresholds: Option<String>,
-    /// Columns of the data, and members of columns, that the format does not take along or whose types are not read.
+    /// Columns of the data, and members of columns, that the format drops or whose types are not supported.
     pub columns_left_out: BTreeSet<String>,
-    /// What else a person should know.
+    /// Further remarks for the user.
     pub notes: Vec<String>,
 }
 
-/// A row that is to be written.
+/// A row to be written.
 enum Written {
     Bytes(Vec<u8>),
     Object(serde_json::Map<String, serde_json::Value>),
@@ -159,7 +159,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         }
     }
     if job.target == Target::Trl {
-        // Its reader takes the first row's form for that of all.
+        // TRL's reader takes the form of the first row for that of all.
         export.completion_alone = export.is_completion_alone()?;
         let how = match export.completion_alone {
             true => "TRL learns the completion of each row, its default",
@@ -170,7 +170,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
     export.write()
 }
 
-/// The bytes of a row as they stand in one file after those of others: a mark of the byte order belongs to the beginning of that.
+/// The bytes of a row as they follow those of other files: a byte order mark may only stand at the beginning of a file.
 fn within(file: usize, bytes: &[u8]) -> Vec<u8> {
     match bytes.strip_prefix(b"\xEF\xBB\xBF") {
         Some(rest) if file > 0 => rest.to_vec(),
@@ -178,7 +178,7 @@ fn within(file: usize, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The extensions of the formats in which data are read here and not written: a file of JSON Lines under such a name would mislead.
+/// Extensions of formats that are read but not written; JSON Lines under such a name would mislead.
 const NOT_WRITTEN: [&str; 13] =
     ["csv", "tsv", "txt", "arrow", "feather", "gz", "zst", "bz2", "xz", "zip", "yaml", "toml", "xlsx"];
 
@@ -192,7 +192,7 @@ fn check_extension(out: &Path) -> Result<()> {
     }
 }
 
-/// An error if a file that is to be written is one that is read, one of the run's, or another one that is to be written.
+/// Returns an error if an output file is an input file, one of the run's files, or another output file.
 fn check_places(job: &Job, files: &[DataFile]) -> Result<()> {
     let read = files.iter().map(|file| (file.path.as_path(), "a data file of the run"));
     let read = read.chain(job.decisions.iter().map(|path| (path.as_path(), "the file of --decisions")));
@@ -207,7 +207,7 @@ fn check_places(job: &Job, files: &[DataFile]) -> Result<()> {
     let run = identified(&job.run);
     for (path, what) in written.into_iter().filter_map(|(path, what)| path.map(|path| (path, what))) {
         let place = identified(&path);
-        // An earlier export into the run's folder may be replaced; of JSON Lines a run has none that people name.
+        // An earlier export into the run's folder may be replaced; the run itself has no JSON Lines files that users name.
         let is_of_run = place.parent() == Some(run.as_path())
             && place.exists()
             && place.extension().is_none_or(|extension| extension != "jsonl");
@@ -226,7 +226,7 @@ fn is_table(out: &Path) -> bool {
     out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"))
 }
 
-/// `clean.changes.jsonl` beside `clean.jsonl`, and `clean.parquet.changes.jsonl` beside `clean.parquet`, which may stand in the same folder.
+/// `clean.changes.jsonl` for `clean.jsonl`, and `clean.parquet.changes.jsonl` for `clean.parquet`, since both may be in one folder.
 fn changes_path(out: &Path) -> PathBuf {
     let stem = if is_table(out) { out.file_name() } else { out.file_stem() };
     let stem = stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -239,13 +239,13 @@ struct Export<'a> {
     wanted: &'a Wanted,
     verdicts: BTreeMap<u32, Verdict>,
     choices: BTreeMap<(u32, u16), Vec<rewrite::Choice>>,
-    /// For TRL: is of every row the last answer alone learnt?
+    /// For TRL: whether only the last answer of every row is supervised.
     completion_alone: bool,
     is_table: bool,
     changes: Vec<Change>,
-    /// The program that the rows are written for, where it reads them by the run's model.
+    /// The program that the rows are written for, if it reads them with the run's model.
     peer: Option<Peer>,
-    /// The lines of the file of candidates, in JSON.
+    /// The lines of the rewrite candidates file, as JSON.
     candidates: Vec<String>,
     exported: Exported,
 }
@@ -257,7 +257,7 @@ impl Export<'_> {
         if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
         }
-        // The data come last: whoever finds them finds what was changed in them, too.
+        // Write the data last: if they are there, the other files are, too.
         let mut rows = Vec::new();
         write_atomically(&out, |file| {
             match is_table {
@@ -280,7 +280,7 @@ impl Export<'_> {
     fn write_lines(&mut self, file: &mut BufWriter<File>) -> Result<()> {
         let mut ends_line = true;
         let mut put = |bytes: &[u8]| -> Result<()> {
-            // The last line of a file may lack its end, and another file may follow.
+            // The last line of a file may lack a line feed, and another file may follow.
             if !ends_line {
                 file.write_all(b"\n").context("cannot write the data")?;
             }
@@ -293,7 +293,7 @@ impl Export<'_> {
         })
     }
 
-    /// Hands over what is written of each row, in order.
+    /// Passes on what is written of each row, in order.
     fn each_row(&mut self, mut put: impl FnMut(Written) -> Result<()>) -> Result<()> {
         let chosen: BTreeMap<u32, &Row> = self.run.rows.iter().map(|row| (row.row, row)).collect();
         let mut last_file = None;
@@ -397,7 +397,7 @@ impl Export<'_> {
         Ok(Some(Written::Object(written)))
     }
 
-    /// A record that is no row is copied where nothing is asked of its form.
+    /// Copies an unreadable record if rows are written in the form in which they were read.
     fn unreadable(&mut self, row: &Row, original: &Original, reason: &str) -> Result<Option<Written>> {
         self.exported.unreadable += 1;
         self.changes.push(Change::new(row, What::Unreadable, reason.to_owned()));
@@ -426,7 +426,7 @@ impl Export<'_> {
         Ok(true)
     }
 
-    /// Writes every file but the data: the changes, what trainers have to be told, the candidates.
+    /// Writes every file but the data: the changes, the settings for the trainer, the rewrite candidates.
     fn write_beside(&mut self) -> Result<()> {
         self.exported.notes.extend(self.peer.as_ref().and_then(|peer| peer.note(self.job.target)));
         let head = json!({
@@ -458,7 +458,7 @@ fn write_lines(path: &Path, lines: &[String]) -> Result<()> {
     write_atomically(path, |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")).context("cannot write the file"))
 }
 
-/// The example as the verdict leaves it, and what was changed in it.
+/// The example as changed by the verdict, and the changes.
 fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>)> {
     let mut example = as_read.clone();
     let mut changes = Vec::new();
@@ -477,7 +477,7 @@ fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>
     Ok((example, changes))
 }
 
-/// Switches all answers but the last off, as a run does that learns the last alone.
+/// Excludes all answers but the last from the loss, as in a run that supervises only the last.
 fn forget_history(example: &mut Example) {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     for (idx, turn) in example.turns.iter_mut().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
@@ -488,14 +488,14 @@ fn forget_history(example: &mut Example) {
     }
 }
 
-/// Takes a mask's tokens out of what is learnt; gives the text of the span.
+/// Excludes a mask's tokens from the loss and returns the text of the span.
 fn apply(turn: &mut Turn, mask: &Mask) -> Option<String> {
     let Some((begin, end)) = mask.span else {
         turn.weight = 0.0;
         turn.parts.clear();
         return None;
     };
-    // A token may hold a part of a character.
+    // A token may contain part of a character.
     let begin = turn.content.floor_char_boundary(begin as usize);
     let end = turn.content.ceil_char_boundary(end as usize);
     turn.parts.push(WeightedPart { begin, end, weight: 0.0 });

@@ -1,7 +1,7 @@
-//! What the trainer that rows are written for makes of them, where that is another program than ours: what it would learn otherwise than the run is said.
+//! Checks what another trainer makes of the exported rows, and reports where it would supervise other tokens than the run.
 //!
-//! A file holds rows and masks. The system prompt that a run was given, what it learns of a row, and what a chat template does with turns that
-//! others follow are in no file.
+//! A file holds only rows and masks. It holds neither the run's system prompt, nor its choice of supervised turns, nor how a chat template renders
+//! turns that others follow.
 
 use crate::dataset::write::Target;
 use crate::dataset::{Example, Place};
@@ -12,19 +12,19 @@ use crate::jobs::train::{Slots, check_axolotl};
 use crate::model::{ModelName, Reference, text_of};
 use crate::tokens::{RenderOptions, Renderer, Supervise};
 
-/// Another program that reads the rows as this model's.
+/// Another program that reads the rows with the run's model.
 pub(super) struct Peer {
     renderer: Renderer,
-    /// LLaMA-Factory's reading of the template; `None` for axolotl.
+    /// LLaMA-Factory's version of the template; `None` for axolotl.
     slots: Option<Slots>,
     supervise: Supervise,
-    /// Rows of which it makes or learns other tokens, and the first of them with the reason.
+    /// The number of rows that it tokenizes or supervises differently, and the first of them with the reason.
     unlike: u64,
     example: Option<String>,
 }
 
 impl Peer {
-    /// An error where the model of the run is not there any more, or not as it was.
+    /// Returns an error if the model of the run is missing or has changed.
     pub(super) fn of(target: Target, record: &RunRecord) -> Result<Peer> {
         let path = &record.model.path;
         if !path.exists() {
@@ -41,7 +41,7 @@ impl Peer {
         Ok(Peer { renderer, slots, supervise: supervised(record), unlike: 0, example: None })
     }
 
-    /// Looks at a row that is written.
+    /// Checks a written row.
     pub(super) fn read(&mut self, place: &Place, example: &Example) {
         let same = match &self.slots {
             Some(slots) => slots.check(&self.renderer, example, self.supervise),
@@ -53,7 +53,7 @@ impl Peer {
         }
     }
 
-    /// What was found in all rows, in a sentence.
+    /// The result for all rows, as a sentence.
     pub(super) fn note(&self, target: Target) -> Option<String> {
         let told = if self.slots.is_some() { " (without a `template` of its own)" } else { "" };
         let program = program(target)?;
@@ -65,7 +65,7 @@ impl Peer {
     }
 }
 
-/// The program whose reading of rows is known here.
+/// The program whose reading of rows is implemented here.
 pub(super) fn program(target: Target) -> Option<&'static str> {
     match target {
         Target::LlamaFactory => Some("LLaMA-Factory"),
@@ -74,12 +74,12 @@ pub(super) fn program(target: Target) -> Option<&'static str> {
     }
 }
 
-/// What of a row the run learns.
+/// Which turns of a row the run supervises.
 pub(super) fn supervised(record: &RunRecord) -> Supervise {
     serde_json::from_value::<Supervise>(record.supervise.clone()).unwrap_or_default()
 }
 
-/// What of the run is in no row, in sentences: whoever trains on the rows has to be told.
+/// Settings of the run that no row contains and the trainer needs, as sentences.
 pub(super) fn beside_rows(target: Target, record: &RunRecord) -> Vec<String> {
     let mut notes = Vec::new();
     if record.system.is_some() {

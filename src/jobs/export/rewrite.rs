@@ -1,5 +1,4 @@
-//! `--rewrite-candidates`: the answers with conflicts, what the model would have said there, and an empty field for what should stand
-//! instead.
+//! Implements `--rewrite-candidates`: writes the answers with conflicts, what the model would have said there, and an empty field for the new answer.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -10,7 +9,7 @@ use crate::dataset::{Example, Role};
 use crate::error::Result;
 use crate::table::{Column, Quadrant, Row, TOKENS_FILE, read_chunks, texts_of};
 
-/// One answer; `rewrite` is for a person or a stronger model to fill in.
+/// One answer; a person or a stronger model fills in `rewrite`.
 #[derive(Debug, Serialize)]
 pub(super) struct Candidate<'a> {
     row: u32,
@@ -18,7 +17,7 @@ pub(super) struct Candidate<'a> {
     line: u64,
     id: Option<&'a str>,
     turn: u16,
-    /// What stands before the answer.
+    /// The turns before the answer.
     before: Vec<Said<'a>>,
     answer: &'a str,
     conflicts: &'a [Choice],
@@ -31,7 +30,7 @@ struct Said<'a> {
     content: &'a str,
 }
 
-/// A conflict: bytes of the answer, what the data say there and what the model would have said, with their probabilities.
+/// A conflict: a byte range of the answer, what the data contain there and what the model would have said, with their probabilities.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Choice {
     begin: u32,
@@ -40,7 +39,7 @@ pub(super) struct Choice {
     p_data: f32,
     model: String,
     p_model: f32,
-    /// -ln p - H of the token of the data, nats.
+    /// -ln p - H of the data's token, nats.
     surplus: f32,
     #[serde(skip)]
     ids: (u32, u32),

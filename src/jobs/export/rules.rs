@@ -1,4 +1,4 @@
-//! What the user wants done to rows and tokens by rule: the values of `--drop` and `--mask`.
+//! Parses the rules of `--drop` and `--mask`, which change rows and tokens.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,27 +7,27 @@ use std::str::FromStr;
 use crate::diagnosis::kinds::ConflictKind;
 use crate::error::{Error, Result};
 
-/// Which rows go.
+/// Which rows to drop.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum DropRule {
-    /// Rows whose conflict mass (the sum of -ln p - H over their conflicts, nats) is this or more.
+    /// Rows whose conflict mass (the sum of -ln p - H over their conflicts, nats) is at least this.
     Mass(f64),
     /// Rows with a conflict of the kind.
     Kind(ConflictKind),
-    /// These, by their numbers over the whole input.
+    /// Rows with these numbers, counted over the whole input.
     Rows(BTreeSet<u32>),
-    /// Rows that the format cannot hold; without this they are an error.
+    /// Rows that the format cannot express, which are an error otherwise.
     Inexpressible,
 }
 
-/// Which tokens are not learnt.
+/// Which tokens to exclude from the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum MaskRule {
     /// Every confident conflict.
     Conflicts,
     /// The conflicts of the kind.
     Kind(ConflictKind),
-    /// Whole turns whose conflict mass is this or more.
+    /// Whole turns whose conflict mass is at least this.
     TurnMass(f64),
 }
 

@@ -1,4 +1,4 @@
-//! The table of a run, rules and decisions -> what is done to each row, with the numbers that say why.
+//! Decides what happens to each row of an export, from the run's table, rules and decisions, with the numbers that justify it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -12,36 +12,36 @@ use crate::error::{Error, Result};
 use crate::jobs::decisions::{Decisions, Mask};
 use crate::table::{CONFLICTS_FILE, Column, KnownConflict, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, read_conflicts};
 
-/// What is wanted, by rule and by decision.
+/// The requested rules and decisions.
 pub(crate) struct Wanted {
-    /// Rules that take rows out.
+    /// Rules that drop rows.
     pub drop: Vec<DropRule>,
-    /// Rules that keep tokens from being learnt.
+    /// Rules that exclude tokens from the loss.
     pub mask: Vec<MaskRule>,
-    /// Rows weigh what the gate leaves of their tokens on average.
+    /// The gate whose mean token weight becomes the weight of a row.
     pub weight: Option<Gate>,
-    /// How many rows are kept: those that teach most per conflict; `None`: all.
+    /// The number of rows to keep: those that teach most per conflict; `None` means all.
     pub select: Option<usize>,
-    /// What a person has decided.
+    /// A person's decisions.
     pub decisions: Decisions,
 }
 
 impl Wanted {
-    /// Does a rule depend on what counts as a conflict?
+    /// Whether a rule depends on which tokens are conflicts.
     pub(super) fn asks_for_conflicts(&self) -> bool {
         let of_rows = |rule: &DropRule| matches!(rule, DropRule::Mass(_) | DropRule::Kind(_));
         self.drop.iter().any(of_rows) || !self.mask.is_empty() || self.select.is_some()
     }
 }
 
-/// What is done to a row.
+/// What happens to a row.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
-    /// The row goes, and why.
+    /// Present if the row is dropped, with the reason.
     pub drop: Option<Change>,
-    /// What of the row is not learnt, and why.
+    /// The parts excluded from the loss, with the reasons.
     pub masks: Vec<(Mask, Change)>,
-    /// What the row weighs, and why.
+    /// The weight of the row, with the reason.
     pub weight: Option<(f32, Change)>,
 }
 
@@ -49,11 +49,11 @@ pub(super) struct Verdict {
 #[derive(Debug, Clone, Copy, Default)]
 struct RowSums {
     conflicts: u32,
-    /// Nats beyond what the model expected, over the conflicts.
+    /// The surplus of the conflicts, nats.
     mass: f64,
-    /// -ln p over the uncertain tokens: what the row could teach.
+    /// -ln p over the uncertain tokens: what the row could teach, nats.
     teach: f64,
-    /// Tokens with a weight, and their sum: what a number that is not finite weighs is not known.
+    /// The number of tokens with a finite weight, whose sum is `weight`.
     weighed: u32,
     weight: f64,
     tokens: u32,
@@ -65,11 +65,11 @@ struct TurnSums {
     conflicts: u32,
     mass: f64,
     tokens: u32,
-    /// -ln p over all of them, nats.
+    /// -ln p over all these tokens, nats.
     loss: f64,
 }
 
-/// A supervised token that has a text of its own.
+/// A supervised token with bytes in the text.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     turn: u16,
@@ -79,21 +79,21 @@ struct Place {
     conflict: Option<f64>,
 }
 
-/// What the table holds that a verdict needs.
+/// What verdicts need from the table.
 #[derive(Default)]
 struct Seen {
     sums: HashMap<u32, RowSums>,
-    /// All supervised tokens of the rows that have a decided mask.
+    /// All supervised tokens of rows with a decided mask.
     places: HashMap<u32, Vec<Place>>,
     /// In all other rows, the conflicts that a rule masks, each with the rule.
     masked: HashMap<u32, Vec<(Place, MaskRule)>>,
     turns: BTreeMap<(u32, u16), TurnSums>,
     kinds: HashMap<u32, Vec<DropRule>>,
-    /// Conflicts that a rule would mask, and that have no place in the content: of reasoning, of a tool call or of the template.
+    /// Conflicts that a rule would mask but that are template tokens.
     beside_content: u64,
 }
 
-/// The verdicts by row, and how many conflicts could not be masked because they have no place in the content.
+/// The verdicts by row, and the number of conflicts that could not be masked because they are template tokens.
 pub(super) fn verdicts(run: &Path, rows: &[Row], wanted: &Wanted) -> Result<(BTreeMap<u32, Verdict>, u64)> {
     let numbers: std::collections::HashSet<u32> = rows.iter().map(|row| row.row).collect();
     if let Some((row, decision)) = wanted.decisions.rows.iter().find(|(row, _)| !numbers.contains(row)) {
@@ -272,7 +272,7 @@ impl Seen {
             verdict.masks.push((mask, Change { mass, conflicts: 1, ..change }));
         }
         if let (Some(gate), true) = (&wanted.weight, sums.weighed > 0) {
-            // Four digits are what a person reads; a row that counts for nothing is dropped by other means.
+            // Four digits are enough for a reader. The weight is never 0, since dropping a row is a separate rule.
             let weight = ((sums.weight / f64::from(sums.weighed)) * 1e4).round().max(1.0) / 1e4;
             let change =
                 Change { weight: Some(weight), tokens: Some(sums.tokens), ..change(What::Weight, format!("--weight {gate}")) };
@@ -281,7 +281,7 @@ impl Seen {
         verdict
     }
 
-    /// The mask, widened to the tokens that it touches: what is half masked for one tokenizer would be learnt by another.
+    /// Returns the mask widened to whole tokens: of a partly masked token, another tokenizer would supervise the rest.
     fn whole_tokens(&self, row: u32, mask: Mask) -> (Mask, u32, f64) {
         let places = self.places.get(&row).into_iter().flatten().filter(|place| place.turn == mask.turn);
         let Some((begin, end)) = mask.span else {
@@ -297,7 +297,7 @@ impl Seen {
         (Mask { turn: mask.turn, span: Some(span) }, n, loss)
     }
 
-    /// Keeps the `n` rows that teach most per conflict: the loss of their uncertain tokens over one more than the number of their conflicts.
+    /// Keeps the `n` rows that teach most per conflict: the loss of their uncertain tokens divided by one plus the number of their conflicts.
     fn select(&self, n: usize, rows: &[Row], wanted: &Wanted, verdicts: &mut BTreeMap<u32, Verdict>) {
         let keeps = |row: &Row| wanted.decisions.rows.get(&row.row).is_some_and(|decision| decision.keep == Some(true));
         let score = |row: &Row| {

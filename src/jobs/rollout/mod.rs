@@ -1,12 +1,12 @@
-//! The model's own answers to the prompts of a data set -> rollouts.jsonl, a data set that is scored like any other.
+//! Samples the model's own answers to the prompts of a data set into rollouts.jsonl, a data set that can be scored like any other.
 //!
 //! ```text
-//! plan.rs      what the user asked for -> the prompts, and an identity that two equal commands share
+//! plan.rs      opens and checks everything, renders the prompts and computes an identity that equal commands share
 //! record.rs    run.json
 //! ```
 //!
-//! A killed run keeps every answer that was finished (`jobs/journal.rs`). An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted
-//! run comes out as an undisturbed one; a server's drawn answers may depend on what it writes beside them.
+//! A killed run keeps every finished answer (`jobs/journal.rs`). An answer depends only on its prompt, the seed, its row and its number, so an
+//! interrupted run gives the same result as an uninterrupted one. The sampled answers of a server may also depend on what it generates alongside.
 
 mod plan;
 mod record;
@@ -35,7 +35,7 @@ pub(crate) use record::Record;
 
 const RUN_FILE: &str = "run.json";
 
-/// What a run of rollouts has left.
+/// The result of a rollout run.
 pub(crate) struct Outcome {
     pub out: PathBuf,
     pub record: Record,
@@ -47,7 +47,7 @@ impl Outcome {
     }
 }
 
-/// Writes what is not written yet.
+/// Generates the answers that are still missing.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let (plan, source) = Plan::make(job, watch)?;
     check_free(&plan.out, Work::Answers)?;
@@ -61,7 +61,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     }
     let _held = hold(&plan.out)?;
     let device = source.device();
-    // Servers are asked in any case: a finished folder is none of another model's that has taken their place.
+    // Servers are checked even if the folder is finished, since another model may have replaced the one that wrote it.
     let author = source.author(&plan.out, watch)?;
     if let Some(record) = before {
         Journal::clear(&plan.out.join(JOURNAL_FILE))?;
@@ -133,7 +133,7 @@ fn other_run(out: &Path) -> Error {
     )
 }
 
-/// The rows in the order of the data, each with its answers one after the other.
+/// Writes the rows in data order, each with its answers one after the other.
 fn write_rows(plan: &Plan, job: &Job, entries: &Entries, file: &mut impl Write) -> Result<()> {
     let mut prompts = plan.prompts.iter().peekable();
     for record in plan.dataset.chosen(&plan.chosen) {
@@ -154,7 +154,7 @@ fn write_rows(plan: &Plan, job: &Job, entries: &Entries, file: &mut impl Write) 
 
 fn row(plan: &Plan, job: &Job, example: &Example, asked: &plan::Asked, entry: &Entry) -> Result<Value> {
     let mut turns = example.turns[..asked.n_turns].to_vec();
-    // What the data say in earlier answers is none of the model's own.
+    // Earlier answers from the data are not the model's own, so they are not supervised.
     turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(|turn| {
         turn.weight = 0.0;
         turn.parts.clear();

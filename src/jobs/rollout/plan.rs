@@ -1,4 +1,4 @@
-//! What the user asked for -> everything opened, the prompts, and an identity that two equal commands share.
+//! Plans a rollout: opens and checks everything, renders the prompts and computes an identity that equal commands share.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::model::{GenerationConfig, Info, LoadOptions, Model, ModelName, Placem
 use crate::provenance;
 use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer, refused_strictly};
 
-/// Rollouts as the user asked for them.
+/// A rollout as the user requested it.
 pub(crate) struct Job {
     /// Files, globs, or `-` for standard input.
     pub inputs: Vec<String>,
@@ -37,28 +37,28 @@ pub(crate) struct Job {
     /// How this program runs the model.
     pub load: LoadOptions,
     pub render: RenderOptions,
-    /// In place of that of `render`; `None` for the usual length, or what the model takes.
+    /// Replaces the limit in `render`; `None` for the usual length, or less if the model takes less.
     pub max_len: Option<usize>,
     pub choice: Choice,
-    /// Answers to each prompt.
+    /// The number of answers to each prompt.
     pub n: u32,
     pub max_new_tokens: usize,
     pub sampling: Sampling,
     pub stops: Vec<String>,
-    /// Answers under way at a time.
+    /// The number of answers generated concurrently.
     pub at_once: usize,
     pub seed: u64,
     /// The command line, for run.json.
     pub command: String,
 }
 
-/// A job with everything opened and checked.
+/// A job after everything is opened and checked.
 pub(super) struct Plan {
     pub dataset: Dataset,
     pub chosen: Chosen,
     pub info: Info,
     pub tokenizer: Arc<Tokenizer>,
-    /// The precision of its products.
+    /// The precision of the matrix products.
     pub dtype: String,
     pub renderer: Renderer,
     /// The prompts, in the order of the rows.
@@ -75,7 +75,7 @@ pub(super) struct Plan {
 /// What runs the model.
 pub(super) enum Source {
     Own(Box<Model>),
-    /// They are put to the test when the folder is known.
+    /// The servers are checked once the folder is known.
     Servers(Box<Opened>),
 }
 
@@ -87,7 +87,7 @@ impl Source {
         }
     }
 
-    /// What the model's products are computed in.
+    /// The precision of the matrix products.
     fn precision(&self, own: Dtype) -> String {
         match self {
             Source::Own(_) => own.to_string(),
@@ -95,7 +95,7 @@ impl Source {
         }
     }
 
-    /// The instructions that its sums are rounded by. Not the servers' addresses: any server of the model will do.
+    /// What determines the rounding of sums. The servers' addresses do not count: any server of the model will do.
     fn level(&self) -> String {
         match self {
             Source::Own(_) => Level::current().name().to_owned(),
@@ -103,7 +103,7 @@ impl Source {
         }
     }
 
-    /// What runs the model, for run.json.
+    /// The device or server program that runs the model, for run.json.
     pub(super) fn device(&self) -> String {
         match self {
             Source::Own(model) => model.placement.description(),
@@ -112,15 +112,15 @@ impl Source {
     }
 }
 
-/// The prompt of a row.
+/// A row's prompt.
 pub(super) struct Asked {
     pub row: u32,
     pub ids: Vec<u32>,
-    /// The row's turns that are in it.
+    /// The number of the row's turns in the prompt.
     pub n_turns: usize,
 }
 
-/// Records whose prompts are made at a time.
+/// The number of records whose prompts are rendered at a time.
 const CHUNK: usize = 256;
 
 impl Plan {
@@ -184,7 +184,7 @@ impl Plan {
     }
 }
 
-/// SHA-256 over everything that the answers depend on.
+/// The SHA-256 of everything that the answers depend on.
 fn identity(
     job: &Job,
     files: &[DataFile],
@@ -194,8 +194,8 @@ fn identity(
     ends: &[u32],
     source: &Source,
 ) -> Result<String> {
-    // Without `..`, so that the compiler asks of a new option whether it decides about the answers. What is passed over here counts by what was
-    // found under its name, or decides about no answer.
+    // Without `..`, the compiler demands a decision for every new option. The options ignored here either take effect through what was found under
+    // their names, or do not affect the answers.
     let Job {
         inputs: _,
         read: ReadOptions { format: _, mapping, roles, strict: _ },
@@ -238,7 +238,7 @@ fn identity(
     Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
 }
 
-/// The model, as far as it is known before the data are read.
+/// What is known about the model before the data are read.
 struct FoundModel {
     reference: Reference,
     info: Info,
@@ -283,7 +283,7 @@ fn find(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
     })
 }
 
-/// The prompts of all chosen rows, how many rows have none, and why, for the first of them.
+/// The prompts of all chosen rows, the number of rows without one, and the reason for the first of these.
 fn prompts(
     dataset: &Dataset,
     chosen: &Chosen,

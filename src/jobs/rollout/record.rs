@@ -1,4 +1,4 @@
-//! run.json of rollouts: what made them, and how it went.
+//! Defines run.json of a rollout: its settings and its result.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(crate) struct Record {
     pub command: String,
     pub identity: String,
     pub model: Info,
-    /// The servers that ran the model, if this program did not, and what was found about them.
+    /// The servers that ran the model, with the results of their checks; absent if this program ran it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Checked>,
     pub data: Vec<DataFile>,
@@ -28,7 +28,7 @@ pub(crate) struct Record {
     pub dtype: String,
     pub max_len: usize,
     pub max_new_tokens: usize,
-    /// Answers to each prompt.
+    /// The number of answers to each prompt.
     pub n: u32,
     pub sampling: Sampling,
     pub stops: Vec<String>,
@@ -39,15 +39,15 @@ pub(crate) struct Record {
     pub prompts: u64,
     pub left_out: LeftOut,
     pub counts: Counts,
-    /// How much the process that finished the run computed.
+    /// How much of the work the finishing process did.
     pub written: Written,
     pub seconds: f64,
-    /// Tokens of answers in the wall time after the model is loaded; absent where nothing was left to write.
+    /// Tokens of answers per second of wall time after loading the model; absent if nothing was left to generate.
     pub tokens_per_second: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Rows that have no answer.
+/// The numbers of rows without answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeftOut {
     /// Rows whose prompt leaves no room in `max_len`.
@@ -56,7 +56,7 @@ pub(crate) struct LeftOut {
     pub unusable: u64,
 }
 
-/// How all answers of a run ended.
+/// The numbers of answers by how they ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub answers: u64,
@@ -88,7 +88,7 @@ impl Record {
         serde_json::from_slice(&bytes).context_at(path, "the file is not a record of rollouts from this version")
     }
 
-    /// What the terminal says of the run.
+    /// The lines about the run on the terminal.
     pub(crate) fn lines(&self) -> Vec<String> {
         let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
         let by = self.server.as_ref().map(|server| format!(" by {}", server.program())).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The scores of a run from the answers that another program has left, row by row in the order of the data.
+//! Reads the scores of a run from the answers that another program left, row by row in data order.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -35,7 +35,7 @@ pub(super) fn score(
         stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
         watch.tokens("Scoring", done_tokens + stages.input_tokens, plan.totals.tokens);
         if to_writer.send(part).is_err() {
-            // The writer has failed, and says why itself.
+            // The writer has failed; `join` reports its error.
             break;
         }
     }

@@ -1,7 +1,7 @@
-//! The data files of a finished run, found and checked again.
+//! Finds the data files of a finished run again, and checks them.
 //!
-//! They are looked for under the names that run.json has, from the current folder and from those that hold the run folder, and must
-//! have the bytes that were scored.
+//! They are searched for under the names in run.json, relative to the current folder and to the folders that contain the run folder, and must have
+//! the bytes that were scored.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::format::count;
 use crate::table::{Column, read_chunks, texts_of};
 use crate::tokens::writes_beside_content;
 
-/// Gives `read` each of the `wanted` rows that can be read, with what gives the sentence around a token of it.
+/// Calls `read` for each readable row of `wanted`, with the texts of its turns; stops after the last of them.
 pub(crate) fn read_listed(
     tables: &[PathBuf],
     dataset: &Dataset,
@@ -73,7 +73,7 @@ pub(crate) fn turn_texts(tables: &[PathBuf], turns: &BTreeMap<u32, Vec<Turn>>) -
     Ok(tokens.into_iter().filter_map(text).collect())
 }
 
-/// Opens the data of a run, which must be the very bytes that were scored. `data` are the files, in their order, where they have moved.
+/// Opens the data of a run, which must be exactly the bytes that were scored. `data` are the files in their order, if they have moved.
 pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> Result<Dataset> {
     let inputs = match data {
         [] => find(folder, &record.data)?,
@@ -110,14 +110,14 @@ pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> R
     Ok(dataset)
 }
 
-/// The data files of a run as they lie now, and which of their records were read.
+/// The data files of a run at their current place, and which of their records were read.
 pub(crate) fn find_data(folder: &Path, record: &RunRecord, data: &[String]) -> Result<(Dataset, Chosen)> {
     let dataset = open_data(folder, record, data)?;
     let chosen = dataset.choose(record.choice())?.in_shard(record.shard.as_ref().map(|shard| shard.shard));
     Ok((dataset, chosen))
 }
 
-/// The files of the run where they lie now: as they were named, from the current folder or from one that holds the run folder.
+/// The current paths of the run's files: as named, relative to the current folder or to a folder that contains the run folder.
 fn find(folder: &Path, files: &[DataFile]) -> Result<Vec<String>> {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let mut inputs: Vec<String> = Vec::new();
@@ -128,7 +128,7 @@ fn find(folder: &Path, files: &[DataFile]) -> Result<Vec<String>> {
                 .cure("Name a file that holds the same bytes with --data."));
         }
         let bases = std::iter::once(Path::new("")).chain(folder.ancestors().skip(1));
-        // A file of an archive has the archive's name before its own.
+        // The path of a file in an archive begins with that of the archive.
         let is_file = |path: &PathBuf| path.ancestors().find(|path| path.is_file()).map(Path::to_owned);
         let path = bases.map(|base| base.join(&file.path)).find_map(|path| is_file(&path)).ok_or_else(|| {
             Error::new(format!("cannot find the data file {} of the run", file.path.display()))

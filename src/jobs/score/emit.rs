@@ -1,4 +1,4 @@
-//! What is to be scored, and a program that has vLLM's own engine do it: for those who have no server, or millions of rows.
+//! Writes the sequences to score and a program that lets vLLM's own engine score them, for users without a server or with millions of rows.
 
 use std::path::PathBuf;
 
@@ -17,13 +17,13 @@ use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, rendered};
 const SCRIPT: &str = include_str!("emit/vllm_offline.py");
 const SCRIPT_FILE: &str = "vllm_offline.py";
 
-/// What was written.
+/// The result of `emit`.
 pub(crate) struct Emitted {
     pub sequences: u64,
     pub script: PathBuf,
 }
 
-/// Writes the sequences of a job and the program that has `top_k` of the most probable tokens of each of their targets told.
+/// Writes the sequences of a job, and the program that returns the `top_k` most probable tokens at each of their targets.
 pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted> {
     let out = job.out.as_deref().ok_or_else(|| Error::usage("--emit needs --out: the folder to write into"))?;
     if out.join(ANSWERS_FOLDER).exists() {
@@ -55,7 +55,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     });
     let path = out.join(SEQUENCES_FILE);
     let sequences = write_sequences(&path, batches)?;
-    // A shard may have none of the rows that the others have.
+    // A shard may have no supervised row even if other shards have some.
     if sequences == 0 && job.shard.is_none() {
         std::fs::remove_file(&path).context_at(&path, "cannot remove the empty file")?;
         return Err(nothing_to_score().cure(audit.lines().join("\n  ")));
@@ -66,7 +66,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     Ok(Emitted { sequences, script })
 }
 
-/// Every prompt leaves room for the token that vLLM has to answer.
+/// The longest sequence: every prompt must leave room for the one token that vLLM has to generate.
 fn max_len(job: &Job, served: &Served) -> Result<usize> {
     match (job.max_len, served.longest) {
         (Some(asked), Some(longest)) if asked >= longest => Err(Error::usage(format!(

@@ -1,4 +1,4 @@
-//! What runs the model: this program, or servers.
+//! Selects what runs the model: this program, servers, or another program that left its answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,17 +21,17 @@ use crate::tokens::{ChatTemplate, Renderer, Sequence, Tokenizer, rendered};
 pub(crate) enum Engine {
     Own(Box<Model>),
     Servers(Arc<Pool>, Box<Checked>),
-    /// The folder of the answers that another program has left.
+    /// The folder with the answers that another program left.
     Answers(PathBuf, Box<Checked>),
 }
 
 impl Engine {
-    /// Are some of the scores known by bounds alone?
+    /// Whether some of the scores are only known by bounds.
     pub(super) fn is_bounded(&self) -> bool {
         self.checked().is_some()
     }
 
-    /// What was found about the engine that ran the model in place of ours; `None` where ours did.
+    /// The checks of the engine that ran the model instead of ours; `None` if ours did.
     pub(super) fn checked(&self) -> Option<&Checked> {
         match self {
             Engine::Own(_) => None,
@@ -39,7 +39,7 @@ impl Engine {
         }
     }
 
-    /// Where the model runs, for people and run.json.
+    /// Where the model runs, for people and for run.json.
     pub(super) fn device(&self) -> String {
         match self {
             Engine::Own(model) => model.placement.description(),
@@ -49,7 +49,7 @@ impl Engine {
         }
     }
 
-    /// Where our own kernels run; on the CPU where another engine runs the model.
+    /// Where our own kernels run; the CPU if another engine runs the model.
     pub(super) fn placement(&self) -> Placement {
         match self {
             Engine::Own(model) => model.placement,
@@ -57,18 +57,18 @@ impl Engine {
         }
     }
 
-    /// What of it decides about the scores.
+    /// The properties of the engine that determine the scores.
     pub(super) fn identity(&self, job: &Job) -> Value {
         match self {
             Engine::Own(model) => json!({
                 "dtype": job.load.dtype.to_string(),
                 "kernels": job.load.kernels.to_string(),
-                // Another card rounds other sums, too.
+                // Another GPU model rounds sums differently.
                 "device": model.placement.description(),
-                // Other instructions round other sums.
+                // Another kernel level rounds sums differently.
                 "kernel_level": Level::current().name(),
             }),
-            // Not the addresses: any server of the model will do.
+            // The addresses do not count: any server of the model will do.
             Engine::Servers(_, checked) | Engine::Answers(_, checked) => json!({
                 "api": checked.api,
                 "top_logprobs": checked.top_logprobs,
@@ -78,7 +78,7 @@ impl Engine {
     }
 }
 
-/// Everything but the engine that is known of the model before the data are read, and what the engine is made of.
+/// What is known about the model before the data are read, and the source of its engine.
 pub(super) struct FoundModel {
     pub info: Info,
     pub tokenizer: Arc<Tokenizer>,
@@ -96,7 +96,7 @@ enum Source {
     Answers(PathBuf, Box<(Served, Reference)>),
 }
 
-/// Loads the model, or asks the servers what they are.
+/// Loads the model, or queries the servers.
 pub(super) fn find(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
     match &job.elsewhere {
         None => own(job, watch),
@@ -120,7 +120,7 @@ fn own(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
     })
 }
 
-/// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with.
+/// Opens the tokenizer and configuration, the only local parts needed if another engine runs the model. `option` is the option that selected it.
 pub(super) fn text_of(job: &Job, option: &str, watch: &dyn Watch) -> Result<(Served, Reference)> {
     if job.in_context {
         return Err(Error::usage(format!("--in-context runs the model here, and {option} runs it elsewhere"))
@@ -159,8 +159,8 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<FoundMo
 }
 
 impl FoundModel {
-    /// Puts another engine to the test by the first row that has something to score, which it `is_asked` about in this run; with remarks for
-    /// people.
+    /// Checks another engine on the first row with something to score; `is_asked` says whether this run requests that row. Also returns remarks for
+    /// the user.
     pub(super) fn engine(self, first: Sequence, is_asked: bool) -> Result<(Engine, Vec<String>)> {
         let mut remarks = Vec::new();
         let engine = match self.source {
@@ -186,7 +186,7 @@ impl FoundModel {
     }
 }
 
-/// The first row that has something to score.
+/// The first row with something to score.
 pub(super) fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<Sequence> {
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {

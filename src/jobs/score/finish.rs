@@ -1,4 +1,4 @@
-//! Parts -> tables, summary, figures, report. The same for a finished run under other thresholds: nothing here needs the model.
+//! Turns the parts of a run into tables, summary, figures and report. Needs no model, so that a finished run can be sorted by other thresholds.
 
 use std::path::{Path, PathBuf};
 
@@ -45,21 +45,21 @@ use crate::table::{
 
 const MAPS_FOLDER: &str = "maps";
 
-/// A finished run, for the terminal.
+/// The result of a finished run, for the terminal.
 pub(crate) struct Outcome {
     pub out: PathBuf,
     pub record: RunRecord,
     pub report: Report,
-    /// Is there a page to read it in?
+    /// Whether the run has a page.
     pub has_page: bool,
 }
 
-/// Joins the parts if there are any, then sorts, sums up, draws and reports.
+/// Joins the parts, if any, then sorts, summarises, draws and reports.
 pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<Outcome> {
     let path = plan.out.join(RUN_FILE);
     let record = match stages {
         Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds)?,
-        // Scored before: what was measured then still describes the table.
+        // Nothing was scored now: the earlier measurements still describe the table.
         _ => read_record(&path)?,
     };
     if !plan.planted.is_empty() {
@@ -75,8 +75,7 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
 
-/// Sorts a finished run under other thresholds, or once more under its own. `data` are its files where they lie now, or nothing: then they are
-/// looked for.
+/// Sorts a finished run by other thresholds, or again by its own. `data` are its files at their current place; if empty, they are searched for.
 pub(crate) fn sort_again(
     out: &Path,
     data: &[String],
@@ -97,7 +96,7 @@ pub(crate) fn sort_again(
         Err(error) if !data.is_empty() => return Err(error),
         found => found,
     };
-    // Without its data a run has no sentences and no kinds of conflict: what it has of them under these very thresholds is not given up for nothing.
+    // Without its data a run gets no sentences and no kinds of conflict, so keep those that it already has under the same thresholds.
     if let (Err(error), Ok(Some(report))) = (&data, read_report(out))
         && let found = &report.summary.thresholds
         && found.preset == thresholds.to_string()
@@ -111,17 +110,17 @@ pub(crate) fn sort_again(
     sort(out, record, &Sorting { thresholds, with_page, in_context: None, command }, at_hand, watch)
 }
 
-/// How a run is to be sorted.
+/// The options of sorting.
 struct Sorting<'a> {
     thresholds: Thresholds,
-    /// Does it get a page to read it in?
+    /// Whether to write the page.
     with_page: bool,
-    /// With whose model the conflicts are scored again in context, if they are.
+    /// The plan whose model scores the conflicts again in context, if requested.
     in_context: Option<&'a Plan>,
     command: &'a str,
 }
 
-/// `data` are those of the run, or why they are not at hand: without them, sentences cannot be shown.
+/// `data` are the data of the run, or the reason why they are not available; without them, there are no sentences.
 fn sort(
     out: &Path,
     record: RunRecord,
@@ -158,7 +157,7 @@ fn sort(
             None
         }
         Err(error) => {
-            // The kinds of other thresholds are those of other conflicts, and so is what these did in context.
+            // The kinds of other thresholds belong to other conflicts, and so do their results in context.
             remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
             in_context::put_aside(out)?;
             let why = format!("sorted without sentences and kinds of conflict: {}", error.reason_and_cure());
@@ -205,7 +204,7 @@ fn sort(
     Ok(Outcome { out: out.to_owned(), record, report, has_page })
 }
 
-/// What is said where the run has looked at other conflicts in context than at those that it has now.
+/// The remark that the --in-context results belong to other conflicts than the current ones.
 const NOT_IN_CONTEXT: &str = "the --in-context results belong to other thresholds, and come back with them; for these thresholds, repeat the command that made the run \
      with these --thresholds and --in-context";
 
@@ -219,7 +218,7 @@ fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the sentences of what the summary lists.
+/// Reads the sentences around the tokens listed in the summary.
 fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
     let mut wanted = summary.listed_rows();
     wanted.extend(kinds.groups.iter().map(|group| group.example.row));
@@ -276,13 +275,13 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
     })
 }
 
-/// The most of a GPU's memory that was held at a time, without the driver's own; `None` elsewhere.
+/// The peak GPU memory held by this program, excluding the driver's own; `None` on other devices.
 fn peak_device_memory_bytes(device: Placement) -> Option<u64> {
     let is_gpu = device == Placement::Cuda;
     is_gpu.then(|| cuda::Device::get().ok().map(cuda::Device::peak_bytes)).flatten()
 }
 
-/// What rollouts say about the program; `None` where the data hold none.
+/// The self-check on rollouts; `None` if the data contain none.
 fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>> {
     let (scored, Rollouts { rows, respelt, exact }) = (record.counts.scored, record.counts.rollouts);
     let why_not = match () {
@@ -310,7 +309,7 @@ fn planted_quality(out: &Path, tables: &[PathBuf], resolved: &Resolved) -> Resul
     ranking_quality(tables, &spans, resolved).map(Some)
 }
 
-/// Everything the figures show, gathered in one pass over the table.
+/// Draws all figures from one pass over the table.
 fn draw_maps(
     out: &Path,
     record: &RunRecord,
@@ -376,7 +375,7 @@ fn frequent_tokens(summary: &Summary) -> FrequentTokens {
 }
 
 impl Outcome {
-    /// What stands above the numbers on the terminal.
+    /// The heading above the numbers on the terminal.
     pub(crate) fn heading(&self) -> Heading {
         let RunRecord { model, counts, tokens_per_second, .. } = &self.record;
         Heading {

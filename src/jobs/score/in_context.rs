@@ -1,19 +1,19 @@
-//! Would a prompt do? The answers with conflicts again, with another row of the same kind shown first: what then is no conflict any more is a
-//! matter of style or format that an example in the prompt brings about; what stays is knowledge against knowledge.
+//! Tests whether a prompt would remove the conflicts: scores the answers again with another row of the same kind shown first. A conflict that
+//! vanishes is a matter of style or format that an example in the prompt brings about; one that stays contradicts the model's knowledge.
 //!
-//! For a conflict token `t` of row `r`, whose conflicts are mostly of kind `k`, and a row `s` whose are, too:
+//! For a conflict token `t` of row `r`, and a row `s` whose conflicts are mostly of the same kind `k` as those of `r`:
 //!
 //! ```text
 //! before   p(t | prompt of r, answer of r up to t)
 //! after    p(t | prompt and answer of s, prompt of r, answer of r up to t)      both of s and r as turns of one conversation
 //! ```
 //!
-//! The conflict vanishes where `after` is none under the run's thresholds. Any longer context moves probabilities, and of tokens that were
-//! chosen for a small one more rise than fall; so it is counted beside it how many of the other tokens of the same answers have become conflicts.
+//! The conflict vanishes if `after` is no conflict under the run's thresholds. Any longer context changes probabilities, and tokens selected for a
+//! low probability tend to rise. For comparison, the number of other tokens of the same answers that become conflicts is counted as well.
 //!
-//! Left out: rows of plain text, rows that have no other row of their kind with the same tools, rows whose conversation with the other one is
-//! longer than `--max-len`, and what stands beside the content (the template, reasoning, tool calls). Rows that ask nearly the same are not shown to each other: the answer would stand there. Of
-//! more than [`MOST_ROWS`] rows so many are drawn at random.
+//! Left out are rows of plain text, rows without another row of their kind with the same tools, rows whose joint conversation exceeds `--max-len`,
+//! and template tokens. Rows with nearly the same question are not shown to each other, since that would reveal the answer. Of more than
+//! [`MOST_ROWS`] rows, that many are sampled at random.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -43,10 +43,10 @@ use crate::tokens::Sequence;
 use super::engine::Engine;
 use super::plan::Plan;
 
-/// Rows that are scored again at most.
+/// The largest number of rows scored again.
 const MOST_ROWS: u32 = 2000;
 const SEED: u64 = 0;
-/// Rows that are scored at a time.
+/// The number of rows scored at a time.
 const AT_ONCE: usize = 64;
 
 /// A supervised token of the run.
@@ -57,14 +57,14 @@ struct Known {
     quadrant: Quadrant,
 }
 
-/// Turn, first byte, byte after the last, token id.
+/// Turn, first byte, byte after the last, and token id.
 type Key = (u16, u32, u32, u32);
 
-/// The conflicts of a run with their kinds, and a hash of all that decides what becomes of them in context.
+/// The conflicts of a run with their kinds, and a hash of all that determines their result in context.
 pub(super) struct Conflicts {
     kinds: HashMap<(u32, u32), ConflictKind>,
     key: String,
-    /// The metadata of the token table, which name the run and its thresholds.
+    /// The metadata of the token table, which identify the run and its thresholds.
     provenance: Vec<(String, String)>,
 }
 
@@ -72,7 +72,7 @@ impl Conflicts {
     pub(super) fn read(out: &Path) -> Result<Conflicts> {
         let provenance = read_provenance(&out.join(TOKENS_FILE))?;
         let mut kinds = HashMap::new();
-        // The provenance holds the run's identity and thresholds.
+        // The provenance contains the run's identity and thresholds.
         let mut key = Sha256::new();
         key.update(format!("{VERSION} {provenance:?} ["));
         for (n, conflict) in read_conflicts(&out.join(CONFLICTS_FILE)).enumerate() {
@@ -88,24 +88,24 @@ impl Conflicts {
     }
 }
 
-/// Raised when the scoring changes, so that no table of an older one is taken for one of this.
+/// To be raised when the scoring changes, so that a table of an older version is not mistaken for a current one.
 const VERSION: u32 = 1;
-/// Where the table says of which conflicts it is, and what they came to.
+/// The metadata keys of the table for the hash of its conflicts and for their summary.
 const CONFLICTS_KEY: &str = "diagnose.conflicts";
 const PROMPTED_KEY: &str = "diagnose.prompted";
-/// What a killed run had scored, and the next one of the same conflicts goes on with.
+/// Keeps what a killed run has scored, for the next one with the same conflicts to resume.
 const JOURNAL_FILE: &str = ".in_context.jsonl";
 
-/// Where the tables of conflicts under other thresholds lie, by their keys.
+/// The folder for the tables of conflicts under other thresholds, named by their keys.
 const ASIDE_FOLDER: &str = ".in_context";
 
-/// Did the run look at conflicts in context before, at whichever?
+/// Whether the run has ever scored conflicts in context, whichever they were.
 pub(super) fn looked(out: &Path) -> bool {
     out.join(IN_CONTEXT_FILE).exists() || out.join(ASIDE_FOLDER).exists()
 }
 
-/// What the run found out before, if it was about these very conflicts. The table of others is put aside, and comes back with them: it has
-/// cost the scoring of all their rows.
+/// The earlier result, if it is for the same conflicts. A table of other conflicts is moved aside and returns with them, since it cost the scoring of
+/// all their rows.
 pub(super) fn kept(out: &Path, conflicts: &Conflicts) -> Result<Option<Prompted>> {
     let path = out.join(IN_CONTEXT_FILE);
     if let Some((key, prompted)) = found(&path)?
@@ -120,7 +120,7 @@ pub(super) fn kept(out: &Path, conflicts: &Conflicts) -> Result<Option<Prompted>
     Ok(Some(prompted))
 }
 
-/// Takes the table out of the way, as what other conflicts did in context says nothing of those that are to be found now.
+/// Moves the table aside, since it holds the results of other conflicts than those about to be found.
 pub(super) fn put_aside(out: &Path) -> Result<()> {
     let path = out.join(IN_CONTEXT_FILE);
     let Some((key, _)) = found(&path)? else { return Ok(()) };
@@ -133,7 +133,7 @@ fn aside(out: &Path, key: &str) -> PathBuf {
     out.join(ASIDE_FOLDER).join(format!("{key}.parquet"))
 }
 
-/// The key of a table's conflicts, and what they came to.
+/// The key of a table's conflicts, and their summary.
 fn found(path: &Path) -> Result<Option<(String, Prompted)>> {
     if !path.exists() {
         return Ok(None);
@@ -143,18 +143,18 @@ fn found(path: &Path) -> Result<Option<(String, Prompted)>> {
     Ok(known.remove(CONFLICTS_KEY).zip(prompted))
 }
 
-/// A row that was scored, as the journal keeps it.
+/// A scored row, as the journal stores it.
 #[derive(Serialize, Deserialize)]
 struct Scored {
     row: u32,
-    /// The row that was shown first.
+    /// The row shown first.
     shown: u32,
-    /// The row's tokens that were no conflicts alone.
+    /// The row's tokens that were no conflicts on their own.
     others: u64,
-    /// How many of them are conflicts with the other row shown first.
+    /// The number of them that are conflicts with the other row shown first.
     new: u64,
-    /// Each conflict of the row: its position, its ln p and entropy with the other row shown first (the bits of the numbers, which may be
-    /// none that JSON has), and whether it vanished.
+    /// Each conflict of the row: its position, its ln p and entropy with the other row shown first, and whether it vanished. The numbers are stored
+    /// as bits, since JSON cannot express all of them.
     conflicts: Vec<(u32, u32, u32, bool)>,
 }
 
@@ -212,7 +212,7 @@ pub(super) fn score(
     Ok(prompted)
 }
 
-/// What became of the tokens of a row, which are `known` from its scoring alone, with the row `shown` first.
+/// Compares the tokens of a row, `known` from scoring it alone, with their scores after the row `shown`.
 fn compared<'a>(
     row: u32,
     shown: u32,
@@ -237,8 +237,7 @@ fn compared<'a>(
     of_row
 }
 
-/// What became of the conflicts of all rows, of which there are `rows` with those that were not scored; and token by token, in the order of the
-/// table.
+/// Summarises the conflicts of all rows, and returns them token by token in table order. `rows` is the number of rows including those not scored.
 fn summed(
     scored: &BTreeMap<u32, Scored>,
     rows: u64,
@@ -308,14 +307,14 @@ impl PromptedSums {
     }
 }
 
-/// The kind of most conflicts of each row, the first of equally many.
+/// The most frequent kind among the conflicts of each row, the first of equally frequent ones.
 fn main_kinds(kinds: &HashMap<(u32, u32), ConflictKind>) -> BTreeMap<u32, ConflictKind> {
     let mut counts: BTreeMap<u32, BTreeMap<ConflictKind, u32>> = BTreeMap::new();
     for ((row, _), kind) in kinds {
         *counts.entry(*row).or_default().entry(*kind).or_default() += 1;
     }
     let most = |counts: BTreeMap<ConflictKind, u32>| {
-        // Among equal counts the smaller kind comes first, and only a larger count takes its place.
+        // Kinds come in ascending order and only a larger count replaces the best, so the smallest kind wins ties.
         counts.into_iter().fold(
             None,
             |best: Option<(ConflictKind, u32)>, own| if best.is_none_or(|best| own.1 > best.1) { Some(own) } else { best },
@@ -340,8 +339,8 @@ fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example
     Ok(examples)
 }
 
-/// Which row is shown before each: the next one, in a circle, of the same kind, source and tools; else of the same kind and tools. None is that asks
-/// the same.
+/// Selects the row to show before each row: the next one, cyclically, of the same kind, source and tools, or else of the same kind and tools; never
+/// one with the same question.
 fn shown_first(main: &BTreeMap<u32, ConflictKind>, examples: &HashMap<u32, Example>, pairs: &[NearPair]) -> BTreeMap<u32, u32> {
     let near: HashSet<(u32, u32)> = pairs.iter().flat_map(|pair| [(pair.row, pair.other), (pair.other, pair.row)]).collect();
     let asked: HashMap<u32, u64> = examples.iter().map(|(row, example)| (*row, users_say(example))).collect();
@@ -373,16 +372,16 @@ fn shown_first(main: &BTreeMap<u32, ConflictKind>, examples: &HashMap<u32, Examp
     shown
 }
 
-/// Where the turns of a conversation stand once another one is shown inside it.
+/// How the turns of a conversation move when another conversation is inserted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Moved {
-    /// The first turn that has moved; system prompts have not.
+    /// The first turn that moves; system prompts stay in place.
     from: u16,
-    /// By so many turns.
+    /// The number of turns by which they move.
     by: u16,
 }
 
-/// The two as one conversation, in which nothing of the first is learnt, and where the turns of the second stand.
+/// Joins the two into one conversation in which nothing of the first is supervised, and returns how the turns of the second moved.
 fn conversation(first: &Example, second: &Example) -> (Example, Moved) {
     let n_system = second.turns.iter().take_while(|turn| turn.role == Role::System).count();
     let mut shown: Vec<_> = first.turns.iter().filter(|turn| turn.role != Role::System).cloned().collect();
@@ -397,7 +396,7 @@ fn conversation(first: &Example, second: &Example) -> (Example, Moved) {
     (Example { turns, ..second.clone() }, moved)
 }
 
-/// The supervised tokens that are text, by where they stand in the second conversation alone.
+/// The supervised tokens with text, keyed by their place in the second conversation alone.
 fn supervised<'a>(
     sequence: &'a Sequence,
     scores: &'a [TokenStatistics],
@@ -469,7 +468,7 @@ mod tests {
             (5, chat("d", "x")),
             (6, example(&[(Role::Text, "t")], "x")),
         ]);
-        // A row of the same source is shown first; the only number has nobody; plain text neither shows nor is shown.
+        // A row of the same source is shown first; the only row of its kind gets none; plain text neither shows nor is shown.
         assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 3), (2, 3), (3, 1)]));
         let same = examples.insert(3, chat("A?", "x")).unwrap();
         assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 2), (2, 3), (3, 2)]));

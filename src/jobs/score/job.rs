@@ -1,4 +1,4 @@
-//! The main job as the user asks for it.
+//! Holds the options of the main job.
 
 use std::path::PathBuf;
 
@@ -13,31 +13,31 @@ pub(crate) struct Job {
     pub inputs: Vec<String>,
     pub read: ReadOptions,
     pub model: ModelName,
-    /// `None`: a folder under `runs/` named after the data and the identity.
+    /// `None` means a folder under `runs/` named after the data and the identity.
     pub out: Option<PathBuf>,
     /// How this program runs the model.
     pub load: LoadOptions,
-    /// Who runs the model in place of this program.
+    /// What runs the model instead of this program.
     pub elsewhere: Option<Elsewhere>,
     pub render: RenderOptions,
-    /// In place of that of `render`; `None` for the usual length, or what the model takes.
+    /// Replaces the limit in `render`; `None` for the usual length, or less if the model takes less.
     pub max_len: Option<usize>,
     pub choice: Choice,
-    /// One machine's share of the chosen records; `None`: all of them.
+    /// One machine's share of the chosen records; `None` means all of them.
     pub shard: Option<Shard>,
-    /// `None`: those that the run has, if it is finished, else the default ones.
+    /// `None` means the run's own thresholds if it is finished, otherwise the default ones.
     pub thresholds: Option<Thresholds>,
-    /// Does the run get a page to read it in?
+    /// Whether the run gets a page.
     pub with_page: bool,
-    /// Are the conflicts scored again with another row of their kind shown first?
+    /// Whether conflicts are scored again with another row of their kind shown first.
     pub in_context: bool,
     /// The command line, for the report.
     pub command: String,
 }
 
-/// Who runs the model in place of this program.
+/// What runs the model instead of this program.
 pub(crate) enum Elsewhere {
     Servers(Options),
-    /// Somebody has: a folder of `--emit` with the answers.
+    /// Another program has run it: a folder of `--emit` with its answers.
     Answers(PathBuf),
 }

@@ -1,19 +1,19 @@
-//! The main job: a data set -> a run folder with its tables, figures and report.
+//! Runs the main job: scores a data set into a run folder with tables, figures and report.
 //!
 //! ```text
-//! job.rs       what the user asked for
-//! plan.rs      that -> everything opened and checked, and an identity that two equal commands share
+//! job.rs       the options
+//! plan.rs      opens and checks everything, and computes an identity that equal commands share
 //! engine.rs    what runs the model: this program, or servers
 //! stream.rs    reader -> engine -> writer, three threads, in parts that a killed run keeps
 //! part.rs      the unit of work
-//! servers.rs   the engine's place in that, where servers run the model; answers.rs where another program has run it, which emit.rs writes
-//! record.rs    run.json, written and read again
-//! data.rs      the data files of a finished run, found and checked again
+//! servers.rs   replaces the engine if servers run the model; answers.rs if another program, which emit.rs writes, has run it
+//! record.rs    run.json
+//! data.rs      finds and checks the data files of a finished run
 //! kinds.rs     the kind of each conflict, and rows that are alike
-//! in_context.rs  the conflicts again, with another row of their kind shown first
-//! shards.rs    runs over shards of the data -> one run; shard.rs which part of which run
-//! sorted.rs    by which thresholds a run is sorted
-//! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
+//! in_context.rs  scores conflicts again with another row of their kind shown first
+//! shards.rs    joins runs over shards of the data; shard.rs records which shard of which run
+//! sorted.rs    the thresholds by which a run is sorted
+//! finish.rs    parts -> tables, summary, figures, report; also under other thresholds, without the model
 //! ```
 
 mod answers;
@@ -48,7 +48,7 @@ use crate::jobs::watch::Watch;
 use crate::jobs::work::{Work, check_free};
 use crate::table::PARTS_FOLDER;
 
-/// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
+/// Runs the whole job. An interrupted run resumes; a finished one only gets its report again.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
     check_free(&plan.out, Work::Scores)?;
@@ -57,7 +57,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     if stages.is_some()
         && let Err(changed) = plan.dataset.check_unchanged()
     {
-        // Nobody knows of which rows these scores are.
+        // It is unknown which rows these parts belong to.
         let parts = plan.out.join(PARTS_FOLDER);
         if parts.exists() {
             std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;

@@ -1,4 +1,4 @@
-//! The unit of work, and where the time goes.
+//! Defines the unit of work, and measures where the time goes.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::engine::bounds::Bounds;
 use crate::kernels::TokenStatistics;
 use crate::tokens::{Item, Sequence};
 
-/// Where the time went, in seconds; the reader and the writer work beside the engine.
+/// Time spent, in seconds; the reader and the writer run concurrently with the engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Stages {
     /// Loading the model, before anything else.
@@ -24,24 +24,24 @@ pub(crate) struct Stages {
     pub head: f64,
     /// Writing the parts.
     pub write: f64,
-    /// The time in which the engine had nothing to do.
+    /// Time in which the engine was idle.
     pub engine_waited: f64,
-    /// Input tokens scored by this process: fewer than the run's if it went on with an earlier one's parts.
+    /// Input tokens scored by this process: fewer than the run's if it resumed an earlier one.
     pub input_tokens: u64,
     /// Tokens that went through the decoder.
     pub computed_tokens: u64,
-    /// The user wanted it to end, and something is left to score.
+    /// Whether the user interrupted the run before everything was scored.
     #[serde(skip)]
     pub interrupted: bool,
-    /// From the start of the run to the first example's scores; absent if there was nothing left to score.
+    /// Seconds from the start of the run to the first example's scores; absent if there was nothing left to score.
     #[serde(skip)]
     pub to_first_row: Option<f64>,
 }
 
 impl Stages {
-    /// Adds the times of another process: they add up to machine time, and the first row is the earlier one's.
+    /// Adds the times of another process: the sum is machine time, and the time to the first row is the earlier one's.
     pub(super) fn add(&mut self, other: &Stages) {
-        // Without `..`, so that the compiler asks for a new number.
+        // Without `..`, the compiler demands a decision for every new number.
         let Stages {
             load,
             audit,
@@ -69,31 +69,32 @@ impl Stages {
     }
 }
 
-/// What a kill can cost: up to a minute of work on two cores, for models of up to [`FULL_PARAMETERS`]; on a GPU some seconds.
+/// The tokens per part, which bound the work that a kill loses: up to a minute on two cores for models of up to [`FULL_PARAMETERS`], some seconds on
+/// a GPU.
 const PART_TOKENS: usize = 16_384;
-/// Larger models get so many tokens fewer that a part takes as long, but two batches at least, for fewer tokens go through the model slower: a
-/// few minutes for 7 billion parameters.
+/// Larger models get proportionally fewer tokens, so that a part takes as long, but at least two batches, since smaller ones are slower per token: a
+/// part takes a few minutes for 7 billion parameters.
 const FULL_PARAMETERS: u64 = 500_000_000;
 const LEAST_TOKENS: usize = 4_096;
 const PART_RECORDS: usize = 4_096;
-/// How many times as much is in a part on a GPU, which would be done with a smaller one before the next is read.
+/// The factor on the size of a part on a GPU, which would finish a smaller one before the next is read.
 const GPU_FACTOR: usize = 16;
 
-/// Counts records, and says where their parts end: the same for a run that is gone on with and for one that was never interrupted.
+/// Counts records and finds where parts end: at the same records for a resumed run as for an uninterrupted one.
 #[derive(Debug)]
 pub(super) struct PartEnds {
     is_gpu: bool,
-    /// Of a part on the CPU.
+    /// The tokens of a full part on the CPU.
     full_tokens: usize,
-    /// Of the part under way, and how much is in it.
+    /// The number of the current part, and how much it contains.
     number: usize,
     tokens: usize,
     records: usize,
 }
 
 impl PartEnds {
-    /// From the part of this number on. `device` as [`Placement::description`](crate::model::Placement::description) names it; of a model behind
-    /// a server the number of parameters is 0.
+    /// Starts at the part with this number. `device` is named as by [`Placement::description`](crate::model::Placement::description); for a model
+    /// behind a server, `parameters` is 0.
     pub(super) fn new(device: &str, parameters: u64, number: usize) -> PartEnds {
         let is_gpu = device.starts_with("cuda");
         let share = if is_gpu { 1.0 } else { FULL_PARAMETERS as f64 / parameters.max(1) as f64 };
@@ -101,11 +102,11 @@ impl PartEnds {
         PartEnds { is_gpu, full_tokens, number, tokens: 0, records: 0 }
     }
 
-    /// Counts a record that has `tokens` tokens to read: is it the last of its part?
+    /// Counts a record with `tokens` input tokens, and returns whether it is the last of its part.
     pub(super) fn add(&mut self, tokens: usize) -> bool {
         self.tokens += tokens;
         self.records += 1;
-        // The first parts of a GPU are smaller, so that it has something to do while more is read.
+        // The first parts on a GPU are smaller, so that it has work while more is read.
         let factor = if self.is_gpu { GPU_FACTOR.min(2 << self.number.min(8)) } else { 1 };
         let ends = self.tokens >= factor * self.full_tokens || self.records >= factor * PART_RECORDS;
         if ends {
@@ -117,15 +118,15 @@ impl PartEnds {
 
 /// Consecutive records on their way through the threads.
 pub(super) struct Part {
-    /// The records, as they were rendered.
+    /// The rendered records.
     pub items: Vec<Item>,
-    /// The sequences of those items that have something to score, in order.
+    /// The sequences of the items with something to score, in order.
     pub sequences: Vec<Sequence>,
     /// The statistics of each sequence's supervised tokens.
     pub scores: Vec<Vec<TokenStatistics>>,
-    /// One list for each of `scores` where servers ran the model; empty where this program did.
+    /// One list for each entry of `scores` if servers ran the model; empty if this program did.
     pub bounds: Vec<Vec<Bounds>>,
-    /// The curves of the tokens that are in the sample.
+    /// The curves of the sampled tokens.
     pub curves: Vec<Curve>,
 }
 
@@ -133,7 +134,7 @@ pub(super) struct Part {
 mod tests {
     use super::*;
 
-    /// Behind which of 3,000 records of 1,000 tokens a part ends.
+    /// The indices of the records that end a part, among 3,000 records of 1,000 tokens.
     fn ends(device: &str, parameters: u64, first: usize, number: usize) -> Vec<usize> {
         let mut ends = PartEnds::new(device, parameters, number);
         (first..3000).filter(|_| ends.add(1000)).collect()

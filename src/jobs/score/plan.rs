@@ -1,4 +1,4 @@
-//! What the user asked for -> everything opened and checked before the long work, and an identity that two equal commands share.
+//! Plans the main job: opens and checks everything before the long work, and computes an identity that equal commands share.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::model::{Info, Placement};
 use crate::provenance;
 use crate::tokens::{Audit, Drawn, EqualRows, RenderOptions, Renderer, Tokenizer, rendered};
 
-/// A job with everything opened and checked.
+/// A job after everything is opened and checked.
 pub(crate) struct Plan {
     pub dataset: Dataset,
     pub engine: Engine,
@@ -32,16 +32,16 @@ pub(crate) struct Plan {
     pub audit: Audit,
     pub totals: Totals,
     pub out: PathBuf,
-    /// A hash of all that decides the scores: equal identities give equal tables.
+    /// A hash of all that determines the scores: equal identities give equal tables.
     pub identity: String,
-    /// The run of which these are some of the rows; `None` for a run over all of them.
+    /// The run that this shard belongs to; `None` for a run over all rows.
     pub shard: Option<ShardRecord>,
     pub planted: Vec<Planted>,
     pub began: Instant,
     pub started: SystemTime,
     /// Seconds to load the model.
     pub load_seconds: f64,
-    /// Seconds to read and render everything for the audit.
+    /// Seconds to read and render everything for the mask audit.
     pub audit_seconds: f64,
     pub template_sha256: Option<String>,
     pub render: RenderOptions,
@@ -56,10 +56,10 @@ pub(crate) struct Plan {
     pub command: String,
 }
 
-/// What the whole data set holds, from the audit's pass.
+/// Totals of the whole data set, from the audit's pass.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Totals {
-    /// Records read, bad ones included.
+    /// Records read, including bad ones.
     pub records: u64,
     /// Records with something to score.
     pub scored: u64,
@@ -71,9 +71,9 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Adds what other records hold.
+    /// Adds the totals of other records.
     pub(super) fn add(&mut self, other: &Totals) {
-        // Without `..`, so that the compiler asks for a new number.
+        // Without `..`, the compiler demands a decision for every new number.
         let Totals { records, scored, tokens, supervised, rollouts: Rollouts { rows, respelt, exact } } = other;
         self.records += records;
         self.scored += scored;
@@ -85,14 +85,14 @@ impl Totals {
     }
 }
 
-/// Records whose last answer a model has drawn.
+/// Records whose last answer was sampled from a model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rollouts {
     pub rows: u64,
-    /// Those of these records whose text has other tokens than were drawn.
+    /// The number of these whose text is split into other tokens than those sampled.
     pub respelt: u64,
-    /// Those of these records whose targets are tokens that this very model drew, in the same precision and with its own probabilities, and
-    /// no others.
+    /// The number of these whose targets are exactly the tokens that this very model sampled, in the same precision and from its unmodified
+    /// probabilities.
     pub exact: u64,
 }
 
@@ -111,7 +111,7 @@ impl Rollouts {
 
 pub(super) const PLANTED_FILE: &str = "planted.json";
 
-/// A span that a row says was planted, for the report on rankings.
+/// A span that a row declares as planted, for the report on rankings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Planted {
     pub row: u32,
@@ -136,7 +136,7 @@ impl Plan {
         let reader = Reader { model_sha256: &found.info.sha256, dtype: job.load.dtype };
         let Survey { audit, totals, planted } = survey(&dataset, &renderer, &chosen, job.read.strict, reader, watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
-        // A shard may have none of the rows that the others have.
+        // A shard may have no supervised row even if other shards have some.
         if totals.supervised == 0 && job.shard.is_none() {
             return Err(engine::nothing_to_score().cure(audit.lines().join("\n  ")));
         }
@@ -208,21 +208,21 @@ impl Plan {
     }
 }
 
-/// The model that is to read the rows, for telling whether it has written some of them.
+/// The model that reads the rows, to tell whether it wrote some of them.
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     model_sha256: &'a str,
     dtype: Dtype,
 }
 
-/// What one pass over the rows has found.
+/// What the pass over all rows finds.
 struct Survey {
     audit: Audit,
     totals: Totals,
     planted: Vec<Planted>,
 }
 
-/// Reads and renders everything once, so that the audit comes before the long work and progress knows its end.
+/// Reads and renders everything once, so that the audit precedes the long work and progress has a total.
 fn survey(
     dataset: &Dataset,
     renderer: &Renderer,
@@ -258,7 +258,7 @@ fn survey(
     Ok(Survey { audit, totals, planted })
 }
 
-/// `demo` for `data/demo.jsonl`; the first file's and the number of the others where there are several.
+/// `demo` for `data/demo.jsonl`; for several files, the name of the first and the number of the others.
 fn stem(dataset: &Dataset) -> String {
     let files = dataset.files();
     let name = files.first().and_then(|file| file.path.file_name()).map(|name| name.to_string_lossy().into_owned());
@@ -270,20 +270,20 @@ fn stem(dataset: &Dataset) -> String {
     }
 }
 
-/// What a job names, as it was found.
+/// The inputs that a job names, as they were found.
 struct MadeOf<'a> {
     files: &'a [DataFile],
     model_sha256: &'a str,
     template_sha256: Option<&'a str>,
-    /// What of the engine decides about the scores.
+    /// The properties of the engine that determine the scores.
     engine: serde_json::Value,
     max_len: usize,
 }
 
-/// SHA-256 over everything that the scores depend on; `build` is the program.
+/// The SHA-256 of everything that the scores depend on; `build` identifies the program.
 fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> Result<String> {
-    // Without `..`, so that the compiler asks of a new option whether it decides about the scores. What is passed over here counts by what was
-    // found under its name ([`MadeOf`], the engine), or decides about no score.
+    // Without `..`, the compiler demands a decision for every new option. The options ignored here either count by what was found under their names
+    // ([`MadeOf`], the engine), or do not affect the scores.
     let Job {
         inputs: _,
         read: ReadOptions { format: _, mapping, roles, strict: _ },
@@ -314,7 +314,7 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
     if let (Some(what), Some(engine)) = (what.as_object_mut(), made_of.engine.as_object()) {
         what.extend(engine.clone());
     }
-    // Named only where they are used, so that runs from before there were such options keep their identity.
+    // These are included only if used, so that runs from before these options existed keep their identity.
     let options = [
         (!roles.is_empty()).then(|| ("roles", format!("{roles:?}").into())),
         template_switches.clone().map(|switches| ("template_switches", switches)),
@@ -358,7 +358,7 @@ mod tests {
         MadeOf { files, model_sha256: "abc", template_sha256: None, engine: serde_json::json!({ "device": "cpu" }), max_len: 512 }
     }
 
-    /// [`identity`] takes the job apart without `..`: an option that is new there is to be put into one of the two lists here.
+    /// [`identity`] destructures the job without `..`: add every new option to one of the two lists here.
     #[test]
     fn what_decides_about_scores_is_in_the_identity_and_nothing_else() {
         type Change = (&'static str, fn(&mut Job, &mut MadeOf));
@@ -409,7 +409,7 @@ mod tests {
             ("--no-view", |job, _| job.with_page = true),
             ("--in-context", |job, _| job.in_context = true),
             ("the command", |job, _| job.command = "diagnose".to_owned()),
-            // These count as they are found: by bytes, by what the file is, by where the model runs.
+            // These count by what is found: the bytes, the kind of file, where the model runs.
             ("how files are spelt", |job, _| job.inputs = vec!["./rows.jsonl".to_owned()]),
             ("--format", |job, _| job.read.format = Some(crate::dataset::Format::Messages)),
             ("--model", |job, _| job.model.written = Some("model.gguf".to_owned())),

@@ -1,4 +1,4 @@
-//! run.json: what made a run, as it is written and read again.
+//! Defines run.json of a score run, as it is written and read again.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::report::markdown;
 
 pub(crate) const RUN_FILE: &str = "run.json";
 
-/// What made a run: run.json.
+/// The settings and measurements of a run: run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct RunRecord {
     #[serde(flatten)]
@@ -30,31 +30,31 @@ pub(crate) struct RunRecord {
     pub model: Info,
     /// The data files in their order.
     pub data: Vec<DataFile>,
-    /// How their rows were read; absent in records of programs that did not write it down.
+    /// How their rows were read; absent in records of earlier programs.
     #[serde(default)]
     pub read: Option<ReadRecord>,
     pub template_sha256: Option<String>,
-    /// The control tokens with which answers end; absent in records of programs that did not write them down.
+    /// The control tokens with which answers end; absent in records of earlier programs.
     #[serde(default)]
     pub turn_ends: Option<Vec<String>>,
     pub system: Option<String>,
     /// Variables for the template, a JSON object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_switches: Option<Value>,
-    /// Was the end token put behind plain texts?
+    /// Whether the end token was appended to plain texts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub append_eos: bool,
     pub max_len: usize,
     pub supervise: Value,
-    /// The first so many records were read.
+    /// Only the first `limit` records were read.
     pub limit: Option<u64>,
-    /// How many records were drawn at random. Nothing else in scoring is random.
+    /// The number of randomly sampled records. Nothing else in scoring is random.
     #[serde(default)]
     pub sample: Option<u64>,
-    /// How many records they were drawn from.
+    /// The number of records they were sampled from.
     #[serde(default)]
     pub sampled_from: Option<u64>,
-    /// The seed of the draw.
+    /// The seed of the sample.
     pub seed: Option<u64>,
     pub dtype: String,
     pub kernels: String,
@@ -64,24 +64,24 @@ pub(crate) struct RunRecord {
     /// One line per finding of the mask audit.
     pub audit_lines: Vec<String>,
     pub seconds: Stages,
-    /// Input tokens over the wall time after the model is loaded: audit, scoring and writing.
+    /// Input tokens per second of wall time after the model is loaded, including audit, scoring and writing.
     pub tokens_per_second: f64,
-    /// From the start of the run, a fetch of the model included, to the first example's scores.
+    /// Seconds from the start of the run, including a download of the model, to the first example's scores.
     pub seconds_to_first_row: Option<f64>,
-    /// Largest resident set of the scoring process; absent where the system does not tell.
+    /// The peak resident set size of the scoring process; absent where the system does not report it.
     pub peak_memory_bytes: Option<u64>,
-    /// The most of a GPU's memory that was held at a time, without the driver's own; absent where the model ran on the CPU.
+    /// The peak GPU memory held by this program, excluding the driver's own; absent where the model ran on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_device_memory_bytes: Option<u64>,
-    /// Who ran the model, if this program did not.
+    /// The engine that ran the model, if this program did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerRecord>,
-    /// The run of which these are some of the rows, if they are.
+    /// The run that this shard belongs to, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<ShardRecord>,
 }
 
-/// The servers of a run, and what the checks before it found.
+/// The servers of a run, and the result of the checks before it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ServerRecord {
     #[serde(flatten)]
@@ -93,7 +93,7 @@ pub(crate) struct ServerRecord {
 /// The options by which the rows of the data became examples.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReadRecord {
-    /// The format that was asked for; else each file's own stands beside it.
+    /// The requested format; if absent, each file's own is recorded with the file.
     pub format: Option<Format>,
     /// The values of `--map` and `--role`.
     pub maps: Vec<String>,
@@ -105,7 +105,7 @@ impl ReadRecord {
         ReadRecord { format: options.format, maps: options.mapping.rules().to_vec(), roles: options.roles.rules().to_vec() }
     }
 
-    /// Reads the same rows again. A bad one was skipped or has ended the run, so that none is an error now.
+    /// Options that read the same rows again. Bad rows were skipped or ended the run, so they are no errors now.
     pub(crate) fn options(&self) -> Result<ReadOptions> {
         let (mapping, roles) = (FieldMap::parse(&self.maps)?, RoleMap::parse(&self.roles)?);
         Ok(ReadOptions { format: self.format, mapping, roles, strict: false })
@@ -121,7 +121,7 @@ impl RunRecord {
         }
     }
 
-    /// The names of the data files, short enough for a caption.
+    /// The names of the data files, shortened for a caption.
     pub(crate) fn data_names(&self) -> String {
         names_of(&self.data)
     }
@@ -163,7 +163,7 @@ impl RunRecord {
     }
 }
 
-/// The names of the files; of more than three, that of the first and how many the others are.
+/// The names of the files; for more than three, the name of the first and the number of the others.
 pub(super) fn names_of(files: &[DataFile]) -> String {
     match files {
         [] => "-".to_owned(),

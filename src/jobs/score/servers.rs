@@ -1,4 +1,4 @@
-//! The scores of a run from servers: many requests at a time, whose answers are put together to parts in the order of the data.
+//! Scores a run through servers: sends many requests concurrently, and assembles the answers into parts in data order.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::jobs::watch::Watch;
 use crate::tokens::Sequence;
 
-/// Parts that wait for an answer; what comes after them waits in the reader.
+/// The number of parts that may wait for answers; later ones wait in the reader.
 const OPEN_PARTS: usize = 4;
 
-/// A sequence on its way, by the number of its part and its own in it.
+/// A sequence to score, by the number of its part and its index in it.
 struct Task {
     part: usize,
     index: usize,
@@ -31,17 +31,17 @@ struct Answer {
     scored: Result<Scored>,
 }
 
-/// A part some of whose answers may be missing.
+/// A part of which some answers may be missing.
 struct Open {
     part: Part,
     scored: Vec<Option<Scored>>,
     missing: usize,
-    /// How many of its sequences are on their way or there.
+    /// The number of its sequences that have been sent.
     sent: usize,
 }
 
-/// Has the parts scored and hands them on in their order, each once the servers have said of a text what they said of it at the beginning: no part
-/// is of a model that has taken the place of the first one. A failure that lasts ends it, and what is whole by then is kept.
+/// Scores the parts and passes them on in order, each only after the servers have scored a text as they did at the beginning, so that no part comes
+/// from a replaced model. A lasting failure ends the run; the parts completed by then are kept.
 pub(super) fn score(
     plan: &Plan,
     pool: &Arc<Pool>,
@@ -57,7 +57,7 @@ pub(super) fn score(
     let mut open: VecDeque<Open> = VecDeque::new();
     let (mut first_open, mut under_way, mut ended) = (0, 0, false);
     loop {
-        // Work for every connection, and as much again, so that none waits for the next.
+        // Keep twice as many requests as connections, so that no connection is idle.
         while under_way < 2 * pool.connections() {
             let next = open.iter().position(|open| open.sent < open.part.sequences.len());
             if let Some(at) = next {
@@ -68,7 +68,7 @@ pub(super) fn score(
                 continue;
             }
             if !ended && watch.interrupted() {
-                // What is under way comes to its end.
+                // Requests already sent are completed.
                 (stages.interrupted, ended) = (true, true);
             }
             if ended || open.len() == OPEN_PARTS {
@@ -113,7 +113,7 @@ pub(super) fn score(
     }
 }
 
-/// Hands on the first parts that are whole. False once nobody listens: the writer has failed, and says why itself.
+/// Passes on the first complete parts. Returns false if the writer has failed; its own error is reported.
 fn hand_on(
     open: &mut VecDeque<Open>,
     first_open: &mut usize,
@@ -135,7 +135,7 @@ fn hand_on(
     Ok(true)
 }
 
-/// Threads that each wait for one answer at a time. They end when this is dropped, after the answer they wait for.
+/// Threads that each wait for one answer at a time. They end after their current answer once this is dropped.
 struct Workers {
     tasks: Sender<Task>,
     answers: Receiver<Answer>,
@@ -148,12 +148,12 @@ impl Workers {
         let from_us = Arc::new(Mutex::new(from_us));
         for _ in 0..pool.connections() {
             let (pool, from_us, to_us) = (Arc::clone(pool), Arc::clone(&from_us), to_us.clone());
-            // Not waited for: where one answer is an error, the others are of no use.
+            // The threads are not joined: if one answer is an error, the others are not needed.
             std::thread::spawn(move || {
                 loop {
                     let task = from_us.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Task { part, index, sequence }) = task else { return };
-                    // Whoever waits for the answer must hear of a fault of ours, too.
+                    // A panic of ours must also reach the receiver, which waits for the answer.
                     let scored = catch_unwind(AssertUnwindSafe(|| pool.score(&sequence)));
                     let scored = scored.unwrap_or_else(|_| {
                         Err(Error::new(format!("the program has failed at the answer to row {}", sequence.row)))
@@ -172,7 +172,7 @@ impl Workers {
         self.tasks.send(task).map_err(|_| stopped())
     }
 
-    /// The next answer; `None` after a while without any.
+    /// The next answer; `None` if none arrives for a while.
     fn next(&self) -> Result<Option<Answer>> {
         match self.answers.recv_timeout(Duration::from_millis(20)) {
             Ok(answer) => Ok(Some(answer)),

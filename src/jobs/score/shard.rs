@@ -1,4 +1,4 @@
-//! Which part of which run.
+//! Records which shard of which run a run is.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,6 @@ use crate::dataset::Shard;
 pub(crate) struct ShardRecord {
     #[serde(flatten)]
     pub shard: Shard,
-    /// Identity of the run over all records.
+    /// The identity of the run over all records.
     pub whole: String,
 }

@@ -1,7 +1,6 @@
-//! Runs over shards of one data set -> the run that one program would have made.
+//! Joins the runs over the shards of a data set into the run that one machine would have made.
 //!
-//! The joined run stands in a folder of its own, so that whatever reads runs reads it as any other. It is made once: where the folder is
-//! there and of the same run, it is taken.
+//! The joined run has a folder of its own, which is read like that of any other run. It is made once: an existing folder of the same run is reused.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -26,10 +25,10 @@ use crate::jobs::work::{Work, check_free};
 use crate::table::{PARTS_FOLDER, ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
 use crate::tokens::{Audit, EqualRows};
 
-/// Where the parts are put together before they count.
+/// The folder in which the parts are assembled before they count.
 const JOINING_FOLDER: &str = ".parts.joining";
 
-/// Says whose parts these are, and that they are all there.
+/// Identifies joined parts, and confirms that they are complete.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct JoinedParts {
     identity: String,
@@ -37,32 +36,32 @@ struct JoinedParts {
     joined_shards: usize,
 }
 
-/// How a joined run is made.
+/// How to make the joined run.
 pub(crate) struct Joining<'a> {
-    /// Its folder; `None` for one beside the first shard.
+    /// The folder of the joined run; `None` means one beside the first shard.
     pub out: Option<&'a Path>,
-    /// Is it sorted as the shards are, which then must agree? Else that is left to the caller.
+    /// Whether to sort it by the thresholds of the shards, which must agree; otherwise the caller sorts it.
     pub sorted: bool,
     pub command: &'a str,
 }
 
-/// A run over a shard.
+/// A run over one shard.
 struct Found {
     folder: PathBuf,
     record: RunRecord,
     shard: ShardRecord,
 }
 
-/// What a command names as one run.
+/// A run that a command names.
 enum Named {
     Run(PathBuf),
-    /// Shards of one run, at least one.
+    /// At least one shard of one run.
     Shards(Vec<Found>),
 }
 
-/// Folders of runs, in which the shards of a run, where there are several of them, become that run, in the place of the first.
+/// The run folders, with the shards of each run replaced by the joined run, in the place of the first. A single shard stays as it is.
 pub(crate) fn joined(folders: &[PathBuf], joining: &Joining, watch: &dyn Watch) -> Result<Vec<PathBuf>> {
-    // In the order of the command line, so that messages do not depend on the runs' identities.
+    // Keep the order of the command line, so that messages do not depend on the runs' identities.
     let mut named: Vec<Named> = Vec::new();
     for folder in folders {
         let Some(found) = found(folder)? else {
@@ -100,7 +99,7 @@ pub(crate) fn joined(folders: &[PathBuf], joining: &Joining, watch: &dyn Watch) 
     }
     let folder_of = |named: &Named| match named {
         Named::Run(folder) => Ok(folder.clone()),
-        // Alone it is a run over some of the rows.
+        // A single shard is a run over some of the rows.
         Named::Shards(of_run) if n_shards == 1 => Ok(of_run[0].folder.clone()),
         Named::Shards(of_run) => {
             check_whole(of_run, &shards)?;
@@ -119,7 +118,7 @@ fn found(folder: &Path) -> Result<Option<Found>> {
     Ok(shard.map(|shard| Found { folder: folder.to_owned(), record, shard }))
 }
 
-/// All shards of one run, each once?
+/// Checks that all shards of one run are present exactly once.
 fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     let Some(first) = shards.first() else { return Ok(()) };
     let of = first.shard.shard.of;
@@ -158,7 +157,7 @@ fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
                 .at(&found.folder)
                 .cure("Name each shard once."));
         }
-        // The summary comes after all tables, and the first time only then.
+        // A run writes its first summary after all tables, so a run without one is unfinished.
         let is_whole = found.folder.join(TOKENS_FILE).exists()
             && !found.folder.join(PARTS_FOLDER).exists()
             && found.folder.join(SUMMARY_FILE).exists();
@@ -182,13 +181,13 @@ fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     Ok(())
 }
 
-/// How two records differ, in words.
+/// The first difference between two records, in words.
 fn difference(a: &RunRecord, b: &RunRecord) -> (String, String) {
     let level = |record: &RunRecord| record.provenance.kernel_level.clone().unwrap_or_default();
     let files = |record: &RunRecord| {
         record.data.iter().map(|file| file.sha256.get(..12).unwrap_or_default().to_owned()).collect::<Vec<_>>().join(", ")
     };
-    // That of servers is theirs to choose.
+    // Servers choose their own device.
     let device = |record: &RunRecord| match record.server {
         Some(_) => String::new(),
         None => record.provenance.device.clone(),
@@ -235,7 +234,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     }
     if joining.sorted {
         let thresholds = common_thresholds(shards)?;
-        // The page is written again by who wants it.
+        // The caller writes the page again if it is wanted.
         if sorted_by(&out)?.is_none_or(|found| found.preset != thresholds.to_string()) {
             sort_again(&out, &[], Some(thresholds), false, joining.command, watch)?;
         }
@@ -243,7 +242,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     Ok(out)
 }
 
-/// Puts the parts of the joined run into its folder, and what stands beside them.
+/// Puts the parts of the joined run and the files beside them into its folder.
 fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
     let identity = JoinedParts {
         identity: record.identity.clone(),
@@ -252,7 +251,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
     };
     let final_parts = out.join(PARTS_FOLDER);
     if final_parts.exists() {
-        // Killed before it had a record. Parts without that number are those of a run that scores.
+        // The process was killed before writing a record. Parts without this identity belong to a run that scores.
         if read_json::<JoinedParts>(&final_parts.join(IDENTITY_FILE)).is_ok_and(|found| found.as_ref() == Some(&identity)) {
             return Ok(());
         }
@@ -271,7 +270,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
     std::fs::rename(&parts, &final_parts).context_at(&parts, "cannot move the joined parts to their place")
 }
 
-/// `runs/data-1a2b3c4d` for `runs/data-1a2b3c4d-shard-0-of-3`, else a name of its own beside the shard.
+/// `runs/data-1a2b3c4d` for `runs/data-1a2b3c4d-shard-0-of-3`, otherwise a new name beside the shard.
 fn beside(first: &Found) -> PathBuf {
     let name = file_name(&first.folder);
     let name = match name.rsplit_once("-shard-") {
@@ -303,7 +302,7 @@ fn common_thresholds(shards: &[Found]) -> Result<Thresholds> {
     common.map_or(Ok(Thresholds::default()), |(preset, _)| preset.parse())
 }
 
-/// What stands beside the tables: the sample of entropies, and the planted spans.
+/// Joins the files beside the tables: the sample of entropies, and the planted spans.
 fn join_others(shards: &[Found], out: &Path) -> Result<()> {
     let (mut fidelity, mut planted): (Option<Fidelity>, Vec<Planted>) = (None, Vec::new());
     for found in shards {
@@ -322,7 +321,7 @@ fn join_others(shards: &[Found], out: &Path) -> Result<()> {
     }
 }
 
-/// Sums of the shards' counts and times: of all machines together.
+/// The joined record, with counts and times summed over all machines.
 fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
     let Some(first) = shards.first() else { return Err(Error::usage("expected the shards of a run")) };
     let (mut counts, mut seconds) = (Totals::default(), Stages::default());
@@ -352,7 +351,7 @@ fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
     })
 }
 
-/// What the audit of all rows finds, of which `scored` have something to score.
+/// The audit of all rows, of which `scored` have something to score.
 fn joined_audit(shards: &[Found], scored: u64) -> Result<Audit> {
     let of_shard = |found: &Found| {
         serde_json::from_value::<Audit>(found.record.audit.clone()).map_err(|cause| {

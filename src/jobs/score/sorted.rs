@@ -1,4 +1,4 @@
-//! By which thresholds a run is sorted: what summary.json says, and what its table does.
+//! Finds out by which thresholds a run is sorted, from summary.json and from its table.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::table::{THRESHOLDS_KEY, TOKENS_FILE, finished_parts, read_provenance}
 
 pub(super) const SUMMARY_FILE: &str = "summary.json";
 
-/// The thresholds that a person names, else those by which the run is sorted, else the default ones.
+/// The thresholds that the user names, else those by which the run is sorted, else the default ones.
 pub(super) fn named_or_own(named: Option<Thresholds>, out: &Path) -> Result<Thresholds> {
     match named {
         Some(thresholds) => Ok(thresholds),
@@ -18,22 +18,22 @@ pub(super) fn named_or_own(named: Option<Thresholds>, out: &Path) -> Result<Thre
     }
 }
 
-/// The thresholds by which a run is sorted; `None` where it is not.
+/// The thresholds by which a run is sorted; `None` if it is not sorted.
 pub(crate) fn sorted_by(out: &Path) -> Result<Option<Resolved>> {
     let is_sorted = out.join(TOKENS_FILE).exists() && finished_parts(out)?.is_empty();
     let report = if is_sorted { read_report(out)? } else { None };
     Ok(report.map(|report| report.summary.thresholds))
 }
 
-/// What summary.json says of a finished run; errors as [`read_report`].
+/// Reads summary.json of a finished run; errors as for [`read_report`].
 pub(crate) fn read_finished_report(out: &Path) -> Result<Report> {
     read_report(out)?.ok_or_else(|| {
         Error::new("the run folder holds no summary.json: the run was not finished").at(out).cure("Run its command again.")
     })
 }
 
-/// What summary.json says of a run, where there is one. An error where it is about other thresholds than those by which the quadrants of the tokens
-/// are told: sorting was broken off between the table and the summary, which is written last.
+/// Reads summary.json, if there is one. Returns an error if its thresholds are not those of the quadrants in the table: sorting was interrupted
+/// between the table and the summary, which is written last.
 pub(super) fn read_report(out: &Path) -> Result<Option<Report>> {
     let Some(report) = read_json::<Report>(&out.join(SUMMARY_FILE))? else { return Ok(None) };
     let table = out.join(TOKENS_FILE);

@@ -1,8 +1,7 @@
-//! Reader -> engine -> writer, each on a thread of its own, so that the engine does not wait for the others.
+//! Runs reader -> engine -> writer, each on its own thread, so that the engine does not wait for the others.
 //!
-//! The unit of work is a part: consecutive records that end where [`PartEnds`] says, whose tables appear together under their final
-//! names. A run that was killed goes on behind its last part, and the parts begin and end at the same records as in an undisturbed
-//! run, so the table comes out the same to the bit.
+//! The unit of work is a part: consecutive records that end where [`PartEnds`] says, whose tables appear together under their final names. A killed
+//! run resumes after its last part. Parts begin and end at the same records as in an uninterrupted run, so that the table is the same to the bit.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -32,17 +31,17 @@ use crate::provenance;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::{Item, Sequence, rendered};
 
-/// Tokens of the sample on which the top-K entropies are compared with the full one, and the largest K.
+/// The number of sampled tokens on which the top-K entropies are compared with the full one, and the largest K.
 const FIDELITY_TOKENS: usize = 512;
 const FIDELITY_K: usize = 64;
 
-/// Says whose parts these are.
+/// Identifies the run that the parts belong to.
 pub(super) const IDENTITY_FILE: &str = "identity.json";
-/// What a server said of the probe when the run began.
+/// The server's scores of the probe at the beginning of the run.
 const PROBE_FILE: &str = "probe.json";
 pub(super) const FIDELITY_FILE: &str = "fidelity.json";
 
-/// Scores what is not scored yet. `None` if the run was finished before.
+/// Scores what is not scored yet. Returns `None` if the run was finished before.
 pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     if is_finished(plan)? {
         return Ok(None);
@@ -64,14 +63,14 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         writer = writer.with_bounds();
     }
 
-    // The curves take the whole vocabulary.
+    // The curves need the whole vocabulary.
     let has_fidelity = plan.engine.is_bounded() || plan.out.join(FIDELITY_FILE).exists();
     let began = Instant::now();
     let sample = if has_fidelity { Sample::default() } else { fidelity_sample(plan)? };
-    // From here on time counts, and an interrupt is heeded.
+    // From here on, time is measured and interrupts are noted.
     watch.tokens("Scoring", done_tokens, plan.totals.tokens);
     watch.heeds_interrupts(true);
-    // One part waits on either side of the engine while it works on a third: that bounds the memory.
+    // One part waits on either side of the engine while it works on a third, which bounds the memory.
     let (to_engine, from_reader) = sync_channel::<Part>(1);
     let (to_writer, from_engine) = sync_channel::<Part>(1);
     let mut stages = std::thread::scope(|scope| {
@@ -82,9 +81,9 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
             Engine::Servers(pool, checked) => servers::score(plan, pool, checked, &from_reader, &to_writer, done_tokens, watch),
             Engine::Answers(folder, _) => answers::score(plan, folder, &from_reader, &to_writer, done_tokens, watch),
         };
-        // Those at the other ends are waiting.
+        // Close the channels, since the threads at the other ends wait on them.
         drop((from_reader, to_writer));
-        // A thread that fails closes its channel, which stops the others: its own error is the one to report.
+        // A failing thread closes its channel, which stops the others; its own error is the one to report.
         let read_seconds = join(reader)?;
         let (write_seconds, writer) = join(writer)?;
         let stages = engine?;
@@ -92,7 +91,7 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         if stages.interrupted {
             return Err(interrupted(done_tokens + stages.input_tokens, plan));
         }
-        // Only of a run that came to its end: of another one an empty part would be its first.
+        // Only for a completed run: otherwise an empty part would become the first part of the resumed run.
         writer.finish()?;
         Ok::<_, Error>(Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
     })?;
@@ -110,7 +109,7 @@ fn interrupted(done: u64, plan: &Plan) -> Error {
         .cure("Run the same command again to resume.")
 }
 
-/// What the tables say of themselves.
+/// The metadata of the tables.
 pub(super) fn provenance(identity: &str, model: &Info) -> Vec<(String, String)> {
     vec![
         ("diagnose.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -122,11 +121,11 @@ pub(super) fn provenance(identity: &str, model: &Info) -> Vec<(String, String)> 
 }
 
 fn join<T>(thread: std::thread::ScopedJoinHandle<Result<T>>) -> Result<T> {
-    // A panic is a bug of ours: it goes on as one.
+    // A panic is a bug of ours, so propagate it.
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Were these very scores finished before? A folder of other scores is refused rather than overwritten.
+/// Whether these scores were finished before. A folder with other scores is refused rather than overwritten.
 fn is_finished(plan: &Plan) -> Result<bool> {
     let tokens = plan.out.join(TOKENS_FILE);
     if !tokens.exists() {
@@ -134,7 +133,7 @@ fn is_finished(plan: &Plan) -> Result<bool> {
     }
     let found = crate::table::read_provenance(&tokens)?;
     match found.iter().find(|(name, _)| name == "diagnose.identity") {
-        // Parts beside a finished table are what a killed run had not put away yet: the finishing pass does.
+        // Parts beside a finished table were left by a killed run; the finishing pass removes them.
         Some((_, identity)) if *identity == plan.identity && plan.out.join(PARTS_FOLDER).exists() => Ok(false),
         Some((_, identity)) if *identity == plan.identity => match plan.engine.checked() {
             None => Ok(true),
@@ -150,7 +149,7 @@ fn is_finished(plan: &Plan) -> Result<bool> {
 }
 
 fn other_run(out: &Path) -> Error {
-    // While a run is under way its level stands beside its identity, and then in its record.
+    // The kernel level is in the identity file while a run is in progress, and in its record afterwards.
     let kept = |file: PathBuf| read_json::<serde_json::Value>(&file).ok().flatten()?["kernel_level"].as_str().map(str::to_owned);
     let found = kept(out.join(PARTS_FOLDER).join(IDENTITY_FILE)).or_else(|| kept(out.join(RUN_FILE)));
     if let Some(error) = level::at_another(found.as_deref()) {
@@ -163,7 +162,7 @@ fn other_run(out: &Path) -> Error {
         )
 }
 
-/// Creates the run folder, or checks that the parts in it are of the same command.
+/// Creates the run folder, or checks that the parts in it belong to the same command.
 fn claim(plan: &Plan) -> Result<()> {
     let parts = plan.out.join(PARTS_FOLDER);
     std::fs::create_dir_all(&parts).context_at(&parts, "cannot create the run folder")?;
@@ -171,7 +170,7 @@ fn claim(plan: &Plan) -> Result<()> {
     plan.engine.checked().map_or(Ok(()), |checked| claim_served(checked, &parts))
 }
 
-/// A model's hash is not to be had of a server: what it says of the probe must be what it said when the run began.
+/// A server does not report a hash of the model, so its scores of the probe must equal those when the run began.
 fn claim_served(checked: &Checked, parts: &Path) -> Result<()> {
     let path = parts.join(PROBE_FILE);
     match read_json::<Checked>(&path)? {
@@ -191,7 +190,7 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // A server's instructions are its own.
+            // A server has its own kernel level.
             let level = plan.engine.checked().is_none().then(|| Level::current().name());
             write_json(&path, &json!({ "identity": plan.identity, "kernel_level": level }))
         }
@@ -199,12 +198,12 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
     }
 }
 
-/// Reads, renders and tokenises ahead of the engine. Gives the seconds spent on it.
+/// Reads, renders and tokenizes ahead of the engine. Returns the seconds spent.
 fn read(plan: &Plan, done_records: u64, done_parts: usize, to_engine: SyncSender<Part>) -> Result<f64> {
     let mut seconds = 0.0;
     let mut began = Instant::now();
     let (mut items, mut ends) = (Vec::new(), PartEnds::new(&plan.engine.device(), plan.info.parameters, done_parts));
-    // False once the engine has stopped listening: it failed, and says why itself.
+    // False if the engine has failed and no longer receives; its own error is reported.
     let mut send = |items: &mut Vec<Item>, began: &mut Instant| {
         let items = std::mem::take(items);
         let sequences = items.iter().filter_map(scorable).cloned().collect();
@@ -228,7 +227,7 @@ fn read(plan: &Plan, done_records: u64, done_parts: usize, to_engine: SyncSender
     Ok(seconds)
 }
 
-/// The sequence of an item, if anything in it is supervised.
+/// The sequence of an item, if it has supervised tokens.
 fn scorable(item: &Item) -> Option<&Sequence> {
     item.rendered.as_ref().ok().map(|rendered| &rendered.sequence).filter(|sequence| sequence.has_targets())
 }
@@ -249,12 +248,12 @@ fn run_engine(
         watch.tokens("Scoring", done_tokens + tokens, plan.totals.tokens);
     };
     let mut scorer = Scorer::new(model, TOP_K, sample, &mut work);
-    // Parts whose scores have not all come.
+    // Parts whose scores are incomplete.
     let mut waiting: VecDeque<Part> = VecDeque::new();
     loop {
         let part = match from_reader.try_recv() {
             Ok(part) => part,
-            // There is nothing to put beside what is under way, which need not wait for it.
+            // Nothing can be batched with the current sequences, so do not wait.
             Err(_) => {
                 if !hand_on(scorer.finish(&mut progress)?, &mut waiting, to_writer, &mut stages)? {
                     break;
@@ -265,7 +264,7 @@ fn run_engine(
                 part
             }
         };
-        // What went before is whole, and is kept.
+        // The scores up to here are complete and are kept.
         if watch.interrupted() {
             stages.interrupted = true;
             hand_on(scorer.finish(&mut progress)?, &mut waiting, to_writer, &mut stages)?;
@@ -281,7 +280,7 @@ fn run_engine(
     Ok(Stages { decoder, head, computed_tokens, to_first_row, ..stages })
 }
 
-/// Gives the parts whose scores have come to the writer. False if it has failed: it says why itself.
+/// Passes the parts with complete scores to the writer. Returns false if it has failed; its own error is reported.
 fn hand_on(
     scores: impl IntoIterator<Item = Scores>,
     waiting: &mut VecDeque<Part>,
@@ -298,9 +297,8 @@ fn hand_on(
     Ok(true)
 }
 
-/// The tokens on which the top-K entropies are compared with the full one: of the data's first sequences that have
-/// [`FIDELITY_TOKENS`] supervised tokens together. Taken from the data rather than from what this process scores, so that a run that was
-/// interrupted has the same sample.
+/// The tokens on which the top-K entropies are compared with the full one: those of the data's first sequences with [`FIDELITY_TOKENS`] supervised
+/// tokens in total. They are taken from the data rather than from what this process scores, so that a resumed run has the same sample.
 fn fidelity_sample(plan: &Plan) -> Result<Sample> {
     let (mut sequences, mut supervised) = (Vec::new(), 0);
     for chunk in rendered(&plan.dataset, &plan.renderer, 0, &plan.chosen) {
@@ -316,12 +314,12 @@ fn fidelity_sample(plan: &Plan) -> Result<Sample> {
     Ok(Sample::new(&sequences, FIDELITY_K, FIDELITY_TOKENS))
 }
 
-/// Where a part's share of the sample waits for the others'.
+/// Where the statistics of a part's share of the sample are stored until the parts are joined.
 fn fidelity_path(out: &Path, part: usize) -> PathBuf {
     out.join(PARTS_FOLDER).join(format!("fidelity-{part:05}.json"))
 }
 
-/// Joins what the parts found in the sample.
+/// Joins the parts' statistics of the sample.
 fn join_fidelity(out: &Path) -> Result<()> {
     let mut whole = Fidelity::default();
     for part in finished_parts(out)? {
@@ -333,7 +331,7 @@ fn join_fidelity(out: &Path) -> Result<()> {
     write_json(&out.join(FIDELITY_FILE), &whole)
 }
 
-/// Writes part after part behind the engine. Gives the seconds spent on it, and the writer back.
+/// Writes the parts that come from the engine. Returns the seconds spent, and the writer.
 fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<(f64, PartWriter)> {
     let mut seconds = 0.0;
     for part in from_engine {
@@ -367,7 +365,7 @@ fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Re
         if !part.curves.is_empty() {
             let mut fidelity = Fidelity::default();
             part.curves.iter().for_each(|curve| fidelity.add(&curve.by_k, curve.entropy));
-            // Before the part counts: if it never does, it is scored again and this is written again.
+            // Write this before the part counts: a part that never counts is scored again, and this is written again.
             write_json(&fidelity_path(&plan.out, writer.next_part()), &fidelity)?;
         }
         writer.finish_part()?;
