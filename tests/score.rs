@@ -638,7 +638,7 @@ fn a_page_with_texts_is_not_replaced_by_one_without() {
     // Under other thresholds there are other conflicts: the page with the texts is kept beside the new one.
     let sorted = workdir.run(&["run", "--thresholds", "fixed"]).ok();
     assert!(
-        sorted.stderr.contains("stays as run/view-p=0.004,H=5.5.html") && sorted.stderr.contains("--data"),
+        sorted.stderr.contains("is kept as run/view-p=0.004,H=5.5.html") && sorted.stderr.contains("--data"),
         "{}",
         sorted.stderr
     );

@@ -172,7 +172,7 @@ mod tests {
         // Spaces at the end of the context move to the continuation: " " + " t".
         check("ab ", " t", 9, &[1, 2, 5, 7], 2, false);
         // A merge over the boundary: "t" + "h" is one token, so that nothing is left for the continuation.
-        assert!(encode(&tokenizer, "t", "h", 9).unwrap_err().to_string().contains("melts"));
+        assert!(encode(&tokenizer, "t", "h", 9).unwrap_err().to_string().contains("merges the continuation"));
         // .. and with more behind it, the context keeps its own encoding and the continuation starts after as many tokens.
         check("t", "ha", 9, &[3, 1], 1, false);
         check("", " a", 9, &[0, 5, 1], 2, false);

@@ -141,7 +141,7 @@ pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, op
 pub(super) fn whole_alpha(program: &str, alpha: f64) -> Result<String> {
     match alpha.fract() == 0.0 {
         true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("{program} takes whole numbers for lora_alpha, not {alpha}"))
+        false => Err(Error::usage(format!("{program}: expected a whole number for lora_alpha, found {alpha}"))
             .cure("Give --lora-alpha a whole number.")),
     }
 }

@@ -243,7 +243,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(factory, Recipe { supervise: Supervise::All, ..recipe(eaft(1.0)) }, rows(), "whole text");
     let lora = LoraSettings { rank: 4, alpha: 2.5, dropout: 0.0, targets: vec!["q_proj".to_owned()] };
     for (program, said) in
-        [(axolotl, "axolotl takes whole"), (factory, "LLaMA-Factory takes whole numbers for lora_alpha, not 2.5")]
+        [(axolotl, "axolotl: expected a whole"), (factory, "LLaMA-Factory: expected a whole number for lora_alpha, found 2.5")]
     {
         check(program, Recipe { lora: Some(lora.clone()), ..recipe(eaft(1.0)) }, rows(), said);
     }
