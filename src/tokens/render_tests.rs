@@ -140,6 +140,7 @@ fn what_the_template_does_not_render_is_reported() {
 /// tools.
 #[test]
 fn calls_and_tools_are_looked_for_where_they_belong() {
+    use std::slice::from_ref;
     let call = |arguments: serde_json::Value| json!({"type": "function", "function": {"name": "look", "arguments": arguments}});
     let tools = json!([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]);
     let named = |calls: &[serde_json::Value]| {
@@ -156,8 +157,8 @@ fn calls_and_tools_are_looked_for_where_they_belong() {
     let (object, text) = (call(json!({"at": "sea"})), call(json!("{\"at\": \"sea\"}")));
     // The reasoning and the content name the call; the one template prints them, the other the content alone.
     for source in [CHATML, QWEN3] {
-        assert_eq!(audit(source, &[object.clone()], None), (true, false), "{source}");
-        assert_eq!(audit(source, &[text.clone()], None), (true, false), "{source}");
+        assert_eq!(audit(source, from_ref(&object), None), (true, false), "{source}");
+        assert_eq!(audit(source, from_ref(&text), None), (true, false), "{source}");
     }
     assert_eq!(audit(QWEN2, &[object.clone(), object.clone()], Some(&tools)), (false, false));
     assert_eq!(audit(QWEN2, &[text], Some(&tools)), (false, true));
@@ -166,10 +167,10 @@ fn calls_and_tools_are_looked_for_where_they_belong() {
         QWEN2.replace(from, to)
     };
     let tools_alone = changed("and message.tool_calls %}", "and message.nothing %}");
-    assert_eq!(audit(&tools_alone, &[object.clone()], Some(&tools)), (true, false));
+    assert_eq!(audit(&tools_alone, from_ref(&object), Some(&tools)), (true, false));
     let calls_alone = changed("{%- if tools %}", "{%- if nothing %}");
-    assert_eq!(audit(&calls_alone, &[object.clone()], Some(&tools)), (true, false));
-    assert_eq!(audit(&calls_alone, &[object.clone()], Some(&json!([]))), (false, false));
+    assert_eq!(audit(&calls_alone, from_ref(&object), Some(&tools)), (true, false));
+    assert_eq!(audit(&calls_alone, from_ref(&object), Some(&json!([]))), (false, false));
     let first_alone = changed("in message.tool_calls %}", "in message.tool_calls[:1] %}");
     assert_eq!(audit(&first_alone, &[object.clone(), object.clone()], Some(&tools)), (true, false));
     let names_alone = changed("{{- tool_call.arguments | tojson }}", "");

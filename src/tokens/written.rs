@@ -354,8 +354,8 @@ mod tests {
         let turn = Turn { reasoning: Some("\nWe call f.\n".into()), ..calling(json!([call("f", json!({}))])) };
         let text = "f. <think>\nWe call f.\n</think>\n\nSo we call f. <tool_call>\n{\"name\": \"f\", \"arguments\": {}}";
         assert_eq!(found(text, &turn), ["(We call f.)", "f"]);
-        let content = text.find("So").unwrap();
-        let parts = find_parts(text, &[content..content + 13], &turn);
+        let content = text.find("So we call f.").map(|at| at..at + 13).unwrap();
+        let parts = find_parts(text, std::slice::from_ref(&content), &turn);
         assert_eq!(parts.stretches[1].range.start, text.rfind("f\"").unwrap());
         // The reasoning of a row that is cut off, and one that the template takes out of the content.
         assert_eq!(found("<think>\nWe ca", &turn), ["(We ca)"]);

@@ -100,7 +100,7 @@ pub(super) fn name_kinds(
             Some(same) => last_turn.insert(same),
             None => last_turn.insert((place, TurnText::of(turn, tokens, text))),
         };
-        found.is_last = !own.has(Part::ToolCall) && !(own.has(Part::Reasoning) && turn.content.trim().is_empty());
+        found.is_last = !own.has(Part::ToolCall) && (!own.has(Part::Reasoning) || !turn.content.trim().is_empty());
         if let Some(PartPlace { part: part @ (Part::Reasoning | Part::ToolCall), text, bytes }) = own.place(conflict.pos) {
             (found.text, found.begin, found.end) = (text, bytes.start, bytes.end);
             // Another row's answer is known without what it thought before.
