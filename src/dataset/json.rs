@@ -48,8 +48,8 @@ pub(super) fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<It
     }))
 }
 
-/// Splits a record that holds a whole table by columns, as written by pandas' `to_json`: `{"a": {"0": .., "1": ..}, "b": {..}}`, or `{"a": [..],
-/// "b": [..]}`. Other records stay as they are.
+/// Splits a record that holds a whole table by columns, as written by pandas' `to_json`: `{"a": {"0": .., "1": ..}, "b": {..}}`, or
+/// `{"a": [..], "b": [..]}`. Other records stay as they are.
 pub(super) fn by_rows(raw: Result<Raw>) -> Vec<Result<Raw>> {
     match raw {
         Ok(Raw { line, value: Ok(Value::Object(columns)) }) => match rows_of_columns(&columns) {

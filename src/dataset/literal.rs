@@ -500,7 +500,7 @@ mod tests {
         assert!(text("\u{fdd3}").is_err() && text(r"\ufdd3").is_ok());
     }
 
-    /// The parser returns the same values as serde_json, and accepts nothing else but `NaN` and the infinities.
+    /// The parser returns the same values as serde_json, and accepts only `NaN` and the infinities in addition.
     #[test]
     fn the_parser_agrees_with_serde_json_on_random_text() {
         let pieces = ["{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-2.5", "1e3", "true", "null", " ", "\"é\""];

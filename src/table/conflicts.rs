@@ -1,4 +1,4 @@
-//! Stores the conflicts of a run with their kinds, and pairs of near-duplicate rows, in a table each.
+//! Stores the conflicts of a run with their kinds, and pairs of near-duplicate rows, in two tables.
 //!
 //! ```text
 //! conflicts.parquet   row u32, pos u32, kind str, evidence str, group u32     a row per confident conflict, in the order of tokens.parquet

@@ -4,8 +4,8 @@
 //! Python's strings and dictionaries, `tojson`, `raise_exception`, `strftime_now`, loop controls. `strftime_now` differs in one point: it returns
 //! one time (in UTC) for the whole process, so that all rows of a run agree; SOURCE_DATE_EPOCH sets it.
 //!
-//! Constructs that minijinja interprets differently than Jinja are translated before compilation (`syntax`). One of them is `{% generation %} .. {%
-//! endgeneration %}`, which encloses what the model should write: it becomes two marks that no text can contain, from which
+//! Constructs that minijinja interprets differently than Jinja are translated before compilation (`syntax`). One of them is
+//! `{% generation %} .. {% endgeneration %}`, which encloses what the model should write: it becomes two marks that no text can contain, from which
 //! [`ChatTemplate::render_marked`] derives the ranges.
 
 use std::collections::BTreeMap;

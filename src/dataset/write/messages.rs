@@ -88,8 +88,9 @@ pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches
     Ok(())
 }
 
-/// Checks that a mask does not begin at a character that may be several tokens. axolotl treats a token that begins in the middle of a character as
-/// ending before it, and supervises it with the text before (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`).
+/// Checks that a mask does not begin at a character that may be several tokens. axolotl treats a token that holds only the first bytes of a
+/// character as ending before it, and supervises it with the text before
+/// (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`).
 fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
     for edge in segments.windows(2) {
         let (before, (begin, _, weight)) = (edge[0].2, edge[1]);
