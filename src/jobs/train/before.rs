@@ -1,4 +1,4 @@
-//! The diagnosis of the data by the base model, for the methods that need it before the first step.
+//! Scores the data with the base model for the methods that need its scores before the first step.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,10 +17,10 @@ use crate::tokens::Sequence;
 use crate::train::loss::flow_weights;
 use crate::train::options::Options;
 
-/// The run folder of the diagnosis, in that of the training run.
+/// The run folder of these scores, inside that of the training run.
 pub(super) const BEFORE_FOLDER: &str = "before";
 
-/// Diagnoses the data with the base model, unless that was done before.
+/// Scores the data with the base model, unless that was done before.
 pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch) -> Result<()> {
     let job = score::Job {
         inputs: options.datasets.clone(),
@@ -41,27 +41,27 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
     score::run(&job, watch).map(|_| ())
 }
 
-/// What the base model's scores say that a method needs to know.
+/// What a method needs from the base model's scores.
 pub(super) struct Before {
     pub population: Population,
-    /// The method's weight of each sequence.
+    /// The method's weight for each sequence.
     pub rows: Vec<f32>,
-    /// ln p of each target of each sequence; empty where no gate looks at it.
+    /// ln p of each target of each sequence; empty if no gate reads it.
     pub earlier: Vec<Vec<f32>>,
 }
 
 impl Before {
-    /// What stands in for the scores where a method needs none.
+    /// A placeholder for methods that need no scores.
     pub(super) fn of_nothing(sequences: &[Sequence]) -> Before {
         let n = sequences.len();
         Before { population: Population::default(), rows: vec![1.0; n], earlier: vec![Vec::new(); n] }
     }
 
-    /// Reads it from the folder of [`score_before`].
+    /// Reads the folder written by [`score_before`].
     pub(super) fn read(method: &Method, gate: &Gate, folder: &Path, sequences: &[Sequence]) -> Result<Before> {
         let needs = gate.needs();
         let mut before = Before::of_nothing(sequences);
-        // TALR's temperature is the batch's.
+        // TALR's temperature is computed per batch.
         before.population = Population::of_tables(&[folder.join(TOKENS_FILE)], &Needs { tau: false, ..needs.clone() })?;
         if method.beside == Beside::RowWeights {
             let rows = read_rows(&folder.join(ROWS_FILE))?;
@@ -97,8 +97,8 @@ fn unscored(sequence: &Sequence, folder: &Path) -> Error {
     Error::new(format!("row {} has no score", sequence.row)).at(folder).cure("Remove the folder.")
 }
 
-/// The population with the quantiles that no token table holds: those of the top-K entropy for another K than the table's, which the
-/// model, as it is before training, computes again for all rows.
+/// Adds the quantiles that no token table holds: those of the top-K entropy for a K other than the table's. The model, still untrained, computes the
+/// entropies again for all rows.
 pub(super) fn with_topk_entropies(
     mut population: Population,
     gate: &Gate,

@@ -1,8 +1,8 @@
-//! Where a run can be taken up again: every trained number and both moments to the bit, and how far the run had come.
+//! Saves and loads checkpoints, from which a run resumes: every trained number, both moments to the bit, and the progress.
 //!
-//! One safetensors file a checkpoint, `checkpoints/step-00000120.safetensors`, which appears whole or not at all. Arrays are flat,
-//! in the parameters' own order; the progress stands in the metadata. The data order, dropout and schedule follow from the seed and
-//! the step, so that nothing else need be kept.
+//! A checkpoint is one safetensors file, `checkpoints/step-00000120.safetensors`, which appears complete or not at all. Arrays are flat, in the
+//! parameters' own order; the progress is in the metadata. The data order, dropout and schedule follow from the seed and the step, so nothing else
+//! has to be stored.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, Write};
@@ -24,39 +24,39 @@ use crate::train::metrics::Standing;
 
 pub(super) const FOLDER: &str = "checkpoints";
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Progress {
-    /// A hash of what decides the whole run: [`Options::identity`](crate::train::options::Options::identity), data and model.
+    /// A hash of everything that determines the run: [`Options::identity`](crate::train::options::Options::identity), data and model.
     pub identity: String,
-    /// The model that is trained, which an export loads again.
+    /// The SHA-256 of the model being trained, which an export loads again.
     #[serde(default)]
     pub model_sha256: String,
-    /// The instructions that the run goes on with.
+    /// The kernel level at which the run must resume.
     #[serde(default)]
     pub kernel_level: String,
-    /// Tokens with which answers of the data end and the model's do not.
+    /// Tokens that end answers in the data but not the model's.
     #[serde(default)]
     pub new_ends: Vec<u32>,
-    /// How the base model stood before training.
+    /// The base model's measurements before training.
     #[serde(default)]
     pub before: Standing,
-    /// The held-out loss that decides which model is kept and when the run ends.
+    /// The lowest held-out loss, which decides which model is kept and when the run ends.
     #[serde(default)]
     pub lowest: Lowest,
     /// Updates done.
     pub step: u64,
     pub input_tokens: u64,
     pub supervised_tokens: u64,
-    /// Seconds spent in steps.
+    /// Seconds spent in training steps.
     pub seconds: f64,
-    /// What the method compares with, if it has such a thing and the run is in the middle of a large batch.
+    /// The snapshot that the method compares with, if it uses one and the run is in the middle of a large batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
 }
 
 impl Progress {
-    /// Refuses the progress of another run.
+    /// Returns an error for the progress of another run.
     pub(super) fn check(&self, identity: &str) -> Result<()> {
         if self.identity != identity {
             if let Some(error) = level::at_another(Some(&self.kernel_level)) {
@@ -70,7 +70,7 @@ impl Progress {
     }
 }
 
-/// Writes a checkpoint and removes all but the last `keep` and that of the step `best`.
+/// Writes a checkpoint, and removes all others but the last `keep` and that of step `best`.
 pub(super) fn save(
     out: &Path,
     progress: &Progress,
@@ -107,12 +107,12 @@ pub(super) fn save(
     Ok(())
 }
 
-/// Where the checkpoint of a step lies.
+/// The path of a step's checkpoint.
 pub(super) fn path(out: &Path, step: u64) -> PathBuf {
     out.join(FOLDER).join(format!("step-{step:08}.safetensors"))
 }
 
-/// Takes the run up at the newest checkpoint, if there is one.
+/// Restores the newest checkpoint, if there is one.
 pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Option<Progress>> {
     let Some(path) = list(out)?.pop() else { return Ok(None) };
     let progress = read(&path, identity, parameters, optimizer).map_err(|error| error.at(&path))?;
@@ -120,23 +120,23 @@ pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimiz
     Ok(Some(progress))
 }
 
-/// The progress of the newest checkpoint, without its numbers.
+/// The progress in the newest checkpoint, without loading its arrays.
 pub(super) fn latest(out: &Path) -> Result<Option<Progress>> {
     list(out)?.pop().map(|path| progress(&path)).transpose()
 }
 
-/// The progress of one checkpoint, without its numbers.
+/// The progress in a checkpoint, without loading its arrays.
 pub(super) fn progress(path: &Path) -> Result<Progress> {
     let mut file = File::open(path).context_at(path, "cannot open the checkpoint")?;
     header(&mut file).map(|(progress, _)| progress).map_err(|error| error.at(path))
 }
 
-/// Gives the parameters the values of a checkpoint, and leaves its moments where they are.
+/// Loads a checkpoint's values into the parameters, and ignores its moments.
 pub(super) fn read_values(path: &Path, parameters: &[Parameter]) -> Result<()> {
     let read = || {
         let mut file = File::open(path).context("cannot open the checkpoint")?;
         let (_, found) = header(&mut file)?;
-        // Values and two moments of each.
+        // Each parameter has values and two moments.
         let (arrays, rest) = found.as_chunks::<3>();
         let fits = |(parameter, [values, m, v]): (&Parameter, &[Array; 3])| {
             let expected = (array_name(parameter, "values"), "F32", parameter.len());
@@ -181,7 +181,7 @@ fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut A
     Ok(progress)
 }
 
-/// Fills `to` with the file's next numbers of `N` bytes each.
+/// Fills `to` with the next numbers of the file, `N` bytes each.
 fn read_into<T, const N: usize>(file: &mut File, to: &mut [T], decode: impl Fn([u8; N]) -> T) -> Result<()> {
     let mut bytes = vec![0; 1 << 20];
     for to in to.chunks_mut(bytes.len() / N) {
@@ -195,10 +195,10 @@ fn read_into<T, const N: usize>(file: &mut File, to: &mut [T], decode: impl Fn([
     Ok(())
 }
 
-/// Name, type and length of an array, as a header has them.
+/// Name, type and length of an array in the header.
 type Array = (String, String, usize);
 
-/// The progress, and the arrays in the order in which they lie.
+/// The progress, and the arrays in file order.
 fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
     let cure = "Remove it to resume from an earlier one, or to start over.";
     let broken = || Error::new("this is not a checkpoint of a training run").cure(cure);
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
     use crate::random::uniform;
 
-    /// Whatever the bytes, reading ends with what the file holds or an error that names it.
+    /// For any bytes, reading either returns what the file holds or an error that names it.
     #[test]
     fn damaged_checkpoints_are_refused_by_name() {
         let progress = Progress {

@@ -1,17 +1,16 @@
-//! `--emit llama-factory|axolotl`: the same training as a ready folder for a cluster, with configuration, data and DeepSpeed settings.
+//! Implements `--emit llama-factory|axolotl`: writes the same training as a folder for a cluster, with configuration, data and DeepSpeed settings.
 //!
-//! What the other programs cannot do is refused by name. What they do otherwise is made up for where it can be and written into the
-//! configuration as a comment where it cannot. Their options, as of January 2026: LLaMA-Factory
-//! `src/llamafactory/hparams/finetuning_args.py` (`use_eaft_loss`, `eaft_alpha`, `use_dft_loss`, `use_asft_loss`, `asft_alpha`) and
-//! `src/llamafactory/train/trainer_utils.py`; axolotl `src/axolotl/utils/schemas/config.py` (`use_eaft`, `eaft_alpha`, `eaft_k`) and
-//! `src/axolotl/monkeypatch/loss/eaft.py`.
+//! What the other programs cannot do is refused by name. Where they differ, the configuration compensates if possible, and otherwise states the
+//! difference in a comment. Their options, as of January 2026: LLaMA-Factory `src/llamafactory/hparams/finetuning_args.py` (`use_eaft_loss`,
+//! `eaft_alpha`, `use_dft_loss`, `use_asft_loss`, `asft_alpha`) and `src/llamafactory/train/trainer_utils.py`; axolotl
+//! `src/axolotl/utils/schemas/config.py` (`use_eaft`, `eaft_alpha`, `eaft_k`) and `src/axolotl/monkeypatch/loss/eaft.py`.
 //!
 //! # The normaliser
 //!
-//! With H the entropy of the top K in nats, the weight of a token is `(H / ln K)^n` here, `(H / 3)^n` in LLaMA-Factory and `H^n` in
-//! axolotl: the same up to a constant factor c of the whole loss. AdamW divides the gradient by its own size, so that c cancels but
-//! for its epsilon; clipping does not. The folder therefore keeps the learning rate and multiplies the clipping norm by c. A learning
-//! rate that was tuned for an optimiser that does not normalise (SGD) would have to be divided by c.
+//! With H the entropy of the top K in nats, the weight of a token is `(H / ln K)^n` here, `(H / 3)^n` in LLaMA-Factory and `H^n` in axolotl: the same
+//! up to a constant factor c on the whole loss. AdamW normalises the gradient, so that c cancels up to its epsilon, but clipping does not. The folder
+//! therefore keeps the learning rate and multiplies the clipping norm by c. A learning rate tuned for an optimiser that does not normalise (SGD)
+//! would have to be divided by c.
 
 mod axolotl;
 mod llama_factory;
@@ -36,7 +35,7 @@ use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
 pub(crate) use slots::{Slots, check_axolotl};
 
-/// The program that is to train.
+/// The program that trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
     LlamaFactory,
@@ -45,7 +44,7 @@ pub(crate) enum Program {
 
 named! { pub(crate) Program, "a program to write for": LlamaFactory = "llama-factory", Axolotl = "axolotl" }
 
-/// An error that names what the program cannot do of a recipe; what the model and the data tell need not be in it yet.
+/// Returns an error that names what the program cannot do of a recipe; settings that depend on the model and the data may still be missing.
 pub(super) fn check(program: Program, recipe: &Recipe) -> Result<()> {
     config(program, recipe).map(drop)
 }
@@ -58,8 +57,8 @@ fn config(program: Program, recipe: &Recipe) -> Result<String> {
     }
 }
 
-/// Writes the folder, which must not exist or be empty, whole or not at all. `examples` are the rows as they are read, and where they stand; `same` is
-/// an error where the program would train on other tokens of a row. Gives the number of rows.
+/// Writes the folder, which must not exist or be empty, completely or not at all. `examples` are the rows with their places; `same` returns an error
+/// for a row of which the program would train on other tokens. Returns the number of rows.
 pub(super) fn emit(
     program: Program,
     recipe: &Recipe,
@@ -92,8 +91,8 @@ pub(super) fn emit(
     Ok(rows)
 }
 
-/// ZeRO stage 3 with everything else left to the program: weights, gradients and optimiser are spread over the devices, and the
-/// optimiser keeps f32 master weights beside bf16 ones.
+/// ZeRO stage 3, with all other settings left to the program: weights, gradients and optimiser state are spread over the devices, and the optimiser
+/// keeps f32 master weights in addition to bf16 ones.
 fn deepspeed() -> Value {
     json!({
         "train_batch_size": "auto",
@@ -136,14 +135,14 @@ fn write_data(
     })
 }
 
-/// A row as OpenAI's messages. For axolotl each message says whether it is trained on.
+/// A row in OpenAI's messages format. For axolotl, each message states whether it is trained on.
 fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
     if example.template_switches.is_some() {
         return Err(Error::new("the row has variables for the chat template, which the other program ignores"));
     }
     if program == Program::LlamaFactory {
         let n_system = usize::from(example.turns.first().is_some_and(|turn| turn.role == Role::System));
-        // Tools and plain texts are refused below, by their names.
+        // Tools and plain texts are refused below, by name.
         if example.turns.iter().all(|turn| !matches!(turn.role, Role::Tool | Role::Text)) {
             check_speakers(&example.turns[n_system..])?;
         }
@@ -207,7 +206,7 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
     Ok(row)
 }
 
-/// Arguments as JSON in a text: rows whose arguments differ would otherwise get each other's keys when the file becomes a table.
+/// Writes arguments as JSON text: otherwise, when the file becomes a table, rows with different arguments would get each other's keys.
 fn calls_with_text_arguments(calls: &Value) -> Value {
     let mut calls = calls.clone();
     for call in calls.as_array_mut().into_iter().flatten() {

@@ -1,13 +1,13 @@
-//! TensorBoard event files: one scalar per tag and step, which `tensorboard --logdir` draws.
+//! Writes TensorBoard event files: one scalar per tag and step, which `tensorboard --logdir` draws.
 //!
-//! A file is a run of records (TFRecord: tensorflow/core/lib/io/record_writer.h), each
+//! A file is a sequence of records (TFRecord: tensorflow/core/lib/io/record_writer.h), each
 //!
 //! ```text
 //! u64 length | u32 masked CRC-32C of the length | bytes | u32 masked CRC-32C of the bytes      all little-endian
 //! ```
 //!
-//! whose bytes are one `Event` message (tensorflow/core/util/event.proto, summary.proto). The six fields that are needed are encoded
-//! by hand; images, histograms and hyper-parameters are left out.
+//! whose bytes are one `Event` message (tensorflow/core/util/event.proto, summary.proto). The six fields needed are encoded by hand; images,
+//! histograms and hyper-parameters are left out.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -23,12 +23,12 @@ pub(super) struct EventWriter {
 }
 
 impl EventWriter {
-    /// Opens a new event file in `folder`, which is created if it is missing. TensorBoard reads all files of a folder as one run,
-    /// in the order of their names, and lets the later file replace the earlier one's steps: so a resumed run goes on.
+    /// Opens a new event file in `folder`, which is created if missing. TensorBoard reads all files of a folder as one run, in order of their names,
+    /// and a later file replaces the steps of an earlier one, so that a resumed run continues the curve.
     pub(super) fn create(folder: &Path) -> Result<EventWriter> {
         std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder for event files")?;
         let now = wall_time();
-        // The names must sort by time, and two files of one second must not meet.
+        // The names must sort by time, and two files of the same second must differ.
         let mut attempt = 0;
         let (path, file) = loop {
             let path = folder.join(format!("events.out.tfevents.{:010}.{attempt}", now as u64));
@@ -48,7 +48,7 @@ impl EventWriter {
         self.record(&scalar_event(wall_time(), step, values))
     }
 
-    /// Hands everything that was written to the operating system, where TensorBoard sees it.
+    /// Flushes to the operating system, so that TensorBoard sees the events.
     pub(super) fn flush(&mut self) -> Result<()> {
         self.file.flush().context_at(&self.path, "cannot write the event file")
     }
@@ -72,7 +72,7 @@ fn framed(event: &[u8]) -> Vec<u8> {
     record
 }
 
-/// tensorflow/core/lib/hash/crc32c.h, `Mask`: a checksum of data that holds checksums is weak otherwise.
+/// `Mask` of tensorflow/core/lib/hash/crc32c.h: a checksum over data that contains checksums is weak without it.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -104,7 +104,7 @@ fn scalar_event(wall_time: f64, step: u64, values: &[(&str, f32)]) -> Vec<u8> {
     event
 }
 
-// The wire format of Protocol Buffers: a key is the field's number and the kind of its value (protobuf.dev/programming-guides/encoding).
+// The wire format of Protocol Buffers: a key combines the field number with the type of its value (protobuf.dev/programming-guides/encoding).
 const VARINT: u64 = 0;
 const EIGHT_BYTES: u64 = 1;
 const LENGTH_PREFIXED: u64 = 2;
@@ -130,7 +130,7 @@ fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
     out.extend(value);
 }
 
-/// Seven bits a byte, the lowest first; the top bit says that more follow.
+/// Encodes seven bits per byte, the lowest first; the top bit says that more bytes follow.
 fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -184,7 +184,7 @@ mod tests {
         let second = EventWriter::create(folder.path()).unwrap();
         assert_ne!(second.path, writer.path);
         let name = writer.path.file_name().unwrap().to_string_lossy().into_owned();
-        // What TensorBoard looks for.
+        // TensorBoard looks for this in the name.
         assert!(name.contains("tfevents"), "{name}");
 
         let file = std::fs::read(writer.path).unwrap();
@@ -199,7 +199,7 @@ mod tests {
             rest = &rest[16 + length..];
         }
         assert!(events[0].ends_with(b"brain.Event:2"));
-        // After the wall time's nine bytes.
+        // Skip the nine bytes of the wall time.
         let values: &[&[(&str, f32)]] = &[&[("loss", 2.5), ("lr", 1e-5)], &[("loss", -0.5)]];
         for ((event, values), step) in events[1..].iter().zip(values).zip(1..) {
             assert_eq!(event[9..], scalar_event(0.0, step, values)[9..]);

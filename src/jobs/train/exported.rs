@@ -1,5 +1,4 @@
-//! A checkpoint of a run -> its model as others read it: what the run would have left had it ended there. A finished adapter -> the model that it is
-//! with its base.
+//! Exports a checkpoint as the model that the run would have left had it ended there, and merges a finished adapter into its base.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +12,8 @@ use crate::kernels::Stored;
 use crate::model::{Model, ModelName, Reference, save_merged};
 use crate::train::options::Options;
 
-/// Writes `OUT/model`, the adapter in the folder merged into its base, and gives its name. The base is the one that the adapter names, unless the user
-/// names another.
+/// Writes `OUT/model`, the adapter in the folder merged into its base, and returns its path. The base is the one that the adapter names, unless the
+/// user names another.
 pub(crate) fn merge_adapter(folder: &Path, base: Option<String>, out: &Path, watch: &dyn Watch) -> Result<PathBuf> {
     let model = out.join("model");
     refuse_replacing(&model)?;
@@ -25,7 +24,7 @@ pub(crate) fn merge_adapter(folder: &Path, base: Option<String>, out: &Path, wat
     Ok(model)
 }
 
-/// A folder that holds a model already would have it replaced, and what stands beside it would speak of another.
+/// Refuses to replace a model in the folder: the files beside it would then describe another model.
 fn refuse_replacing(there: &Path) -> Result<()> {
     match there.exists() {
         true => {
@@ -35,8 +34,8 @@ fn refuse_replacing(there: &Path) -> Result<()> {
     }
 }
 
-/// Writes `OUT/model`, or `OUT/adapter` of a run that trains adapters, and gives its name. The model that was trained is loaded again, by
-/// what the run's options call it; the data are not needed.
+/// Writes `OUT/model`, or `OUT/adapter` for a run that trains adapters, and returns its path. Loads the original model again, by the name in the
+/// run's options; the data are not needed.
 pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> Result<PathBuf> {
     let progress = checkpoint::progress(path)?;
     let run = path.parent().and_then(Path::parent).map(|run| run.join(OPTIONS_FILE)).filter(|options| options.is_file());

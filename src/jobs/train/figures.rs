@@ -1,4 +1,4 @@
-//! metrics.jsonl -> the figures of a training run.
+//! Draws the figures of a training run from metrics.jsonl.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::error::{Context, Result};
 use crate::maps::training::{Curve, Drift, Dynamics, Losses, Run, draw_drift, draw_dynamics, draw_losses};
 use crate::train::metrics::{Group, Standing, StepMetrics};
 
-/// Draws `maps/dynamics.png`, `loss.png` and `drift.png`. `before` is how the base model stood.
+/// Draws `maps/dynamics.png`, `loss.png` and `drift.png`. `before` are the base model's measurements.
 pub(super) fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: &str, run: &Run) -> Result<()> {
     let folder = out.join("maps");
     std::fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for figures")?;

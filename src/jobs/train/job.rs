@@ -1,4 +1,4 @@
-//! What is asked for, and found, before anything is read.
+//! Opens a training job: its options, and its data and model as found before anything is read.
 
 use std::path::{Path, PathBuf};
 
@@ -18,23 +18,23 @@ use crate::provenance;
 use crate::tokens::Renderer;
 use crate::train::options::Options;
 
-/// A training run as the user asked for it.
+/// A training run as the user requested it.
 pub(crate) struct Job {
     pub options: Options,
-    /// Only the plan is wanted: nothing is scored, trained or written.
+    /// Print only the plan; score, train and write nothing.
     pub dry_run: bool,
-    /// It is an error if there is no checkpoint to go on from.
+    /// Fail if there is no checkpoint to resume from.
     pub must_resume: bool,
     /// The command line, for the record.
     pub command: String,
 }
 
-/// How a run ended.
+/// How a training job ended.
 pub(crate) enum Outcome {
-    /// Only the plan was wanted.
+    /// Only the plan was requested.
     Planned(Box<Plan>),
     Finished(Box<TrainRecord>),
-    /// The user interrupted it; the checkpoint holds this many steps, of that many.
+    /// The user interrupted it; the checkpoint holds `step` of all steps.
     Interrupted {
         out: PathBuf,
         step: u64,
@@ -42,13 +42,13 @@ pub(crate) enum Outcome {
     },
 }
 
-/// A job whose data and model were found, but not read.
+/// A job whose data and model have been found but not read.
 pub(super) struct Opened {
     pub options: Options,
     pub out: PathBuf,
     pub command: String,
     pub dataset: Dataset,
-    /// Rows to hold out that are no part of it.
+    /// Held-out rows in separate files.
     pub validation: Option<Dataset>,
     pub reference: Reference,
     pub model_sha256: String,
@@ -56,7 +56,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Finds data and model. An error if the folder holds another run.
+    /// Finds data and model. Returns an error if the folder holds another run.
     pub(super) fn new(job: Job, watch: &dyn Watch) -> Result<Opened> {
         let Job { mut options, command, .. } = job;
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
@@ -69,7 +69,7 @@ impl Opened {
         watch.opened(held_out);
         let reference = Reference::resolve_named(&options.model_name(), &fetching(watch))?;
         if options.lora {
-            // What cannot be saved is not trained.
+            // Refuse to train an adapter that could not be saved.
             reference.as_base()?;
         }
         options.max_len = Some(reference.max_len(options.max_len)?);
@@ -103,7 +103,7 @@ impl Opened {
         Ok(opened)
     }
 
-    /// The learning rates of all steps follow from the length, so that a longer run is no continuation of a shorter one.
+    /// The error for a run of another length: the learning rates of all steps depend on the length, so a longer run does not continue a shorter one.
     fn of_another_length(&self, record: &TrainRecord) -> Error {
         let length = |options: &Options| match options.max_steps {
             Some(steps) => count(steps, "step"),
@@ -130,26 +130,26 @@ impl Opened {
         if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
     }
 
-    /// Is there a checkpoint of the run?
+    /// Whether the run has a checkpoint.
     pub(super) fn can_resume(&self) -> Result<bool> {
         Ok(checkpoint::latest(&self.out)?.is_some())
     }
 }
 
-/// What the options of a run name, as it was found.
+/// The inputs that the options name, as they were found.
 struct MadeOf<'a> {
-    /// The files to train on, and those that are held out.
+    /// The files to train on, and the held-out files.
     files: [&'a [DataFile]; 2],
     model_sha256: &'a str,
     template_sha256: Option<&'a str>,
-    /// The program.
+    /// The build of this program.
     build: &'a str,
 }
 
-/// SHA-256 over all that the result depends on.
+/// The SHA-256 of everything that the result depends on.
 fn identity(options: &Options, made_of: &MadeOf) -> Result<String> {
     let MadeOf { files: [files, held_out], model_sha256, template_sha256, build } = *made_of;
-    // Data, model and template count by their bytes, however the user spells them.
+    // Data, model and template count by their bytes, whatever their paths.
     let by_bytes = Options {
         datasets: Vec::new(),
         validation: Vec::new(),
@@ -165,7 +165,7 @@ fn identity(options: &Options, made_of: &MadeOf) -> Result<String> {
         "model": model_sha256,
         "chat_template": template_sha256,
         "options": by_bytes.to_toml()?,
-        // Other instructions round other sums.
+        // Another kernel level rounds sums differently.
         "kernel_level": Level::current().name(),
     });
     Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(own, identity_of(&spelling, "./model.gguf", "0.1.0 (a)", 0));
         assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (b)", 0), "another commit is another program");
         assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (a)", 1));
-        // A template counts by its bytes, too, wherever it lies.
+        // A template also counts by its bytes, whatever its path.
         let under = |path: &str, template_sha256: Option<&str>| {
             let options = Options { chat_template: Some(path.into()), ..Options::default() };
             identity(&options, &MadeOf { files: [&[], &[]], model_sha256: "abc", template_sha256, build: "0.1.0" }).unwrap()

@@ -1,4 +1,4 @@
-//! metrics.jsonl, and the same for TensorBoard.
+//! Writes metrics.jsonl, and the same metrics for TensorBoard.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,7 @@ use crate::train::metrics::StepMetrics;
 
 pub(super) const METRICS_FILE: &str = "metrics.jsonl";
 
-/// metrics.jsonl and the TensorBoard events, cut to the steps that a checkpoint knows.
+/// metrics.jsonl and the TensorBoard events, truncated to the steps that the checkpoint includes.
 pub(super) struct Log {
     file: fs::File,
     events: EventWriter,
@@ -46,8 +46,8 @@ impl Log {
     }
 }
 
-/// The steps in metrics.jsonl; a last line that a killed run left broken is not one, and any other that cannot be read is an error: what
-/// stands behind it would be lost.
+/// Reads the steps in metrics.jsonl. An incomplete last line, left by a killed run, is skipped; any other unreadable line is an error, since the
+/// steps after it would be lost.
 pub(super) fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
     match fs::read_to_string(path) {
         Ok(text) => {
@@ -92,7 +92,7 @@ mod tests {
         let path = folder.path().join(METRICS_FILE);
         let mut log = Log::open(folder.path(), 0).unwrap();
         let mut random = SplitMix(7);
-        // A parser that is off by one unit in the last place now and then changes some of a thousand such numbers.
+        // Among a thousand such numbers, a parser that is sometimes off by one unit in the last place changes some.
         let mut share = || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
         for step in 1..=1000 {
             let metrics = StepMetrics {

@@ -1,15 +1,15 @@
-//! A training run: options and data -> a trained model in a run folder.
+//! Runs a training job: trains a model on data as the options say, and leaves it in a run folder.
 //!
 //! ```text
-//! job.rs         what is asked for; data and model found but not read; record.rs tells what a finished run has left
-//! trainer.rs     everything read and checked; the loop over steps; what is written when
-//! plan.rs        what a run will do; before.rs the diagnosis that some methods need first
-//! special_tokens.rs  where answers end, and tokens that the model never learnt
-//! snapshot.rs    what psft compares with
+//! job.rs         the options, with data and model found but not read; record.rs holds what a finished run leaves
+//! trainer.rs     reads and checks everything; the training loop; saving
+//! plan.rs        what a run will do; before.rs computes the base model's scores that some methods need first
+//! special_tokens.rs  where answers end, and tokens that the model was never trained on
+//! snapshot.rs    the snapshot that psft compares with
 //! checkpoint.rs  weights, moments and progress, to the bit
-//! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
-//! result.rs      the trained model or adapter as others read it; exported.rs the same of a checkpoint
-//! emit.rs        no run at all, but the same training as a configuration of LLaMA-Factory or axolotl, by way of recipe.rs
+//! log.rs         metrics.jsonl; events.rs writes TensorBoard files; figures.rs draws
+//! result.rs      saves the trained model or adapter for others; exported.rs does so for a checkpoint
+//! emit.rs        instead of training, writes a configuration of LLaMA-Factory or axolotl; recipe.rs prepares it
 //! ```
 
 mod before;
@@ -40,7 +40,7 @@ use crate::jobs::watch::Watch;
 use job::Opened;
 use trainer::Trainer;
 
-/// Runs the whole job. An interrupted run goes on from its newest checkpoint; of a finished one the record is given again.
+/// Runs the whole job. An interrupted run resumes from its newest checkpoint; a finished one returns its record.
 pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {
     let (dry_run, must_resume) = (job.dry_run, job.must_resume);
     let opened = Opened::new(job, watch)?;

@@ -1,4 +1,4 @@
-//! What a run will do, said before it begins.
+//! Computes the plan of a run, which is printed before it begins.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,15 +16,15 @@ use crate::train::options::Options;
 use crate::train::schedule::Schedule;
 use crate::train::step::RowWeight;
 
-/// What a run will do: `--dry-run` prints it.
+/// The plan of a run, which `--dry-run` prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// Method, what learns, steps and learning rate, in a line; empty in records of earlier programs.
+    /// Method, trained weights, steps and learning rate in one line; empty in records of earlier programs.
     #[serde(default)]
     pub what: String,
     pub sequences: u64,
     pub validation_sequences: u64,
-    /// Input tokens of an epoch without a mix.
+    /// Input tokens per epoch, without a mix.
     pub input_tokens: u64,
     pub supervised_tokens: u64,
     pub steps_per_epoch: u64,
@@ -32,13 +32,13 @@ pub(crate) struct Plan {
     pub warmup_steps: u64,
     pub learning_rate: f64,
     pub trained_parameters: u64,
-    /// The program, weights, gradients, moments and activations.
+    /// The total of program, weights, gradients, moments and activations.
     pub memory_bytes: u64,
-    /// What the loss does with a sample of the data; absent where nothing was scored (`--dry-run`).
+    /// The loss on a sample of the data; absent where nothing was scored (`--dry-run`).
     pub preview: Option<Preview>,
 }
 
-/// The loss on the first sequences, with the model as it is.
+/// The loss on the first sequences, with the untrained model.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Preview {
     pub tokens: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Preview {
     pub confident_conflicts: u64,
 }
 
-/// `eaft, all weights of tiny: 20 steps of 16 rows, learning rate 1e-5 (cosine, 1 step of warm-up)`
+/// Such as `eaft, all weights of tiny: 20 steps of 16 rows, learning rate 1e-5 (cosine, 1 step of warm-up)`.
 pub(super) fn what(options: &Options, schedule: &Schedule, model: &str) -> String {
     let gate = options.gate.as_ref().map_or_else(String::new, |gate| format!(" with the gate {gate}"));
     let learns = match options.lora {
@@ -69,7 +69,7 @@ pub(super) fn what(options: &Options, schedule: &Schedule, model: &str) -> Strin
     )
 }
 
-/// What the loss does with the first sequences, which have these weights.
+/// Computes the loss on the first sequences, which have these weights.
 pub(super) fn preview(
     model: &Model,
     sequences: &[Sequence],
@@ -105,7 +105,7 @@ pub(super) fn preview(
     })
 }
 
-/// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
+/// An estimate of the memory for training in addition to the loaded model, in bytes: gradients, moments, activations, and the base to compare with.
 pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> u64 {
     let moments = 2 * options.adamw().moments.size_in_bytes();
     let learning = match adapters {
@@ -113,8 +113,7 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
     };
     let base = if options.needs_base() { model.info.parameters * options.dtype.size_in_bytes() } else { 0 };
-    // Where the model learns in bf16x3, the two parts of the matrix in use: the vocabulary's, or where it is small gate and up
-    // together.
+    // For training in bf16x3, the two parts of the matrix in use: that of the vocabulary, or if it is small, gate and up together.
     let parts = match (adapters, options.dtype) {
         (None, Dtype::Bf16x3) => {
             let rows = model.config.vocab_size.max(2 * model.config.intermediate_size);
@@ -122,7 +121,7 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         }
         _ => 0,
     };
-    // Backward the gated delta rule takes the projections of a layer apart by heads, and their gradients.
+    // The backward pass of the gated delta rule splits the projections of a layer and their gradients by heads.
     let of_delta =
         (0..model.config.layers).filter_map(|layer| model.config.delta_shape(layer)).map(|shape| shape.columns()).max();
     let per_token = 2 * 4 * of_delta.unwrap_or(0) + 4 * model.config.hidden_size * model.config.layers;

@@ -1,4 +1,4 @@
-//! The options of a run as a recipe for the programs that `emit` writes for.
+//! Translates the options of a run into a recipe for the programs that `emit` writes for.
 
 use std::path::{Path, PathBuf};
 
@@ -15,15 +15,15 @@ use crate::train::keep::Keep;
 use crate::train::options::Options;
 use crate::train::schedule::Shape;
 
-/// The default model where those programs can load it from: they do not train from a GGUF file.
+/// The default model in a form that those programs can load: they do not train from a GGUF file.
 const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 
-/// Writes the folder `--out`; gives its name and the number of rows in its data.
+/// Writes the folder `--out`; returns its path and the number of rows in its data.
 pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
     refuse(options)?;
     let mut recipe = recipe(options)?;
-    // Whatever is refused is refused before anything is fetched or read.
+    // Refuse what cannot be done before anything is downloaded or read.
     emit::check(program, &recipe)?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
     let reference = Reference::resolve_text(&options.model_name(), &fetching(watch))?;
@@ -59,7 +59,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
         return Err(Error::new("there is no row to train on").cure(audit.lines().join("\n  ")));
     }
     watch.audited(&audit);
-    // Held out of them are as many as `train_test_split` takes.
+    // `train_test_split` holds out this many rows.
     let n_rows = audit.rows - (audit.rows as f64 * options.validation_share).ceil() as u64;
     let of_epochs = (n_rows.div_ceil(options.batch_size as u64) as f64 * options.epochs).ceil() as u64;
     let steps = options.max_steps.unwrap_or(of_epochs);
@@ -84,7 +84,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     Ok((out, rows))
 }
 
-/// What follows from the options alone; what the model and the data tell is left open.
+/// The part of the recipe that depends on the options alone; the model and the data fill in the rest.
 fn recipe(options: &Options) -> Result<Recipe> {
     Ok(Recipe {
         model: options.model.as_deref().map_or(Ok(DEFAULT_HUB_ID.to_owned()), as_seen_from_anywhere)?,
@@ -127,12 +127,12 @@ fn recipe(options: &Options) -> Result<Recipe> {
     })
 }
 
-/// An error that names an option which the configuration and the data of another program cannot hold. Each option stands here, so that the
-/// compiler asks about a new one.
+/// Returns an error that names an option which another program's configuration and data cannot express. Every option is listed, so that the compiler
+/// demands a decision for new ones.
 fn refuse(options: &Options) -> Result<()> {
     let plain = Options::default();
     let Options {
-        // They decide which rows are written, and how they are read.
+        // These decide which rows are written, and how they are read.
         datasets: _,
         format: _,
         map: _,
@@ -140,7 +140,7 @@ fn refuse(options: &Options) -> Result<()> {
         strict: _,
         limit: _,
         sample: _,
-        // The configuration says them.
+        // The configuration contains these.
         model: _,
         out: _,
         method: _,
@@ -172,9 +172,9 @@ fn refuse(options: &Options) -> Result<()> {
         seed: _,
         chat_template: _,
         supervise: _,
-        // It is for a method that none of the other programs has.
+        // This belongs to a method that neither of the other programs has.
         snapshot_every: _,
-        // What they have to be told in another way, or cannot be told.
+        // These must be expressed differently, or cannot be.
         eval_every,
         base,
         dtype: _,
@@ -237,7 +237,7 @@ fn template(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).context_at(path, "cannot read the chat template")
 }
 
-/// A model's folder by its whole path, since the configuration is used in its own folder; a hub id as it is.
+/// Makes the path of a model's folder absolute, since the configuration is used from its own folder; a hub id stays as it is.
 fn as_seen_from_anywhere(model: &str) -> Result<String> {
     let path = Path::new(model);
     if !path.exists() {

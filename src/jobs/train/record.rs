@@ -1,4 +1,4 @@
-//! run.json of a training run.
+//! Defines run.json of a training run.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::train::options::Options;
 
 pub(crate) const RUN_FILE: &str = "run.json";
 
-/// What a finished run leaves in run.json.
+/// The content of run.json of a finished run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TrainRecord {
     #[serde(flatten)]
@@ -29,35 +29,35 @@ pub(crate) struct TrainRecord {
     #[serde(default)]
     pub held_out_data: serde_json::Value,
     pub plan: Plan,
-    /// Updates done; fewer than planned where `--stop-after-worse` ended the run.
+    /// The number of updates; fewer than planned if `--stop-after-worse` ended the run.
     pub steps: u64,
-    /// The result is the model after so many of them; absent in records of earlier programs, which kept the last.
+    /// The step whose model was kept; absent in records of earlier programs, which kept the last.
     #[serde(default)]
     pub kept_step: Option<u64>,
-    /// The lowest held-out loss, where there are held-out rows.
+    /// The lowest held-out loss, if there are held-out rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lowest: Option<Lowest>,
     pub input_tokens: u64,
     pub supervised_tokens: u64,
     pub seconds: f64,
-    /// Input tokens a second: all of the steps over the time spent in steps.
+    /// Input tokens of all steps per second spent in steps.
     pub tokens_per_second: f64,
     pub peak_memory_bytes: Option<u64>,
-    /// How the base model stood before training; empty in records of programs that did not look.
+    /// The base model's measurements before training; empty in records of earlier programs.
     #[serde(default)]
     pub before: Standing,
-    /// The saved model on the held-out rows; absent where there are none.
+    /// The saved model's loss on the held-out rows; absent if there are none.
     pub validation: Option<Validation>,
-    /// How far the saved model is from the base on general text; absent where that was not measured.
+    /// The saved model's divergence from the base on general text; absent if it was not measured.
     pub drift: Option<Drift>,
     /// One line per finding of the mask audit.
     pub audit_lines: Vec<String>,
-    /// Where the result lies.
+    /// The path of the result.
     pub result: PathBuf,
 }
 
 impl TrainRecord {
-    /// Where others cannot load what was trained, what to do about it.
+    /// Advice for the user, if other programs cannot load what was trained.
     pub(crate) fn note_of_base(&self) -> Option<String> {
         note_of_base(&self.model.path, &self.options)
     }

@@ -1,4 +1,4 @@
-//! What training leaves for others: a Hugging Face folder, or an adapter in PEFT's layout.
+//! Saves what training leaves for others: a Hugging Face folder, or an adapter in PEFT's layout.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::model::{
 };
 use crate::train::options::Options;
 
-/// Saves what was trained from `reference` as the options want it: the weights, the tokens `new_ends` at which the model is to stop, the
-/// template that was trained on. Gives the name of the folder that training made.
+/// Saves what was trained from `reference`: the weights, `new_ends` as additional end tokens, and the template that was trained on. Returns the name
+/// of the folder.
 pub(super) fn save(
     reference: &Reference,
     out: &Path,
@@ -34,8 +34,7 @@ pub(super) fn save(
     Ok(result)
 }
 
-/// What a person should know about an adapter whose base lies at `base`, if that is a GGUF file: the program that most people use for adapters
-/// cannot load it there.
+/// A remark about an adapter whose base at `base` is a GGUF file: the program that most people use for adapters cannot load it there.
 pub(super) fn note_of_base(base: &Path, options: &Options) -> Option<String> {
     if !options.lora || options.merge || !base.is_file() {
         return None;
@@ -46,7 +45,7 @@ pub(super) fn note_of_base(base: &Path, options: &Options) -> Option<String> {
     ))
 }
 
-/// Puts the template that was trained on into the saved folders.
+/// Copies the template that was trained on into the saved folders.
 fn replace_template(template: &Path, out: &Path) -> Result<()> {
     let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;
     for folder in ["model", "adapter"].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
@@ -54,7 +53,7 @@ fn replace_template(template: &Path, out: &Path) -> Result<()> {
         write_atomically(&path, |file| {
             std::io::Write::write_all(file, &bytes).context_at(&path, "cannot write the chat template")
         })?;
-        // A template for tools of the model's own would come before it.
+        // The model's own template for tools would take precedence.
         let other = folder.join("additional_chat_templates");
         if other.is_dir() {
             std::fs::remove_dir_all(&other).context_at(&other, "cannot remove the other chat templates")?;
@@ -63,8 +62,8 @@ fn replace_template(template: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Saves `OUT/model`, or `OUT/adapter` if adapters were trained, and then with `merge` the base with the adapter as `OUT/model`, too.
-/// Gives the name of the folder that training made.
+/// Saves `OUT/model`, or `OUT/adapter` if adapters were trained; with `merge`, then also the base with the adapter as `OUT/model`. Returns the name
+/// of the folder with the training result.
 fn save_weights(
     reference: &Reference,
     out: &Path,

@@ -1,4 +1,4 @@
-//! What the rows do with special tokens, looked at before the first step: where answers end, and which tokens the model never learnt.
+//! Checks the special tokens in the rows before the first step: where answers end, and which tokens the model was never trained on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,25 +7,25 @@ use crate::model::{Model, Reference, end_tokens};
 use crate::tokens::{Sequence, Tokenizer};
 use crate::train::data::TrainingSet;
 
-/// Special tokens with which answers of the rows end, and at which generation with the model would not stop.
+/// The special tokens that end answers in the rows but would not stop generation with the model.
 pub(super) fn unknown_ends(set: &TrainingSet, tokenizer: &Tokenizer, reference: &Reference) -> Result<Vec<u32>> {
     let mut ends: BTreeMap<u32, usize> = BTreeMap::new();
     for end in set.sequences.iter().filter_map(|sequence| end_of(sequence, tokenizer)) {
         *ends.entry(end).or_default() += 1;
     }
     let known = end_tokens(reference)?;
-    // A token that ends one row in a hundred or fewer may be a slip of the data.
+    // A token that ends one row in a hundred or fewer may be an error in the data.
     let many = |n: usize| 100 * n > set.sequences.len();
     Ok(ends.into_iter().filter(|(id, n)| many(*n) && !known.contains(id)).map(|(id, _)| id).collect())
 }
 
-/// The special token with which the last answer ends, but for white space that the template writes behind it.
+/// The special token that ends the last answer, ignoring white space that the template writes after it.
 fn end_of(sequence: &Sequence, tokenizer: &Tokenizer) -> Option<u32> {
     let is_space = |id: u32| !tokenizer.is_special(id) && tokenizer.text(id).trim().is_empty();
     sequence.targets().map(|(_, id)| id).rfind(|&id| !is_space(id)).filter(|&id| tokenizer.is_special(id))
 }
 
-/// What a person should know about [`unknown_ends`].
+/// A remark about [`unknown_ends`].
 pub(super) fn note_of_ends(ends: &[u32], tokenizer: &Tokenizer, saves_model: bool) -> Option<String> {
     if ends.is_empty() {
         return None;
@@ -43,10 +43,10 @@ pub(super) fn note_of_ends(ends: &[u32], tokenizer: &Tokenizer, saves_model: boo
     ))
 }
 
-/// A norm below this share of the median is none that training leaves behind.
+/// A norm below this share of the median indicates an untrained vector.
 const FAR_BELOW: f32 = 0.2;
 
-/// Special tokens that the rows use and whose vectors were never trained.
+/// The special tokens in the rows whose vectors were never trained.
 pub(super) fn untrained(set: &TrainingSet, model: &Model, lora: bool) -> Result<Vec<String>> {
     let tokenizer = &model.tokenizer;
     let (mut rows_of, mut targets): (BTreeMap<u32, usize>, BTreeSet<u32>) = (BTreeMap::new(), BTreeSet::new());

@@ -1,4 +1,4 @@
-//! The training run: everything read and checked, then steps, each looked at, saved and able to be taken up again.
+//! Trains a model: reads and checks everything, then runs the steps, evaluating and saving so that the run can resume.
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
@@ -35,7 +35,7 @@ use crate::train::options::Options;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
 
-/// Everything a run needs, read and checked.
+/// Everything that a run needs, read and checked.
 pub(super) struct Trainer {
     options: Options,
     out: PathBuf,
@@ -45,7 +45,7 @@ pub(super) struct Trainer {
     base: Option<Model>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
-    /// Tokens with which answers end and the model's do not: they are added to the result's.
+    /// Tokens that end answers in the data but not the model's; the result gets them as end tokens.
     new_ends: Vec<u32>,
     weights: Vec<RowWeight>,
     epochs: Epochs,
@@ -62,7 +62,7 @@ pub(super) struct Trainer {
     started: SystemTime,
 }
 
-/// What `--dry-run` prints. Reads model and data; scores nothing and writes nothing.
+/// The plan that `--dry-run` prints. Reads model and data; scores and writes nothing.
 pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
     let mut read = Read::new(&opened, watch)?;
     let trained: Vec<Parameter> = match read.adapted.take() {
@@ -72,20 +72,20 @@ pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
     Ok(read.steps(&opened.options)?.plan(&opened.options, &read, &trained, None))
 }
 
-/// Model and data, checked against each other and against the memory.
+/// Model and data, checked against each other and against the available memory.
 struct Read {
     model: Model,
     set: TrainingSet,
     epochs: Epochs,
-    /// For each sequence: are its conflicts meant to be learnt?
+    /// For each sequence, whether its conflicts are intended to be learnt.
     intended: Vec<bool>,
     adapted: Option<Vec<Parameter>>,
-    /// Tokens with which answers end and the model's do not.
+    /// Tokens that end answers in the data but not the model's.
     new_ends: Vec<u32>,
     memory_bytes: u64,
 }
 
-/// When a run ends, and how fast it learns until then.
+/// The number of steps, and the learning rate of each.
 struct Steps {
     per_epoch: u64,
     schedule: Schedule,
@@ -95,12 +95,12 @@ pub(super) const fn load_options(dtype: Dtype) -> LoadOptions {
     LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu }
 }
 
-/// What learns keeps f32 masters; a frozen base is stored as it is multiplied.
+/// The precision of the stored weights: trained weights are f32 masters; a frozen base is stored in the precision of its products.
 pub(super) fn stored_dtype(options: &Options) -> Dtype {
     if options.lora { options.dtype } else { Dtype::F32 }
 }
 
-/// An error for a number that is larger than what it counts of this model.
+/// Returns an error for an option that exceeds a size of this model.
 fn check_sizes(options: &Options, model: &Model) -> Result<()> {
     let (vocabulary, widest) = (model.config.vocab_size, model.config.hidden_size.max(model.config.intermediate_size));
     if let Some(k) = options.top_k.filter(|k| *k > vocabulary) {
@@ -138,7 +138,7 @@ impl Read {
         watch.remarks(&model.info.name, &[&model.remarks[..], &reference.training_remarks()?].concat());
         let epochs = Epochs::new(set.order(&options.mix, options.seed)?, options.batch_size);
         let intended = set.named(&options.intended)?;
-        // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
+        // Adapters take little memory; the gradients of all weights are allocated after the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
         let beside = memory_beside(options, &model, adapted.as_deref());
         memory::check_training(&model.info.name, beside)?;
@@ -146,7 +146,7 @@ impl Read {
         Ok(Read { model, set, epochs, intended, adapted, new_ends, memory_bytes })
     }
 
-    /// An error if no step would change anything.
+    /// Returns an error if no step would change anything.
     fn steps(&mut self, options: &Options) -> Result<Steps> {
         let total = options.max_steps.unwrap_or_else(|| self.epochs.steps(options.epochs));
         let warmup = options.warmup(total);
@@ -177,7 +177,7 @@ impl Steps {
 }
 
 impl Trainer {
-    /// Reads model and data, scores what the method needs to know before the first step, and plans the steps.
+    /// Reads model and data, computes the scores that the method needs before the first step, and plans the steps.
     pub(super) fn prepare(opened: Opened, watch: &dyn Watch) -> Result<Trainer> {
         let started = SystemTime::now();
         let mut read = Read::new(&opened, watch)?;
@@ -213,7 +213,7 @@ impl Trainer {
             Some(parameters) => parameters,
             None => read.model.train(dtype)?,
         };
-        // The quantiles are those of all rows of the data, as the tables are; a file of held-out rows is none of them.
+        // The quantiles are over all rows of the data, like the tables, and so include rows held out of them, but not a separate held-out file.
         let drawn = if options.validation.is_empty() { &set.validation[..] } else { &[] };
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, drawn])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
@@ -245,12 +245,12 @@ impl Trainer {
         })
     }
 
-    /// Trains, from the newest checkpoint on if there is one, and saves the result.
+    /// Trains, resuming from the newest checkpoint if there is one, and saves the result.
     pub(super) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         let _held = hold(&self.out)?;
         write_text(&self.out.join(OPTIONS_FILE), &self.options.to_toml()?)?;
         watch.stage("Evaluating the base model");
-        // Before a checkpoint replaces the base's weights.
+        // Measure the base before a checkpoint replaces its weights.
         let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
         let mut optimizer = AdamW::new(self.options.adamw(), &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
@@ -292,7 +292,7 @@ impl Trainer {
             progress.supervised_tokens += metrics.supervised;
             progress.seconds += seconds;
             metrics.tokens_per_second = metrics.tokens as f64 / seconds;
-            // After the update: how things stand at the end of this step.
+            // The standing is measured after the update, at the end of this step.
             if progress.step.is_multiple_of(eval_every) || progress.step == total {
                 metrics.standing = Standing { validation: self.validate()?, drift: Some(drift.measure(&self.model)?) };
             }
@@ -334,7 +334,7 @@ impl Trainer {
         self.finish(progress, kept_step, watch)
     }
 
-    /// What stands below the figures' titles.
+    /// The text below the figures' titles.
     fn caption(&self) -> maps::training::Run {
         let name = |file: &DataFile| file.path.file_name().map(|name| name.to_string_lossy().into_owned());
         let data: Vec<String> = self.data.iter().filter_map(name).collect();
@@ -350,7 +350,7 @@ impl Trainer {
         }
     }
 
-    /// One update; the metrics are of before it.
+    /// Runs one update; the metrics describe the model before it.
     fn step(&mut self, step: u64, optimizer: &mut AdamW, snapshot: &mut Option<Snapshot>) -> Result<StepMetrics> {
         if let Some(every) = self.options.snapshot_every()
             && snapshot.is_none()
@@ -388,7 +388,7 @@ impl Trainer {
         if !norm.is_finite() {
             return Err(self.diverged(step, "gradient", &batch));
         }
-        // torch.nn.utils.clip_grad_norm_
+        // As torch.nn.utils.clip_grad_norm_ does.
         let factor = if self.options.clip > 0.0 { (self.options.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let learning_rate = self.schedule.rate(step);
         on_the_pool(|| optimizer.update(&self.parameters, learning_rate, factor as f32))?;
@@ -426,7 +426,7 @@ impl Trainer {
         indices.iter().map(|&index| self.set.sequences[index].clone()).collect()
     }
 
-    /// Indices of the sequences of step `step`, and the epochs that are over after it.
+    /// The indices of the sequences of a step, and the number of epochs completed after it.
     fn batch(&mut self, step: u64) -> (Vec<usize>, f64) {
         let (epoch, begin) = self.epochs.of_step(step);
         let (_, order) = match self.epoch.take() {
@@ -447,11 +447,11 @@ impl Trainer {
         Ok(Some(Validation::of(&self.set.validation, &scores)))
     }
 
-    /// Saves the model as it is now, which is that of `kept_step`.
+    /// Saves the current model, which is that of `kept_step`.
     fn finish(self, progress: Progress, kept_step: u64, watch: &dyn Watch) -> Result<Outcome> {
         watch.stage("Saving");
         let metrics = read_metrics(&self.out.join(METRICS_FILE))?;
-        // The last step has looked after its update, and so has that of the lowest loss.
+        // Both the last step and the step with the lowest loss were measured after their updates.
         let kept = metrics.iter().rfind(|metrics| metrics.step == kept_step);
         let after = kept.map(|metrics| metrics.standing).unwrap_or_default();
         let result = result::save(&self.reference, &self.out, &self.parameters, &self.options, &self.new_ends)?;
@@ -485,5 +485,5 @@ impl Trainer {
     }
 }
 
-/// Keeps the draws of dropout apart from those for the order.
+/// Separates the random numbers of dropout from those of the data order.
 const DROPOUT: u64 = 0x6472_6f70_6f75_7400;

@@ -1,4 +1,4 @@
-//! axolotl: `axolotl train train.yaml`.
+//! Writes the configuration of axolotl: `axolotl train train.yaml`.
 
 use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps, whole_alpha};
 use super::yaml::{Yaml, list, number, text};
@@ -92,7 +92,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     Ok(yaml.finish())
 }
 
-/// EAFT's exponent and K, if it is EAFT, and axolotl's loss over ours.
+/// EAFT's exponent and K for a loss that is EAFT, and the factor of axolotl's loss over ours.
 fn loss(loss: &Loss) -> Result<(Option<(f64, usize)>, f64)> {
     match (loss.method.beside, loss.gate) {
         (Beside::Nothing, Gate::One) => Ok((None, 1.0)),

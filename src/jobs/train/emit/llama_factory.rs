@@ -1,4 +1,4 @@
-//! LLaMA-Factory: `llamafactory-cli train train.yaml`.
+//! Writes the configuration of LLaMA-Factory: `llamafactory-cli train train.yaml`.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ const NORMALISER: f64 = 3.0;
 /// K of `_eaft_cross_entropy`.
 const TOP_K: usize = 20;
 
-/// The dataset's entry: OpenAI's names.
+/// The entry in dataset_info.json, with OpenAI's names.
 pub(super) fn dataset_info() -> Value {
     json!({DATASET: {
         "file_name": DATA,
@@ -105,7 +105,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
 
 struct Settings {
     settings: Vec<(&'static str, String)>,
-    /// The loss that LLaMA-Factory minimises, over ours.
+    /// The factor of LLaMA-Factory's loss over ours.
     factor: f64,
     note: &'static str,
 }
@@ -134,7 +134,7 @@ fn loss(recipe: &Recipe) -> Result<Settings> {
             vec![
                 ("use_asft_loss", "true".to_owned()),
                 ("asft_alpha", number(recipe.loss.kl_weight)),
-                // Without it, LoRA would have no reference to be compared with.
+                // Without it, LoRA would have no reference model to compare with.
                 ("ref_model", text(model(recipe)?)),
             ],
             "\nASFT: its loss is the mean of the micro-batches' means, here it is the mean over the step's tokens: the two differ where\n\

@@ -1,4 +1,4 @@
-//! A training run as it is told to another program, and what all of them are told alike.
+//! Describes a training run for other programs, and writes the settings that they share.
 
 use super::yaml::{Yaml, number};
 use crate::diagnosis::gate::{Beside, Gate, Method};
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
 
-/// A training run with every number settled.
+/// A training run with all numbers resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
     /// A hub id, or the path of a Hugging Face folder.
@@ -25,20 +25,20 @@ pub(crate) struct Recipe {
     pub betas: (f64, f64),
     pub epsilon: f64,
     pub clip: Option<f64>,
-    /// `None` trains every weight; no targets mean all linear modules of the blocks.
+    /// `None` trains all weights; no targets mean all linear modules of the blocks.
     pub lora: Option<LoraSettings>,
     pub bf16: bool,
     pub seed: u64,
-    /// Share of the rows that are held out.
+    /// The share of rows that are held out.
     pub validation: f64,
-    /// Steps from one look at them to the next, where it was said.
+    /// The steps between evaluations on held-out rows, if given.
     pub eval_every: Option<u64>,
-    /// Steps from one checkpoint to the next, where it was said, and how many are kept.
+    /// The steps between checkpoints, if given; `keep_checkpoints` is how many are kept.
     pub save_every: Option<u64>,
     pub keep_checkpoints: usize,
-    /// A template in place of the model's own.
+    /// A template that replaces the model's own.
     pub chat_template: Option<String>,
-    /// Transformers' class of a block, for FSDP: `LlamaDecoderLayer`.
+    /// Transformers' class of a block, for FSDP, such as `LlamaDecoderLayer`.
     pub layer_class: String,
     /// The control tokens with which the chat template ends answers.
     pub turn_ends: Vec<String>,
@@ -48,9 +48,9 @@ pub(crate) struct Recipe {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Loss {
     pub method: Method,
-    /// The method's, with what the user changed.
+    /// The method's gate, with the user's changes.
     pub gate: Gate,
-    /// Factor of the divergence from the base model, for the methods that have one.
+    /// The factor of the divergence from the base model, for methods that have one.
     pub kl_weight: f64,
 }
 
@@ -67,20 +67,20 @@ pub(crate) enum Length {
     Steps(u64),
 }
 
-/// What a folder holds.
+/// The files of the folder.
 pub(crate) const CONFIG: &str = "train.yaml";
 pub(super) const DATA: &str = "train.jsonl";
 pub(super) const DEEPSPEED: &str = "deepspeed.json";
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
 
-/// A step's sequences, spread over the devices.
+/// The sequences of a step, spread over the devices.
 pub(super) struct Batch {
     pub per_device: usize,
     pub accumulation: usize,
 }
 
 impl Batch {
-    /// Sequences on a device at a time: a divisor of its share, small enough for most.
+    /// The most sequences on a device at a time, small enough for most devices; the actual number divides the device's share.
     const LARGEST: usize = 4;
 
     pub(super) fn of(recipe: &Recipe) -> Result<Batch> {
@@ -95,7 +95,7 @@ impl Batch {
     }
 }
 
-/// The model as both programs load it: Transformers reads no single GGUF file without more settings.
+/// The model as both programs load it: Transformers does not read a single GGUF file without more settings.
 pub(super) fn model(recipe: &Recipe) -> Result<&str> {
     match recipe.model.to_ascii_lowercase().ends_with(".gguf") {
         false => Ok(&recipe.model),
@@ -104,7 +104,7 @@ pub(super) fn model(recipe: &Recipe) -> Result<&str> {
     }
 }
 
-/// The sequences of a step and the number of steps, under Transformers' names; two of them differ.
+/// Writes the sequences per step and the number of steps under Transformers' names; the programs differ in two of them.
 pub(super) fn steps(yaml: &mut Yaml, recipe: &Recipe, batch: &Batch, device_key: &str, epochs_key: &str) {
     yaml.comment(&format!(
         "{} sequences a step = {} a device x {} accumulated x {} devices.",
@@ -118,7 +118,7 @@ pub(super) fn steps(yaml: &mut Yaml, recipe: &Recipe, batch: &Batch, device_key:
     };
 }
 
-/// AdamW and its schedule, under Transformers' names; two of them differ. `factor` is the other program's loss over ours.
+/// Writes AdamW and its schedule under Transformers' names; the programs differ in two of them. `factor` is the other program's loss over ours.
 pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, optimiser_key: &str, factor: f64) {
     let schedule = match recipe.schedule {
         Schedule::Cosine => "cosine",
@@ -137,7 +137,7 @@ pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, op
         .set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * factor)));
 }
 
-/// `lora_alpha`, which is an int in both programs.
+/// Formats `lora_alpha`, which is an integer in both programs.
 pub(super) fn whole_alpha(program: &str, alpha: f64) -> Result<String> {
     match alpha.fract() == 0.0 {
         true => Ok(format!("{alpha:.0}")),

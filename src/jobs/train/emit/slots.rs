@@ -1,22 +1,22 @@
-//! What other programs make of a row, against what is trained on here: a template that they read in another way is refused by name.
+//! Checks what other programs make of a row against what is trained on here: a template that they read differently is refused by name.
 //!
-//! LLaMA-Factory, where it is told no template of its own, cuts slots out of four renderings of the tokenizer's (`parse_template` in
-//! src/llamafactory/data/template.py) and puts every row together from these: a template that writes a turn otherwise when others follow, or
-//! something before the first turn, comes out as other tokens. axolotl finds a turn by the difference of two renderings of the messages up
-//! to it (`find_turn` in src/axolotl/prompt_strategies/chat_template.py), and learns other tokens where these are no beginning of the whole.
+//! LLaMA-Factory, unless given a template of its own, cuts slots out of four renderings of the tokenizer's template (`parse_template` in
+//! src/llamafactory/data/template.py) and assembles every row from them. A template that renders a turn differently when others follow, or that puts
+//! something before the first turn, gives other tokens there. axolotl finds a turn by the difference between two renderings of the messages up to it
+//! (`find_turn` in src/axolotl/prompt_strategies/chat_template.py), and supervises other tokens where these are no prefix of the whole.
 
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Error, Result};
 use crate::tokens::{Renderer, Supervise};
 
-/// What LLaMA-Factory reads out of a chat template.
+/// The slots that LLaMA-Factory extracts from a chat template.
 pub(crate) struct Slots {
     prefix: String,
     system: String,
     default_system: String,
     user: String,
     assistant: String,
-    /// Every answer without reasoning gets an empty block of it.
+    /// Whether every answer without reasoning gets an empty reasoning block.
     thinks: bool,
 }
 
@@ -24,7 +24,7 @@ const CONTENT: &str = "{{content}}";
 const NO_THOUGHT: &str = "<think>\n\n</think>\n\n";
 
 impl Slots {
-    /// `parse_template`, line for line; it counts characters.
+    /// Follows `parse_template` line by line; it counts characters.
     pub(crate) fn of(renderer: &Renderer) -> Result<Slots> {
         if renderer.template_sha256().is_none() {
             return Err(Error::new(
@@ -59,7 +59,7 @@ impl Slots {
         Ok(Slots { prefix, system, default_system, user, assistant, thinks })
     }
 
-    /// An error where LLaMA-Factory makes other tokens of the row, or learns others.
+    /// Returns an error if LLaMA-Factory would make other tokens of the row, or supervise others.
     pub(crate) fn check(&self, renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
         let sequence = renderer.render(0, example)?.sequence;
         let pieces = self.pieces(renderer, &example.turns, supervise)?;
@@ -82,7 +82,7 @@ impl Slots {
             let ours = &sequence.supervised[at..at + ids.len()];
             let n_learnt = ours.iter().take_while(|learnt| **learnt).count();
             let is_learnt = *is_answer && (supervise == Supervise::Assistant || Some(idx) == last);
-            // A line break behind the end of a turn is learnt there, too.
+            // LLaMA-Factory also supervises a line break after the end of a turn.
             let behind: String = ids[n_learnt..].iter().map(|&id| renderer.tokenizer().text(id)).collect();
             let is_same = if is_learnt { n_learnt > 0 && behind.trim().is_empty() } else { n_learnt == 0 };
             if !is_same || ours[n_learnt..].contains(&true) {
@@ -93,7 +93,7 @@ impl Slots {
         Ok(())
     }
 
-    /// The tokens that LLaMA-Factory encodes one by one, and whether they are an answer: `_encode` and `encode_multiturn`.
+    /// The pieces that LLaMA-Factory encodes one by one, each with whether it is an answer: `_encode` and `encode_multiturn`.
     fn pieces(&self, renderer: &Renderer, turns: &[Turn], supervise: Supervise) -> Result<Vec<(Vec<u32>, bool)>> {
         let encode =
             |text: &str| Ok::<_, Error>(renderer.tokenizer().encode(text)?.iter().map(|token| token.id).collect::<Vec<_>>());
@@ -127,12 +127,12 @@ fn unlike(what: &str) -> Error {
     Error::new(format!("LLaMA-Factory {what}")).cure("Use --emit axolotl, or train here.")
 }
 
-/// The text behind its first `n` characters.
+/// The text after its first `n` characters.
 fn behind(text: &str, n: usize) -> &str {
     text.char_indices().nth(n).map_or("", |(at, _)| &text[at..])
 }
 
-/// What a longer text has that a shorter one lacks: `find_diff`.
+/// The characters that a longer text has and a shorter one lacks, as in `find_diff`.
 fn difference(short: &str, long: &str) -> String {
     let mut rest = short.chars().peekable();
     let mut found = String::new();
@@ -146,7 +146,8 @@ fn difference(short: &str, long: &str) -> String {
     found
 }
 
-/// An error where axolotl, for which a turn is what two renderings of the messages up to it differ in, learns other tokens of a turn.
+/// Returns an error if axolotl, which takes a turn to be the difference between two renderings of the messages up to it, would supervise other
+/// tokens.
 pub(crate) fn check_axolotl(renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let is_learnt = |turn: usize| example.turns[turn].is_learnt() && (supervise != Supervise::Last || Some(turn) == last);

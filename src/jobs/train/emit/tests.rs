@@ -1,4 +1,4 @@
-//! Folders as the other programs would find them, and what is refused.
+//! Tests the emitted folders as the other programs would find them, and what is refused.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ fn eaft(exponent: f32) -> Loss {
     eaft_like("eaft", Some(&format!("power:{exponent}")), None, None)
 }
 
-/// A method as `--gate`, `--normaliser` and `--top-k` change it.
+/// A method as changed by `--gate`, `--normaliser` and `--top-k`.
 fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Loss {
     let method: Method = method.parse().unwrap();
     Loss { method, gate: method.gate_under(gate, normaliser, top_k).unwrap(), kl_weight: 0.1 }
@@ -82,7 +82,7 @@ fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, t
 fn emitted(program: Program, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
     let folder = tempfile::tempdir().unwrap();
     let n = emit(program, recipe, placed(rows), &|_| Ok(()), folder.path())?;
-    // Kept for a look and for PyYAML.
+    // Keep the folder for inspection and for PyYAML.
     if let Some(kept) = std::env::var_os("EMIT_OUT") {
         let name = program.name();
         fs::create_dir_all(Path::new(&kept).join(name)).unwrap();
@@ -202,7 +202,7 @@ fn plain_and_other_losses_of_llama_factory() {
     let asft = config(loss("asft"));
     assert_eq!((value(&asft, "use_asft_loss"), value(&asft, "asft_alpha")), (Some("true"), Some("0.1")));
     assert!(asft.contains("ref_model: \"HuggingFaceTB"));
-    // The other normalisers: H / 3 as it is, and H, by either of their names.
+    // The other normalisers: H / 3 unchanged, and H, under either of their names.
     for (gate, normaliser, clip) in [
         ("llama-factory", None, 1.0),
         ("linear", Some(Normaliser::Three), 1.0),
@@ -222,7 +222,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
         assert!(error.contains(expected), "expected `{expected}` in `{error}`");
     };
     let (factory, axolotl) = (Program::LlamaFactory, Program::Axolotl);
-    // Every method there is, is one of the two: written for the other program, or refused by its name.
+    // Every method is either written for the other program or refused by name.
     let (by_factory, by_axolotl) = (["sft", "eaft", "dft", "asft"], ["sft", "eaft"]);
     for method in METHODS {
         let name = if method.name == "mask" { "eaft:mask:0.15" } else { method.name };
@@ -260,7 +260,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     };
     check(axolotl, recipe(eaft(1.0)), weighted(0.5), "the weight 0.5");
     check(factory, recipe(eaft(1.0)), weighted(0.0), "the weight 0;");
-    // Rows that LLaMA-Factory's own reader passes over.
+    // Rows that LLaMA-Factory's own reader skips.
     let speakers = |roles: &[Role]| vec![example(roles.iter().map(|role| turn(*role, "a", 1.0)).collect())];
     check(factory, recipe(eaft(1.0)), speakers(&[Role::User, Role::User, Role::Assistant]), "turn 1 breaks the order");
     check(factory, recipe(eaft(1.0)), speakers(&[Role::Assistant, Role::User, Role::Assistant]), "turn 0 breaks the order");
@@ -288,7 +288,7 @@ fn what_is_refused_half_way_leaves_nothing_behind() {
     let with_text = [rows(), vec![example(vec![turn(Role::Text, "words", 1.0)])]].concat();
     emit(Program::Axolotl, &recipe(eaft(1.0)), placed(with_text), &|_| Ok(()), &folder).unwrap_err();
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
-    // Nor is a killed one in the way.
+    // The folder of a killed run does not block it either.
     fs::create_dir(parent.path().join(".out.partial")).unwrap();
     fs::write(parent.path().join(".out.partial/left.txt"), "half").unwrap();
     assert_eq!(emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), &folder).unwrap(), 2);

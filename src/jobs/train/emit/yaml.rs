@@ -1,15 +1,15 @@
-//! As much YAML as a flat configuration needs: comments, sections, and scalars that YAML 1.1 and 1.2 read alike.
+//! Writes the YAML of a flat configuration: comments, sections, and scalars that YAML 1.1 and 1.2 read alike.
 
 use std::fmt::Write;
 
-/// Lines of a YAML file.
+/// The lines of a YAML file.
 #[derive(Default)]
 pub(super) struct Yaml {
     text: String,
 }
 
 impl Yaml {
-    /// One or more lines of comment.
+    /// Adds one or more lines of comment.
     pub(super) fn comment(&mut self, text: &str) -> &mut Yaml {
         for line in text.lines() {
             // Writing to a String cannot fail.
@@ -23,7 +23,7 @@ impl Yaml {
         self
     }
 
-    /// `key: value`; the value is made by one of the functions below. The key may be indented or begin a list item.
+    /// Adds `key: value`, with a value from one of the functions below. The key may be indented or begin a list item.
     pub(super) fn set(&mut self, key: &str, value: impl AsRef<str>) -> &mut Yaml {
         let _ = writeln!(self.text, "{}", format!("{key}: {}", value.as_ref()).trim_end());
         self
@@ -34,12 +34,12 @@ impl Yaml {
     }
 }
 
-/// A double-quoted YAML text is a JSON text.
+/// Formats a text as JSON, which is also a double-quoted YAML text.
 pub(super) fn text(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// YAML 1.1 reads `1e-5` as a text: a number needs its point and the sign of its exponent.
+/// Formats a number with a point and the sign of its exponent: YAML 1.1 reads `1e-5` as a text.
 pub(super) fn number(x: f64) -> String {
     if x == 0.0 || (1e-3..1e6).contains(&x.abs()) {
         return format!("{x:?}");
