@@ -8,7 +8,8 @@
 //! turns.rs        finds the answers in a rendered conversation by rendering its prefixes; seams.rs finds those of long conversations by the text
 //!                 between their contents; marks.rs characters that mark positions in a text
 //! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs renders many on all cores
-//! audit.rs        counts suspicious properties of rows; lost.rs finds parts of a row that its text lacks
+//! audit.rs        counts suspicious properties of rows; lost.rs finds parts of a row that its text lacks;
+//!                 written.rs finds reasoning and tool calls in the text of a turn
 //! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs the common form of both, settings.rs the tokens that a
 //!                 model folder defines beside tokenizer.json
 //! rollout.rs      prompts to be answered, and answers that a model generated
