@@ -88,7 +88,8 @@ fn a_column_that_is_not_read_is_named_with_a_way_to_read_it() {
     let refused = check("chat.jsonl", &["--map", "prompt={context}"]);
     assert_eq!(refused.code, Some(2), "{}", refused.stdout);
     assert!(
-        refused.stderr.contains("found `prompt`: as messages ") && refused.stderr.contains("Map one of `messages`, `system`"),
+        refused.stderr.contains("found `prompt`: rows in the format messages ")
+            && refused.stderr.contains("Map one of `messages`, `system`"),
         "{}",
         refused.stderr
     );
@@ -162,9 +163,12 @@ fn large_numbers_have_their_thousands_apart() {
     let row = "{\"messages\":[{\"role\":\"user\",\"content\":\"c\"},{\"role\":\"assistant\",\"content\":\"d\",\"lossy\":1}]}\n";
     workdir.write("rows.jsonl", row.repeat(1200));
     let said = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--show", "0"]).ok().stdout;
-    for part in
-        ["1,200 rows read, 1,200 with something", "1,199 rows are equal", "1,200 of 1,200 rows", "`messages[].lossy` in 1,200"]
-    {
+    for part in [
+        "1,200 rows read, 1,200 with supervised tokens",
+        "1,199 rows are equal",
+        "1,200 of 1,200 rows",
+        "`messages[].lossy` in 1,200",
+    ] {
         assert!(said.contains(part), "expected {part} in\n{said}");
     }
 }

@@ -317,7 +317,7 @@ fn a_token_without_a_row_in_the_embedding_is_refused_and_the_others_are_read() {
     let reference = Reference::local(folder.path()).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     let model = Model::load(&reference, options, 64).unwrap();
-    assert!(model.remarks.iter().any(|remark| remark.contains("knows 264 tokens, the model 263")), "{:?}", model.remarks);
+    assert!(model.remarks.iter().any(|remark| remark.contains("has 264 tokens, the model 263")), "{:?}", model.remarks);
     assert_eq!(model.tokenizer.encode("hi<262>").unwrap().len(), 3);
     let error = model.tokenizer.encode("hi[PAD]").unwrap_err().to_string();
     assert!(error.contains("`[PAD]` has the id 263") && error.contains("263 rows"), "{error}");

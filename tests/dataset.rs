@@ -619,7 +619,10 @@ fn a_mapped_field_that_the_row_is_not_read_by_is_refused_by_name() {
     ] {
         let error = mapped(&row, &[rule]).unwrap_err();
         let field = rule.split_once('=').unwrap().0;
-        assert!(error.to_string().contains(&format!("found `{field}`: as {format} ")), "{row} by {rule}: {error}");
+        assert!(
+            error.to_string().contains(&format!("found `{field}`: rows in the format {format} ")),
+            "{row} by {rule}: {error}"
+        );
         assert_eq!(error.exit_code(), 2, "{row} by {rule}");
     }
     let error = mapped(&chat, &["prompt=context"]).unwrap_err().to_string();
@@ -631,7 +634,9 @@ fn a_mapped_field_that_the_row_is_not_read_by_is_refused_by_name() {
     assert!(error.contains("one --map for `system`"), "{error}");
     // Lines of plain text are rows of a text, and so is what a later row is not read by.
     let options = ReadOptions { mapping: FieldMap::parse(&["prompt=text".to_owned()]).unwrap(), ..ReadOptions::default() };
-    assert!(read_bytes("rows.txt", b"a\nb\n", &options).unwrap_err().to_string().contains("found `prompt`: as text "));
+    assert!(
+        read_bytes("rows.txt", b"a\nb\n", &options).unwrap_err().to_string().contains("found `prompt`: rows in the format text ")
+    );
     let rows = format!(
         "{}\n{}\n",
         json!({"prompt": "q", "completion": "a", "c": "c"}),

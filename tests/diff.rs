@@ -332,7 +332,7 @@ fn what_does_not_fit_together_is_refused() {
     std::fs::remove_file(workdir.path("b/samples.parquet")).unwrap();
     check(&["a", "b"], 1, "samples.parquet");
     eval(&workdir, "c", &["--limit", "2", "--system", "S"]);
-    check(&["a", "c"], 1, "nothing of the two can be compared: `items` was asked in two ways");
+    check(&["a", "c"], 1, "nothing in the two can be compared: `items` was asked in two ways");
 }
 
 /// A file for each kind of task of the harness, made with the numbers of scipy and statsmodels by tests/fixtures/eval/samples.py.

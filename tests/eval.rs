@@ -91,10 +91,7 @@ fn a_chat_template_is_part_of_what_an_evaluation_is() {
     assert!(refused["tasks"].get("items").is_none() && refused["tasks"].get("text").is_some(), "{refused}");
 
     for (more, what) in [
-        (
-            &["--apply-chat-template", "--system", "Be brief."][..],
-            "asked for is all items and no examples, --system \"Be brief.\"",
-        ),
+        (&["--apply-chat-template", "--system", "Be brief."][..], "requested: all items and no examples, --system \"Be brief.\""),
         (&[], "with all items and no examples, --apply-chat-template"),
     ] {
         let other = eval("chat", "items.uniform.jsonl", more);
@@ -158,7 +155,7 @@ fn finished_tasks_are_kept_and_others_added() {
     // Other items or examples of a task would hide the ones that are there; another precision is another evaluation.
     let limited = eval("items.uniform.jsonl", &["--limit", "2"]);
     assert!(
-        limited.code == Some(1) && limited.stderr.contains("with all items and no examples; asked for is --limit 2"),
+        limited.code == Some(1) && limited.stderr.contains("with all items and no examples; requested: --limit 2"),
         "{}",
         limited.stderr
     );

@@ -157,7 +157,7 @@ fn what_cannot_be_read_of_a_table_is_named() {
     for out in ["clean.jsonl", "clean.parquet"] {
         assert_eq!(export(&workdir, &["--out", out])["columns_left_out"], json!(["messages.at"]));
         let said = workdir.run(&["export", "run", "--out", out]).ok().stdout;
-        assert!(said.contains("its type is not read: messages.at"), "{said}");
+        assert!(said.contains("its type is not supported: messages.at"), "{said}");
     }
 }
 
@@ -377,7 +377,7 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     }
     let file = decisions(&workdir, &[json!({"row": 1, "action": "mask", "turn": 2})]);
     for format in ["sharegpt", "alpaca", "llama-factory"] {
-        refused(&["--format", format, "--decisions", &file], "rows.jsonl:2: turn 2 is not learnt");
+        refused(&["--format", format, "--decisions", &file], "rows.jsonl:2: turn 2 is excluded from the loss");
     }
     let passed_over =
         export(&workdir, &["--format", "alpaca", "--out", "some.jsonl", "--decisions", &file, "--drop", "inexpressible"]);

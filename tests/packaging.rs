@@ -82,7 +82,7 @@ fn options_come_from_a_file_and_the_command_line_goes_over_it() {
         ("modle = 'x'", "there is no option `modle`"),
         ("strict = 3", "strict = 3: expected true or false"),
         ("max_len = [1, 2]", "expected one value"),
-        ("max_len = ", "no TOML"),
+        ("max_len = ", "not valid TOML"),
     ] {
         workdir.write("other.toml", text);
         let ran = workdir.run(&["rows.jsonl", "--config", "other.toml"]);

@@ -212,7 +212,7 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
         assert_eq!(ran.code, Some(2), "{}", ran.stderr);
         assert!(ran.stderr.contains(message), "{}", ran.stderr);
     };
-    usage(&["--max-len", "64"], "--max-len 64 is more than the 63 tokens that the server takes");
+    usage(&["--max-len", "64"], "--max-len 64 is more than the 63 tokens that the server accepts");
     usage(&["--dtype", "bf16"], "--dtype is for running the model here");
     usage(&["--in-context"], "--in-context runs the model here");
     usage(&["--top-logprobs", "5"], "--top-logprobs 5 is less than the 20");

@@ -334,9 +334,9 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
         usage(command, &["--in-flight", "0"], "--in-flight 0 sends nothing");
         usage(command, &["--batch", "4"], "--batch");
     }
-    usage(&EVAL, &["--max-len", "99"], "--max-len 99 is more than the 98 tokens that the server takes: two less");
+    usage(&EVAL, &["--max-len", "99"], "--max-len 99 is more than the 98 tokens that the server accepts: two tokens below");
     usage(&EVAL, &["--device", "cpu"], "--device is for running the model here");
-    usage(&ROLLOUT, &["--max-len", "101"], "--max-len 101 is more than the 100 tokens that the server takes: its limit");
+    usage(&ROLLOUT, &["--max-len", "101"], "--max-len 101 is more than the 100 tokens that the server accepts: its limit");
     let ran = run(&workdir, &["eval", "--tasks", "c.jsonl", "--server", &server.url]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--server needs --model"), "{}", ran.stderr);
     // Without a length of its own a run keeps to what the server takes.

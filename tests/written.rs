@@ -90,7 +90,7 @@ fn other_ways_of_writing_are_not_compared() {
     assert!(refused.code == Some(1) && refused.stderr.contains("which differ in --temperature"), "{}", refused.stderr);
     let other = eval("greedy", &["--stop", "x"]);
     assert!(
-        other.code == Some(1) && other.stderr.contains("asked for is all items and no examples, --max-new-tokens 40, stop \"x\""),
+        other.code == Some(1) && other.stderr.contains("requested: all items and no examples, --max-new-tokens 40, stop \"x\""),
         "{}",
         other.stderr
     );
