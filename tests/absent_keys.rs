@@ -1,5 +1,5 @@
-//! Keys of config.json that are missing, or null: every fixture with one key changed gives Transformers' logits, or is refused
-//! (tests/fixtures/families/absent.py). What Transformers refuses is refused, but for keys that no logit depends on.
+//! Tests keys of config.json that are missing or null: every fixture with one key changed gives Transformers' logits or is refused
+//! (tests/fixtures/families/absent.py). What Transformers refuses is refused here, except for keys that no logit depends on.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 /// How far a logit may be from Transformers': f32 on both sides, sums in another order.
 const TOLERANCE: f64 = 1e-4;
 
-/// Transformers checks their types, or uses them for what is not done here.
+/// Transformers checks the types of these, or uses them for features that do not exist here.
 const HARMLESS: &[&str] = &[
     "attention_dropout",
     "embd_pdrop",
@@ -25,7 +25,7 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// The first eight logits behind the last of 33 tokens, or the refusal.
+/// The first eight logits after the last of 33 tokens, or the refusal.
 fn logits(fixture: &Path, config: &Value) -> Result<Vec<f64>, String> {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture).unwrap() {

@@ -1,4 +1,4 @@
-//! LoRA adapter folders after --model: the numbers of the merged model, and what is refused.
+//! Tests LoRA adapter folders given to --model: the numbers equal those of the merged model, and unusable adapters are refused.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ fn record(workdir: &Workdir, model: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A folder whose weights are the base's, with those that the adapter changes as PEFT merged them.
+/// A folder with the base's weights, of which those that the adapter changes are as PEFT merges them.
 fn write_merged(workdir: &Workdir, adapter: &str) -> String {
     let merged = format!("merged-{adapter}");
     copy_folder(&workdir.path("base"), &workdir.path(&merged));
@@ -72,7 +72,7 @@ fn an_adapter_scores_as_the_model_that_peft_merges() {
     assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2] && hashes[0] != hashes[2], "{hashes:?}");
 }
 
-/// Before the training, not when its result is to be saved.
+/// Refuses before the training rather than when the result is saved.
 #[test]
 fn adapters_on_an_adapter_are_refused_at_once() {
     let workdir = workdir();
@@ -132,7 +132,7 @@ fn the_base_is_found_by_its_path_from_either_folder() {
     for name in ["../base", "base", workdir.path("base").to_str().unwrap()] {
         set_base(name);
         run(&workdir, "adapter").ok();
-        // The config is part of what the run is known by.
+        // The adapter's config is part of the run's identity.
         std::fs::remove_dir_all(workdir.path("run-adapter")).unwrap();
     }
     let check = |name: &str, parts: &[&str]| {
@@ -195,7 +195,7 @@ fn base_says_what_the_adapter_is_put_on() {
     assert_eq!(record["model"]["base"], "base");
 }
 
-/// The default length is what the model takes; one that is asked for is refused where it is more.
+/// The default length is what the model takes; a longer one is refused if requested.
 #[test]
 fn a_model_of_few_positions_is_read_without_a_word_about_it() {
     let workdir = workdir();
@@ -206,7 +206,7 @@ fn a_model_of_few_positions_is_read_without_a_word_about_it() {
     assert_eq!(record(&workdir, "base")["max_len"], 96);
     let ran = workdir.run(&["rows.jsonl", "--model", "base", "--max-len", "97", "--out", "run"]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--max-len 96 or less"), "{}", ran.stderr);
-    // LongRoPE: what is beyond its first length depends on the sequence.
+    // With LongRoPE, tokens beyond the original length depend on the length of the sequence.
     config["rope_scaling"] = serde_json::json!({"type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2]});
     config["original_max_position_embeddings"] = 48.into();
     config.as_object_mut().unwrap().remove("rope_parameters");

@@ -1,4 +1,4 @@
-//! `diagnose check`: what it prints, what it finds, and its exit codes.
+//! Tests `diagnose check`: its output, findings and exit codes.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ fn what_is_learnt_is_marked_and_what_is_odd_is_named() {
     };
     let row = r#"{"prompt":"a","completion":"b"}"#;
     assert_eq!([says_nothing(row), says_nothing(&format!("{row}\n{row}"))], [true, false]);
-    // A name that is no finding's is answered before anything is read.
+    // An unknown finding is refused before anything is read.
     let refused = workdir.run(&["check", "nowhere.jsonl", "--model", "tiny.gguf", "--fail-on", "any,duplicate"]);
     let told = "expected a finding behind --fail-on, found `duplicate`\n  Did you mean duplicates? Known are any, empty_mask";
     assert!(refused.code == Some(2) && refused.stderr.contains(told), "{}", refused.stderr);
@@ -67,7 +67,7 @@ fn of_many_files_the_first_are_named() {
     assert_eq!(found["files"].as_array().unwrap().len(), 26);
 }
 
-/// What the audit proposes can be typed as it stands, and does what it says.
+/// The audit's suggestions can be typed as printed, and do what they promise.
 #[test]
 fn a_column_that_is_not_read_is_named_with_a_way_to_read_it() {
     let workdir = Workdir::new();
@@ -116,7 +116,7 @@ fn rows_are_cut_where_the_model_ends_whether_its_weights_are_there_or_not() {
     let (whole, bare) = (check("whole", &[]).ok().stdout, check("bare", &[]).ok().stdout);
     assert!(whole.contains("--max-len 128") && whole.contains("1 of 1 rows are longer"), "{whole}");
     assert_eq!(whole.replace("by whole", "by bare"), bare);
-    // What the family is does not matter to the rows, but how long they may be has to be said.
+    // The model family does not affect the rows, but determines their longest length.
     let refused = check("foreign", &[]);
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     assert!(refused.stderr.contains("`abacus`") && refused.stderr.contains("Pass --max-len"), "{}", refused.stderr);
@@ -143,14 +143,14 @@ fn a_contradiction_is_another_answer_to_the_same_text() {
         (examples("contradictions"), examples("duplicates"))
     };
     let said = |contradictions: &str, duplicates: &str| (contradictions.to_owned(), duplicates.to_owned());
-    // A conversation that goes on is no contradiction of its beginning.
+    // A conversation that continues another one does not contradict it.
     let whole = [("a", "b"), ("c", "d"), ("e", "f")];
     assert_eq!(check(&[&whole[..1], &whole[..2], &whole]), said("[]", "[]"));
     let rows: [&[(&str, &str)]; 4] = [&[("a", "b")], &[("a", "c")], &[("a", "b"), ("d", "e")], &[("a", "b"), ("d", "f")]];
     assert_eq!(check(&rows), said(r#"[":2 as :1",":3 as :2",":4 as :2"]"#, "[]"));
     let rows: [&[(&str, &str)]; 3] = [&[("x", "y"), ("a", "b")], &[("x", "y"), ("a", "c")], &[("x", "z"), ("a", "b")]];
     assert_eq!(check(&rows), said(r#"[":2 as :1",":3 as :1"]"#, "[]"));
-    // The same tokens, of which others are learnt.
+    // The same tokens with a different loss mask.
     let rows: [&[(&str, &str)]; 4] =
         [&[("a", "-b"), ("c", "d")], &[("a", "b"), ("c", "d")], &[("a", "-b"), ("c", "d")], &[("a", "-x"), ("c", "d")]];
     assert_eq!(check(&rows), said("[]", r#"[":3 as :1"]"#));
@@ -185,7 +185,7 @@ fn a_finding_can_fail_the_check() {
     );
 }
 
-/// It is the first thing that one does with a stranger's data: what stands in them, in their file's name and beside it must not act on the terminal.
+/// `check` is the first command to run on unknown data: their content, their file names and the files beside them must not affect the terminal.
 #[test]
 #[cfg(unix)]
 fn nothing_of_the_data_acts_on_the_terminal() {
@@ -220,7 +220,7 @@ fn nothing_of_the_data_acts_on_the_terminal() {
     assert_eq!(refused.code, Some(1));
     is_harmless("an error", &refused.stderr);
     assert!(refused.stderr.contains("found `␛[31mred␛]0;title␇`"), "{}", refused.stderr);
-    // What a file of options says comes with the data, too.
+    // An options file comes with the data, so it is not trusted either.
     workdir.write("diagnose.toml", "thresholds = \"\\u001b[2J\"\n");
     let refused = workdir.run(&[name, "--model", "tiny.gguf"]);
     assert_eq!(refused.code, Some(2));

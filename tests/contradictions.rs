@@ -1,5 +1,5 @@
-//! Files that say something twice, or hold what nobody reads: every fixture is changed in one key or one tensor, and what comes out
-//! are the numbers of Transformers or a refusal that names what was changed, never other numbers.
+//! Tests files with contradictions or unused content: every fixture is changed in one key or one tensor, and the result must be Transformers' numbers
+//! or a refusal that names the change, never other numbers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The logits, and what the program remarks about the files; or what it says in place of them.
+    /// The logits and the remarks about the files, or the error instead.
     fn load(&self) -> Result<(Vec<f32>, Vec<String>), String> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(&self.tokenizer, folder.path().join("tokenizer.json")).unwrap();
@@ -68,7 +68,7 @@ fn plain_name(stored: &str) -> String {
     }
 }
 
-/// Does the tensor belong to a vision tower, or to what joins it to the language model?
+/// Whether the tensor belongs to a vision tower or to its projector.
 fn is_beside_text(stored: &str) -> bool {
     ["vision_tower.", "multi_modal_projector.", "visual."]
         .iter()

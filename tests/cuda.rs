@@ -1,4 +1,4 @@
-//! NVIDIA's libraries: which are taken, and what is said where none are. On the emulated GPU, whose driver is of any version.
+//! Tests which of NVIDIA's libraries are used and the errors without them, on the emulated GPU, whose driver can have any version.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ fn emulated() -> Option<PathBuf> {
     std::env::split_paths(&folders).find(|folder| folder.join("libcublasLt.so.12").exists())
 }
 
-/// A driver of CUDA 12 takes what CUDA 12 has, even beside what 13 has, and where there is nothing of 12 the error names what to install.
+/// A driver for CUDA 12 uses the libraries of CUDA 12, even beside those of 13; without any for 12, the error names what to install.
 #[test]
 fn libraries_are_of_no_later_cuda_than_the_driver_on_a_gpu() {
     let Some(libraries) = emulated() else { return };
@@ -51,7 +51,7 @@ fn libraries_are_of_no_later_cuda_than_the_driver_on_a_gpu() {
     assert!(said.contains("libcublasLt.so.12") && said.contains("nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12"), "{said}");
 }
 
-/// The host does not look at the choices of experts: what a damaged router leaves is found where logits are read.
+/// The host does not see which experts are chosen: the effect of a damaged router is detected where logits are read.
 #[test]
 fn a_damaged_router_is_reported_by_name_on_a_gpu() {
     if let Err(error) = diagnose::kernels::cuda::Device::get() {

@@ -1,4 +1,4 @@
-//! What belongs here: which files of a folder are read, and what is said of the others.
+//! Tests which files of a data folder are read, and what is reported about the others.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -27,7 +27,7 @@ fn folder(files: &[&str]) -> tempfile::TempDir {
     folder
 }
 
-/// The files that are read, by their names in the folder, and all that is said of others.
+/// The names of the files that are read, and all messages about others.
 fn read(folder: &Path) -> Result<(Vec<String>, String), String> {
     let dataset = Dataset::open(&[folder.to_str().unwrap().to_owned()], &ReadOptions::default());
     let dataset = dataset.map_err(|error| format!("exit {}: {error}", error.exit_code()))?;
@@ -71,7 +71,7 @@ fn links_that_lead_out_of_the_folder_are_read() {
     }
     let snapshot = cache.path().join("snapshots/main");
     check(&snapshot, &["data/train-0.jsonl", "data/train-1.jsonl"], &["1 file of another split"]);
-    // A link whose file is gone is data that are missed, and said to be.
+    // A link to a missing file is missing data and is reported.
     symlink("../../../blobs/gone", snapshot.join("data/train-2.jsonl")).unwrap();
     check_refused(&snapshot, &["data/train-2.jsonl: expected a data file, cannot open it"]);
 }
@@ -126,7 +126,7 @@ fn what_this_program_wrote_is_no_data() {
     assert_eq!(files, ["more.jsonl", "rows.jsonl"]);
     assert!(said.contains("4 run folders of this program were left out"), "{said}");
     assert!(said.contains("2 files that this program wrote about data were left out"), "{said}");
-    // Answers are data where they are asked for; scores and training runs are none.
+    // Rollouts are data if given explicitly; scores and training runs are not.
     let (files, said) = read(&workdir.path("data/written")).unwrap();
     assert_eq!((files, said.as_str()), (vec!["rollouts.jsonl".to_owned()], ""));
     for named in ["data/runs/scored", "data/begun", "data/tuning"] {

@@ -1,5 +1,5 @@
-//! What belongs here: reading whole files through `Dataset`, good ones of every format and container, and bad ones with the
-//! message that they must give. What a single reader does inside is tested beside its code.
+//! Tests reading whole files through `Dataset`: good ones of every format and container, and bad ones with the required message. The insides of a
+//! single reader are tested beside its code.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -457,7 +457,7 @@ fn of_a_preference_the_chosen_answer_is_learnt() {
         let found: Vec<(&str, f32)> = answers.map(|turn| (turn.content.as_str(), turn.weight)).collect();
         assert_eq!(found, expected, "{row}");
     };
-    // Earlier answers of other rows are learnt, by whatever names the columns have.
+    // Earlier answers of other rows are supervised, whatever the names of the columns.
     for row in [
         json!({"query": "c", "response": "d", "history": [["a", "b"]]}),
         json!({"instruction": "c", "output": "d", "history": [["a", "b"]]}),
@@ -506,7 +506,7 @@ fn channels_of_harmony_become_reasoning_calls_and_answers() {
     };
     refused(json!([user, said("analysis", "Add.")]), "expected an assistant's message after the one in the channel `analysis`");
     refused(json!([user, said("commentary", "First I add.")]), "`messages[1]`: expected an analysis, a call");
-    // Another program's channels are no business of the format.
+    // The format ignores the channels of other programs.
     assert_eq!(example(json!({"messages": [user, said("general", "Four.")]})).turns[1].content, "Four.");
 }
 
@@ -531,7 +531,7 @@ fn columns_whose_text_is_in_no_turn_are_named() {
         json!({"instruction": "Say it.", "context": "Oslo is it.", "response": "b c", "category": "open_qa", "url": "http://a/b"}),
         &[],
     );
-    // Notes of one word, dates and numbers are none, nor is what is given by other names.
+    // One-word notes, dates and numbers do not count, and neither do values under other names.
     let row = json!({"prompt": "\n\nHuman: a b\n\nAssistant:", "chosen": " c d", "rejected": " e f", "at": "2024-01-01 10:00", "n": 3, "system": "Be brief."});
     check(row, &[]);
     check(
@@ -588,7 +588,7 @@ fn a_mapped_question_or_answer_takes_the_place_of_the_rows_own() {
         "turns": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]});
     check(chat.clone(), &["system=context"], &["System: c", "User: q", "Assistant: a"]);
     check(chat, &["messages=turns"], &["System: s", "User: x", "Assistant: y"]);
-    // What is mapped to nothing is not read from elsewhere.
+    // A field mapped to nothing is not read from another column.
     let nothing = json!({"question": "q", "answer": "a", "context": null});
     assert!(mapped(&nothing, &["question=context"]).unwrap_err().to_string().contains("`question`"));
 }
@@ -647,7 +647,7 @@ fn a_mapped_field_that_the_row_is_not_read_by_is_refused_by_name() {
     assert!(records[0].example.is_ok() && records[1].example.as_ref().unwrap_err().to_string().contains("found `prompt`"));
 }
 
-/// What the audit proposes for a column that is not read does what it says, on every kind of row.
+/// The audit's suggestion for an unread column works on every kind of row.
 #[test]
 fn the_way_to_read_a_column_that_the_audit_names_works() {
     let turns = json!([{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "it is Oslo"}]);
@@ -719,9 +719,9 @@ fn an_answer_is_the_end_of_the_transcript_that_is_its_prompt() {
     check(json!({"prompt": prompt, "completion": [{"role": "assistant", "content": " d e"}]}), &turns, 0);
     // The speaker stands with the answer.
     check(json!({"prompt": prompt.strip_suffix("\n\nAssistant:"), "response": "\n\nAssistant: d e"}), &turns, 0);
-    // The answer is begun in the prompt, which is given.
+    // The answer begins in the prompt; that part is given, not supervised.
     check(json!({"prompt": format!("{prompt} d"), "chosen": " e", "rejected": " f"}), &turns, 1);
-    // What is no transcript keeps its spaces, and its words.
+    // A text that is no transcript keeps its white space and its words.
     check(json!({"prompt": "Assistant:", "completion": " d"}), &["User: Assistant:", "Assistant:  d"], 0);
 }
 
@@ -858,7 +858,7 @@ fn a_bomb_is_refused_and_a_folder_is_read() {
     assert!(dataset.notes()[0].contains("test.jsonl"), "{:?}", dataset.notes());
 }
 
-/// A bad row has its reason and its place, and the good row after it is read all the same.
+/// A bad row is reported with reason and place, and the good row after it is still read.
 #[test]
 fn bad_chat_rows_say_where_and_why() {
     let good = r#"{"messages": [{"role": "assistant", "content": "good"}]}"#;
@@ -1055,7 +1055,7 @@ fn of_an_archive_the_data_are_read() {
     assert_eq!(examples("a.zip", &zip).len(), 1);
 }
 
-/// Files of other kinds than are read: each is named, with what to do.
+/// Files of unsupported kinds: each is named, with a suggestion.
 #[test]
 fn archives_and_tables_of_other_programs_are_named() {
     let row = br#"{"prompt": "a", "completion": "b"}"#;

@@ -1,4 +1,4 @@
-//! `diagnose diff` as a user runs it: two evaluations, two score runs, and what does not fit together.
+//! Tests `diagnose diff` as a user runs it: two evaluations, two score runs, and combinations that do not match.
 
 use crate::tiny_model;
 use crate::workdir::{Workdir, absent, shared};
@@ -41,7 +41,7 @@ fn a_model_against_itself_differs_by_nothing() {
     assert!(found["divergence"]["unavailable"].as_str().unwrap().contains("--kl"));
 }
 
-/// Training runs all leave their result under one name.
+/// All training runs leave their result under the same name.
 #[test]
 fn models_of_one_name_are_called_after_their_paths() {
     let workdir = workdir();
@@ -78,7 +78,7 @@ fn models_of_one_name_are_called_after_their_paths() {
     assert_eq!((&several["before"], &several["runs"][0]["name"]), (&"model".into(), &"two/model.gguf".into()));
 }
 
-/// Folders are compared as they were evaluated.
+/// Folders are compared with the settings they were evaluated with.
 #[test]
 fn options_of_an_evaluation_are_refused_where_nothing_is_evaluated() {
     let workdir = workdir();
@@ -88,14 +88,14 @@ fn options_of_an_evaluation_are_refused_where_nothing_is_evaluated() {
         let expected = format!("{} has no effect", option[0]);
         assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{option:?}: {}", refused.stderr);
     }
-    // What runs the models behind them for their divergence is heard; what asks them questions is not.
+    // Options for running the models behind the folders apply to the divergence; options for asking questions do not.
     workdir.run(&["diff", "a", "a", "--kl", "--max-len", "64"]).ok();
     assert_eq!(workdir.run(&["diff", "a", "a", "--kl", "--limit", "3"]).code, Some(2));
     // A model is evaluated by them.
     workdir.run(&["diff", "a", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--device", "cpu"]).ok();
 }
 
-/// Of what the program prints on a terminal of `columns` columns, the longest line.
+/// The longest line that the program prints on a terminal of `columns` columns.
 fn longest_line(workdir: &Workdir, arguments: &[&str], columns: usize) -> Option<(usize, String)> {
     let program = env!("CARGO_BIN_EXE_diagnose");
     let shell = format!("stty rows 24 cols {columns} && {program} {} 2> said", arguments.join(" "));
@@ -133,7 +133,7 @@ fn what_is_printed_fits_the_terminal() {
             let Some((longest, text)) = longest_line(&workdir, &command, columns) else { return };
             assert!(longest <= columns && parts.iter().all(|part| text.contains(part)), "{longest} of {columns}\n{text}");
         }
-        // Where nobody looks, nothing is broken.
+        // Lines are not wrapped if the output is no terminal.
         assert!(workdir.run(&command).ok().stdout.lines().any(|line| line.chars().count() > 80));
     }
 }
@@ -164,7 +164,7 @@ fn two_models_are_evaluated_on_the_spot_and_noise_is_found() {
     assert_eq!(same["tasks"]["items"]["metrics"]["acc"]["before"], 1.0);
     for (name, metric) in same["tasks"]["items"]["metrics"].as_object().unwrap() {
         assert_eq!(metric["difference"]["value"], 0.0, "{name}");
-        // No flip among a few items is no certainty.
+        // No flips among a few items do not prove that nothing changed.
         assert!(metric["difference"]["ci95"][0].as_f64().unwrap() < 0.0, "{name}");
     }
     assert_eq!(same["divergence"]["mean"]["value"], 0.0);
@@ -180,7 +180,7 @@ fn two_models_are_evaluated_on_the_spot_and_noise_is_found() {
     let before: Vec<_> = folders().iter().map(written).collect();
     assert_eq!(diff("noised.gguf", &[]).code, Some(3));
     assert_eq!(folders().iter().map(written).collect::<Vec<_>>(), before);
-    // What else is asked of them lies in these folders, too, and is no part of the comparison.
+    // These folders also contain other tasks, which are not compared.
     let lines = std::fs::read_to_string(workdir.path("items.uniform.jsonl")).unwrap();
     workdir.write("others.uniform.jsonl", &lines);
     workdir.run(&["diff", "tiny.gguf", "noised.gguf", "--tasks", "others.uniform.jsonl"]).ok();
@@ -222,7 +222,7 @@ fn runs_are_set_against_their_target() {
     let unknown = workdir.run(&["diff", "base", "little", "--target", "law"]);
     assert!(unknown.code == Some(2) && unknown.stderr.contains("general, target"), "{}", unknown.stderr);
 
-    // Of folders --tasks says what is compared, and what would evaluate a model has no say.
+    // For folders, --tasks selects what is compared; options for evaluating a model have no effect.
     let chosen = workdir.run(&["diff", "base", "much", "--tasks", "target", "--json"]).ok().json();
     assert_eq!(chosen["tasks"].as_object().unwrap().keys().collect::<Vec<_>>(), ["target"]);
     assert_eq!(chosen["macro_average"]["tasks"], serde_json::json!(["target"]));
@@ -232,7 +232,7 @@ fn runs_are_set_against_their_target() {
         let ran = workdir.run(&["diff", "base", "much", option, value]);
         assert!(ran.code == Some(2) && ran.stderr.contains(&format!("{option} has no effect")), "{}", ran.stderr);
     }
-    // What a comparison of two says of them is said of each run, too.
+    // Remarks on a comparison of two also apply to each of several runs.
     workdir.run(&[&both[..], &["--model", "tuned.gguf", "--system", "S", "--out", "asked"]].concat()).ok();
     let ran = workdir.run(&["diff", "base", "little", "asked", "--target", "target"]);
     assert!(ran.code == Some(1) && ran.stderr.contains("which differ in --system"), "{}", ran.stderr);
@@ -257,7 +257,7 @@ fn a_drop_is_found_and_fails_the_check() {
         lines.lines().enumerate().map(item).collect()
     };
     let right = rewrite(&|_, picked| picked);
-    // The order of the choices turned round, the answer staying where it was: the model picks something else.
+    // With the order of the choices reversed and the answer in its old place, the model picks another choice.
     let turned: String = right
         .lines()
         .map(|line| {

@@ -1,4 +1,4 @@
-//! The engine through the library: what is packed together must not show in the scores, and candle-transformers agrees.
+//! Tests the engine through the library: packing must not affect the scores, and candle-transformers must agree.
 
 use std::path::Path;
 
@@ -78,9 +78,9 @@ fn a_shared_prefix_changes_no_score() {
         assert_eq!(work.computed_tokens, 40 + 5 * 60 + 240 + 24 * 6);
         for (together, alone) in together.iter().flatten().zip(alone(&model, &sequences).iter().flatten()) {
             match kernels {
-                // To the last bit, whatever stands beside it.
+                // Equal to the last bit, whatever else is in the batch.
                 Kernels::Fused => assert_eq!(together, alone),
-                // f32 sums over the keys, cut elsewhere.
+                // f32 sums over the keys, split at other places.
                 Kernels::Reference | Kernels::Cuda => {
                     assert!((together.logprob - alone.logprob).abs() <= 1e-5, "{together:?} {alone:?}");
                     assert!((together.entropy - alone.entropy).abs() <= 1e-5, "{together:?} {alone:?}");

@@ -1,4 +1,4 @@
-//! `diagnose eval` as a user runs it, and its numbers against lm-evaluation-harness.
+//! Tests `diagnose eval` as a user runs it, and compares its numbers with lm-evaluation-harness.
 
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ fn a_chat_template_is_part_of_what_an_evaluation_is() {
     assert!(nowhere.code == Some(1) && nowhere.stderr.contains("nowhere.jinja"), "{}", nowhere.stderr);
 }
 
-/// They go through a template without being told to: another one makes another evaluation.
+/// Rows are rendered with the chat template by default; another template gives another evaluation.
 #[test]
 fn the_template_of_rows_to_learn_from_is_part_of_what_an_evaluation_is() {
     let workdir = workdir();
@@ -160,7 +160,7 @@ fn finished_tasks_are_kept_and_others_added() {
         limited.stderr
     );
     assert_eq!(scores(&workdir, "out"), found);
-    // Where nobody names the folder, both are kept.
+    // With the default folder, both are kept.
     for more in [&[][..], &["--limit", "2"], &["--sample", "2", "--seed", "3"]] {
         workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl"], more].concat()).ok();
     }

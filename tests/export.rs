@@ -1,5 +1,5 @@
-//! `diagnose export`: the data of a run again, byte for byte where nothing was decided, and where something was, with the supervised
-//! tokens that the decision has left, whatever the format; and what is refused.
+//! Tests `diagnose export`: it reproduces the data byte for byte where nothing was decided, and otherwise leaves exactly the supervised tokens that
+//! the decisions leave, in every format; and it refuses what it cannot do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::tiny_model;
 use crate::workdir::{Workdir, default_model};
 
-/// In the manner of people: other spacing, a blank line, a row that cannot be read, no end to the last line.
+/// Rows as people write them: irregular spacing, a blank line, an unreadable row, no line feed at the end.
 const ROWS: &str = concat!(
     "{\"id\": \"a\", \"messages\": [{\"role\": \"user\", \"content\": \"Say hi.\"}, {\"role\": \"assistant\", \"content\": \"hi there\"}], \"note\": 1}\n",
     "{\"id\":\"b\",\"source\":\"second\",\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\"And?\"},{\"role\":\"assistant\",\"content\":\"n\\u00e9, so it is\"},{\"role\":\"user\",\"content\":\"Why?\"},{\"role\":\"assistant\",\"content\":\"because of 12 🙂\"}]}\r\n",
@@ -185,7 +185,7 @@ fn every_format_has_the_same_supervised_tokens() {
     assert!(std::fs::read_to_string(workdir.path("axolotl.axolotl.yaml")).unwrap().contains("message_field_training: train"));
 }
 
-/// Whatever is masked: what is left after the file was written and read again is what the decision has left, and training sees it so.
+/// For any mask, the exported file has exactly the supervised tokens that the decisions left when read again, also in training.
 #[test]
 fn what_is_read_again_is_what_the_decisions_left() {
     let workdir = scored(ROWS);
@@ -308,7 +308,7 @@ fn rules_say_what_they_did_and_why() {
     let first: Value =
         serde_json::from_str(std::fs::read_to_string(workdir.path("w.jsonl")).unwrap().lines().next().unwrap()).unwrap();
     assert!((0.0..1.0).contains(&first["messages"][1]["weight"].as_f64().unwrap()), "{first}");
-    // A person's word comes before a rule's.
+    // A person's decision takes precedence over a rule.
     let file = decisions(&workdir, &[json!({"row": 0, "action": "keep"}), json!({"row": 2, "action": "drop"})]);
     let kept = export(&workdir, &["--out", "k.jsonl", "--drop", "mass=0", "--decisions", &file]);
     assert_eq!(kept["rows_written"].as_u64().unwrap(), 5 - kept["rows_dropped"].as_u64().unwrap());
@@ -399,7 +399,7 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     refused(&[], "cannot find the data file rows.jsonl of the run");
     workdir.write("rows.jsonl", ROWS.replace("hi", "ho"));
     refused(&[], "the data file has changed since the run");
-    // Sorted again without its data, a report still comes, and says what it lacks.
+    // A run sorted again without its data still gets a report, which states what is missing.
     workdir.run(&["run", "--thresholds", "p=0.003,H=98"]).ok();
     let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
     assert!(report.contains("The sentences cannot be shown: the data file has changed since the run"), "{report}");
@@ -449,7 +449,7 @@ fn kinds_of_the_demo() {
     }
 }
 
-/// The rows of a file are one thing, and what a trainer makes of them another.
+/// The exported rows are one thing; what a trainer makes of them is another.
 #[test]
 fn what_another_program_would_learn_of_the_rows_is_said() {
     let workdir = Workdir::new();
@@ -498,7 +498,7 @@ fn what_another_program_would_learn_of_the_rows_is_said() {
     assert_eq!(train("axolotl.jsonl"), [Value::Null, json!(true), Value::Null, json!(true)]);
     assert_eq!(notes("run", "messages", "messages.jsonl"), json!([]));
 
-    // Where the last answer alone is learnt, there is nothing to learn otherwise; axolotl is told so in the rows.
+    // If only the last answer is supervised, no difference can arise; the rows tell axolotl so.
     scored("last", &["--supervise", "last", "--system", "Be brief."]);
     let said = notes("last", "axolotl", "last.jsonl");
     assert!(said.as_array().unwrap().len() == 1 && said[0].as_str().unwrap().contains("--system"), "{said}");

@@ -1,8 +1,8 @@
-//! Random damage to models' files: folders, shards, GGUF, adapters. Whatever the bytes, loading ends with a model or with an error that
-//! names a file: no panic, and no memory beyond what a small model needs.
+//! Tests random damage to model files: folders, shards, GGUF and adapters. For any bytes, loading ends with a model or with an error that names a
+//! file, without a panic and without more memory than a small model needs.
 //!
-//! The random numbers are seeded, so a failure comes back: it prints the round. The rounds run in a process of their own with 3 GiB of
-//! address space, in which an allocation that follows a damaged length fails.
+//! The random numbers are seeded, so a failure is reproducible from the round that it prints. The rounds run in a process of their own with 3 GiB of
+//! address space, in which an allocation of a damaged length fails.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,6 @@
-//! What belongs here: random damage to good files. Whatever the bytes, reading ends, and ends without a panic.
+//! Tests random damage to good data files: for any bytes, reading ends without a panic.
 //!
-//! The random numbers are seeded, so a failure comes back: it prints the round, which gives the bytes again.
+//! The random numbers are seeded, so a failure is reproducible from the round that it prints.
 
 use std::fs;
 use std::io::Write;

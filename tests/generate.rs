@@ -1,4 +1,4 @@
-//! Answers written by the model: against Transformers' greedy ones, against the scoring pass to the bit, alone and among others.
+//! Tests generated answers against Transformers' greedy ones, and against the scoring pass to the bit, alone and in batches.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,7 @@ fn penalised_answers_are_those_of_transformers() {
     }
 }
 
-/// What the cache gives is what the whole sequence gives, to the bit, in every family and precision, however it is cut.
+/// Scores from the cache equal those of the whole sequence to the bit, in every family and precision, wherever it is split.
 #[test]
 fn cached_hidden_states_are_the_uncached_ones_to_the_bit() {
     for folder in fixtures() {
@@ -178,7 +178,7 @@ fn cached_logits_on_a_gpu_are_the_uncached_ones() {
                 done += n;
             }
             assert_eq!(done, 124);
-            // Behind which a median would stand all the same.
+            // A median alone would hide this.
             assert!(means.iter().all(|mean| mean.is_finite()), "{} {dtype}: {means:?}", folder.display());
             // Rounding may send a token to other experts.
             means.sort_by(f32::total_cmp);
@@ -231,7 +231,7 @@ fn an_answer_depends_on_nothing_but_its_request() {
             let mut found = answers(&model, &backwards, &Way { at_once: 5, ..plain() });
             found.reverse();
             assert_eq!(found, alone, "{name} {dtype} on {device}");
-            // Two draws of one prompt are not the same answer.
+            // Two samples for one prompt differ.
             let n = requests.len();
             assert_ne!(together[n - 2].ids[..5], together[n - 1].ids[..5]);
         }

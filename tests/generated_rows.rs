@@ -1,8 +1,7 @@
-//! Odd but legal rows, made at random: what is learnt of them, and which of their keys are named, by the program's readers and by a slow,
-//! plain statement of the rules. Belongs here what goes from a file to the learnt bytes without a model.
+//! Tests odd but legal rows, generated at random: which bytes are supervised and which keys are reported, by the program's readers and by a slow,
+//! plain statement of the rules. Tests of the way from a file to the supervised bytes, without a model, belong here.
 //!
-//! The statement, [`Plain`], is written beside each row while the row is made: it knows what every character was meant to weigh. It uses
-//! nothing of the program.
+//! The statement, [`Plain`], is built together with each row and so knows the intended weight of every character. It uses no code of the program.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,12 +30,12 @@ struct PlainTurn {
     text: Vec<(char, f32)>,
     /// The weight of the turn as a whole, which the token that ends it has, too.
     weight: f32,
-    /// The turn says itself that it counts.
+    /// Whether the turn itself states that it counts.
     asked_for: bool,
 }
 
 impl Plain {
-    /// What is learnt: the text of all characters and ends of turns that weigh something, with the weight of each byte.
+    /// The supervised text: all characters and ends of turns with a weight, with the weight of each byte.
     fn learnt(&self) -> (String, Vec<f32>) {
         let (mut text, mut weights) = (String::new(), Vec::new());
         for turn in self.turns.iter().filter(|turn| turn.role == "assistant") {
@@ -244,7 +243,7 @@ fn turn(dice: &mut Dice, role: &'static str, sharegpt: bool, list: &str, plain: 
         }
         1 if role == "assistant" => {
             let words = words(dice);
-            // What no piece holds is not learnt.
+            // Text outside all pieces is not supervised.
             text.extend(words.chars().map(|c| (c, 0.0)));
             let first = dice.below(text.len());
             let last = first + dice.below(text.len() - first);
@@ -305,7 +304,7 @@ fn switches(dice: &mut Dice, role: &str, path: &str, at: &mut Vec<(String, Value
     }
     let contradicts = (on && off) || exact.iter().any(|weight| *weight != exact[0]);
     let weight = exact.first().copied().or(off.then_some(0.0)).or(on.then_some(1.0));
-    // Nothing but answers is learnt, so that to switch something else on changes nothing: that is named.
+    // Only answers are supervised, so switching on anything else has no effect, which is reported.
     if role != "assistant" && weight.is_some_and(|weight| weight > 0.0) {
         plain.named.extend(said.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| format!("{path}{key}")));
     }
@@ -329,7 +328,7 @@ fn without_numbers(key: &str) -> String {
     out
 }
 
-/// A token for each byte, so that every character is learnt or not by itself.
+/// One token per byte, so that each character is supervised or not independently.
 fn renderer() -> Renderer {
     let mut tokens: Vec<String> = ["<|im_start|>", "<|im_end|>"].map(str::to_owned).to_vec();
     let mut token_types = vec![3; tokens.len()];

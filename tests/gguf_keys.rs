@@ -1,5 +1,5 @@
-//! Every key of a GGUF file is honoured, harmless, or refused by name, in the file of every family: each key that is there is removed
-//! and changed, and each key that llama.cpp knows is added.
+//! Tests that every key of a GGUF file is honoured, harmless, or refused by name, for every family: each existing key is removed and changed, and
+//! each key that llama.cpp knows is added.
 
 use candle_core::quantized::gguf_file::Value;
 
@@ -54,7 +54,7 @@ const SIZES: &[&str] = &[
     "ssm.time_step_rank",
 ];
 
-/// These say nothing that changes the numbers of a sequence that is short enough.
+/// These do not change the numbers of a sequence that is short enough.
 const HARMLESS: &[&str] =
     &["context_length", "rope.dimension_sections", "rope.scaling.finetuned", "tensor_data_layout", "vocab_size"];
 

@@ -1,4 +1,4 @@
-//! The README's commands, run as they stand there, one after the other; and what the guide says of files and columns.
+//! Tests the README's commands, run in order as they stand, and the guide's statements about files and columns.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Models by hub id, from a small server on this machine that answers as the hub and its file store do.
+//! Tests models by hub id, with a small local server that answers as the hub and its file store do.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -44,11 +44,11 @@ fn a_repository_is_fetched_once_into_pythons_layout() {
     assert_eq!(local["model"]["sha256"], first["model"]["sha256"]);
     assert_eq!(local["overall"], first["overall"]);
 
-    // Again: the revision is asked for, no file is.
+    // On the second run, the revision is requested, but no file.
     hub.forget();
     run(&workdir, &hub.address, "org/tiny", &[]).ok();
     assert_eq!(hub.requests(), ["GET /api/models/org/tiny/revision/main"]);
-    // A whole commit is not even asked for.
+    // A full commit hash needs no request.
     hub.forget();
     run(&workdir, &hub.address, &format!("org/tiny@{COMMIT}"), &[]).ok();
     assert_eq!(hub.requests(), [""; 0]);
@@ -126,7 +126,7 @@ fn a_check_fetches_no_weights() {
     assert_eq!((&found["records"], &found["rows"]), (&1.into(), &1.into()));
     assert!(hub.requests().iter().any(|request| request.ends_with("tokenizer.json")), "{:?}", hub.requests());
     assert!(!hub.requests().iter().any(|request| request.contains("safetensors")), "{:?}", hub.requests());
-    // What is there does for another check, but not for a score.
+    // An incomplete cache is enough for another `check`, but not for a score.
     hub.forget();
     assert_eq!(check(CLOSED, &[("HF_HUB_OFFLINE", "1")])["shown"], found["shown"]);
     assert_eq!(run(&workdir, CLOSED, "org/tiny", &[("HF_HUB_OFFLINE", "1")]).code, Some(1));
@@ -262,7 +262,8 @@ fn the_data_of_a_benchmark_is_fetched_once() {
     check(&eval(CLOSED, "c"), &["xcopa_zh", "--tasks xcopa_zh=FILE", CLOSED]);
 }
 
-/// The cache is Python's, too, and a fetch may be interrupted: of a set that lies there in part the rest is fetched, and nobody takes the part for it.
+/// The cache is shared with Python, and a download may be interrupted: the missing rest of an incomplete set is fetched, and the part is never taken
+/// for the whole.
 #[test]
 fn a_part_of_a_benchmark_is_not_taken_for_the_whole() {
     let workdir = workdir();
@@ -325,7 +326,7 @@ fn a_split_gguf_file_is_fetched_and_read_as_one() {
     check(&run(&workdir, CLOSED, &first, &[]), &["tiny-00002-of-00002.gguf", "cannot open"]);
 }
 
-/// Nobody who has a proxy set wants the hub to be asked directly.
+/// A user with a proxy does not want direct requests to the hub.
 #[test]
 fn a_proxy_that_cannot_be_used_is_refused() {
     let (workdir, hub) = (workdir(), Hub::start(folder_files()));
@@ -349,7 +350,7 @@ fn a_repository_without_an_organisation() {
     check(&run(&workdir, CLOSED, "other-name", &[]), &["no folder `other-name` here", CLOSED]);
 }
 
-/// A port that nobody listens on.
+/// A port on which nothing listens.
 pub(crate) const CLOSED: &str = "http://127.0.0.1:9";
 
 fn workdir() -> Workdir {
@@ -395,7 +396,7 @@ fn next_run(workdir: &Workdir) -> String {
     names.find(|name| !workdir.path(name).exists()).unwrap()
 }
 
-/// A failed run that says all of `parts`, and no panic.
+/// Checks that a run fails with all of `parts` in its message, and without a panic.
 #[track_caller]
 fn check(ran: &Ran, parts: &[&str]) {
     assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);

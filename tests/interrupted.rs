@@ -1,4 +1,4 @@
-//! What a run leaves when it is killed: whole files only, and the same table after the same command.
+//! Tests what a killed run leaves: complete files only, and the same table after the same command.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ fn killed_at_ten_moments_and_run_again_gives_the_same_table() {
     assert!(!parts.exists(), "the parts are still there");
 }
 
-/// What a person does who has no time any more: an interrupt ends the part that is under way, loses nothing, and says how to go on.
+/// An interrupt ends the current part, loses nothing, and the message says how to resume.
 #[cfg(unix)]
 #[test]
 fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
@@ -120,7 +120,7 @@ fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
     }
 }
 
-/// Two at once would write into the same files.
+/// Two runs at once would write the same files.
 #[test]
 fn a_folder_in_which_another_process_is_at_work_is_refused() {
     let workdir = Workdir::new();

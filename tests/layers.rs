@@ -1,9 +1,7 @@
-//! The map of the code is kept: a room uses only rooms above it, no two files use each other in a circle, and each foreign world
-//! stays in its rooms.
+//! Enforces the map of the code: a room uses only rooms above it, no files depend on each other in a cycle, and foreign crates stay in their rooms.
 //!
-//! The source is read token by token, so that comments and strings say nothing. What a path names is looked up as the compiler does,
-//! by way of re-exports: a `mod.rs` that only passes names on is a table of contents and uses none of them. Code for tests may look
-//! anywhere.
+//! The source is read token by token, so comments and strings do not count. Paths are resolved as the compiler does, through re-exports: a `mod.rs`
+//! that only re-exports names is a table of contents and uses none of them. Test code may use anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -53,7 +51,7 @@ const WORLDS: &[(&str, &[&str])] = &[
     ("minijinja", &["tokens"]),
 ];
 
-/// Circles that are left, by the files and folders that they keep to, and why.
+/// The remaining cycles, with the files and folders that they span and the reason.
 const KNOWN_CIRCLES: &[(&[&str], &str)] = &[];
 
 #[test]
@@ -95,7 +93,7 @@ fn lib_rs_declares_the_rooms_in_reading_order() {
     assert_eq!(declared.map(|name| name.trim_end_matches(';')).collect::<Vec<_>>(), ORDER);
 }
 
-/// Whoever opens a room of five files or more finds each of them in the text at its head.
+/// The head of every room with five or more files must mention each of them.
 #[test]
 fn every_room_names_its_files() {
     let mut checked = 0;
@@ -313,7 +311,7 @@ fn wrong_rooms(source: &Source) -> Vec<String> {
     wrong
 }
 
-/// Sets of files each of which uses, by way of the others, all of them.
+/// Sets of files that all depend on each other, directly or indirectly.
 fn circles(source: &Source) -> Vec<Vec<String>> {
     let reached = |from: &String| {
         let mut reached = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Everything a user can get wrong: no panic, the right exit code, a message with the place and what to do.
+//! Tests user errors of every kind: no panic, the right exit code, and a message with the place and a cure.
 
 use std::os::unix::fs::PermissionsExt;
 

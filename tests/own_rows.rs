@@ -1,4 +1,4 @@
-//! `diagnose eval` of rows to learn from, and of published questions that have their answers in another file.
+//! Tests `diagnose eval` on training rows, and on published questions whose answers are in another file.
 
 use diagnose::table::{Column, read_chunks};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What makes the program pleasant to have: completions, manual pages, options from a file, names of other programs.
+//! Tests completions, manual pages, options from a file, and option names of other programs.
 
 use std::process::Command;
 
@@ -94,7 +94,7 @@ fn options_come_from_a_file_and_the_command_line_goes_over_it() {
     }
 }
 
-/// It says what scoring would read; what excludes each other is not both typed and read; the other commands say that the file is not theirs.
+/// `check` reads what scoring would; typed options exclude conflicting ones in the file; other commands report that the file is not for them.
 #[test]
 fn check_reads_the_options_that_lie_beside_the_data() {
     let workdir = Workdir::new();

@@ -1,4 +1,4 @@
-//! The scores of the default model against Hugging Face Transformers on the same rows, and fused against reference kernels.
+//! Compares the scores of the default model with Hugging Face Transformers on the same rows, and fused with reference kernels.
 
 use std::path::Path;
 

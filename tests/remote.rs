@@ -1,4 +1,4 @@
-//! Scores from servers: the same numbers, through every fault that passes; and for each that does not, its message.
+//! Tests scores from servers: the same numbers after every temporary fault, and the right message for each lasting one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -252,7 +252,7 @@ fn a_key_opens_the_door_and_stands_nowhere() {
     }
 }
 
-/// Rows that change while they are scored: their scores are nobody's, and none is kept.
+/// Scores of rows that change during scoring belong to no run, so none is kept.
 #[test]
 fn data_that_change_under_way_are_noticed() {
     let workdir = workdir(40);
@@ -276,7 +276,7 @@ fn data_that_change_under_way_are_noticed() {
     same_tables(&workdir, ["changed", "one"]);
 }
 
-/// Another model in the place of the first one: nothing that it has said is kept, and with the first one the run goes on.
+/// If another model replaces the first one, none of its scores are kept, and the run resumes with the first.
 #[test]
 fn a_model_that_changes_under_way_is_noticed() {
     let workdir = workdir(40);

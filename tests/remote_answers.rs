@@ -1,5 +1,5 @@
-//! `diagnose eval` and `diagnose rollout` through servers: our own numbers and answers, through every fault that passes; and for each that does not, its
-//! message.
+//! Tests `diagnose eval` and `diagnose rollout` through servers: the same numbers and answers as our own after every temporary fault, and the right
+//! message for each lasting one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -352,7 +352,7 @@ fn work(server: &Server) -> usize {
     asked.iter().filter(|ids| **ids != asked[0]).count()
 }
 
-/// Another model takes the place of the first one, and the client is killed before it knows: nothing that the other has said is kept.
+/// Another model replaces the first one and the client is killed before it notices: none of the other's answers are kept.
 #[test]
 fn what_another_model_has_said_does_not_outlive_a_client_that_is_killed() {
     let workdir = workdir(12);

@@ -1,4 +1,4 @@
-//! `diagnose rollout`: the rows it writes, what scoring makes of them, and a run that was killed.
+//! Tests `diagnose rollout`: the rows that it writes, their scores, and resuming a killed run.
 
 use std::time::{Duration, Instant};
 
@@ -166,7 +166,7 @@ fn what_cannot_be_answered_is_said() {
     workdir.write("text.jsonl", json!({"text": "plain"}).to_string());
     let refused = workdir.run(&["rollout", "text.jsonl", "--model", "tiny.gguf", "--out", "text"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("plain text has no prompt"), "{}", refused.stderr);
-    // What has no say, or would write the same answer twice.
+    // Options without effect, or that would give the same answer twice.
     let greedy = |more: &[&str]| workdir.run(&[&COMMAND[..6], &["--temperature", "0"], more].concat());
     for (more, expected) in [(["--n", "2"], "would write the same answer 2 times"), (["--top-k", "5"], "--top-k has no effect")] {
         let refused = greedy(&more);

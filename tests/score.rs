@@ -1,4 +1,4 @@
-//! The main job as a user runs it: what lands in the run folder, what is printed, and that the options do what they say.
+//! Tests the main job as a user runs it: the run folder, the output, and the effect of every option.
 
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ fn contradictions_are_found_behind_a_shared_instruction() {
     );
 }
 
-/// The check and the report call the same rows contradictory: those of which learnt answers to the same question, tools and all, are others.
+/// `check` and the report find the same contradictory rows: those with different supervised answers to the same question, including its tools.
 #[test]
 fn check_and_report_agree_on_contradictions() {
     let workdir = workdir();
@@ -382,7 +382,7 @@ fn every_level_and_kernel_gives_the_same_scores() {
     }
 }
 
-/// Conflicts with another row of their kind shown first have the scores of one conversation of both rows in which the first is not learnt.
+/// Conflicts with another row of their kind shown first have the scores of one conversation of both rows in which the first is not supervised.
 #[test]
 fn conflicts_in_context_are_scored_as_one_conversation() {
     use diagnose::table::{Column, Quadrant, read_chunks, read_conflicts};
@@ -496,7 +496,7 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(refused.code == Some(2) && refused.stderr.contains("--in-context runs the model"), "{}", refused.stderr);
 }
 
-/// What the first start on a processor has measured, and keeps, decides the level of all that follow; a cache that is cleared changes nothing.
+/// The first start on a processor measures and stores the kernel level for all later ones; clearing the cache changes nothing.
 #[test]
 fn the_level_that_was_found_the_fastest_is_used() {
     let workdir = Workdir::new();
@@ -519,7 +519,7 @@ fn the_level_that_was_found_the_fastest_is_used() {
     assert!(version().contains("kernels avx2"), "the choice that was kept is not used");
 }
 
-/// A run stays at its level: another one is refused by name, with the way back, and what compares runs says that they differ in it.
+/// A run stays at its kernel level: another one is refused by name, with the way back, and comparisons report different levels.
 #[test]
 fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     let workdir = Workdir::new();
@@ -582,7 +582,8 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     assert!(!same.contains("kernel level"), "{same}");
 }
 
-/// Without its data a run cannot be told anew what its conflicts are: shown again it keeps what it has, and sorted otherwise it says what is gone.
+/// Without its data, a run cannot classify its conflicts: sorted again by the same thresholds it keeps the kinds, and by others it reports that they
+/// are gone.
 #[test]
 fn a_run_whose_data_have_changed_keeps_what_it_knows() {
     let workdir = workdir();
@@ -602,7 +603,7 @@ fn a_run_whose_data_have_changed_keeps_what_it_knows() {
     assert!(!workdir.path("run/conflicts.parquet").exists());
 }
 
-/// What cannot be made again is not given up: where the data have gone, the page of the run is the only place where its texts still stand.
+/// Texts that cannot be reproduced are kept: if the data are gone, the page of the run is the only place with its texts.
 #[test]
 fn a_page_with_texts_is_not_replaced_by_one_without() {
     let workdir = workdir();
@@ -658,7 +659,7 @@ fn a_page_with_texts_is_not_replaced_by_one_without() {
     );
 }
 
-/// The page of a run is by the thresholds that the run is sorted by, or there is none.
+/// The page of a run shows the thresholds by which the run is sorted, or there is no page.
 #[test]
 fn without_a_page_none_of_other_thresholds_is_left() {
     let workdir = workdir();
@@ -691,7 +692,7 @@ fn a_run_that_cannot_be_written_to_can_be_shown() {
     workdir.run(&["view", "run", "--out", "page.html"]).ok();
 }
 
-/// Nobody believes that an option did something, where it did not.
+/// An option without effect is an error, so that nobody believes it had one.
 #[test]
 fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
     let workdir = workdir();
@@ -749,7 +750,7 @@ fn said_of(workdir: &Workdir, before: &str, after: &str) -> String {
     workdir.run(&["diff", before, after]).ok().stdout
 }
 
-/// What makes tokens move whatever the models are is said: other thresholds, other data.
+/// Differences that move tokens independently of the models are reported: other thresholds, other data.
 #[test]
 fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     let workdir = Workdir::new();
@@ -796,7 +797,7 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     );
     assert!(diff["overall"]["logprob"].as_f64().unwrap().abs() < 1e-6, "{diff}");
     assert!(said_of(&workdir, "forwards", "backwards").contains("rows are paired by their ids, 9 of them"));
-    // Behind another question the same answer is another text: what the model says of its tokens was not learnt, and not lost.
+    // After another question, the same answer is another text, so a change in its scores is neither learnt nor lost.
     let asked = |i: usize, row: &String| if i < 2 { row.replace("What is", "Who made") } else { row.clone() };
     workdir.write("asked.jsonl", rows.iter().enumerate().map(|(i, row)| asked(i, row) + "\n").collect::<String>());
     workdir.write("others.jsonl", rows.iter().map(|row| asked(0, row) + "\n").collect::<String>());
@@ -815,7 +816,7 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     assert!(refused.code == Some(1) && has_none, "{}", refused.stderr);
 }
 
-/// Under another system prompt, other variables of the template or another reading, equal files give other rows: no change of a model's.
+/// With another system prompt, other template variables or another reading, equal files give different rows, which is no change of the model.
 #[test]
 fn a_comparison_of_runs_names_what_else_stands_before_their_tokens() {
     let workdir = Workdir::new();

@@ -1,4 +1,4 @@
-//! A server that answers as vLLM or SGLang does, with the numbers of a model of this crate, and misbehaves on demand.
+//! Provides a server that answers as vLLM or SGLang does, with the numbers of a model of this crate, and misbehaves on demand.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -63,11 +63,11 @@ pub(crate) enum Fault {
 pub(crate) struct Ask {
     /// Counted from 0, over all of them.
     pub number: usize,
-    /// Has this prompt come before?
+    /// Whether this prompt has come before.
     pub repeated: bool,
-    /// Is it for an answer?
+    /// Whether an answer is requested.
     pub writes: bool,
-    /// Is it about the text that is the same in all runs, by which a client learns whether the model is the same still?
+    /// Whether this is the text by which a client checks that the model is still the same.
     pub fixed: bool,
 }
 

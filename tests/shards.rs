@@ -1,4 +1,4 @@
-//! Shards of a data set, scored apart: joined they are the run of one machine.
+//! Tests shards of a data set that are scored separately: joined, they equal the run of one machine.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! A random Llama of a few thousand weights with a byte vocabulary: whole runs in milliseconds, without a download.
+//! Creates a random Llama with a few thousand weights and a byte vocabulary, for whole runs in milliseconds without a download.
 
 use std::path::{Path, PathBuf};
 

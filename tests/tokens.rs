@@ -1,4 +1,4 @@
-//! The tokens of a real model against the reference: belongs here what needs the default model's GGUF file or the reference files.
+//! Tests the tokens of a real model against the reference. Tests that need the default model's GGUF file or the reference files belong here.
 //!
 //! The model is looked for in `DIAGNOSE_TEST_GGUF`, then in the user's cache folder.
 

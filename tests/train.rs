@@ -1,4 +1,4 @@
-//! `diagnose train` from outside: what it leaves, going on after a kill or an interrupt, the agreement with scoring, refusals.
+//! Tests `diagnose train` from outside: its results, resuming after a kill or an interrupt, agreement with scoring, and refusals.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -32,7 +32,7 @@ fn arguments<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "rows.jsonl", "--model", "tiny.gguf"], more].concat()
 }
 
-/// metrics.jsonl without what the clock says.
+/// metrics.jsonl without the values that depend on the clock.
 fn metrics(folder: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     let without_clock = |line: &str| {
@@ -196,7 +196,7 @@ fn what_is_trained_is_learned_saved_and_read_again() {
         assert!(number(&steps[35]["drift"]["kl"]) > number(&steps[2]["drift"]["kl"]));
         let run: Value = serde_json::from_slice(&std::fs::read(workdir.path(out).join("run.json")).unwrap()).unwrap();
         assert_eq!(run["steps"], 36);
-        // The base has not moved, and what was learnt helps with the rows held out.
+        // The base is unchanged, and the adapter helps on the held-out rows.
         assert_eq!(number(&run["before"]["drift"]["kl"]), 0.0);
         assert!(number(&run["before"]["validation"]["cross_entropy"]) > 1.3 * number(&run["validation"]["cross_entropy"]));
         for figure in ["dynamics.png", "loss.png", "drift.png"] {
@@ -432,7 +432,7 @@ fn a_folder_in_the_place_of_data_is_told_what_it_is() {
     told("empty", &["no finished run"]);
 }
 
-/// One definition of the divergence on general text: what training says of its end is what the two models say when both are there.
+/// The divergence on general text has one definition: the final value in training equals that of comparing the two models.
 #[test]
 fn drift_is_the_divergence_that_diff_measures() {
     use diagnose::eval::divergence::{Divergence, FEW_TOKENS, general_text, measure};
@@ -529,7 +529,7 @@ fn the_saved_options_repeat_the_run_and_a_finished_run_is_not_repeated() {
     refused(other, 1, "another training run");
 }
 
-/// A longer run is no continuation of a shorter one, and says so.
+/// A longer run does not continue a shorter one, and the error says so.
 #[test]
 fn more_epochs_in_the_folder_of_a_finished_run_are_refused_with_a_way_on() {
     let workdir = prepared(8);
@@ -890,7 +890,7 @@ fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_t
     refused(with("clean", "mixed.jsonl"), 1, "another training run");
 }
 
-/// Learnt by heart, the rows make others less likely after a while.
+/// Learning the rows by heart eventually makes other rows less likely.
 #[test]
 fn the_best_model_is_kept_the_run_ends_early_and_goes_on_to_the_same_bits_after_kills() {
     let workdir = prepared(20);

@@ -1,4 +1,4 @@
-//! `diagnose view` and the page that every run leaves, in a real browser.
+//! Tests `diagnose view` and the page that every run leaves, in a real browser.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -132,7 +132,7 @@ fn drop_mask_undo_export_and_read_back_by_keyboard() {
     }
     assert_eq!(browser.complaints(), [""; 0]);
 
-    // What is not exported is not lost without a question.
+    // Leaving the page with decisions that were not exported asks for confirmation.
     browser.press(&["x"]);
     let asked = browser.eval("window.dispatchEvent(new Event('beforeunload', { cancelable: true }))");
     assert_eq!(asked, false, "leaving was not prevented");
@@ -147,8 +147,8 @@ fn wait_for(browser: &mut Browser, condition: &str) {
     }
 }
 
-/// However many turns of whatever height stand above it, the token that is chosen is in sight: when the page opens, from row to row, from
-/// token to token, and back.
+/// The selected token stays in view, however many turns of whatever height precede it: when the page opens, from row to row, from token to token, and
+/// back.
 #[test]
 fn the_chosen_token_is_in_sight() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };
@@ -211,7 +211,7 @@ fn the_chosen_token_is_in_sight() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
-/// A step costs the same in a row of any length: the token that was chosen and the one that is are painted, and no other.
+/// A step costs the same in a row of any length: only the previously and the newly selected token are repainted.
 #[test]
 fn a_step_paints_two_tokens() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };
@@ -509,7 +509,7 @@ fn the_planted_conflicts_of_the_demo_lie_on_the_first_two_screens() {
     }
 }
 
-/// What the tables of the run say of the kinds is what the page shows and filters by.
+/// The page shows and filters by the kinds in the tables of the run.
 #[test]
 fn kinds_and_groups_of_conflicts_filter_the_rows() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };

@@ -1,4 +1,4 @@
-//! A temporary folder to run the program in, and what it printed.
+//! Provides a temporary folder to run the program in, and captures its output.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! `diagnose eval` where the model writes: what it leaves, a run that was killed, and what is refused.
+//! Tests `diagnose eval` with generated answers: its results, resuming a killed run, and refusals.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,7 @@ fn answers_are_judged_and_kept() {
     let ends = found["metrics"]["match"]["ci95"].as_array().unwrap();
     assert!(ends[0].as_f64().unwrap() < value("match") && value("match") < ends[1].as_f64().unwrap(), "{ends:?}");
 
-    // What a stop string ends, it is no part of.
+    // A stop string is not part of the answer that it ends.
     let stopped = eval("stopped", &["--stop", "e"]).ok().stdout;
     assert!(stopped.contains("stop \"e\""), "{stopped}");
     assert!(answers(&workdir, "stopped", "q").iter().all(|(_, draws)| !draws[0].contains('e')));
@@ -160,7 +160,7 @@ fn answers_go_where_one_fits_on_a_gpu() {
     let mut device = |memory: u64, tasks: &str| {
         n += 1;
         let out = format!("run-{n}");
-        // Where nothing is written, how long an answer may be has no say.
+        // The length limit for answers has no effect if none are generated.
         let length = if tasks == "chosen.jsonl" { &[][..] } else { &EVAL[3..5] };
         let arguments = [&EVAL[..3], length, &["--tasks", tasks, "--max-len", "4096", "--out", &out]].concat();
         let mut command = workdir.command(&arguments);

@@ -1,4 +1,4 @@
-//! `diagnose check DATASET...`: formats, masks, audit, duplicates, without the weights.
+//! Implements `diagnose check DATASET...`: formats, loss mask, audit and duplicates, without the weights.
 
 use std::fmt::Write;
 use std::path::PathBuf;

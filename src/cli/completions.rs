@@ -1,4 +1,4 @@
-//! `diagnose completions SHELL`, and the manual pages for whoever packages the program.
+//! Implements `diagnose completions SHELL`, and writes the manual pages for packagers.
 
 use std::path::PathBuf;
 
@@ -46,7 +46,7 @@ pub(super) fn write_manual(args: &ManArgs, command: Command) -> Result<()> {
     Ok(())
 }
 
-/// The names that options take, which a shell offers. Parsing takes more: `power:2`, `p=0.2,H=0.8`.
+/// Adds the names that a shell offers as option values. Parsing accepts more, such as `power:2` or `p=0.2,H=0.8`.
 fn with_names(command: Command) -> Command {
     let gates = METHODS.iter().filter(|method| method.beside == Beside::Nothing).map(|method| method.name);
     let methods: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
@@ -98,7 +98,7 @@ mod tests {
         };
         assert!(offered("gate").len() > 5 && offered("gate").iter().all(|name| name.parse::<Gate>().is_ok()));
         assert_eq!(offered("method").len(), METHODS.len());
-        // The same without `train`, whose options are texts: what is offered must parse as it is typed.
+        // `train` is excluded, since its options are texts: every offered value must parse as typed.
         for (option, names) in [("thresholds", 4), ("dtype", 3), ("kernels", 2), ("device", 4), ("supervise", 3)] {
             let argument = command.get_arguments().find(|argument| argument.get_id() == option).unwrap();
             let values = argument.get_possible_values();

@@ -1,6 +1,6 @@
-//! Options of the main job from a file: `--config FILE`, or `diagnose.toml` beside the data. `check` takes from it what concerns the rows, since
-//! it says what scoring would read. Paths in a file that was named are from the current folder, as typed ones are; those in a file that was found are
-//! from its own folder, so that it means the same wherever the command is given.
+//! Reads options of the main job from a file: `--config FILE`, or `diagnose.toml` beside the data. `check` takes the options about rows from it, so
+//! that it reads what scoring would. Paths in a file named by the user are relative to the current folder, like typed ones; those in a file found
+//! beside the data are relative to its folder, so that it means the same wherever the command runs.
 
 use std::ffi::OsString;
 use std::num::{IntErrorKind, ParseIntError};
@@ -13,13 +13,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::output::say;
 use crate::error::{Context, Error, Result};
 
-/// The file that is looked for beside the first data file.
+/// The file looked for beside the first data file.
 const NAME: &str = "diagnose.toml";
 
-/// The matches of `typed`, the command line, over the options of the file, if there is one.
+/// Parses `typed`, the command line, over the options of the file, if there is one.
 pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatches> {
     let mut command = command.clone();
-    // What conflicts with what is known then.
+    // Building fills in the conflicts between options.
     command.build();
     let matches = match command.clone().try_get_matches_from(typed) {
         Ok(matches) => matches,
@@ -30,7 +30,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
                 .unwrap_or_else(|| error.exit()));
         }
     };
-    // The command that the options are for, what was typed for it, and where its own words begin.
+    // The command that the options belong to, what was typed for it, and where its own words begin.
     let (own, of_own, begin) = match matches.subcommand() {
         None => (&command, &matches, 1),
         Some((name @ "check", of_own)) => (command.find_subcommand(name).unwrap_or(&command), of_own, 2),
@@ -57,11 +57,11 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         added.extend(option(own, of_own, key, value, from.as_deref()).map_err(|error| error.at(&file))?);
     }
     say(&format!("Options from {}", file.display()));
-    // Before what was typed, which may end in `--` and names.
+    // Insert the file's options before what was typed, which may end in `--` and names.
     let (program, rest) = typed.split_at(begin.min(typed.len()));
     let words = program.iter().cloned().chain(added).chain(rest.iter().cloned());
     command.try_get_matches_from(words).map_err(|error| {
-        // What is wrong stands in the file, and its values came with the data perhaps: the error is printed as those of data are.
+        // The error concerns the file, which may have come with the data, so print it as safely as data.
         let said = no_number(&error).unwrap_or_else(|| {
             let text = error.to_string();
             Error::usage(text.trim_start_matches("error: ").trim_end())
@@ -70,7 +70,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
     })
 }
 
-/// The error for an option that the command does not have, and another one has; clap would propose one that is merely spelt alike.
+/// The error for an option that only another command has; clap would suggest one with a similar spelling.
 fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error) -> Option<Error> {
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
@@ -97,7 +97,7 @@ fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error
     )
 }
 
-/// The error for a name that is no text; clap does not say which one it is.
+/// The error for an argument that is not Unicode; clap does not say which one it is.
 fn no_unicode(typed: &[OsString], error: &clap::Error) -> Option<Error> {
     let word = typed.iter().find(|word| word.to_str().is_none())?;
     (error.kind() == ErrorKind::InvalidUtf8).then(|| {
@@ -105,7 +105,7 @@ fn no_unicode(typed: &[OsString], error: &clap::Error) -> Option<Error> {
     })
 }
 
-/// The error for a text in the place of a whole number; clap would cite what the standard library says of its digits.
+/// The error for a value that is no whole number; clap would quote the standard library's message.
 fn no_number(error: &clap::Error) -> Option<Error> {
     let source = std::error::Error::source(error)?.downcast_ref::<ParseIntError>()?;
     let (ContextValue::String(option), ContextValue::String(value)) =
@@ -117,10 +117,10 @@ fn no_number(error: &clap::Error) -> Option<Error> {
     is_text.then(|| Error::usage(format!("{option}: expected a whole number of 0 or more, found `{value}`")))
 }
 
-/// The file beside the first data file, if there is one.
+/// The options file beside the first data file, if there is one.
 fn beside_data(matches: &ArgMatches) -> Option<PathBuf> {
     let first = Path::new(matches.try_get_many::<String>("datasets").ok()??.next()?);
-    // A folder of data may hold it; standard input and globs have no neighbour. A run folder is no data.
+    // A folder of data may contain it; standard input and globs have no neighbours. A run folder is not data.
     let folder = if first.is_dir() { first } else { first.is_file().then(|| first.parent())?? };
     Some(folder.join(NAME)).filter(|file| file.is_file() && !folder.join("run.json").is_file())
 }
@@ -131,15 +131,15 @@ fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     found.filter(|argument| !["config", "help", "version"].contains(&argument.get_id().as_str()))
 }
 
-/// Is this the option's name, or another one of it, with dashes or underscores?
+/// Whether `key` is a name or an alias of the option, with dashes or underscores.
 fn is_named(argument: &Arg, key: &str) -> bool {
     let name = key.replace('_', "-");
     let aliases = argument.get_all_aliases().unwrap_or_default();
     argument.get_long() == Some(name.as_str()) || aliases.iter().any(|alias| *alias == name || *alias == key)
 }
 
-/// The words that one line of the file stands for; none where the command line says otherwise, or says what does not go with it. Paths are `from`
-/// there, where that is not the current folder.
+/// The command-line words for one line of the file; none if the command line gives the option or one that conflicts with it. Paths are relative to
+/// `from`, if that is not the current folder.
 fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Value, from: Option<&Path>) -> Result<Vec<OsString>> {
     let name = key.replace('_', "-");
     let Some(argument) = argument(command, key) else {
@@ -177,7 +177,7 @@ fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Valu
     values.iter().map(word).collect()
 }
 
-/// The path that the option's value stands for from this folder; `None` where it is no path: a model may be named on the hub.
+/// The path that the option's value denotes from this folder; `None` if it is no path, such as a model on the hub.
 fn path_from(from: &Path, argument: &Arg, text: &str) -> Option<PathBuf> {
     let path = from.join(text);
     let is_path = match argument.get_value_names()?.first()?.as_str() {

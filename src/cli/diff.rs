@@ -1,4 +1,4 @@
-//! `diagnose diff BEFORE AFTER`: what changed between two models, two evaluations or two score runs.
+//! Implements `diagnose diff BEFORE AFTER`: compares two models, two evaluations or two score runs.
 
 use std::path::PathBuf;
 
@@ -62,7 +62,7 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
     if args.fail_on_drop.is_some_and(|points| !(0.0..=100.0).contains(&points)) {
         return Err(Error::usage("--fail-on-drop: expected points from 0 to 100"));
     }
-    // A glob of shards is one run; all else stays as it is named.
+    // A glob of shards is one run; any other name stays as it is.
     let run = |name: String| -> Result<String> {
         match runs_of(&name).len() {
             0 => Ok(name),
@@ -96,12 +96,12 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
     job.check_drop(&diff)
 }
 
-/// An error for an option of how models are evaluated where none is: folders are compared as they were evaluated.
+/// Returns an error for an evaluation option if no model is evaluated: folders are compared with the settings they were evaluated with.
 fn refuse_unheard(job: &Job, typed: &[String]) -> Result<()> {
     if diff::evaluates(job)? {
         return Ok(());
     }
-    // With --kl the models behind the folders are run, by these.
+    // With --kl, the models behind the folders run with these options.
     let of_divergence = ["dtype", "kernels", "device", "max-len"];
     let is_heard = |option: &str| {
         ["out", "target", "tasks", "fail-on-drop", "kl", "json"].contains(&option)

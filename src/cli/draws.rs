@@ -1,9 +1,9 @@
-//! How answers are drawn, as `rollout` and `eval` are told.
+//! Checks how answers are sampled, for `rollout` and `eval`.
 
 use crate::engine::generate::Sampling;
 use crate::error::{Error, Result};
 
-/// The sampling, if it is one under which all that was given has a say; `option` asks for `times` answers to each prompt.
+/// Returns the sampling if all given options take effect; `option` requests `times` answers to each prompt.
 pub(super) fn checked(sampling: Sampling, option: &str, times: u32) -> Result<Sampling> {
     sampling.check()?;
     if !sampling.is_greedy() {

@@ -1,4 +1,4 @@
-//! `diagnose eval`: general-capability scores of a model.
+//! Implements `diagnose eval`: general-capability scores of a model.
 
 use std::path::PathBuf;
 
@@ -176,7 +176,7 @@ impl Options {
         })
     }
 
-    /// How a chat template is used, if it is.
+    /// How to use a chat template, if at all.
     fn chat(&self) -> Result<Option<ChatWay>> {
         if !self.apply_chat_template && self.chat_template.is_none() {
             let without = [

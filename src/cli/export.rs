@@ -1,4 +1,4 @@
-//! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided; or the model of a checkpoint or of an adapter.
+//! Implements `diagnose export RUN`: writes the data as changed by rules or decisions, or the model of a checkpoint or an adapter.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -123,7 +123,7 @@ fn refuse_base(args: &Args) -> Result<()> {
     }
 }
 
-/// The model that `write` leaves of what was named, which options for data are not for.
+/// Exports a model with `write`; refuses options that apply to data.
 fn model_of(args: &Args, what: &str, write: &dyn Fn(&dyn Watch) -> Result<PathBuf>) -> Result<()> {
     let has_rule = !args.drop.is_empty() || !args.mask.is_empty() || args.weight.is_some() || args.select.is_some();
     let of_data = args.decisions.is_some() || args.rewrite_candidates.is_some() || !args.data.is_empty();

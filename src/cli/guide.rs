@@ -1,4 +1,4 @@
-//! `diagnose guide`: the pages of the guide, for whoever has the program alone.
+//! Implements `diagnose guide`: shows the pages of the guide, which the program contains.
 
 use super::output;
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ pub(super) struct Args {
     page: Option<String>,
 }
 
-/// In the order in which they are read.
+/// The pages, in reading order.
 pub(super) const PAGES: [(&str, &str); 9] = [
     ("data", include_str!("../guide/data.md")),
     ("models", include_str!("../guide/models.md")),

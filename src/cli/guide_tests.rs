@@ -1,11 +1,11 @@
-//! Every command in the README and in the guide is one that the program takes.
+//! Checks that the program accepts every command in the README and in the guide.
 
 use clap::CommandFactory;
 
 use super::Cli;
 use super::guide::PAGES;
 
-/// The lines of a Markdown text's `sh` blocks, comments left out and continued lines joined.
+/// The lines of the `sh` blocks of a Markdown text, without comments and with continued lines joined.
 fn commands(markdown: &str) -> Vec<String> {
     let blocks = markdown.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
     let lines = blocks.flat_map(|block| {
@@ -15,7 +15,7 @@ fn commands(markdown: &str) -> Vec<String> {
     lines.map(|line| line.split(" #").next().unwrap().trim().to_owned()).filter(|line| !line.is_empty()).collect()
 }
 
-/// Words as a shell splits them: by spaces, but for what stands in single quotes.
+/// Splits words as a shell does: at spaces outside single quotes.
 fn words(command: &str) -> Vec<String> {
     let (mut words, mut quoted, mut open) = (vec![String::new()], false, false);
     for c in command.chars() {
@@ -43,7 +43,7 @@ fn every_documented_command_is_understood() {
     for command in pages.flat_map(commands) {
         // A command may read another's output: `cat data.jsonl | diagnose -`.
         for part in command.split(" | ").filter(|part| part.starts_with("diagnose ")) {
-            // Somebody copies it as it stands.
+            // Users copy commands as they stand.
             let left_open = |word: &String| ["..", "..."].contains(&word.as_str());
             assert!(!words(part).iter().any(left_open), "{part}: `..` is the folder above this one");
             let parsed = Cli::command().try_get_matches_from(words(part));

@@ -1,13 +1,13 @@
-//! The command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flag.
+//! Parses the command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flags.
 //!
 //! ```text
-//! score.rs        `diagnose DATASET...`, and `diagnose RUN`; every other command is in the file of its name: check.rs, rollout.rs, train.rs,
-//!                 eval.rs, diff.rs, export.rs, view.rs, guide.rs, and completions.rs for those and the manual pages
-//! rows.rs         options that several commands share: how rows are read; models.rs which model; draws.rs how answers are drawn; servers.rs
+//! score.rs        `diagnose DATASET...` and `diagnose RUN`; every other command is in the file of its name: check.rs, rollout.rs, train.rs,
+//!                 eval.rs, diff.rs, export.rs, view.rs, guide.rs, and completions.rs for completions and manual pages
+//! rows.rs         options shared by several commands: how rows are read; models.rs the model; draws.rs sampling; servers.rs
 //!                 where the model runs
 //! config.rs       options from a file
-//! runs.rs         finished runs as they are named
-//! output.rs       what is printed; progress.rs bars on stderr
+//! runs.rs         finished runs given by name, glob or shards
+//! output.rs       printing; progress.rs bars on stderr
 //! ```
 
 mod check;
@@ -81,19 +81,19 @@ mod guide_tests;
 #[cfg(test)]
 mod tests;
 
-/// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
+/// Such as `0.1.0 (6221c8126b41), kernels avx512bf16`, which a bug report needs.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, kernels {}", provenance::build(), Level::current().name()));
     &VERSION
 }
 
-/// Prints an error for people, and gives the exit code of the program.
+/// Prints an error and returns the exit code of the program.
 pub fn fail(error: &Error) -> u8 {
     output::say(&format!("error: {error}"));
     error.exit_code()
 }
 
-/// The whole command line as it is parsed: a negative number behind an option is its value, and not an option that nobody knows.
+/// The whole command line parser; a negative number after an option is its value, not an unknown option.
 fn command() -> clap::Command {
     fn with_negative_numbers(command: clap::Command) -> clap::Command {
         let takes_numbers = |argument: clap::Arg| match argument.is_positional() || !argument.get_action().takes_values() {
@@ -105,7 +105,7 @@ fn command() -> clap::Command {
     with_negative_numbers(Cli::command())
 }
 
-/// An error where the first word is neither a command nor data but looks like a command that was meant; `typed` begins with the program.
+/// Returns an error if the first word is neither a command nor data but resembles a command; `typed` begins with the program.
 fn check_command(command: &clap::Command, typed: &[std::ffi::OsString]) -> Result<()> {
     let Some(word) = typed.get(1).and_then(|word| word.to_str()) else { return Ok(()) };
     let is_word = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
@@ -124,7 +124,7 @@ fn check_command(command: &clap::Command, typed: &[std::ffi::OsString]) -> Resul
         .cure(format!("{meant}The commands are {names}; to score data, pass only its files.")))
 }
 
-/// The options that were typed, or stand in a file of options, by their long names: of scoring, or of the subcommand that was given.
+/// The long names of the options given on the command line or in an options file, of scoring or of the subcommand.
 fn typed_options(matches: &ArgMatches) -> Vec<String> {
     let all = command();
     let (command, matches) = match matches.subcommand() {
@@ -135,9 +135,9 @@ fn typed_options(matches: &ArgMatches) -> Vec<String> {
     command.get_arguments().filter(is_typed).filter_map(|argument| argument.get_long().map(str::to_owned)).collect()
 }
 
-/// Runs what the command line asks for.
+/// Runs the command line.
 pub fn run() -> Result<()> {
-    // First of all: the version that the command line knows names the level.
+    // Must come first, since the version that the command line prints includes the level.
     choice::settle()?;
     let typed: Vec<_> = std::env::args_os().collect();
     let command = command();

@@ -1,4 +1,4 @@
-//! The options that name the model, and those that say how this program runs it.
+//! Declares the options that name the model, and those that say how this program runs it.
 
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, ModelName, Placement};

@@ -1,4 +1,4 @@
-//! What is printed, and how.
+//! Prints results, with control characters of the data made harmless.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -9,7 +9,7 @@ use crate::dataset::DataFile;
 use crate::error::{Context, Result};
 use crate::format::{ISOLATE, acts, count, harmless, n_columns, thousands};
 
-/// Prints a summary, of which nothing acts on the terminal but its colours. Standard output that was closed has been read enough.
+/// Prints a summary in which nothing but its colours affects the terminal. A closed standard output is no error, since the reader has seen enough.
 pub(super) fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(shown(text, coloured()).as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -17,10 +17,10 @@ pub(super) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// The escape sequences by which the summaries are coloured: bold, dim, red, green, and back to plain.
+/// The escape sequences that colour the summaries: bold, dim, red, green, and reset.
 const COLOURS: [&str; 5] = ["\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[32m", "\x1b[0m"];
 
-/// The text with all characters that act on a terminal shown by signs, but for the colours of a text that has them.
+/// The text with all characters that affect a terminal replaced by visible signs, except for the colours of a coloured text.
 fn shown(text: &str, coloured: bool) -> String {
     let mut out = String::with_capacity(text.len());
     for (idx, part) in text.split('\x1b').enumerate() {
@@ -41,16 +41,16 @@ fn shown(text: &str, coloured: bool) -> String {
     out
 }
 
-/// What a job has found as lines of JSON, for [`print`]. Characters that act on a terminal are written as JSON's escapes: it is the same JSON.
+/// Formats results as JSON for [`print`]. Characters that affect a terminal are written as JSON escapes, which does not change the content.
 pub(super) fn json(found: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(found).context("cannot write JSON")? + "\n";
-    // They stand within strings alone, and none of them lies beyond the plane that one escape can name.
+    // They occur only inside strings, and each fits into a single escape.
     let escaped = |c: char| if acts(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
     Ok(text.chars().map(escaped).collect())
 }
 
-/// Prints lines for people to the standard error, broken at words to the width of the terminal, if it is one. They may cite data and name files,
-/// and nothing of that acts on the terminal.
+/// Prints lines to standard error, wrapped at words to the width of the terminal, if it is one. The lines may quote data and name files, none of
+/// which may affect the terminal.
 pub(super) fn say(text: &str) {
     let text = harmless(text, &[]);
     let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| usize::from(width.0));
@@ -59,10 +59,10 @@ pub(super) fn say(text: &str) {
     }
 }
 
-/// Data files that are named one by one; a folder may hold one for every row.
+/// The number of data files listed by name; a folder may contain one for every row.
 const FILES_NAMED: usize = 20;
 
-/// A line for each of the first files, and one for the others.
+/// A line for each of the first files, and one for the rest.
 pub(super) fn of_files(files: &[DataFile], line: impl Fn(&DataFile) -> String) -> Vec<String> {
     let (named, others) = files.split_at(files.len().min(FILES_NAMED));
     let mut lines: Vec<String> = named.iter().map(line).collect();
@@ -78,24 +78,24 @@ pub(super) fn of_files(files: &[DataFile], line: impl Fn(&DataFile) -> String) -
     lines
 }
 
-/// Columns in a line of the standard output, if it is a terminal.
+/// The width of standard output in columns, if it is a terminal.
 pub(super) fn width() -> Option<usize> {
     terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0))
 }
 
-/// The line as it is printed to the standard output, broken at words in the same way.
+/// The line as printed to standard output, wrapped at words.
 pub(super) fn fitted(line: &str) -> String {
     width().map_or_else(|| line.to_owned(), |width| wrapped(line, width))
 }
 
-/// The columns that a word takes: colours take none.
+/// The width of a word in columns, not counting colours.
 fn n_seen(word: &str) -> usize {
     let mut parts = word.split('\x1b');
     let first = parts.next().map_or(0, n_columns);
     first + parts.map(|part| part.split_once('m').map_or(0, |(_, rest)| n_columns(rest))).sum::<usize>()
 }
 
-/// The line in lines of at most `width` columns, the further ones indented by two more; longer words stand alone.
+/// Wraps the line to at most `width` columns, with continuation lines indented by two more; longer words stand alone.
 fn wrapped(line: &str, width: usize) -> String {
     let indent = line.len() - line.trim_start_matches(' ').len();
     let (mut out, mut at) = (line[..indent].to_owned(), indent);
@@ -115,13 +115,13 @@ fn wrapped(line: &str, width: usize) -> String {
     out
 }
 
-/// Colours on a terminal that knows them, unless the user does not want them.
+/// Whether to use colours: on a terminal that supports them, unless the user turns them off.
 pub(super) fn coloured() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     std::io::stdout().is_terminal() && !is_dumb && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// The argument as one would type it in a shell.
+/// The argument as typed in a shell.
 pub(super) fn quoted(argument: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !argument.is_empty() && argument.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! Progress on stderr: bars on a terminal, a line now and then elsewhere.
+//! Shows progress on stderr: bars on a terminal, and occasional lines elsewhere.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -19,19 +19,19 @@ use crate::train::metrics::StepMetrics;
 pub(super) struct Terminal {
     bar: Mutex<Option<(ProgressBar, Pace)>>,
     is_terminal: bool,
-    /// When the last line was written to something that is not a terminal.
+    /// When the last line was written, if stderr is not a terminal.
     last_line: Mutex<Instant>,
-    /// Does an interrupt end the program at once?
+    /// Whether an interrupt ends the program at once.
     at_once: Arc<AtomicBool>,
     interrupted: Arc<AtomicBool>,
-    /// Was it said that an interrupt was noted?
+    /// Whether the user has been told that an interrupt was noted.
     said: AtomicBool,
 }
 
-/// Two signals within this are one interrupt: a notebook sends it to the whole group of processes, and the Python module passes it on.
+/// Two signals within this time are one interrupt: a notebook sends it to the whole process group, and the Python module passes it on.
 const ONE_INTERRUPT: Duration = Duration::from_millis(500);
 
-/// In a log file, one line of progress in this time is enough.
+/// The time between lines of progress in a log file.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Terminal {
@@ -46,7 +46,8 @@ impl Terminal {
         }
     }
 
-    /// The same; while the work heeds interrupts, one is noted, for it to end where it can be taken up again, and a second one ends it at once.
+    /// Like `new`, but while the job heeds interrupts, the first one is noted, so that the job can stop where it can resume; a second one ends the
+    /// program at once.
     pub(super) fn heeding_interrupts() -> Result<Terminal> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let terminal = Terminal::new();
@@ -68,8 +69,8 @@ impl Terminal {
         Ok(terminal)
     }
 
-    /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar. `news` is what the style's
-    /// `{prefix}` says, from what is done in a second and the time that is left, where they are known.
+    /// Shows `done` of `total` (`u64::MAX` if unknown) under `what`; a new `what` begins a new bar. `news` computes the style's `{prefix}` from the
+    /// rate per second and the remaining time, if known.
     fn show(&self, what: &str, done: u64, total: u64, style: &str, news: impl FnOnce(Option<f64>, &str) -> String) {
         if !self.is_terminal {
             return self.line(what, done, total);
@@ -105,7 +106,7 @@ impl Terminal {
         }
     }
 
-    /// A line for people, in the bar's place.
+    /// Prints a line in place of the bar.
     pub(super) fn say(&self, line: &str) {
         self.clear();
         output::say(line);
@@ -120,28 +121,28 @@ impl Terminal {
     }
 }
 
-/// How fast it goes: by what was done since the first report, for that one may tell of what an earlier run or a cache has left.
+/// The rate of progress, measured from the first report, which may include what an earlier run or a cache left.
 struct Pace {
     from: u64,
     since: Instant,
 }
 
 impl Pace {
-    /// `None` until something was done, in a time that tells.
+    /// Returns `None` until enough has been done to measure a rate.
     fn per_second(&self, done: u64, seconds: f64) -> Option<f64> {
         (done > self.from && seconds >= 0.5).then(|| (done - self.from) as f64 / seconds)
     }
 
-    /// `, 3m left`, or nothing where that is not known.
+    /// `, 3m left`, or nothing if unknown.
     fn left(&self, done: u64, total: u64, seconds: f64) -> String {
-        // The rate is no 0, and what is left below 2^64 of it: any number of seconds that a duration holds.
+        // The rate is positive, and the remainder is less than 2^64 times it, so the seconds fit a duration.
         let left =
             self.per_second(done, seconds).map(|rate| Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / rate));
         left.and_then(Result::ok).map_or_else(String::new, |left| format!(", {:#} left", HumanDuration(left)))
     }
 }
 
-/// `, 812 tokens/s`, or nothing where that is not known.
+/// `, 812 tokens/s`, or nothing if unknown.
 fn tokens_per_second(rate: Option<f64>) -> String {
     rate.map_or_else(String::new, |rate| format!(", {} tokens/s", thousands(rate.round() as u64)))
 }
@@ -158,7 +159,7 @@ impl Watch for Terminal {
     }
 
     fn reading(&self, records: u64) {
-        // The number of records is not known before the end: a spinner's worth of news.
+        // The number of records is unknown before the end, so show a spinner.
         self.show("Checking the mask", records, u64::MAX, "{msg}: {pos} rows", |_, _| String::new());
     }
 
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_was_done_before_the_first_report_was_not_done_now() {
-        // A run that goes on: 17,000 tokens lay there, and 1,000 more take 4 seconds.
+        // A resumed run: 17,000 tokens existed, and 1,000 more take 4 seconds.
         let pace = Pace { from: 17_000, since: Instant::now() };
         let told = |done, seconds| tokens_per_second(pace.per_second(done, seconds)) + &pace.left(done, 20_000, seconds);
         assert_eq!(told(17_000, 0.0), "");

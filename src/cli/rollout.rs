@@ -1,4 +1,4 @@
-//! `diagnose rollout`: the model's own answers to the prompts of a data set.
+//! Implements `diagnose rollout`: samples the model's own answers to the prompts of a data set.
 
 use std::path::{Path, PathBuf};
 
@@ -138,7 +138,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     })
 }
 
-/// What scores the answers by the model that wrote them, in the conversation that it wrote them in.
+/// The command that scores the answers with the model that wrote them, rendered as when it wrote them.
 fn scoring_command(job: &Job, rollouts: &Path) -> String {
     let render = &job.render;
     let options = [

@@ -1,4 +1,4 @@
-//! The options that say how rows are read and rendered, which scoring and checking share.
+//! Declares the options for reading and rendering rows, which several commands share.
 
 use std::path::PathBuf;
 
@@ -76,7 +76,7 @@ impl RowArgs {
         })
     }
 
-    /// Which records are read.
+    /// Which records to read.
     pub(super) fn choice(&self) -> Choice {
         match self.sample {
             Some(n) => Choice::Random { n, seed: self.seed() },
@@ -88,8 +88,8 @@ impl RowArgs {
         self.seed.unwrap_or(0)
     }
 
-    /// An error for a seed where nothing is drawn by one. Beside --limit it may stand: a file of options has it for its own `sample`, in whose place
-    /// that was typed.
+    /// Returns an error for a seed without a sample. It is allowed with --limit: an options file may contain it for its own `sample`, which the typed
+    /// --limit replaces.
     pub(super) fn refuse_lone_seed(&self) -> Result<()> {
         match self.seed {
             Some(seed) if self.sample.is_none() && self.limit.is_none() => {
@@ -100,7 +100,7 @@ impl RowArgs {
         }
     }
 
-    /// An error for options about what is learnt of a row, where nothing is learnt.
+    /// Returns an error for options about the loss mask, where nothing is supervised.
     pub(super) fn refuse_targets(&self) -> Result<()> {
         let given = [("--supervise", self.supervise.is_some()), ("--append-eos", self.append_eos)];
         match given.iter().find(|(_, is_given)| *is_given) {
@@ -112,7 +112,7 @@ impl RowArgs {
         }
     }
 
-    /// As the user says; else the model has a word in it.
+    /// The user's limit; otherwise it depends on the model.
     pub(super) fn max_len(&self) -> Option<usize> {
         self.max_len
     }

@@ -1,4 +1,4 @@
-//! Finished runs as they are named: folders and globs, and the shards of a run, which are read as one.
+//! Resolves the names of finished runs: folders, globs, and the shards of a run, which count as one.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::jobs::folders::runs_of;
 use crate::jobs::score::{Joining, joined};
 
-/// The folders that are meant; what is no finished run is left as it is, for the command to say what it is.
+/// The folders that the names denote; a name that is no finished run is kept, for the command to report.
 pub(super) fn named(names: &[PathBuf], command: &str) -> Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for name in names {
@@ -19,7 +19,7 @@ pub(super) fn named(names: &[PathBuf], command: &str) -> Result<Vec<PathBuf>> {
     joined(&folders, &Joining { out: None, sorted: true, command }, &Terminal::new())
 }
 
-/// As [`named`], where one run is expected.
+/// Like [`named`], where exactly one run is expected.
 pub(super) fn one(names: &[PathBuf], command: &str) -> Result<PathBuf> {
     match <[PathBuf; 1]>::try_from(named(names, command)?) {
         Ok([run]) => Ok(run),

@@ -1,4 +1,4 @@
-//! `diagnose DATASET...`: score, sort, map, report. `diagnose RUN_FOLDER --thresholds ..` sorts a finished run again.
+//! Implements `diagnose DATASET...`: scores, sorts, maps and reports. `diagnose RUN_FOLDER --thresholds ..` sorts a finished run again.
 
 use std::path::{Path, PathBuf};
 
@@ -135,7 +135,7 @@ fn emit(args: Args, command_line: &str) -> Result<()> {
     ))
 }
 
-/// An error that names what was typed and would have no effect: all but `own`, `--json` and `--config`.
+/// Returns an error that names the typed options without effect: all but `own`, `--json` and `--config`.
 fn refuse_others(typed: &[String], own: &[&str], has: &str, cure: &str) -> Result<()> {
     let is_own = |option: &str| ["json", "config"].contains(&option) || own.contains(&option);
     match typed.iter().find(|option| !is_own(option)) {
@@ -144,7 +144,7 @@ fn refuse_others(typed: &[String], own: &[&str], has: &str, cure: &str) -> Resul
     }
 }
 
-/// Puts runs in the place of their shards and of globs, where nothing but runs is named, and says whether it did.
+/// Replaces shards and globs by their runs if only runs are named, and returns whether it did.
 fn join_shards(args: &mut Args, command_line: &str) -> Result<bool> {
     let named: Vec<Vec<PathBuf>> = args.datasets.iter().map(|name| folders::runs_of(name)).collect();
     let runs: Vec<PathBuf> = named.iter().flatten().cloned().collect();
@@ -160,13 +160,13 @@ fn join_shards(args: &mut Args, command_line: &str) -> Result<bool> {
     Ok(before != args.datasets)
 }
 
-/// Several finished runs and nothing else.
+/// Returns the runs if several finished runs and nothing else are named.
 fn runs_side_by_side(args: &Args) -> Option<Vec<PathBuf>> {
     let runs: Vec<PathBuf> = args.datasets.iter().map(PathBuf::from).collect();
     (runs.len() > 1 && runs.iter().all(|run| run.is_dir() && folders::holds_scores(run))).then_some(runs)
 }
 
-/// The finished run that the user wants sorted again, if it is one. Any other folder is a data set.
+/// The finished run to sort again, if one is named. Any other folder is a data set.
 fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
     let is_folder = |dataset: &&String| Path::new(dataset).is_dir();
     let is_run = |dataset: &&String| is_folder(dataset) && folders::holds_scores(Path::new(dataset));

@@ -1,4 +1,4 @@
-//! The options that have the model run elsewhere.
+//! Declares the options for running the model on servers or in other programs.
 
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ pub(super) struct ScoringArgs {
 }
 
 impl ServerArgs {
-    /// The servers, if there are some, asked for so many of the most probable tokens.
+    /// The servers, if any, each asked for the `top_k` most probable tokens.
     pub(super) fn options(self, top_k: usize) -> Result<Option<Options>> {
         if self.urls.is_empty() {
             return Ok(None);
@@ -61,7 +61,7 @@ impl ServerArgs {
 }
 
 impl ScoringArgs {
-    /// Who runs the model, if this program does not.
+    /// The engine that runs the model instead of this program, if any.
     pub(super) fn elsewhere(self) -> Result<Option<Elsewhere>> {
         if let Some(folder) = self.answers.clone() {
             return Ok(Some(Elsewhere::Answers(folder)));
@@ -72,7 +72,7 @@ impl ScoringArgs {
         Ok(self.servers.options(self.top_logprobs)?.map(Elsewhere::Servers))
     }
 
-    /// Enough of the most probable tokens for the gate?
+    /// Checks that enough of the most probable tokens are requested for the gate.
     pub(super) fn check(&self) -> Result<()> {
         if self.top_logprobs < LEAST_TOP_K {
             return Err(Error::usage(format!(

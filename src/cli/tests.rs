@@ -1,4 +1,4 @@
-//! What is answered where a command or an option is not what was meant.
+//! Tests the errors for mistaken commands and options.
 
 use std::ffi::OsString;
 
@@ -71,7 +71,7 @@ fn a_name_that_is_no_text_is_named() {
     assert!(told.starts_with(r#"expected names of valid Unicode, found "nu/\xFF.jsonl""#) && told.contains("Rename"), "{told}");
 }
 
-/// Every option of every command that takes a value.
+/// Tests every option of every command that takes a value.
 #[test]
 fn a_negative_number_behind_an_option_is_its_value() {
     let mut commands = vec![(Vec::new(), command())];
@@ -91,16 +91,16 @@ fn a_negative_number_behind_an_option_is_its_value() {
     assert!(n > 20, "only {n} options were refused at all");
 }
 
-/// Every number that a command takes (those of `train` are in `train/options/tests.rs`) is refused by the option's name where it means nothing.
+/// Every number that a command takes is refused, by the option's name, where it is invalid (for those of `train`, see `train/options/tests.rs`).
 #[test]
 fn numbers_out_of_range_are_refused_by_name() {
-    /// What is to be said of all values, as the guide does: no limit of sense, or a number that turns something off.
+    /// Extreme values that are valid: no sensible limit exists, or the number turns something off.
     const MEANS: &[(&str, &[&str])] = &[
-        // Of a high temperature all tokens are equally probable, of 0 the first is taken.
+        // A high temperature makes all tokens equally probable; 0 takes the most probable one.
         ("temperature", &["0", "1e30"]),
         ("top-p", &["0"]),
         ("min-p", &["0"]),
-        // What has been said is then never said again.
+        // The model then never repeats a token.
         ("repetition-penalty", &["1e30"]),
         ("fail-on-drop", &["0"]),
         // No examples, no row shown.
@@ -119,7 +119,7 @@ fn numbers_out_of_range_are_refused_by_name() {
             name => vec![name, NOTHING],
         }
     }
-    // Without these the options are not heard at all.
+    // Without these, the options have no effect.
     let needs = |option: &str| match option {
         "top-k" | "top-p" | "min-p" => &["--temperature", "1"][..],
         "seed" => &["--sample", "1"],

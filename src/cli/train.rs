@@ -1,4 +1,4 @@
-//! `diagnose train DATASET...`: fine-tune with EAFT or a loss it is compared with.
+//! Implements `diagnose train DATASET...`: fine-tunes with EAFT or a loss that it is compared with.
 
 use std::path::PathBuf;
 
@@ -55,7 +55,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What was typed for the options that `train::options` declares.
+/// The typed values of the options that `train::options` declares.
 struct Typed(Vec<(String, Vec<String>)>);
 
 impl clap::Args for Typed {
@@ -111,7 +111,7 @@ fn argument(declared: &Declared) -> Arg {
     argument.long(name).aliases(aliases).allow_negative_numbers(true).hide(declared.group == OptionGroup::Expert)
 }
 
-/// The sentence of an option, with the default where the sentence does not say it.
+/// The help of an option, with its default unless the text states it.
 fn help(declared: &Declared) -> String {
     let text = declared.help().replace("METHODS", &method_names());
     match default_of(declared) {
@@ -120,7 +120,7 @@ fn help(declared: &Declared) -> String {
     }
 }
 
-/// The default of an option, where it has one beside `no` and `none`.
+/// The default of an option, unless it is `no` or `none`.
 fn default_of(declared: &Declared) -> Option<String> {
     let defaults = toml::Table::try_from(Options::default()).ok()?;
     match defaults.get(&declared.name())? {
@@ -131,7 +131,7 @@ fn default_of(declared: &Declared) -> Option<String> {
     }
 }
 
-/// Every option with its sentence, by groups.
+/// Every option with its help, by group.
 fn all_options() -> String {
     let mut text = String::new();
     for group in OptionGroup::ALL {
@@ -143,7 +143,7 @@ fn all_options() -> String {
     text
 }
 
-/// What was typed as a table of options.
+/// The typed options as a table.
 fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
     let mut table = toml::Table::new();
     let declared = |name: &str| DECLARED.iter().find(|declared| declared.name() == name);
@@ -274,7 +274,7 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     Ok(text)
 }
 
-/// Commands that tell what the training has done.
+/// Suggests commands that show the effect of the training.
 fn next(record: &TrainRecord) -> String {
     let named = |option: &str, value: &Option<String>| {
         value.as_ref().map_or_else(String::new, |value| format!(" --{option} {}", quoted(value)))
@@ -289,7 +289,7 @@ fn next(record: &TrainRecord) -> String {
     )
 }
 
-/// The options by which another command reads and masks the data as the training did.
+/// The options by which another command reads and masks the data in the same way.
 fn read_as(options: &Options) -> String {
     let table = |options: &Options| toml::Table::try_from(options).unwrap_or_default();
     let (own, plain) = (table(options), table(&Options::default()));
@@ -313,7 +313,7 @@ fn read_as(options: &Options) -> String {
     text
 }
 
-/// Why the run ended before its last step, and which of its models was kept, where that needs saying.
+/// Explains why the run ended before its last step and which model was kept, if necessary.
 fn ending(record: &TrainRecord) -> String {
     let mut text = String::new();
     let Some(lowest) = record.lowest else { return text };
@@ -354,7 +354,7 @@ mod tests {
             assert!(shown.contains(&text), "{}", declared.name());
             if let Some(default) = default_of(declared) {
                 assert!(text.contains("[default: "), "{}: {text}", declared.name());
-                // What help calls the default is it.
+                // The default in the help must be the actual one.
                 let named = text.split_once("[default: ").unwrap().1.split(']').next().unwrap();
                 assert_eq!(named, default, "{}", declared.name());
                 let flag = format!("--{}", declared.name());
@@ -376,7 +376,7 @@ mod tests {
         let expected =
             " --max-len 512 --sample 9 --seed 3 --map prompt=frage --map 'completion=die antwort' --append-eos --supervise last";
         assert_eq!(text, expected);
-        // Every option of rows is one of training, of the same name.
+        // Every option about rows is also one of training, under the same name.
         let of_rows = RowArgs::augment_args(Command::new("rows"));
         for name in of_rows.get_arguments().filter_map(|argument| argument.get_long()) {
             assert!(DECLARED.iter().any(|declared| declared.name() == name), "{name}");

@@ -1,4 +1,4 @@
-//! `diagnose view RUN...`: the page in which a person reads the rows of a run and decides about them.
+//! Implements `diagnose view RUN...`: writes the page in which a person reads the rows of a run and decides about them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -56,7 +56,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.open { open(&written.path) } else { Ok(()) }
 }
 
-/// Hands the page to whatever shows pages on this system.
+/// Opens the page in the system's browser.
 fn open(page: &Path) -> Result<()> {
     let (program, before): (&str, &[&str]) = match std::env::consts::OS {
         "macos" => ("open", &[]),

@@ -1,12 +1,12 @@
-//! Tables on a terminal.
+//! Lays out tables for the terminal.
 
 use crate::format::n_columns;
 
-/// The lines of a table, that of the head first. Every column is as wide as its longest cell, and two spaces stand before the next, whatever the
-/// cells hold: two numbers that touch are read as one. As in a report ([`Block::Table`](super::document::Block)), columns whose name is preceded
-/// by `>` hold numbers, and stand at the right.
+/// Lays out a table, with the head as the first line. Every column is as wide as its longest cell, and two spaces separate columns, since two numbers
+/// that touch would be read as one. As in a report ([`Block::Table`](super::document::Block)), columns whose name begins with `>` contain numbers and
+/// are right-aligned.
 ///
-/// A row may be shorter than the head. Its last cell is then a text that runs on over the columns beside it, whose width is not its affair.
+/// A row may be shorter than the head. Its last cell is then a text that may run across the remaining columns and does not affect their widths.
 pub(super) fn laid_out(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let names: Vec<String> = head.iter().map(|name| name.trim_start_matches('>').to_owned()).collect();
     let rows: Vec<&Vec<String>> = std::iter::once(&names).chain(rows).collect();
@@ -29,12 +29,12 @@ pub(super) fn laid_out(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
-/// Has every line room on a terminal of `width` columns?
+/// Whether every line fits a terminal of `width` columns.
 pub(super) fn fits(lines: &[String], width: usize) -> bool {
     lines.iter().all(|line| n_columns(line) <= width)
 }
 
-/// The first of the tables that has room on a terminal of `width` columns; the last of them where none has.
+/// The first table that fits a terminal of `width` columns, or the last one if none does.
 pub(super) fn first_that_fits(tables: impl IntoIterator<Item = Vec<String>>, width: usize) -> Vec<String> {
     let mut shown = Vec::new();
     for table in tables {

@@ -1,4 +1,4 @@
-//! What changed between evaluations or between score runs: for the terminal, as Markdown and HTML, and drawn.
+//! Reports what changed between models, evaluations or score runs: for the terminal, as Markdown and HTML, and as a figure.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,9 +25,9 @@ pub(crate) struct Diff {
     /// What was compared, and what changed.
     #[serde(flatten)]
     pub what: What,
-    /// How far apart the two models are on general text, where that was measured.
+    /// The divergence between the two models on general text, if it was measured.
     pub divergence: Distance,
-    /// What else differs than the models, in sentences without their full stops.
+    /// Differences other than the models, as sentences without full stops.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
 }
@@ -41,7 +41,7 @@ pub(crate) enum What {
     Retention(Retention),
 }
 
-/// The mean divergence on general text, or why it is not known.
+/// The mean divergence on general text, or why it is unknown.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(crate) enum Distance {
@@ -49,7 +49,7 @@ pub(crate) enum Distance {
     Unknown { unavailable: String },
 }
 
-/// The figure, as the file `out/NAME.extension`.
+/// Draws the figure into the file `out/NAME.extension`.
 pub(crate) fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
     let path = |name: &str| out.join(format!("{name}.{extension}"));
     match &diff.what {
@@ -62,13 +62,13 @@ pub(crate) fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
     }
 }
 
-/// diff.md and diff.html; `svg` gives the text of a drawn figure by its name.
+/// diff.md and diff.html; `svg` returns a drawn figure by its name.
 pub(crate) fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String) -> [String; 2] {
     let blocks = blocks(diff, command);
     [document::markdown(&blocks), document::html(&blocks, svg)]
 }
 
-/// For lines of `width` columns, as far as tables are concerned: sentences are not broken here.
+/// Tables fit lines of `width` columns; sentences are not wrapped here.
 pub(crate) fn terminal(diff: &Diff, coloured: bool, width: usize) -> String {
     let colours = Colours::of(coloured);
     let Colours { dim, reset, .. } = colours;
@@ -82,11 +82,11 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool, width: usize) -> String {
     lines.into_iter().map(|line| line + "\n").collect()
 }
 
-/// Task by task, with means over subjects and over tasks below.
+/// The changes task by task, followed by means over subjects and tasks.
 fn evaluation_lines(comparison: &Comparison, Colours { bold, dim, red, reset }: Colours, width: usize) -> Vec<String> {
     const HEAD: [&str; 10] =
         ["task", ">n", "metric", ">before", ">after", ">change", "95 % interval", ">lost", ">won", ">p (Holm)"];
-    /// Columns that say what changed; the others say how certain that is.
+    /// The columns that show the change; the others show its uncertainty.
     const OF_CHANGE: usize = 6;
     let (mut rows, mut colours) = (Vec::new(), vec![bold]);
     for (name, task) in &comparison.tasks {
@@ -108,7 +108,7 @@ fn evaluation_lines(comparison: &Comparison, Colours { bold, dim, red, reset }: 
     let wide = laid_out(&HEAD, &rows);
     let table = match fits(&wide, width) {
         true => wide,
-        // How certain a change is stands below it where it has no room beside it.
+        // On a narrow terminal, the uncertainty of the changes is a separate table below.
         false => {
             let changes: Vec<Vec<String>> = rows.iter().map(|row| row[..OF_CHANGE].to_vec()).collect();
             let certainty = |row: &Vec<String>| match &row[OF_CHANGE..] {
@@ -125,7 +125,7 @@ fn evaluation_lines(comparison: &Comparison, Colours { bold, dim, red, reset }: 
     lines
 }
 
-/// From quadrant to quadrant, and what was learnt.
+/// The movement between the quadrants, and what the model learnt.
 fn score_lines(movement: &Movement, colours: Colours, width: usize) -> Vec<String> {
     let Colours { bold, dim, reset, .. } = colours;
     let mut lines = vec![
@@ -142,7 +142,7 @@ fn score_lines(movement: &Movement, colours: Colours, width: usize) -> Vec<Strin
         [name(quadrant)].into_iter().chain(counts).chain(nats(&movement.by_quadrant[quadrant.index()])).collect()
     };
     let rows = Quadrant::ALL.map(row);
-    // `conflict` is enough where there is little room: there is one kind of them.
+    // On a narrow terminal, `conflict` is short for `confident conflict`.
     let table = first_that_fits(
         [">confident conflict", ">conflict"].map(|conflict| {
             laid_out(&["before \\ after", conflict, ">uncertain", ">confident", ">hesitant", ">logprob", ">entropy"], &rows)
@@ -156,7 +156,7 @@ fn score_lines(movement: &Movement, colours: Colours, width: usize) -> Vec<Strin
     lines
 }
 
-/// Run by run, what was gained on the target and what became of everything else.
+/// Run by run, the gain on the target and the change on everything else.
 fn retention_lines(retention: &Retention, Colours { bold, dim, red, reset }: Colours) -> Vec<String> {
     let (mut rows, mut colours) = (Vec::new(), vec![bold]);
     for run in &retention.runs {
@@ -265,7 +265,7 @@ fn of_evaluations(comparison: &Comparison) -> Vec<Block> {
     blocks
 }
 
-/// How the intervals of the differences were found.
+/// The methods behind the intervals of the differences.
 fn methods(comparison: &Comparison) -> String {
     let metrics = comparison.tasks.values().flat_map(|task| task.metrics.values());
     let found: BTreeSet<Interval> = metrics.filter_map(|metric| metric.difference.interval).collect();
@@ -273,7 +273,7 @@ fn methods(comparison: &Comparison) -> String {
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
-/// Scores over several subjects or tasks that are no task's metric: of what, the metric and what has the same weight in it, and the change.
+/// Means over several subjects or tasks: what is averaged, the metric and the unit of equal weight, and the change.
 fn means(comparison: &Comparison) -> Vec<(&str, String, &MeanChange)> {
     let subjects = comparison.tasks.iter().filter_map(|(name, task)| {
         Some((name.as_str(), format!("{} by subject", task.primary), task.mean_over_subjects.as_ref()?))
@@ -353,10 +353,10 @@ fn of_retention(retention: &Retention) -> Vec<Block> {
     ]
 }
 
-/// Ids of flipped items that a list shows; diff.json has all.
+/// The number of flipped items shown per list; diff.json has all.
 const FLIPS_SHOWN: usize = 50;
 
-/// Items of a list: those that were lost, those that were won.
+/// The lists of items lost and won.
 fn flipped(name: &str, flips: &Flips) -> Vec<Vec<Inline>> {
     let list = |what: &str, ids: &[String]| {
         let mut line = vec![plain(format!("{name}, {what} ({}): ", ids.len()))];
@@ -402,7 +402,7 @@ struct Row {
     lost: String,
     gained: String,
     p: String,
-    /// Worse, and the interval does not hold 0.
+    /// Whether the metric got worse and its interval excludes 0.
     drop: bool,
 }
 
@@ -430,7 +430,7 @@ fn interval([low, high]: [f64; 2], scale: f64) -> String {
     format!("{} to {}", signed(scale * low, decimals), signed(scale * high, decimals))
 }
 
-/// As [`number`], with a sign before what is above zero, too.
+/// Like [`number`], but with a sign before positive values as well.
 fn signed(value: f64, digits: usize) -> String {
     match number(value, digits) {
         text if text.starts_with('-') => text,
@@ -446,13 +446,13 @@ fn nats(change: &Change) -> [String; 2] {
     [change.logprob, change.entropy].map(|mean| mean.map_or_else(|| "-".to_owned(), |mean| format!("{mean:+.4}")))
 }
 
-/// A sentence that two engines ran the models, where they did.
+/// States that different engines ran the models, if so.
 fn engines(comparison: &Comparison) -> Option<String> {
     let [before, after] = comparison.engines.as_ref()?;
     Some(format!("the models were run by different engines, which may differ by themselves: {before} before, {after} after"))
 }
 
-/// Which tasks are in no average, and what is to be known of each run's comparison.
+/// Which tasks are in no average, and warnings about the comparison of each run.
 fn warnings_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
     let left_out = &retention.left_out;
     let unshared = (!left_out.is_empty())
@@ -511,7 +511,7 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
     warnings
 }
 
-/// Accuracies only: points of different tasks share an axis.
+/// Accuracies only, so that all tasks share an axis in points.
 fn forest_rows(comparison: &Comparison) -> (Vec<forest::Row>, Option<forest::Row>) {
     let row = |name: &str, n: Option<usize>, difference: &Estimate| {
         let ci95 = difference.ci95.map(|ends| ends.map(|end| 100.0 * end));

@@ -1,4 +1,4 @@
-//! A report as blocks -> Markdown, or an HTML fragment. The one place where text is kept from turning into markup.
+//! Renders a report, given as blocks, as Markdown or as an HTML fragment. Only this module escapes text against becoming markup.
 
 use std::fmt::Write;
 
@@ -17,13 +17,13 @@ pub(super) enum Block {
     Title(String),
     Heading(String),
     Paragraph(Vec<Inline>),
-    /// Columns whose name is preceded by `>` hold numbers.
+    /// Columns whose name begins with `>` contain numbers.
     Table {
         head: Vec<&'static str>,
         rows: Vec<Vec<Inline>>,
     },
     List(Vec<Vec<Inline>>),
-    /// The name of a figure's file without its extension, and what it shows.
+    /// The file name of a figure without extension, and its description.
     Figure {
         name: &'static str,
         shows: &'static str,
@@ -40,7 +40,7 @@ pub(super) fn strong(text: impl Into<String>) -> Inline {
     Inline::Strong(text.into())
 }
 
-/// Figures are named as PNG files beside the document.
+/// Figures refer to PNG files beside the document.
 pub(super) fn markdown(blocks: &[Block]) -> String {
     let inline = |inline: &Inline| match inline {
         Inline::Plain(text) => escaped(text),
@@ -72,7 +72,7 @@ pub(super) fn markdown(blocks: &[Block]) -> String {
     harmless(&out, &ISOLATE)
 }
 
-/// One `<section>` to put into a page of one's own; `figure` gives the SVG of a figure, which stands in the text.
+/// One `<section>` to embed in another page; `figure` returns the SVG of a figure, which is inlined.
 pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String {
     let inline = |inline: &Inline| match inline {
         Inline::Plain(text) => escaped_html(text),
@@ -110,7 +110,7 @@ pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String 
     harmless(&(out + "</section>\n"), &ISOLATE)
 }
 
-/// Text that must not turn into Markdown, on one line.
+/// Escapes text for Markdown, on one line.
 pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

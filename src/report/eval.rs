@@ -1,4 +1,4 @@
-//! The table of an evaluation on the terminal.
+//! Formats the table of an evaluation for the terminal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use crate::eval::write::{Endings, Writing};
 use crate::format::{count, counted, ends, number, number_with_interval};
 use crate::stats::{Estimate, Interval};
 
-/// `out` is the folder that holds the scores.
+/// `out` is the folder with the scores.
 pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     let Colours { bold, dim, reset, .. } = Colours::of(coloured);
     const HEAD: [&str; 6] = ["task", ">n", "metric", ">value", ">stderr", "95 % interval"];
@@ -47,7 +47,7 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     text
 }
 
-/// What else is to be known about a task's numbers.
+/// Remarks on a task's numbers.
 fn remarks(task: &TaskScores) -> Vec<String> {
     let mut remarks = Vec::new();
     let ways: Vec<String> = task.asked.words().into_iter().chain(task.writing.iter().flat_map(Writing::words)).collect();
@@ -87,7 +87,7 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     remarks
 }
 
-/// The primary metric of each source of rows; the file has them all.
+/// The primary metric of each source of rows, up to a limit; the file has them all.
 fn sources(task: &TaskScores) -> Vec<String> {
     const SHOWN: usize = 8;
     let source = |(name, score): (&String, &SubjectScore)| {
@@ -100,7 +100,7 @@ fn sources(task: &TaskScores) -> Vec<String> {
     sources
 }
 
-/// Said where not all items of the task were evaluated.
+/// A remark if not all items of the task were evaluated.
 fn which_items(task: &TaskScores) -> Option<String> {
     let largest = task.groups.values().map(|subject| subject.n).max().unwrap_or(task.n);
     let of_each = match task.groups.len() {
@@ -119,7 +119,7 @@ fn which_items(task: &TaskScores) -> Option<String> {
     }
 }
 
-/// How the intervals that are shown were found.
+/// The methods behind the displayed intervals.
 fn methods(scores: &Scores) -> String {
     let mut metrics: BTreeMap<Interval, BTreeSet<&str>> = BTreeMap::new();
     for (name, estimate) in scores.tasks.values().flat_map(shown) {
@@ -134,10 +134,10 @@ fn methods(scores: &Scores) -> String {
     if listed.is_empty() { "none, too few items".to_owned() } else { listed.join("; ") }
 }
 
-/// The metrics that a table shows, the primary one first.
+/// The metrics to display, the primary one first.
 fn shown(task: &TaskScores) -> Vec<(&str, &Estimate)> {
     let mut metrics: Vec<(&str, &Estimate)> = task.metrics.iter().map(|(name, estimate)| (name.as_str(), estimate)).collect();
-    // Bytes and characters differ for texts beyond ASCII only; the file has both.
+    // Bytes and characters differ only for non-ASCII texts; the file has both.
     metrics.retain(|(name, _)| task.kind != TaskKind::Choice || *name != "acc_bytes");
     metrics.sort_by_key(|(name, _)| *name != task.primary);
     metrics
@@ -147,7 +147,7 @@ fn is_share(metric: &str) -> bool {
     !metric.ends_with("perplexity") && !["bits_per_byte", "cross_entropy"].contains(&metric)
 }
 
-/// Value, standard error and interval: shares in per cent, everything else as it is.
+/// Value, standard error and interval, with shares in per cent.
 fn numbers(metric: &str, estimate: &Estimate) -> [String; 3] {
     let (scale, unit) = if is_share(metric) { (100.0, " %") } else { (1.0, "") };
     let digits = if unit.is_empty() { 4 } else { 2 };

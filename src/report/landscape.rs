@@ -1,4 +1,4 @@
-//! Several runs side by side, in words: the table and what the numbers mean.
+//! Describes several runs side by side: a table, and what its numbers mean.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::landscape::{Gap, Gaps};
 use crate::format::{number_with_interval, percent_with_interval, thousands};
 
-/// A run, and how far it lies from the first one.
+/// A run and its distance from the first one.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Side {
     /// The name of the run.
@@ -18,11 +18,11 @@ pub(crate) struct Side {
     pub model: String,
     /// The sums over all of its tokens.
     pub overall: Breakdown,
-    /// How far it lies from the first run; absent for the first.
+    /// The distance from the first run; absent for the first.
     pub gaps: Option<Gaps>,
 }
 
-/// As Markdown, which is readable on a terminal, too.
+/// Formats as Markdown, which is also readable on a terminal.
 pub(crate) fn text(sides: &[Side], thresholds: &str) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.

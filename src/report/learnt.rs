@@ -1,4 +1,4 @@
-//! What was learnt between two score runs, what was wasted, what was lost: for the terminal, and as blocks of the report.
+//! Reports what the model learnt between two score runs, what training wasted and what was lost, for the terminal and as blocks of the report.
 
 use super::columns::{first_that_fits, laid_out};
 use super::document::{Block, Inline, plain, strong};
@@ -9,11 +9,11 @@ use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
 use crate::format::{beginning, n_tokens, percent, thousands, visible};
 use crate::stats::share;
 
-/// How many entries of each list are shown: on the terminal, and in the report.
+/// The number of entries shown per list, on the terminal and in the report.
 const ON_TERMINAL: usize = 5;
 const IN_REPORT: usize = 20;
 
-/// The most characters of a group's name that a terminal shows, the first of these that fits.
+/// The widths of a group's name on the terminal, in characters; the first that fits is used.
 const NAMES: [usize; 3] = [31, 20, 12];
 
 /// Lines without their ends, for a terminal of `width` columns.

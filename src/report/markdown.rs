@@ -1,4 +1,4 @@
-//! report.md: the run for a person, with the figures, the tables, and what the numbers mean in plain words.
+//! Writes report.md, the report of a run with figures, tables and explanations of the numbers.
 
 use std::fmt::Write;
 
@@ -24,19 +24,19 @@ use crate::table::Quadrant;
 pub(crate) struct Origin {
     /// The command that made this report.
     pub command: String,
-    /// The command that scored the data; the same, unless the run was sorted again.
+    /// The command that scored the data; differs from `command` only if the run was sorted again.
     pub scored_by: String,
     pub model: String,
     pub model_sha256: String,
     /// The names of the data files.
     pub data: String,
-    /// What the model's products were computed in.
+    /// The precision of the matrix products.
     pub dtype: String,
     /// The version of the program that scored the data, with its commit.
     pub version: String,
     /// The findings of the mask audit.
     pub audit: Vec<String>,
-    /// Why no sentences can be shown, if none can.
+    /// Why sentences are missing, if they are.
     pub without_text: Option<String>,
     /// Which rows of the data were read, in a few words.
     pub rows: String,
@@ -49,9 +49,9 @@ pub(crate) struct Origin {
     pub tokens_per_second: f64,
 }
 
-/// Rows of the longer tables.
+/// The number of rows shown in the longer tables.
 const SHOWN: usize = 12;
-/// How many sources are shown: the sets that a data set is mixed of, not the addresses of a crawl.
+/// The number of sources shown: enough for the sets of a mix, but not for the addresses of a crawl.
 const SOURCES_SHOWN: usize = 50;
 
 /// Appends lines; writing to a String cannot fail.
@@ -435,12 +435,12 @@ fn calibration(text: &mut String, report: &Report) {
     }
 }
 
-/// The token at a place in its sentence.
+/// The sentence around a token.
 fn at(spot: Option<&Spot>) -> String {
     spot.and_then(|spot| spot.context.as_ref()).map_or_else(String::new, sentence)
 }
 
-/// A sentence in a table, its token in quotes.
+/// A sentence for a table cell, with its token in quotes.
 fn sentence(InContext { before, token, after, part }: &InContext) -> String {
     let [before, after] = [before, after].map(|text| escaped(&isolated(&visible(text))));
     match token.is_empty() {
@@ -449,7 +449,7 @@ fn sentence(InContext { before, token, after, part }: &InContext) -> String {
     }
 }
 
-/// A token in a table.
+/// A token for a table cell.
 fn cell(token: &str) -> String {
     quoted(token).replace('|', "\\|")
 }

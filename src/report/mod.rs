@@ -1,10 +1,10 @@
-//! Finished numbers -> terminal, Markdown, JSON, HTML.
+//! Presents finished results on the terminal and as Markdown, JSON and HTML.
 //!
 //! ```text
 //! columns.rs      a table on the terminal
-//! document.rs     a report as blocks -> Markdown or HTML: the one place where text is kept from turning into markup
-//! markdown.rs     report.md of a run of scores; terminal.rs its summary
-//! diff.rs         what changed between two; learnt.rs what was learnt between two runs of scores
+//! document.rs     renders blocks as Markdown or HTML; only this module escapes text against becoming markup
+//! markdown.rs     report.md of a score run; terminal.rs its summary
+//! diff.rs         comparisons; learnt.rs what the model learnt between two score runs
 //! landscape.rs    several runs side by side
 //! eval.rs         an evaluation on the terminal
 //! view/           the page to read a run in
@@ -30,7 +30,7 @@ fn quoted(token: &str) -> String {
     format!("`{}`", isolated(&visible(token).replace(' ', "␣").replace('`', "ˋ")))
 }
 
-/// Text written from right to left keeps its order to itself: it is put between the marks of an isolate (Unicode, UAX 9).
+/// Keeps right-to-left text from reordering its surroundings, by putting it between the marks of an isolate (Unicode, UAX 9).
 fn isolated(text: &str) -> String {
     let [begin, end] = ISOLATE;
     let is_from_the_right = |c: char| matches!(c, '\u{590}'..='\u{8FF}' | '\u{FB1D}'..='\u{FDFF}' | '\u{FE70}'..='\u{FEFC}' | '\u{10800}'..='\u{10FFF}' | '\u{1E800}'..='\u{1EFFF}');

@@ -1,4 +1,4 @@
-//! The tables on the terminal, with numbers of any size: every cell of a row is there, and none touches another.
+//! Tests the tables on the terminal with numbers of any size: every cell of a row is present, and no two touch.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ use crate::random::SplitMix;
 use crate::stats::Estimate;
 use crate::table::Quadrant;
 
-/// Numbers of all sizes.
+/// Generates numbers of all sizes.
 struct Any(SplitMix);
 
 impl Any {
@@ -57,12 +57,12 @@ impl Any {
     }
 }
 
-/// Calls `check` with numbers of several hundred draws.
+/// Calls `check` with several hundred sequences of random numbers.
 fn for_any(check: impl Fn(&mut Any)) {
     (0..300).for_each(|seed| check(&mut Any(SplitMix(seed))));
 }
 
-/// The cells of the lines that begin with the given words: no cell holds two spaces, and between two there are as many.
+/// The cells of the lines that begin with `begin`; cells are separated by two or more spaces and contain no two spaces in a row.
 fn cells<'a>(text: &'a str, begin: &str) -> Vec<Vec<&'a str>> {
     let of_line = |line: &'a str| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
     text.lines().filter(|line| line.starts_with(begin)).map(of_line).collect()

@@ -1,4 +1,4 @@
-//! The short summary on stdout: what was found, where to look next.
+//! Formats the short summary on stdout: what was found, and where to look next.
 
 use super::columns::laid_out;
 use super::{isolated, quoted};
@@ -12,7 +12,7 @@ use crate::format::{count, n_tokens, number_with_interval, percent, percent_with
 use crate::table::Quadrant;
 use crate::tokens::Part;
 
-/// What stands above the numbers.
+/// The heading above the numbers.
 pub(crate) struct Heading {
     /// The names of the data files.
     pub data: String,
@@ -26,11 +26,11 @@ pub(crate) struct Heading {
     /// Records that were read.
     pub records: u64,
     pub tokens_per_second: f64,
-    /// Has the folder a page?
+    /// Whether the folder has a page.
     pub has_page: bool,
 }
 
-/// ANSI codes, or nothing.
+/// ANSI codes, or empty texts.
 #[derive(Clone, Copy)]
 pub(super) struct Colours {
     pub bold: &'static str,
@@ -48,12 +48,12 @@ impl Colours {
     }
 }
 
-/// The line from a colour to its end; as it is where the colour is none.
+/// Colours the line; unchanged if the colour is empty.
 pub(super) fn in_colour(line: &str, on: &str, off: &str) -> String {
     if on.is_empty() { line.to_owned() } else { format!("{on}{line}{off}") }
 }
 
-/// How many of each list are shown; the report has more.
+/// The number of entries shown per list; the report has more.
 const SHOWN: usize = 5;
 
 pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
@@ -70,7 +70,7 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
     parts.concat().into_iter().map(|line| line + "\n").collect()
 }
 
-/// What was scored by what.
+/// Describes the data and the model.
 fn above(heading: &Heading, report: &Report, Colours { bold, dim, reset, .. }: Colours) -> Vec<String> {
     let summary = &report.summary;
     let overall = &summary.overall;
@@ -116,7 +116,7 @@ fn quadrants(heading: &Heading, summary: &Summary, Colours { bold, dim, red, res
     lines
 }
 
-/// The most frequent pairs of a target and the model's choice.
+/// The most frequent pairs of a target and the model's first choice.
 fn conflicts(summary: &Summary, Colours { bold, red, reset, .. }: Colours) -> Vec<String> {
     if summary.conflict_pairs.is_empty() {
         return Vec::new();
@@ -159,7 +159,7 @@ fn rows(summary: &Summary, Colours { bold, red, reset, .. }: Colours) -> Vec<Str
     lines
 }
 
-/// What is found only where it was asked for, or where the data tell.
+/// Results that only exist if requested, or if the data provide them.
 fn further(report: &Report, Colours { bold, reset, .. }: Colours) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(planted) = &report.planted
@@ -209,10 +209,10 @@ fn files(heading: &Heading, Colours { bold, reset, .. }: Colours) -> Vec<String>
     lines
 }
 
-/// Characters that the terminal shows on either side of a token.
+/// The number of characters shown on either side of a token.
 const REACH: usize = 36;
 
-/// In the place of a token that is none of the row's own text, such as the end of a turn.
+/// Stands for a template token, which is no part of the row's text, such as the end of a turn.
 pub(super) const OF_TEMPLATE: &str = "(of the template)";
 
 /// What is said behind a sentence whose token is no part of a content.
@@ -226,7 +226,7 @@ pub(super) fn note(part: Option<Part>) -> String {
     format!(" {what}")
 }
 
-/// A token in its sentence, on a line of its own.
+/// A token in its sentence, on one line.
 pub(super) fn marked(context: &InContext, on: &str, off: &str) -> String {
     let InContext { before, token, after, part } = context.shortened(REACH);
     let [before, token, after] = [before, token, after].map(|text| isolated(&visible(&text)));
@@ -236,7 +236,7 @@ pub(super) fn marked(context: &InContext, on: &str, off: &str) -> String {
     }
 }
 
-/// Three parts of a line with spaces between those that are there.
+/// Joins three parts of a line with spaces, skipping empty ones.
 pub(super) fn between(before: &str, what: &str, after: &str) -> String {
     [before, what, after.trim_start()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! A real browser without a window, driven by the Chrome DevTools Protocol over a pair of pipes: JSON messages, each ended by a NUL.
+//! Drives a real headless browser by the Chrome DevTools Protocol over a pair of pipes: JSON messages, each ended by a NUL.
 //!
 //! Chromium reads them from file descriptor 3 and writes to 4; a shell puts its own input and output there. So nothing is needed beside the
 //! browser: no driver program, no port, no other language. `.ci/run` installs Debian's `chromium`.

@@ -1,11 +1,11 @@
-//! The page's data block: a JSON header and typed arrays, deflated, in base64.
+//! Packs the page's data block: a JSON header and typed arrays, deflated, in base64.
 //!
 //! ```text
 //! u32 n | header: n bytes of JSON | padding to 8 | arrays, each padded to 8
 //! ```
 //!
-//! all little-endian. The header gives each array's type, offset behind the header's padding, and number of entries, which is all that a
-//! browser needs to look at the bytes as an array without reading them one by one. Base64 has no character that means anything in HTML.
+//! with all numbers little-endian. The header gives each array's type, its offset after the header's padding, and its length, so that a browser can
+//! view the bytes as an array without decoding them one by one. No base64 character has a meaning in HTML.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -19,7 +19,7 @@ use crate::error::{Context, Result};
 
 const ALIGNMENT: usize = 8;
 
-/// Type, offset and number of entries of an array.
+/// The type, offset and length of an array.
 pub(super) type Place = (&'static str, usize, usize);
 pub(super) type Places = BTreeMap<&'static str, Place>;
 
@@ -54,7 +54,7 @@ impl Block {
         (name, begin, count)
     }
 
-    /// The whole block with its header, as the page holds it.
+    /// The whole block with its header, as embedded in the page.
     pub(super) fn packed(&self, header: &serde_json::Value) -> Result<String> {
         let header = serde_json::to_vec(header).context("cannot write the page's header")?;
         let mut before = (header.len() as u32).to_le_bytes().to_vec();

@@ -1,24 +1,24 @@
-//! Finished numbers -> one HTML page in which a person reads the rows, token by token, and decides what to do with them.
+//! Writes the HTML page in which a person reads the rows token by token and decides what to do with them.
 //!
-//! The page is a single file without a server and without a network. Its parts stand beside this file as they are, without a build step:
+//! The page is a single file that needs no server and no network. Its parts are beside this file and used as they are, without a build step:
 //!
 //! ```text
-//! page.html      the frame            style.css    all looks, light and dark
-//! data.js        the data block       text.js      bytes -> text that shows all that is in it
-//! numbers.js     measures, weights    decisions.js what was decided, and decisions.jsonl
-//! groups.js      the conflicts by kind, and by target and choice
-//! parquet.js     a table's columns    whole.js     the tables of a larger run -> all its rows
-//! filters.js     which rows, in which order        compare.js   two runs side by side
+//! page.html      the frame            style.css    all styles, light and dark
+//! data.js        the data block       text.js      bytes -> text with everything visible
+//! numbers.js     measures, weights    decisions.js decisions and decisions.jsonl
+//! groups.js      the conflicts by kind, and by target and first choice
+//! parquet.js     reads table columns  whole.js     the tables of a larger run -> all its rows
+//! filters.js     selects and orders rows              compare.js   two runs side by side
 //! density.js     (p, H) as a brush    list.js      the ranked rows
 //! reader.js      one row in full      details.js   one token
-//! draw.js        what is drawn when something changes, acts.js what a user does, controls.js fields and buttons
-//! keys.js        the keyboard         start.js     the state, and all parts put together
+//! draw.js        redraws on changes; acts.js user actions; controls.js fields and buttons
+//! keys.js        the keyboard         start.js     the state, and the start of the page
 //! ```
 //!
-//! Nothing of the data can become markup or code: it comes as base64 in a block that is no script, the page shows it by text nodes only, and
-//! a content security policy allows exactly this page's style and script, by their hashes, and nothing from anywhere.
+//! No data can become markup or code: they are base64 in a block that is no script, the page shows them only as text nodes, and a content security
+//! policy allows only this page's style and script, by their hashes, and nothing from elsewhere.
 //!
-//! The data block is raw deflate, which browsers of 2024 or later unpack themselves (`DecompressionStream`); `block.rs` has its layout.
+//! The data block is raw deflate, which browsers since 2024 decompress natively (`DecompressionStream`); `block.rs` documents its layout.
 
 mod block;
 
@@ -49,7 +49,7 @@ use block::Block;
 
 /// A run as the page shows it.
 pub(crate) struct Run<'a> {
-    /// What the page calls it.
+    /// The title on the page.
     pub title: String,
     pub identity: &'a str,
     /// The data files, with `path`, `sha256` and `format` of each.
@@ -60,18 +60,18 @@ pub(crate) struct Run<'a> {
     pub model: &'a str,
     pub vocab_size: usize,
     pub thresholds: &'a Resolved,
-    /// What of the scores is exact, in a line, where not all is.
+    /// A line on which scores are exact, unless all are.
     pub exact: Option<String>,
-    /// The gates that can be chosen, by their names.
+    /// The selectable gates, by name.
     pub gates: Vec<(String, Weight)>,
     pub shown: &'a Shown,
-    /// The second to fifth choices at tokens of rows among those shown; empty where none are known.
+    /// The second to fifth choices for tokens of shown rows; empty if none are known.
     pub alternatives: &'a [Alternative],
-    /// The conflicts of the rows that are shown with their kinds, and sums of them; `None` where the data were not at hand when the run was sorted.
+    /// The conflicts of the shown rows with their kinds, and sums per kind; `None` if the run was sorted without its data.
     pub kinds: Option<(&'a [KnownConflict], &'a Kinds)>,
-    /// Loss and gradient of all supervised tokens of the run, of which shares are shown.
+    /// The total loss and gradient of the run's supervised tokens, of which the page shows shares.
     pub totals: [f64; 2],
-    /// The turns of each row that is shown; `None` where the data are not at hand, and the tokens have to do.
+    /// The turns of each shown row; `None` if the data are not available, so that the page shows tokens only.
     pub turns: Option<&'a HashMap<u32, Vec<Turn>>>,
 }
 
@@ -104,7 +104,7 @@ const SCRIPTS: [&str; 18] = [
     include_str!("start.js"),
 ];
 
-/// The page about one run, or about two side by side.
+/// The page for one run, or for two side by side.
 pub(crate) fn page(runs: &[Run]) -> Result<String> {
     let mut block = Block::default();
     let headers = runs.iter().map(|run| header(run, &mut block)).collect::<Result<Vec<_>>>()?;
@@ -121,20 +121,20 @@ pub(crate) fn page(runs: &[Run]) -> Result<String> {
         ("{{subjects}}", &subjects),
         ("{{style}}", STYLE),
         ("{{script}}", &script),
-        // The data come last, so that nothing is looked for in them.
+        // The data come last, so that placeholders are not replaced inside them.
         ("{{data}}", &data),
     ];
     Ok(parts.iter().fold(PAGE.to_owned(), |page, (name, part)| page.replacen(name, part, 1)))
 }
 
-/// What a page is about, as it says itself in its head: one of these for each run, in their order.
+/// What a page shows, as stated in its head: one per run, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Subject {
-    /// What the user calls the thresholds.
+    /// The thresholds as the user named them.
     pub preset: String,
-    /// Stands for the very scores and thresholds.
+    /// Identifies the scores and the thresholds.
     sorted: String,
-    /// Are the texts of the rows on the page?
+    /// Whether the page contains the texts of the rows.
     pub has_texts: bool,
 }
 
@@ -144,14 +144,14 @@ impl Subject {
         Subject { preset: thresholds.preset.clone(), sorted, has_texts }
     }
 
-    /// Are both about the same scores under the same thresholds?
+    /// Whether both show the same scores under the same thresholds.
     pub(crate) fn is_like(&self, other: &Subject) -> bool {
         self.sorted == other.sorted
     }
 
-    /// What the page at `path` says; nothing where there is none, or none that says it.
+    /// The subjects stated by the page at `path`; empty if there is no page, or none stated.
     pub(crate) fn of_page(path: &Path) -> Result<Vec<Subject>> {
-        // The element stands near the beginning, before everything that may be long.
+        // The element is near the beginning, before anything that may be long.
         let mut start = Vec::new();
         match File::open(path) {
             Ok(file) => file.take(4096).read_to_end(&mut start).context_at(path, "cannot read the page")?,
@@ -161,7 +161,7 @@ impl Subject {
         let start = String::from_utf8_lossy(&start);
         let words = start.split_once(SUBJECT).and_then(|(_, rest)| rest.split_once('"')).map_or("", |(words, _)| words);
         let subject = |word: &str| {
-            // A preset may hold a colon: `tail:0.01`.
+            // A preset may contain a colon, such as `tail:0.01`.
             let (preset, sorted) = word.rsplit_once(':')?;
             let (sorted, texts) = sorted.split_once('+').unwrap_or((sorted, ""));
             Some(Subject { preset: preset.to_owned(), sorted: sorted.to_owned(), has_texts: !texts.is_empty() })
@@ -178,12 +178,12 @@ impl fmt::Display for Subject {
     }
 }
 
-/// How a content security policy names an inline script or style.
+/// The hash of an inline script or style in a content security policy.
 fn source_hash(text: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)))
 }
 
-/// What is said of a run as a whole, and where its arrays lie; the names are those that the scripts read.
+/// The header for a run, with the places of its arrays; the scripts read these names.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Header<'a> {
@@ -196,7 +196,7 @@ struct Header<'a> {
     vocab_size: usize,
     thresholds: &'a Resolved,
     thresholds_text: String,
-    /// As the tables of the run name them.
+    /// The thresholds as the tables of the run store them.
     thresholds_key: String,
     gates: Vec<Value>,
     rows_of_run: usize,
@@ -211,13 +211,13 @@ struct Header<'a> {
     arrays: block::Places,
 }
 
-/// What is said of the kinds of conflict; a token's `kind` and `evidence` are places in these lists.
+/// The header for kinds of conflict; a token's `kind` and `evidence` are indices into these lists.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct KindsHeader<'a> {
-    /// The first is none: that of tokens that are no conflict.
+    /// The first entry stands for tokens that are no conflict.
     kinds: Vec<&'static str>,
-    /// The indices of those kinds that are a matter of form.
+    /// The indices of the kinds that concern form.
     kinds_of_form: Vec<usize>,
     evidences: Vec<&'a str>,
     /// The sums of each kind over the whole run, most conflicts first.
@@ -273,7 +273,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     })
 }
 
-/// Puts arrays into the block, and remembers where they lie, by the names that the scripts read.
+/// Adds arrays to the block and records their places under the names that the scripts read.
 struct Arrays<'a> {
     block: &'a mut Block,
     places: block::Places,
@@ -315,7 +315,7 @@ fn put_rows<'a>(arrays: &mut Arrays, rows: &'a [ShownRow], sources: &mut Index<&
     arrays.u32("tokenFrom", ends(rows.iter().map(|row| row.n_tokens)));
 }
 
-/// The turns of the rows; none where the data are not at hand.
+/// The turns of the rows; none if the data are not available.
 fn put_turns(arrays: &mut Arrays, rows: &[ShownRow], turns: Option<&HashMap<u32, Vec<Turn>>>) {
     let no_turns = Vec::new();
     let turns_of = |row: &ShownRow| turns.and_then(|turns| turns.get(&row.row.row)).unwrap_or(&no_turns);
@@ -373,7 +373,7 @@ fn put_parts(arrays: &mut Arrays, Shown { tokens, texts, .. }: &Shown, turns: Op
     arrays.u8("part", parts.into_iter());
 }
 
-/// The further choices of the tokens that have some; nothing where none has.
+/// The alternatives to the first choice, for tokens that have some; adds nothing if none has.
 fn put_alternatives(arrays: &mut Arrays, tokens: &TokenChunk, alternatives: &[Alternative], words: &mut Index<u32>) {
     if alternatives.is_empty() {
         return;
@@ -386,12 +386,12 @@ fn put_alternatives(arrays: &mut Arrays, tokens: &TokenChunk, alternatives: &[Al
         || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| by_place.get(&(row, pos)).map_or(&[][..], Vec::as_slice));
     arrays.u32("alternativesFrom", ends(of_token().map(<[_]>::len)));
     arrays.u32("alternative", of_token().flatten().map(|alternative| words.of(alternative.token_id)));
-    // Thousandths of a nat: a third of the bytes, and more digits than are shown.
+    // Thousandths of a nat take a third of the bytes, and have more digits than are shown.
     let thousandths = |alternative: &&Alternative| (-1000.0 * alternative.logprob).round() as u16;
     arrays.u16("alternativeSurprise", of_token().flatten().map(thousandths));
 }
 
-/// The kind of each conflict, and what speaks for it.
+/// The kind of each conflict, and its evidence.
 fn put_kinds<'a>(
     arrays: &mut Arrays,
     tokens: &TokenChunk,
@@ -421,7 +421,7 @@ const ROLES: [&str; 5] = {
     ["system", "user", "assistant", "tool", "text"]
 };
 
-/// Numbers things in the order in which they come.
+/// Numbers things in order of first appearance.
 struct Index<K> {
     places: HashMap<K, u32>,
     keys: Vec<K>,
@@ -442,7 +442,7 @@ impl<K: Copy + Eq + std::hash::Hash> Index<K> {
     }
 }
 
-/// 0, and after each length the sum so far.
+/// 0, and the running sum after each length.
 fn ends(lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = u32> {
     let mut end = 0;
     std::iter::once(0).chain(lengths.map(move |length| {

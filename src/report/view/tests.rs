@@ -10,7 +10,7 @@ use crate::diagnosis::quadrants::{Thresholds, resolve};
 use crate::diagnosis::shown::ShownRow;
 use crate::table::{Quadrant, Row, TokenChunk};
 
-/// A page whose data hold `text` wherever a text can be.
+/// A page whose data contain `text` wherever a text is allowed.
 fn page_of(text: &str) -> String {
     let row =
         Row { row: 3, id: Some(text.to_owned()), source: text.to_owned(), path: text.to_owned(), line: 7, ..Row::default() };
@@ -116,7 +116,7 @@ fn nothing_of_the_data_stands_in_the_page_as_it_is() {
     let page = page_of(hostile);
     assert_eq!(page.matches("<script").count(), 2);
     assert!(!page.contains("alert(") && !page.contains("onerror=") && !page.contains('\u{2028}'));
-    // No handler and no address in the page's own markup either.
+    // The page's own markup contains no handler and no address either.
     assert!(!PAGE.contains(" on") && !PAGE.contains("http:") && !PAGE.contains("https:"));
 }
 
@@ -131,7 +131,7 @@ fn the_scripts_never_make_markup_of_text() {
     }
 }
 
-/// The scripts share one scope: a second function of a name would take the place of the first.
+/// The scripts share one scope, so a second function of the same name would replace the first.
 #[test]
 fn no_two_functions_of_the_scripts_have_one_name() {
     let mut seen = std::collections::HashSet::new();
