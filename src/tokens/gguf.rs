@@ -378,7 +378,7 @@ mod tests {
     fn pre_tokenizers_of_models_that_nothing_here_runs_are_refused_by_name() {
         for name in ["command-r", "starcoder", "codeshell", "bloom"] {
             let error = pre_tokenizer(Some(name)).err().unwrap();
-            assert!(error.to_string().contains(&format!("{name:?} (tokenizer.ggml.pre) is not known")), "{error}");
+            assert!(error.to_string().contains(&format!("{name:?} (tokenizer.ggml.pre) is unknown")), "{error}");
         }
         assert!(pre_tokenizer(Some("refact")).is_ok());
     }

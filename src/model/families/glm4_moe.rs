@@ -1,6 +1,6 @@
 //! GLM-4.5 and 4.6: experts chosen by corrected scores beside a shared network, in all but the first layers; half of each head is
-//! rotated. The extra layers that predict several tokens ahead are not run, as in Transformers. Reference: Transformers
-//! `models/glm4_moe/modeling_glm4_moe.py`; for GGUF, llama.cpp `src/models/glm4-moe.cpp`.
+//! rotated. The extra layers that predict several tokens ahead are not run, as in Transformers.
+//! Reference: Transformers `models/glm4_moe/modeling_glm4_moe.py`; for GGUF, llama.cpp `src/models/glm4-moe.cpp`.
 
 use serde_json::{Value, json};
 

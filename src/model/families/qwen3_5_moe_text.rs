@@ -1,5 +1,5 @@
-//! Qwen 3.5 and 3.6 with experts beside a gated shared network, on their own or, as published, inside a multimodal model. Reference:
-//! Transformers `models/qwen3_5_moe/modeling_qwen3_5_moe.py`.
+//! Qwen 3.5 and 3.6 with experts beside a gated shared network, on their own or, as published, inside a multimodal model.
+//! Reference: Transformers `models/qwen3_5_moe/modeling_qwen3_5_moe.py`.
 
 use serde_json::Value;
 
