@@ -171,7 +171,7 @@ fn reasoning_and_calls_have_kinds_and_sentences() {
     assert_eq!(conflicts(), found);
     let masked = workdir.run(&["export", "run", "--out", "masked.jsonl", "--format", "messages", "--mask", "conflicts"]).ok();
     let said =
-        "conflicts are tokens beside the content (of reasoning, tool calls or the template), which no part of a turn can mask";
+        "conflicts are tokens outside the content (reasoning, tool calls or the template), which cannot be masked one by one";
     assert!(masked.stdout.contains(said) || masked.stderr.contains(said), "{} {}", masked.stdout, masked.stderr);
     workdir.run(&["export", "run", "--out", "kept.jsonl", "--drop", "kind=malformed"]).ok();
     let kept = std::fs::read_to_string(workdir.path("kept.jsonl")).unwrap();
@@ -553,8 +553,7 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     for arguments in [&score("run")[..], &evaluate, &train] {
         at("portable", arguments).ok();
         let refused = at("avx2", arguments);
-        let named =
-            ["started at the kernel level portable", "this process uses avx2", "DIAGNOSE_KERNELS=portable goes on with it"];
+        let named = ["started at the kernel level portable", "this process uses avx2", "DIAGNOSE_KERNELS=portable resumes it"];
         assert!(refused.code == Some(1) && named.iter().all(|part| refused.stderr.contains(part)), "{}", refused.stderr);
         at("portable", arguments).ok();
     }
@@ -705,8 +704,8 @@ fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
     for (command, options, expected) in [
         (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no effect without --sample"),
         (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no effect without --sample"),
-        (&rollout, &["--supervise", "last"], "--supervise has no effect over prompts"),
-        (&rollout, &["--append-eos"], "--append-eos has no effect over prompts"),
+        (&rollout, &["--supervise", "last"], "--supervise has no effect on prompts"),
+        (&rollout, &["--append-eos"], "--append-eos has no effect on prompts"),
         (&eval, &["--temperature", "0.5"], "--temperature has no effect: the model does not write answers in t"),
         (&eval, &["--stop", "x"], "--stop has no effect"),
         (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no effect"),

@@ -168,7 +168,7 @@ fn what_does_not_belong_together_is_named() {
         assert!(ran.code != Some(0) && ran.stderr.contains(message), "expected {message}, found {}{}", ran.stdout, ran.stderr);
     };
     check(&["a-shard-0-of-3", "a-shard-2-of-3"], "1 of 3 shards are missing: 1/3");
-    check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "a-shard-1-of-3"], "this is shard 1/3 once more");
+    check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "a-shard-1-of-3"], "this is shard 1/3 again");
     workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "40", "--shard", "1/2", "--out", "half"]).ok();
     check(
         &["half", "a-shard-0-of-3"],

@@ -429,7 +429,7 @@ fn a_folder_in_the_place_of_data_is_told_what_it_is() {
     workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--out", "scores"]).ok();
     told("scores", &["evaluation (items)", "diagnose diff"]);
     std::fs::create_dir(workdir.path("empty")).unwrap();
-    told("empty", &["no finished run"]);
+    told("empty", &["neither a finished run"]);
 }
 
 /// The divergence on general text has one definition: the final value in training equals that of comparing the two models.
@@ -795,7 +795,7 @@ fn the_same_training_for_other_programs() {
 fn what_another_program_cannot_be_told_is_known_before_anything_is_fetched() {
     let workdir = prepared(4);
     for (more, expected) in
-        [(["--system", "Be brief."], "--system would be lost"), (["--method", "dft"], "has no loss like `dft`")]
+        [(["--system", "Be brief."], "--system would be lost"), (["--method", "dft"], "has no loss equivalent to `dft`")]
     {
         let unknown = ["train", "rows.jsonl", "--model", "nobody/nowhere", "--emit", "axolotl", "--out", "out"];
         refused(workdir.run(&[&unknown[..], &more].concat()), 2, expected);

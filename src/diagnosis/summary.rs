@@ -222,7 +222,7 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
     for chunk in read_chunks(tables, &COLUMNS) {
         let mut chunk = chunk?;
         sums.not_finite += chunk.retain_finite() as u64;
-        if gates.is_empty() && chunk.len() > 0 {
+        if gates.is_empty() && !chunk.is_empty() {
             // Only at the first finite token, since a table without any has no quantiles but still gets a summary.
             let previewed = Gate::preview();
             let needs = previewed.iter().fold(Needs::default(), |needs, gate| needs.and(gate.needs()));

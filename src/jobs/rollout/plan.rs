@@ -135,7 +135,9 @@ impl Plan {
         let generation = GenerationConfig::read(&reference, &tokenizer)?;
         let mut notes = Vec::new();
         if let Some(settings) = generation.left_aside().filter(|_| job.sampling.repetition_penalty.is_none()) {
-            notes.push(format!("the model's generation_config.json has {settings}, which Transformers would use; these answers are drawn from the model's own distribution, without it"));
+            notes.push(format!(
+                "the model asks for {settings}, which Transformers would use; these answers are drawn from the model's own distribution, without it"
+            ));
         }
         let mut ends = generation.end_tokens;
         ends.extend(renderer.end_of_turn().filter(|id| !ends.contains(id)));
