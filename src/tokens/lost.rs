@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::audit::RowAudit;
 use super::turns::{Layout, said, thought};
-use super::written::{FoundCall, find_parts};
+use super::written::{FoundCall, find_parts, function};
 use crate::dataset::{Example, Role, Turn};
 
 /// The flags of the audit that speak of lost text. `without_tools` is the text that the template makes of the row without its tools, if it has
@@ -63,7 +63,7 @@ fn stands(text: &str, content: &str) -> bool {
 /// The names of tools or of calls.
 fn names(functions: Option<&Value>) -> impl Iterator<Item = &str> {
     let functions = functions.and_then(Value::as_array).into_iter().flatten();
-    functions.filter_map(|call| call.get("function").unwrap_or(call).get("name").and_then(Value::as_str))
+    functions.filter_map(|named| function(named).get("name").and_then(Value::as_str))
 }
 
 /// What the template makes of an answer, less the content.

@@ -119,7 +119,8 @@ fn calls(turn: &Turn) -> impl Iterator<Item = &Value> {
     turn.tool_calls.as_ref().and_then(Value::as_array).into_iter().flatten()
 }
 
-fn function(call: &Value) -> &Value {
+/// The function that a tool or a call names, with its name: some write it as it is, others under `function`.
+pub(super) fn function(call: &Value) -> &Value {
     call.get("function").unwrap_or(call)
 }
 

@@ -152,6 +152,7 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
         Column::Grad,
         Column::Quadrant,
     ];
+    let by_turn = wanted.mask.iter().any(|rule| matches!(rule, MaskRule::TurnMass(_)));
     let mut seen = Seen::default();
     for chunk in read_chunks(&tables, &columns) {
         let chunk: TokenChunk = chunk?;
@@ -166,12 +167,14 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
                 sums.weighed += 1;
                 sums.weight += weight;
             }
-            let turn = seen.turns.entry((row, chunk.turn[i])).or_default();
-            turn.tokens += 1;
-            turn.loss += loss;
-            if is_conflict {
-                turn.conflicts += 1;
-                turn.mass += surplus;
+            if by_turn {
+                let turn = seen.turns.entry((row, chunk.turn[i])).or_default();
+                turn.tokens += 1;
+                turn.loss += loss;
+                if is_conflict {
+                    turn.conflicts += 1;
+                    turn.mass += surplus;
+                }
             }
             match chunk.quadrant[i] {
                 Quadrant::ConfidentConflict => {
