@@ -131,20 +131,39 @@ fn paths_of_a_found_file_are_from_its_own_folder() {
     workdir
         .write("project/template.jinja", "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}");
     for model in ["../models/tiny.gguf", "own.gguf"] {
-        let options = format!("model = '{model}'\nout = 'scored'\nchat_template = 'template.jinja'\n");
+        let options = format!("model = '{model}'\nchat_template = 'template.jinja'\n");
         workdir.write("project/diagnose.toml", &options);
         for (folder, data) in [("", "project/rows.jsonl"), ("project", "rows.jsonl"), ("models", "../project/rows.jsonl")] {
-            let output = workdir.command(&[data]).current_dir(workdir.path(folder)).output().unwrap();
+            let out = workdir.path("scored");
+            let output =
+                workdir.command(&[data, "--out", out.to_str().unwrap()]).current_dir(workdir.path(folder)).output().unwrap();
             Ran::of(output).ok();
-            assert!(workdir.path("project/scored/run.json").exists());
-            std::fs::remove_dir_all(workdir.path("project/scored")).unwrap();
+            assert!(out.join("run.json").exists());
+            std::fs::remove_dir_all(out).unwrap();
         }
     }
     let named = workdir.run(&["project/rows.jsonl", "--config", "project/diagnose.toml", "--model", "models/tiny.gguf"]);
     assert!(named.code == Some(1) && named.stderr.contains("template.jinja"), "{}", named.stderr);
     // What lies nowhere beside the file may be on the hub, or in the current folder.
-    workdir.write("project/diagnose.toml", "model = 'models/tiny.gguf'\nout = 'scored'\n");
+    workdir.write("project/diagnose.toml", "model = 'models/tiny.gguf'\n");
     workdir.run(&["project/rows.jsonl"]).ok();
+}
+
+/// A file that is found may have come with the data, from anyone.
+#[test]
+fn a_found_file_neither_writes_elsewhere_nor_sends() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    for options in ["out = 'elsewhere'", "output_dir = 'elsewhere'", "server = 'http://127.0.0.1:9'", "answers = 'left'"] {
+        workdir.write("diagnose.toml", options);
+        let refused = workdir.run(&["rows.jsonl", "--model", "tiny.gguf"]);
+        assert!(refused.code == Some(2) && refused.stderr.contains("--config diagnose.toml"), "{options}: {}", refused.stderr);
+    }
+    workdir.write("diagnose.toml", "out = 'named'\n");
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "typed"]).ok();
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--config", "diagnose.toml"]).ok();
+    assert!(workdir.path("typed/run.json").exists() && workdir.path("named/run.json").exists());
 }
 
 #[test]

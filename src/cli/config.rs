@@ -1,6 +1,7 @@
 //! Reads options of the main job from a file: `--config FILE`, or `diagnose.toml` beside the data. `check` takes the options about rows from it, so
 //! that it reads what scoring would. Paths in a file named by the user are relative to the current folder, like typed ones; those in a file found
-//! beside the data are relative to its folder, so that it means the same wherever the command runs.
+//! beside the data are relative to its folder, so that it means the same wherever the command runs. A file that was found may have come with the
+//! data, from anyone: it sets neither what is written where nor what is sent to whom.
 
 use std::ffi::OsString;
 use std::num::{IntErrorKind, ParseIntError};
@@ -15,6 +16,9 @@ use crate::error::{Context, Error, Result};
 
 /// The file looked for beside the first data file.
 const NAME: &str = "diagnose.toml";
+
+/// Options that write, send, or read what another program left: only the user sets them.
+const ONLY_NAMED: [&str; 9] = ["out", "data", "server", "api", "served-model", "in-flight", "top-logprobs", "emit", "answers"];
 
 /// Parses `typed`, the command line, over the options of the file, if there is one.
 pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatches> {
@@ -54,7 +58,15 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         if argument(own, key).is_none() && argument(&command, key).is_some() {
             continue;
         }
-        added.extend(option(own, of_own, key, value, from.as_deref()).map_err(|error| error.at(&file))?);
+        let words = option(own, of_own, key, value, from.as_deref()).map_err(|error| error.at(&file))?;
+        let is_only_named = || argument(own, key).and_then(Arg::get_long).is_some_and(|name| ONLY_NAMED.contains(&name));
+        if from.is_some() && !words.is_empty() && is_only_named() {
+            return Err(Error::usage(format!("`{key}` is not taken from a file that merely lies beside the data")).at(&file).cure(format!(
+                "Type the option, or, if you trust the file, add --config {} (its paths are then relative to the current folder).",
+                file.display()
+            )));
+        }
+        added.extend(words);
     }
     say(&format!("Options from {}", file.display()));
     // Insert the file's options before what was typed, which may end in `--` and names.
@@ -186,4 +198,46 @@ fn path_from(from: &Path, argument: &Arg, text: &str) -> Option<PathBuf> {
         _ => false,
     };
     is_path.then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A new option of scoring is added to one of the two lists, by whether it writes, sends, or reads what another program left.
+    #[test]
+    fn every_option_is_either_for_found_files_or_not() {
+        let harmless = [
+            "model",
+            "base",
+            "dtype",
+            "kernels",
+            "device",
+            "chat-template",
+            "chat-template-kwargs",
+            "max-len",
+            "limit",
+            "sample",
+            "seed",
+            "format",
+            "map",
+            "role",
+            "strict",
+            "system",
+            "append-eos",
+            "supervise",
+            "shard",
+            "thresholds",
+            "no-view",
+            "in-context",
+            "json",
+        ];
+        let command = crate::cli::command();
+        let mut named: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
+        named.retain(|name| argument(&command, name).is_some());
+        for name in &named {
+            assert!(harmless.contains(name) != ONLY_NAMED.contains(name), "--{name} is in none or both of the lists");
+        }
+        assert_eq!(named.len(), harmless.len() + ONLY_NAMED.len());
+    }
 }
