@@ -1,31 +1,51 @@
-//! Implements `diagnose completions SHELL`, and writes the manual pages for packagers.
+//! Implements `diagnose completions SHELL`, answers the shells that complete a command line, and writes the manual pages for packagers.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Command;
 use clap::builder::PossibleValuesParser;
+use clap::{Command, ValueHint};
 use clap_complete::Shell;
+use clap_complete::env::{CompleteEnv, Shells};
 
 use super::{guide, output};
 use crate::diagnosis::gate::{Beside, METHODS};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::jobs::check;
 
-/// Print a shell completion script for subcommands, options and their values
+/// The environment variable with which the script of a shell asks the program what it can offer.
+const ASKED: &str = "DIAGNOSE_COMPLETE";
+
+/// Print a shell completion script for subcommands, options and their values; it calls `diagnose`, which must be in PATH
 ///
-/// For bash: `diagnose completions bash > ~/.local/share/bash-completion/completions/diagnose`. For zsh: into a folder of `$fpath`, as
-/// `_diagnose`. For fish: `diagnose completions fish > ~/.config/fish/completions/diagnose.fish`.
+/// For bash: `diagnose completions bash > ~/.local/share/bash-completion/completions/diagnose`. For zsh: `source <(diagnose completions zsh)` in
+/// ~/.zshrc. For fish: `diagnose completions fish > ~/.config/fish/completions/diagnose.fish`.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// bash, zsh, fish, elvish or powershell
     shell: Shell,
 }
 
-pub(super) fn run(args: &Args, command: Command) -> Result<()> {
+pub(super) fn run(args: &Args) -> Result<()> {
+    let shell = args.shell.to_string();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut with_names(command), "diagnose", &mut script);
+    let written = Shells::builtins()
+        .completer(&shell)
+        .ok_or_else(|| Error::usage(format!("there are no completions for {shell}")))?
+        .write_registration(ASKED, "diagnose", "diagnose", "diagnose", &mut script);
+    written.context("cannot write the completions")?;
     output::print(&String::from_utf8_lossy(&script))
+}
+
+/// Whether a shell's script called the program, which then has printed what can stand at the cursor.
+pub(super) fn answered(typed: &[OsString], command: &Command) -> Result<bool> {
+    CompleteEnv::with_factory(|| with_names(command.clone()))
+        .var(ASKED)
+        .bin("diagnose")
+        .completer("diagnose")
+        .try_complete(typed, std::env::current_dir().ok().as_deref())
+        .map_err(|error| Error::usage(error.to_string()))
 }
 
 /// Write the manual pages into a folder: diagnose.1 and one for each subcommand
@@ -46,7 +66,7 @@ pub(super) fn write_manual(args: &ManArgs, command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Adds the names that a shell offers as option values. Parsing accepts more, such as `power:2` or `p=0.2,H=0.8`.
+/// Adds what a shell offers as values: names, of which parsing accepts more, such as `power:2` or `p=0.2,H=0.8`, and paths.
 fn with_names(command: Command) -> Command {
     let gates = METHODS.iter().filter(|method| method.beside == Beside::Nothing).map(|method| method.name);
     let methods: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
@@ -63,7 +83,15 @@ fn with_names(command: Command) -> Command {
         ("fail_on", findings.iter().map(String::as_str).collect()),
         ("page", guide::PAGES.map(|(name, _)| name).to_vec()),
     ];
-    let of_command = |mut command: Command| {
+    let has_paths = |argument: &clap::Arg| {
+        let names = argument.get_value_names().unwrap_or_default();
+        names.iter().any(|name| ["AFTER", "BEFORE", "DATASET", "DIR", "FILE", "REF", "RUN", "TASKS"].contains(&name.as_str()))
+    };
+    let of_command = |command: Command| {
+        let mut command = command.mut_args(|argument| match has_paths(&argument) {
+            true => argument.value_hint(ValueHint::AnyPath),
+            false => argument,
+        });
         for (option, names) in &names {
             if command.get_arguments().any(|argument| argument.get_id() == option) {
                 let names = PossibleValuesParser::new(names.iter().map(|name| (*name).to_owned()));

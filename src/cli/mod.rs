@@ -141,6 +141,9 @@ pub fn run() -> Result<()> {
     choice::settle()?;
     let typed: Vec<_> = std::env::args_os().collect();
     let command = command();
+    if completions::answered(&typed, &command)? {
+        return Ok(());
+    }
     check_command(&command, &typed)?;
     let matches = config::matches(&command, &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
@@ -164,7 +167,7 @@ fn dispatch(cli: Cli, typed: &[String], command_line: &str) -> Result<()> {
         Some(Command::Train(arguments)) => train::run(*arguments, command_line),
         Some(Command::View(arguments)) => view::run(arguments, command_line),
         Some(Command::Guide(arguments)) => guide::run(&arguments),
-        Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
+        Some(Command::Completions(arguments)) => completions::run(&arguments),
         Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
     }
 }
