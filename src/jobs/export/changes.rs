@@ -21,7 +21,7 @@ pub(super) enum What {
     Unreadable,
 }
 
-/// A change. Masses are in nats: the surplus of the conflicts of the row, or for a mask, of those in it.
+/// A change. Conflicts and their mass (surplus in nats) are those of the row, or for a mask, of the tokens that it takes out of the loss.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Change {
     pub row: u32,
@@ -35,7 +35,7 @@ pub(super) struct Change {
     pub why: String,
     pub conflicts: u32,
     pub mass: f64,
-    /// The supervised tokens that the change affects.
+    /// The supervised tokens that the change affects; a mask, those that no mask before it in the row has taken out of the loss.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u32>,
     /// Their -ln p, nats.

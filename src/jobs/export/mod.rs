@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::json;
 
-use super::decisions::{Decisions, Mask};
+use super::decisions::Decisions;
 use super::reopened::Reopened;
 use super::score::sorted_by;
 use crate::dataset::write::{self, Reading, Target};
@@ -41,7 +41,7 @@ pub(crate) use rules::{DropRule, MaskRule};
 
 use changes::{Change, What};
 use peers::{Peer, beside_rows, program, supervised};
-use verdicts::{Verdict, Wanted, verdicts};
+use verdicts::{MaskSums, Verdict, Wanted, verdicts};
 
 /// An export as the user requested it.
 pub(crate) struct Job {
@@ -462,12 +462,28 @@ fn write_lines(path: &Path, lines: &[String]) -> Result<()> {
 fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>)> {
     let mut example = as_read.clone();
     let mut changes = Vec::new();
+    let mut is_masked = vec![false; verdict.places.len()];
     for (mask, change) in &verdict.masks {
         let Some(turn) = example.turns.get_mut(usize::from(mask.turn)) else {
             return Err(Error::new(format!("the row has no turn {}", mask.turn)));
         };
-        let text = apply(turn, mask);
-        changes.push(Change { text, ..change.clone() });
+        let span = mask.span.map(|span| whole_characters(&turn.content, span));
+        let mut sums = MaskSums::default();
+        let mut is_new = true;
+        for (place, is_masked) in verdict.places.iter().zip(&mut is_masked).filter(|(place, _)| place.is_in(mask.turn, span)) {
+            match std::mem::replace(is_masked, true) {
+                true => is_new = false,
+                false => sums.add(place),
+            }
+        }
+        // The sums of a whole turn that a rule masks are known before, and its tokens are not all among the places.
+        let change = if change.tokens.is_some() { change.clone() } else { sums.of(change.clone()) };
+        if change.tokens == Some(0) && !is_new {
+            continue;
+        }
+        apply(turn, span);
+        let text = span.and_then(|(begin, end)| turn.content.get(begin as usize..end as usize)).map(str::to_owned);
+        changes.push(Change { text, ..change });
     }
     if let Some((weight, change)) = &verdict.weight {
         let answers = example.turns.iter_mut().filter(|turn| matches!(turn.role, Role::Assistant | Role::Text));
@@ -488,16 +504,18 @@ fn forget_history(example: &mut Example) {
     }
 }
 
-/// Excludes a mask's tokens from the loss and returns the text of the span.
-fn apply(turn: &mut Turn, mask: &Mask) -> Option<String> {
-    let Some((begin, end)) = mask.span else {
-        turn.weight = 0.0;
-        turn.parts.clear();
-        return None;
-    };
-    // A token may contain part of a character.
-    let begin = turn.content.floor_char_boundary(begin as usize);
-    let end = turn.content.ceil_char_boundary(end as usize);
-    turn.parts.push(WeightedPart { begin, end, weight: 0.0 });
-    turn.content.get(begin..end).map(str::to_owned)
+/// The bytes widened to whole characters, of which a token may contain a part.
+fn whole_characters(text: &str, (begin, end): (u32, u32)) -> (u32, u32) {
+    (text.floor_char_boundary(begin as usize) as u32, text.ceil_char_boundary(end as usize) as u32)
+}
+
+/// Excludes a part of the turn, or all of it, from the loss.
+fn apply(turn: &mut Turn, span: Option<(u32, u32)>) {
+    match span {
+        Some((begin, end)) => turn.parts.push(WeightedPart { begin: begin as usize, end: end as usize, weight: 0.0 }),
+        None => {
+            turn.weight = 0.0;
+            turn.parts.clear();
+        }
+    }
 }

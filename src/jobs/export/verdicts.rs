@@ -39,8 +39,10 @@ impl Wanted {
 pub(super) struct Verdict {
     /// Present if the row is dropped, with the reason.
     pub drop: Option<Change>,
-    /// The parts excluded from the loss, with the reasons.
+    /// The parts excluded from the loss, with the reasons. Which tokens a part takes out of the loss is known once its text is.
     pub masks: Vec<(Mask, Change)>,
+    /// The supervised tokens in and beside these parts, in the order of the text.
+    pub places: Vec<Place>,
     /// The weight of the row, with the reason.
     pub weight: Option<(f32, Change)>,
 }
@@ -59,35 +61,64 @@ struct RowSums {
     tokens: u32,
 }
 
-/// Sums over the supervised tokens of a turn.
+/// Sums over supervised tokens that a mask takes out of the loss.
 #[derive(Debug, Clone, Copy, Default)]
-struct TurnSums {
-    conflicts: u32,
-    mass: f64,
-    tokens: u32,
+pub(super) struct MaskSums {
+    pub conflicts: u32,
+    /// The surplus of the conflicts, nats.
+    pub mass: f64,
+    pub tokens: u32,
     /// -ln p over all these tokens, nats.
-    loss: f64,
+    pub loss: f64,
 }
 
-/// A supervised token with bytes in the text.
+impl MaskSums {
+    pub(super) fn add(&mut self, place: &Place) {
+        self.tokens += 1;
+        self.loss += place.loss;
+        if let Some(surplus) = place.conflict {
+            self.conflicts += 1;
+            self.mass += surplus;
+        }
+    }
+
+    /// The change with these numbers.
+    pub(super) fn of(self, change: Change) -> Change {
+        let MaskSums { conflicts, mass, tokens, loss } = self;
+        Change { conflicts, mass, tokens: Some(tokens), loss: Some(loss), ..change }
+    }
+}
+
+/// A supervised token; `begin` is `end` for one without bytes in the content.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     turn: u16,
     begin: u32,
     end: u32,
     loss: f64,
+    /// The surplus of a conflict, nats.
     conflict: Option<f64>,
 }
+
+impl Place {
+    /// Whether it is in the turn and, if there is a span, has bytes in it.
+    pub(super) fn is_in(&self, turn: u16, span: Option<(u32, u32)>) -> bool {
+        self.turn == turn && span.is_none_or(|(begin, end)| self.begin < end && begin < self.end)
+    }
+}
+
+/// A character has up to four bytes, each of which may be a token: a mask of one is widened to at most three beside it.
+const BESIDE: usize = 3;
 
 /// What verdicts need from the table.
 #[derive(Default)]
 struct Seen {
     sums: HashMap<u32, RowSums>,
-    /// All supervised tokens of rows with a decided mask.
+    /// All supervised tokens of rows with a decided mask; in other rows those that a rule masks, with their neighbours.
     places: HashMap<u32, Vec<Place>>,
-    /// In all other rows, the conflicts that a rule masks, each with the rule.
+    /// The conflicts that a rule masks, each with the rule.
     masked: HashMap<u32, Vec<(Place, MaskRule)>>,
-    turns: BTreeMap<(u32, u16), TurnSums>,
+    turns: BTreeMap<(u32, u16), MaskSums>,
     kinds: HashMap<u32, Vec<DropRule>>,
     /// Conflicts that a rule would mask but that are template tokens.
     beside_content: u64,
@@ -154,10 +185,17 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
     ];
     let by_turn = wanted.mask.iter().any(|rule| matches!(rule, MaskRule::TurnMass(_)));
     let mut seen = Seen::default();
+    // The tokens of the row being read, each with whether a rule masks it.
+    let mut of_row: Vec<(Place, bool)> = Vec::new();
+    let mut last_row = None;
     for chunk in read_chunks(&tables, &columns) {
         let chunk: TokenChunk = chunk?;
         for i in 0..chunk.len() {
             let (row, loss) = (chunk.row[i], -f64::from(chunk.logprob[i]));
+            if last_row.is_some_and(|last| last != row) {
+                seen.close(last_row.take(), &mut of_row, wanted);
+            }
+            last_row = Some(row);
             let surplus = loss - f64::from(chunk.entropy[i]);
             let is_conflict = chunk.quadrant[i] == Quadrant::ConfidentConflict;
             let sums = seen.sums.entry(row).or_default();
@@ -166,15 +204,6 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             if let Some(weight) = weight.filter(|weight| weight.is_finite()) {
                 sums.weighed += 1;
                 sums.weight += weight;
-            }
-            if by_turn {
-                let turn = seen.turns.entry((row, chunk.turn[i])).or_default();
-                turn.tokens += 1;
-                turn.loss += loss;
-                if is_conflict {
-                    turn.conflicts += 1;
-                    turn.mass += surplus;
-                }
             }
             match chunk.quadrant[i] {
                 Quadrant::ConfidentConflict => {
@@ -191,9 +220,10 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
                 loss,
                 conflict: is_conflict.then_some(surplus),
             };
-            if wanted.decisions.rows.get(&row).is_some_and(|decision| !decision.masks.is_empty()) {
-                seen.places.entry(row).or_default().push(place);
+            if by_turn {
+                seen.turns.entry((row, place.turn)).or_default().add(&place);
             }
+            of_row.push((place, false));
             if !is_conflict {
                 continue;
             }
@@ -205,7 +235,11 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             });
             match hit {
                 Some(_) if place.begin == place.end => seen.beside_content += 1,
-                Some(rule) => seen.masked.entry(row).or_default().push((place, *rule)),
+                Some(rule) => {
+                    of_row.pop();
+                    of_row.push((place, true));
+                    seen.masked.entry(row).or_default().push((place, *rule));
+                }
                 None => {}
             }
             for rule in &wanted.drop {
@@ -218,12 +252,28 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             }
         }
     }
+    seen.close(last_row, &mut of_row, wanted);
     Ok(seen)
 }
 
 impl Seen {
+    /// Keeps those of the row's tokens that its masks may take out of the loss.
+    fn close(&mut self, row: Option<u32>, tokens: &mut Vec<(Place, bool)>, wanted: &Wanted) {
+        let Some(row) = row else { return };
+        let is_decided = wanted.decisions.rows.get(&row).is_some_and(|decision| !decision.masks.is_empty());
+        let is_near = |idx: usize| {
+            let near = idx.saturating_sub(BESIDE)..tokens.len().min(idx + BESIDE + 1);
+            tokens[near].iter().any(|(_, is_masked)| *is_masked)
+        };
+        if is_decided || self.masked.contains_key(&row) {
+            let places = (0..tokens.len()).filter(|&idx| is_decided || is_near(idx)).map(|idx| tokens[idx].0).collect();
+            self.places.insert(row, places);
+        }
+        tokens.clear();
+    }
+
     fn verdict(&self, row: &Row, wanted: &Wanted) -> Verdict {
-        let mut verdict = Verdict::default();
+        let mut verdict = Verdict { places: self.places.get(&row.row).cloned().unwrap_or_default(), ..Verdict::default() };
         let sums = self.sums.get(&row.row).copied().unwrap_or_default();
         let decision = wanted.decisions.rows.get(&row.row);
         let keeps = decision.is_some_and(|decision| decision.keep == Some(true));
@@ -235,13 +285,8 @@ impl Seen {
             return verdict;
         }
         for mask in decision.into_iter().flat_map(|decision| &decision.masks) {
-            let (mask, tokens, loss) = self.whole_tokens(row.row, *mask);
-            let change = Change {
-                tokens: Some(tokens),
-                loss: Some(loss),
-                note: note.clone(),
-                ..change(What::of(mask), "decision".to_owned())
-            };
+            let mask = whole_tokens(&verdict.places, *mask);
+            let change = Change { note: note.clone(), ..Change::new(row, What::of(mask), "decision".to_owned()) };
             verdict.masks.push((mask, change));
         }
         if keeps {
@@ -262,17 +307,13 @@ impl Seen {
             for (&(_, turn), sums) in self.turns.range((row.row, 0)..=(row.row, u16::MAX)) {
                 let mask = Mask { turn, span: None };
                 if sums.conflicts > 0 && sums.mass >= *nats && !verdict.masks.iter().any(|(known, _)| *known == mask) {
-                    let &TurnSums { conflicts, mass, tokens, loss } = sums;
-                    let change = change(What::of(mask), rule.to_string());
-                    verdict.masks.push((mask, Change { tokens: Some(tokens), loss: Some(loss), mass, conflicts, ..change }));
+                    verdict.masks.push((mask, sums.of(Change::new(row, What::of(mask), rule.to_string()))));
                 }
             }
         }
         for (place, rule) in self.masked.get(&row.row).into_iter().flatten() {
             let mask = Mask { turn: place.turn, span: Some((place.begin, place.end)) };
-            let mass = place.conflict.unwrap_or_default();
-            let change = Change { tokens: Some(1), loss: Some(place.loss), ..change(What::of(mask), rule.to_string()) };
-            verdict.masks.push((mask, Change { mass, conflicts: 1, ..change }));
+            verdict.masks.push((mask, Change::new(row, What::of(mask), rule.to_string())));
         }
         if let (Some(gate), true) = (&wanted.weight, sums.weighed > 0) {
             // Four digits are enough for a reader. The weight is never 0, since dropping a row is a separate rule.
@@ -282,22 +323,6 @@ impl Seen {
             verdict.weight = Some((weight as f32, change));
         }
         verdict
-    }
-
-    /// Returns the mask widened to whole tokens: of a partly masked token, another tokenizer would supervise the rest.
-    fn whole_tokens(&self, row: u32, mask: Mask) -> (Mask, u32, f64) {
-        let places = self.places.get(&row).into_iter().flatten().filter(|place| place.turn == mask.turn);
-        let Some((begin, end)) = mask.span else {
-            let (n, loss) = places.fold((0, 0.0), |(n, loss), place| (n + 1, loss + place.loss));
-            return (mask, n, loss);
-        };
-        let mut span = (begin, end);
-        let (mut n, mut loss) = (0, 0.0);
-        for place in places.filter(|place| place.begin < end && begin < place.end) {
-            span = (span.0.min(place.begin), span.1.max(place.end));
-            (n, loss) = (n + 1, loss + place.loss);
-        }
-        (Mask { turn: mask.turn, span: Some(span) }, n, loss)
     }
 
     /// Keeps the `n` rows that teach most per conflict: the loss of their uncertain tokens divided by one plus the number of their conflicts.
@@ -320,9 +345,20 @@ impl Seen {
     }
 }
 
+/// Returns the mask widened to whole tokens: of a partly masked token, another tokenizer would supervise the rest.
+fn whole_tokens(places: &[Place], mask: Mask) -> Mask {
+    let widened = mask.span.map(|span| {
+        let inside = places.iter().filter(|place| place.is_in(mask.turn, Some(span)));
+        inside.fold(span, |(begin, end), place| (begin.min(place.begin), end.max(place.end)))
+    });
+    Mask { turn: mask.turn, span: widened }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::{self, Role, Turn};
+    use crate::jobs::decisions::RowDecision;
     use crate::table::testing::{Example, Token as Written, token, write_parts};
     use crate::table::{ROWS_FILE, finish, read_rows};
 
@@ -337,6 +373,36 @@ mod tests {
         finish(folder.path(), "test", label).unwrap();
         let rows = read_rows(&folder.path().join(ROWS_FILE)).unwrap();
         verdicts(folder.path(), &rows, &wanted).unwrap().0.remove(&0).unwrap_or_default()
+    }
+
+    /// A mask that splits a character is widened to it, and its numbers are those of all tokens that it takes out of the loss, once.
+    #[test]
+    fn a_mask_counts_the_tokens_that_it_takes_out() {
+        let folder = tempfile::tempdir().unwrap();
+        // The bytes of one character are three tokens, of which the first and the last are conflicts.
+        let at = |begin: u32, end: u32, nats: f32| Written { turn: 1, begin, end, ..token(begin, (-nats).exp(), 1.0) };
+        let tokens = vec![at(0, 1, 0.5), at(1, 2, 4.0), at(2, 3, 0.25), at(3, 4, 3.0), at(4, 5, 0.5)];
+        write_parts(folder.path(), &[&[Example { row: 0, source: "a", tokens }]]);
+        let label = |logprob: f32, _, _| if logprob <= -2.0 { Quadrant::ConfidentConflict } else { Quadrant::Confident };
+        finish(folder.path(), "test", label).unwrap();
+        let rows = read_rows(&folder.path().join(ROWS_FILE)).unwrap();
+        let turns = [(Role::User, "q"), (Role::Assistant, "a\u{8bed}b")].map(|(role, text)| Turn::plain(role, text));
+        let read = dataset::Example { turns: turns.into(), ..dataset::Example::default() };
+        let changes = |wanted: &Wanted| {
+            let verdict = verdicts(folder.path(), &rows, wanted).unwrap().0.remove(&0).unwrap();
+            super::super::decided(&read, &verdict).unwrap().1
+        };
+        let by_rule = changes(&Wanted { mask: vec!["conflicts".parse().unwrap()], ..wanted() });
+        let numbers = |change: &Change| (change.tokens, change.conflicts, change.mass.round(), change.loss);
+        assert_eq!(by_rule.iter().map(numbers).collect::<Vec<_>>(), [(Some(3), 2, 5.0, Some(7.25))]);
+        assert!(by_rule.iter().all(|change| change.text.as_deref() == Some("\u{8bed}")), "{by_rule:?}");
+        let masks = vec![Mask { turn: 1, span: Some((3, 5)) }, Mask { turn: 1, span: None }];
+        let decision = RowDecision { masks, ..Default::default() };
+        let decided = changes(&Wanted { decisions: Decisions { rows: [(0, decision)].into() }, ..wanted() });
+        assert_eq!(
+            decided.iter().map(numbers).collect::<Vec<_>>(),
+            [(Some(4), 2, 5.0, Some(7.75)), (Some(1), 0, 0.0, Some(0.5))]
+        );
     }
 
     fn wanted() -> Wanted {
