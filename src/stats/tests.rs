@@ -475,6 +475,22 @@ fn certainty_is_never_whole() {
 }
 
 #[test]
+fn a_row_ends_where_another_begins() {
+    let mut row = PerRow::<u64>::default();
+    assert_eq!(row.end(), None, "no row was begun");
+    // Row 0 has two tokens, row 7 one, and row 3 one that adds nothing.
+    let ended: Vec<Option<u64>> = [(0, 1), (0, 2), (7, 4), (3, 0)]
+        .map(|(number, value)| {
+            let ended = row.go_to(number);
+            row.sums += value;
+            ended
+        })
+        .to_vec();
+    assert_eq!(ended, [None, None, Some(3), Some(4)]);
+    assert_eq!((row.end(), row.end()), (Some(0), None));
+}
+
+#[test]
 fn flips_in_groups_by_hand() {
     // Two groups that gained two each: of the four equally likely sums -4, 0, 0, 4, two are as extreme.
     assert_eq!(sign_flip(&[2, 0, 2]), 0.5);
