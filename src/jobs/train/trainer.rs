@@ -24,9 +24,10 @@ use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
 use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
+use crate::random;
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
-use crate::train::data::{Epochs, HeldOut, Random, TrainingSet};
+use crate::train::data::{Epochs, HeldOut, TrainingSet};
 use crate::train::drift::DriftProbe;
 use crate::train::keep::{Keep, Lowest};
 use crate::train::loss::Loss;
@@ -377,7 +378,7 @@ impl Trainer {
             activation_bytes: self.options.activation_bytes(),
             base,
             dropout: lora.map_or(0.0, |lora| lora.dropout),
-            dropout_key: Random::new(self.options.seed ^ DROPOUT, step).next(),
+            dropout_key: random::stream(self.options.seed ^ DROPOUT, step).next(),
         };
         let result = on_the_pool(|| accumulate(&self.model, &sequences, &weights, &options))?;
         if !result.diverged.is_empty() {
