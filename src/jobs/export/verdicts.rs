@@ -131,15 +131,7 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
         Some(gate) => Some(gate.bind(&Population::of_tables(&tables, &gate.needs())?)?),
         None => None,
     };
-    let by_kind = wanted.drop.iter().any(|rule| matches!(rule, DropRule::Kind(_)))
-        || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
-    let kinds: HashMap<(u32, u32), _> = match by_kind {
-        true => {
-            let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<ConflictKind>()?));
-            read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect::<Result<_>>()?
-        }
-        false => HashMap::new(),
-    };
+    let kinds = kinds_of_conflicts(run, wanted)?;
     let columns = [
         Column::Row,
         Column::Turn,
@@ -194,34 +186,48 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             if wanted.decisions.rows.get(&row).is_some_and(|decision| !decision.masks.is_empty()) {
                 seen.places.entry(row).or_default().push(place);
             }
-            if !is_conflict {
-                continue;
-            }
-            let kind = kinds.get(&(row, chunk.pos[i])).copied();
-            let hit = wanted.mask.iter().find(|rule| match rule {
-                MaskRule::Conflicts => true,
-                MaskRule::Kind(wanted) => kind == Some(*wanted),
-                MaskRule::TurnMass(_) => false,
-            });
-            match hit {
-                Some(_) if place.begin == place.end => seen.beside_content += 1,
-                Some(rule) => seen.masked.entry(row).or_default().push((place, *rule)),
-                None => {}
-            }
-            for rule in &wanted.drop {
-                if matches!(rule, DropRule::Kind(wanted) if kind == Some(*wanted)) {
-                    let rules = seen.kinds.entry(row).or_default();
-                    if !rules.contains(rule) {
-                        rules.push(rule.clone());
-                    }
-                }
+            if is_conflict {
+                seen.apply(wanted, row, place, kinds.get(&(row, chunk.pos[i])).copied());
             }
         }
     }
     Ok(seen)
 }
 
+/// The kinds of the conflicts by row and position, if a rule asks for them.
+fn kinds_of_conflicts(run: &Path, wanted: &Wanted) -> Result<HashMap<(u32, u32), ConflictKind>> {
+    let by_kind = wanted.drop.iter().any(|rule| matches!(rule, DropRule::Kind(_)))
+        || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
+    if !by_kind {
+        return Ok(HashMap::new());
+    }
+    let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
+    read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect()
+}
+
 impl Seen {
+    /// Applies the rules about single conflicts to the one at `place`.
+    fn apply(&mut self, wanted: &Wanted, row: u32, place: Place, kind: Option<ConflictKind>) {
+        let hit = wanted.mask.iter().find(|rule| match rule {
+            MaskRule::Conflicts => true,
+            MaskRule::Kind(wanted) => kind == Some(*wanted),
+            MaskRule::TurnMass(_) => false,
+        });
+        match hit {
+            Some(_) if place.begin == place.end => self.beside_content += 1,
+            Some(rule) => self.masked.entry(row).or_default().push((place, *rule)),
+            None => {}
+        }
+        for rule in &wanted.drop {
+            if matches!(rule, DropRule::Kind(wanted) if kind == Some(*wanted)) {
+                let rules = self.kinds.entry(row).or_default();
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
+            }
+        }
+    }
+
     fn verdict(&self, row: &Row, wanted: &Wanted) -> Verdict {
         let mut verdict = Verdict::default();
         let sums = self.sums.get(&row.row).copied().unwrap_or_default();
