@@ -258,6 +258,11 @@ pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
+/// The first eight bytes of a hash as a number.
+pub(crate) fn first_bytes(hash: &[u8]) -> u64 {
+    u64::from_be_bytes(std::array::from_fn(|i| hash[i]))
+}
+
 /// Two lower-case hexadecimal digits per byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

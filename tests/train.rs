@@ -727,7 +727,7 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--emit", "axolotl", "--system", "Be brief.", "--batch-size", "2"], "--system"),
         (vec!["--sample", "2", "--limit", "2"], "use only one of them"),
         (vec!["--emit", "axolotl", "--validation", "rows.jsonl", "--batch-size", "2"], "--validation is not written"),
-        (vec!["--emit", "axolotl", "--append-eos"], "--append-eos is for plain texts"),
+        (vec!["--emit", "axolotl", "--append-eos"], "--append-eos has no counterpart"),
         (vec!["--emit", "axolotl", "--eval-every", "3"], "--eval-every 3: the other programs evaluate only on held-out rows"),
         (vec!["--emit", "axolotl", "--dtype", "bf16x3"], "--dtype bf16x3 has no counterpart"),
         (vec!["--emit", "axolotl", "--set", "pack-tokens=512"], "--pack-tokens is not written"),

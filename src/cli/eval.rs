@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::draws;
+use super::draws::DrawArgs;
 use super::models::{LoadArgs, ModelArgs};
 use super::output;
 use super::progress::Terminal;
 use super::servers::ServerArgs;
-use crate::engine::generate::Sampling;
 use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Error, Result};
 use crate::eval::{benchmarks, tasks};
@@ -118,21 +117,8 @@ struct Written {
     #[arg(long, value_name = "TOKENS", aliases = ["max_new_tokens", "max-gen-toks", "max_gen_toks"])]
     max_new_tokens: Option<usize>,
 
-    /// Sampling temperature of answers; 0 takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f64,
-
-    /// Draw only from the K most probable tokens
-    #[arg(long, value_name = "K", alias = "top_k", hide_short_help = true)]
-    top_k: Option<usize>,
-
-    /// Draw only from the most probable tokens that together have this probability
-    #[arg(long, value_name = "P", alias = "top_p", hide_short_help = true)]
-    top_p: Option<f64>,
-
-    /// Draw only from tokens with at least this share of the top token's probability
-    #[arg(long, value_name = "P", alias = "min_p", hide_short_help = true)]
-    min_p: Option<f64>,
+    #[command(flatten)]
+    draws: DrawArgs<true>,
 
     /// Divide the logits of tokens already in the prompt or the answer by X (multiply if negative); 1 for no
     /// penalty [default: that of the model's generation_config.json, as in Transformers]
@@ -142,10 +128,6 @@ struct Written {
     /// Draw N answers to every question; reports their mean, and pass@k, the chance that one of k is right
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeats: u32,
-
-    /// Additional stop string; repeatable
-    #[arg(long = "stop", value_name = "TEXT", hide_short_help = true)]
-    stops: Vec<String>,
 
     /// Answers generated in parallel; affects memory and speed, not the answers. For servers use --in-flight [default: 16]
     #[arg(long, value_name = "N", hide_short_help = true)]
@@ -200,27 +182,15 @@ impl Options {
 
 impl Written {
     fn way(&self) -> Result<WrittenWay> {
-        let Written { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *self;
-        let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
-        let sampling = draws::checked(sampling, "--repeats", self.repeats)?;
-        for (option, n) in [
-            ("--max-new-tokens", self.max_new_tokens.unwrap_or(1)),
-            ("--repeats", self.repeats as usize),
-            ("--batch", self.batch.unwrap_or(1)),
-        ] {
-            if n == 0 {
-                return Err(Error::usage(format!("{option} 0 leaves nothing to write; expected 1 or more")));
-            }
-        }
-        if self.stops.iter().any(String::is_empty) {
-            return Err(Error::usage("--stop: expected a text, found an empty one"));
-        }
+        let at_once = self.batch.unwrap_or(WrittenWay::default().at_once);
+        let max_new_tokens = ("--max-new-tokens", self.max_new_tokens.unwrap_or(1));
+        let counts = [("--repeats", self.repeats as usize), max_new_tokens, ("--batch", at_once)];
         Ok(WrittenWay {
             max_new_tokens: self.max_new_tokens,
-            sampling,
-            stops: self.stops.clone(),
+            sampling: self.draws.sampling(self.repetition_penalty, counts)?,
+            stops: self.draws.stops.clone(),
             repeats: self.repeats,
-            at_once: self.batch.unwrap_or(WrittenWay::default().at_once),
+            at_once,
         })
     }
 }

@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::draws;
+use super::draws::DrawArgs;
 use super::models::ModelArgs;
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
 use super::servers::ServerArgs;
-use crate::engine::generate::Sampling;
 use crate::engine::remote::LEAST_TOP_K;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::jobs::rollout::{self, Job};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Placement};
@@ -44,30 +43,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 512, alias = "max_new_tokens")]
     max_new_tokens: usize,
 
-    /// Divisor of the logits: 0 takes the most probable token, 1 draws from the model's own distribution. --seed also seeds the draws
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
-    temperature: f64,
-
-    /// Draw only from the K most probable tokens
-    #[arg(long, value_name = "K", alias = "top_k")]
-    top_k: Option<usize>,
-
-    /// Draw only from the most probable tokens that together have this probability
-    #[arg(long, value_name = "P", alias = "top_p")]
-    top_p: Option<f64>,
-
-    /// Draw only from tokens with at least this share of the top token's probability
-    #[arg(long, value_name = "P", alias = "min_p")]
-    min_p: Option<f64>,
+    #[command(flatten)]
+    draws: DrawArgs<false>,
 
     /// Divide the logits of tokens already in the prompt or the answer by X (multiply if negative). The model's
     /// generation_config.json is ignored, so that answers are drawn from the distribution that is scored
     #[arg(long, value_name = "X", alias = "repetition_penalty", default_value_t = 1.0)]
     repetition_penalty: f64,
-
-    /// Stop string: ends an answer as soon as it contains this text; repeatable
-    #[arg(long = "stop", value_name = "TEXT")]
-    stops: Vec<String>,
 
     /// Answers generated in parallel; affects memory and speed, not the answers. For servers use --in-flight
     #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "urls")]
@@ -90,23 +72,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
-    for (option, n) in [("--n", args.n as usize), ("--max-new-tokens", args.max_new_tokens), ("--batch", args.batch)] {
-        if n == 0 {
-            return Err(Error::usage(format!("{option} 0 leaves nothing to write; expected 1 or more")));
-        }
-    }
-    if args.stops.iter().any(String::is_empty) {
-        return Err(Error::usage("--stop: expected a text, found an empty one"));
-    }
     args.rows.refuse_targets()?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repetition_penalty: Some(args.repetition_penalty).filter(|penalty| *penalty != 1.0),
-    };
-    let sampling = draws::checked(sampling, "--n", args.n)?;
+    let counts = [("--n", args.n as usize), ("--max-new-tokens", args.max_new_tokens), ("--batch", args.batch)];
+    let penalty = Some(args.repetition_penalty).filter(|penalty| *penalty != 1.0);
+    let sampling = args.draws.sampling(penalty, counts)?;
     let job = Job {
         read: args.rows.read()?,
         inputs: args.datasets,
@@ -120,7 +89,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         n: args.n,
         max_new_tokens: args.max_new_tokens,
         sampling,
-        stops: args.stops,
+        stops: args.draws.stops,
         at_once: args.batch,
         seed: args.rows.seed(),
         command: command_line.to_owned(),

@@ -13,7 +13,8 @@ use crate::diagnosis::gate::method_names;
 use crate::error::{Error, Result};
 use crate::format::{count, divergence, n_tokens, number_with_interval, thousands};
 use crate::jobs::train::{self, Job, Outcome, Plan, Program, TrainRecord};
-use crate::train::declared::{Declared, OptionGroup, ValueKind, answered_names, other_names, our_name};
+use crate::train::declared::{Declared, OptionGroup, ValueKind};
+use crate::train::elsewhere::{answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
 
 /// Fine-tune a model on the data: all weights or LoRA adapters, with EAFT or another loss

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::near_duplicates::{Prompt, words};
 use crate::dataset::{Example, Role, Turn};
+use crate::files::first_bytes;
 
 /// A supervised answer and its prompt, by their hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
     for (turn, idx) in example.turns.iter().zip(0..=u16::MAX) {
         if turn.role == Role::Assistant && has_question && learnt.binary_search(&idx).is_ok() {
             let answer = answer(&answer_text(turn));
-            found.push(Exchange { turn: idx, asked: first_bytes(asked.clone()), answer });
+            found.push(Exchange { turn: idx, asked: first_bytes(&asked.clone().finalize()), answer });
         }
         let text = text(turn);
         has_question = !text.trim().is_empty() || (has_question && turn.role != Role::User);
@@ -62,7 +63,7 @@ pub fn users_say(example: &Example) -> u64 {
     for turn in example.turns.iter().filter(|turn| turn.role == Role::User) {
         hash.update(normalised(&turn.content));
     }
-    first_bytes(hash)
+    first_bytes(&hash.finalize())
 }
 
 /// What the template receives besides the turns.
@@ -99,7 +100,7 @@ fn answer(text: &str) -> u64 {
     };
     let plain = normalised(&text.lines().map(unmarked).collect::<String>());
     let is_empty = plain.trim().is_empty();
-    first_bytes(Sha256::new().chain_update(if is_empty { text.trim() } else { &plain }))
+    first_bytes(&Sha256::digest(if is_empty { text.trim() } else { &plain }))
 }
 
 /// The words of a text on one line, and its symbols other than punctuation on the next.
@@ -107,11 +108,6 @@ fn normalised(text: &str) -> String {
     let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
     let signs = text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c));
     words(text).join(" ") + "\n" + &signs.collect::<String>() + "\n"
-}
-
-fn first_bytes(hash: Sha256) -> u64 {
-    let digest = hash.finalize();
-    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
 #[cfg(test)]

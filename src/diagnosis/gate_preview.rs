@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
 use super::gate::{Gate, Token, Weight};
-use crate::stats::{ClusterSums, Scale, Term, effective_number, share};
+use crate::stats::{ClusterSums, PerRow, Scale, Term, effective_number, share};
 use crate::table::{Quadrant, TokenChunk};
 
 /// One gate applied to the whole data set.
@@ -81,10 +81,9 @@ pub(super) struct GateSums {
     total: [WeightLossAndGrad; 4],
     remaining: [WeightLossAndGrad; 4],
     taken: [WeightLossAndGrad; 4],
-    /// The total gradient over the remaining gradient, row by row; `row` and `row_grad` belong to the row being read.
+    /// The total gradient over the remaining gradient, row by row.
     factor: ClusterSums,
-    row: Option<u32>,
-    row_grad: Term,
+    row: PerRow<Term>,
 }
 
 impl GateSums {
@@ -97,8 +96,7 @@ impl GateSums {
             remaining: Default::default(),
             taken: Default::default(),
             factor: ClusterSums::default(),
-            row: None,
-            row_grad: Term::default(),
+            row: PerRow::default(),
         }
     }
 
@@ -107,12 +105,8 @@ impl GateSums {
             let weight = f64::from(self.weight.of(&Token::of_table(chunk, i)));
             let (loss, grad) = (-f64::from(chunk.logprob[i]), f64::from(chunk.grad[i]));
             let quadrant = quadrant.index();
-            if self.row != Some(chunk.row[i]) {
-                self.close_row();
-                self.row = Some(chunk.row[i]);
-            }
-            self.row_grad.numerator += grad;
-            self.row_grad.denominator += weight * grad;
+            self.factor.extend(self.row.go_to(chunk.row[i]));
+            self.row.sums += Term { numerator: grad, denominator: weight * grad };
             self.squares += weight * weight;
             self.total[quadrant].add(1.0, loss, grad);
             self.remaining[quadrant].add(weight, loss, grad);
@@ -120,16 +114,8 @@ impl GateSums {
         }
     }
 
-    /// Ends the row being read. The tokens of a row are contiguous, in one chunk or in several.
-    fn close_row(&mut self) {
-        let row_grad = std::mem::take(&mut self.row_grad);
-        if self.row.take().is_some() {
-            self.factor.add(row_grad);
-        }
-    }
-
     pub(super) fn finish(mut self) -> GatePreview {
-        self.close_row();
+        self.factor.extend(self.row.end());
         let sum = |parts: &[WeightLossAndGrad; 4]| {
             parts.iter().fold(WeightLossAndGrad::default(), |sum, part| WeightLossAndGrad {
                 weight: sum.weight + part.weight,

@@ -5,7 +5,6 @@
 //! of H: the share of tokens that would have to move. Two samples of one distribution also have a positive distance, so the distance expected by
 //! chance is given as well: the mean over random divisions of all rows. The sampling unit is the whole row.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::random;
-use crate::stats::two_sample_intervals;
+use crate::stats::{PerRow, two_sample_intervals};
 use crate::table::{Column, Quadrant, read_chunks};
 
 /// The scores of a data set, row by row.
@@ -26,8 +25,20 @@ struct RowSums {
     tokens: f64,
     conflicts: f64,
     surplus: f64,
-    /// Cells with their numbers of tokens.
+    /// Cells with their numbers of tokens, by cell.
     cells: Vec<(u16, f64)>,
+}
+
+impl RowSums {
+    fn add(&mut self, surplus: f64, is_conflict: bool, cell: u16) {
+        self.tokens += 1.0;
+        self.conflicts += f64::from(u8::from(is_conflict));
+        self.surplus += surplus;
+        match self.cells.binary_search_by_key(&cell, |(cell, _)| *cell) {
+            Ok(at) => self.cells[at].1 += 1.0,
+            Err(at) => self.cells.insert(at, (cell, 1.0)),
+        }
+    }
 }
 
 /// The differences between the second data set and the first.
@@ -71,14 +82,7 @@ fn cell(logprob: f32, entropy: f32) -> u16 {
 impl Landscape {
     /// Reads the tokens of these tables.
     pub fn read(tables: &[PathBuf]) -> Result<Landscape> {
-        let mut rows: Vec<RowSums> = Vec::new();
-        let (mut current, mut counts): (Option<u32>, HashMap<u16, f64>) = (None, HashMap::new());
-        let finish = |rows: &mut Vec<RowSums>, counts: &mut HashMap<u16, f64>| {
-            if let Some(row) = rows.last_mut() {
-                row.cells = counts.drain().collect();
-                row.cells.sort_unstable_by_key(|(cell, _)| *cell);
-            }
-        };
+        let (mut rows, mut open) = (Vec::new(), PerRow::<RowSums>::default());
         for chunk in read_chunks(tables, &[Column::Row, Column::Logprob, Column::Entropy, Column::Quadrant]) {
             let chunk = chunk?;
             for i in 0..chunk.len() {
@@ -86,19 +90,12 @@ impl Landscape {
                 if !logprob.is_finite() || !entropy.is_finite() {
                     continue;
                 }
-                if current.replace(chunk.row[i]) != Some(chunk.row[i]) {
-                    finish(&mut rows, &mut counts);
-                    rows.push(RowSums::default());
-                }
-                if let Some(row) = rows.last_mut() {
-                    row.tokens += 1.0;
-                    row.conflicts += f64::from(u8::from(chunk.quadrant[i] == Quadrant::ConfidentConflict));
-                    row.surplus += -f64::from(logprob) - f64::from(entropy);
-                }
-                *counts.entry(cell(logprob, entropy)).or_default() += 1.0;
+                rows.extend(open.go_to(chunk.row[i]));
+                let surplus = -f64::from(logprob) - f64::from(entropy);
+                open.sums.add(surplus, chunk.quadrant[i] == Quadrant::ConfidentConflict, cell(logprob, entropy));
             }
         }
-        finish(&mut rows, &mut counts);
+        rows.extend(open.end());
         Ok(Landscape { rows })
     }
 
@@ -187,14 +184,9 @@ mod tests {
     use super::*;
 
     fn row(tokens: &[(f64, u16)]) -> RowSums {
-        let mut counts: HashMap<u16, f64> = HashMap::new();
-        tokens.iter().for_each(|(_, cell)| *counts.entry(*cell).or_default() += 1.0);
-        RowSums {
-            tokens: tokens.len() as f64,
-            conflicts: tokens.iter().filter(|(_, cell)| *cell == 0).count() as f64,
-            surplus: tokens.iter().map(|(surplus, _)| surplus).sum(),
-            cells: counts.into_iter().collect(),
-        }
+        let mut row = RowSums::default();
+        tokens.iter().for_each(|&(surplus, cell)| row.add(surplus, cell == 0, cell));
+        row
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::kinds::ConflictKind;
 use super::paired::Token;
 use crate::error::Result;
 use crate::spelling::named;
-use crate::stats::{ClusterSums, Estimate, Scale, Term, over_clusters};
+use crate::stats::{ClusterSums, Estimate, PerRow, Scale, Term, over_clusters};
 use crate::table::{TOKENS_FILE, texts_of};
 
 /// The probability from which a token counts as known.
@@ -181,24 +181,28 @@ enum Key {
     Kind(Option<ConflictKind>),
 }
 
-/// Sums over the tokens of a group: of the row being read, and of each row before it.
+/// Sums over the tokens of a group: their loss before, and the change of each row.
 #[derive(Default)]
 struct GroupSums {
-    row: Term,
     before: f64,
     rows: Vec<Term>,
+}
+
+/// The changes of the row being read: by group, of its tokens, and in total.
+#[derive(Default)]
+struct OpenRow {
+    row: u32,
+    groups: BTreeMap<Key, Term>,
+    tokens: ClusterSums,
+    nats: f64,
 }
 
 /// What one pass over the pairs collects.
 pub(super) struct Changes<'a> {
     kinds: Option<&'a HashMap<(u32, u32), ConflictKind>>,
     groups: BTreeMap<Key, GroupSums>,
-    open: BTreeSet<Key>,
-    row: Option<u32>,
+    open: PerRow<OpenRow>,
     places: Places,
-    of_row: ClusterSums,
-    nats_of_row: f64,
-    tokens_of_row: u64,
     learnt: Learnt,
     pairs: HashMap<(u32, u32), LostPair>,
 }
@@ -209,12 +213,8 @@ impl<'a> Changes<'a> {
         Changes {
             kinds,
             groups: BTreeMap::new(),
-            open: BTreeSet::new(),
-            row: None,
+            open: PerRow::default(),
             places: Places::default(),
-            of_row: ClusterSums::default(),
-            nats_of_row: 0.0,
-            tokens_of_row: 0,
             learnt: Learnt::default(),
             pairs: HashMap::new(),
         }
@@ -225,21 +225,20 @@ impl<'a> Changes<'a> {
         if !before.logprob.is_finite() || !after.logprob.is_finite() {
             return;
         }
-        if self.row != Some(before.row) {
-            self.close_row();
-            self.row = Some(before.row);
+        if let Some(ended) = self.open.go_to(before.row) {
+            self.close(ended);
         }
         let change = f64::from(before.logprob) - f64::from(after.logprob);
+        let term = Term { numerator: change, denominator: 1.0 };
+        let row = &mut self.open.sums;
+        row.row = before.row;
         let kind = self.kinds.map(|kinds| Key::Kind(kinds.get(&(before.row, before.pos)).copied()));
         for key in [Key::All, Key::Source(before.source), Key::Turn(before.turn)].into_iter().chain(kind) {
-            let sums = self.groups.entry(key).or_default();
-            sums.row += Term { numerator: change, denominator: 1.0 };
-            sums.before -= f64::from(before.logprob);
-            self.open.insert(key);
+            self.groups.entry(key).or_default().before -= f64::from(before.logprob);
+            *row.groups.entry(key).or_default() += term;
         }
-        self.of_row.add(Term { numerator: change, denominator: 1.0 });
-        self.nats_of_row += change;
-        self.tokens_of_row += 1;
+        row.tokens.add(term);
+        row.nats += change;
         let was_known = before.logprob >= KNOWN.ln();
         self.learnt.known += u64::from(was_known);
         self.learnt.gained += u64::from(before.top_id != before.token_id && after.logprob >= KNOWN.ln());
@@ -284,14 +283,11 @@ impl<'a> Changes<'a> {
         }
     }
 
-    fn close_row(&mut self) {
-        let Some(row) = self.row.take() else { return };
-        for key in std::mem::take(&mut self.open) {
-            if let Some(sums) = self.groups.get_mut(&key) {
-                sums.rows.push(std::mem::take(&mut sums.row));
-            }
+    fn close(&mut self, OpenRow { row, groups, tokens, nats }: OpenRow) {
+        for (key, change) in groups {
+            self.groups.entry(key).or_default().rows.push(change);
         }
-        let change = std::mem::take(&mut self.of_row).estimate(Scale::Plain);
+        let (change, tokens) = (tokens.estimate(Scale::Plain), tokens.clusters());
         let verdict = Verdict::of(&change);
         let counts = &mut self.learnt.rows;
         *match verdict {
@@ -300,13 +296,14 @@ impl<'a> Changes<'a> {
             Some(Verdict::Hurt) => &mut counts.hurt,
             None => &mut counts.untold,
         } += 1;
-        let (nats, tokens) = (std::mem::take(&mut self.nats_of_row), std::mem::take(&mut self.tokens_of_row));
         self.learnt.all_rows.push(RowChange { row, tokens, change, nats, verdict, place: None });
     }
 
     /// `sources` are the names of the sources, `runs` the folders before and after.
     pub(super) fn finish(mut self, sources: &[String], runs: [&Path; 2]) -> Result<Learnt> {
-        self.close_row();
+        if let Some(ended) = self.open.end() {
+            self.close(ended);
+        }
         let mut learnt = self.learnt;
         for (key, sums) in self.groups {
             let (list, name) = match key {

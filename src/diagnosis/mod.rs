@@ -6,7 +6,7 @@
 //! gate_preview.rs   what each gate would do to the data
 //! summary.rs        summary.json: frequent tokens and conflicts; breakdown.rs computes shares of tokens, loss and gradient
 //! context.rs        the sentence around a token; turn_text.rs reads reasoning and tool calls, which lie outside a turn's content, from the tokens
-//! kinds.rs          likely causes of a conflict; by_kind.rs sums per kind; near_duplicates.rs finds rows with nearly the same question,
+//! kinds/            likely causes of a conflict; by_kind.rs sums per kind; near_duplicates.rs finds rows with nearly the same question,
 //!                   exchanges.rs hashes answers and their prompts
 //! ranking.rs        rankings of tokens by how likely they are conflicts; planted.rs measures the rankings on planted conflicts
 //! paired.rs         pairs the tokens of two runs; movement.rs counts how they moved between the quadrants

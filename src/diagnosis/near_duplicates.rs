@@ -9,6 +9,8 @@
 
 use std::collections::HashMap;
 
+use crate::random::SplitMix;
+
 const HASHES: usize = 64;
 const PER_BAND: usize = 4;
 
@@ -187,12 +189,8 @@ fn hash(words: &[String]) -> u64 {
     hash
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-fn mixed(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+fn mixed(z: u64) -> u64 {
+    SplitMix(z).next()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use crate::engine::TOP_K;
+use crate::stats::{PerRow, Term};
 use crate::table::{Column, quantile_of, quantiles, read_chunks};
 use crate::{Error, Result};
 
@@ -142,25 +143,17 @@ pub(crate) fn temperature(mean_losses: &mut [f64]) -> Option<f64> {
 
 /// The mean -ln p of each sequence, in table order. The tokens of a sequence are contiguous.
 fn sequence_losses(tables: &[PathBuf]) -> Result<Vec<f64>> {
-    let mut means = Vec::new();
-    let mut current: Option<(u32, f64, u32)> = None;
+    let (mut means, mut open) = (Vec::new(), PerRow::<Term>::default());
+    let mean = |Term { numerator, denominator }| numerator / denominator;
     for chunk in read_chunks(tables, &[Column::Row, Column::Logprob]) {
         let chunk = chunk?;
         let tokens = chunk.row.iter().zip(&chunk.logprob).filter(|(_, logprob)| logprob.is_finite());
         for (row, logprob) in tokens {
-            match &mut current {
-                Some((open, sum, n)) if open == row => {
-                    *sum -= f64::from(*logprob);
-                    *n += 1;
-                }
-                _ => {
-                    means.extend(current.map(|(_, sum, n)| sum / f64::from(n)));
-                    current = Some((*row, -f64::from(*logprob), 1));
-                }
-            }
+            means.extend(open.go_to(*row).map(mean));
+            open.sums += Term { numerator: -f64::from(*logprob), denominator: 1.0 };
         }
     }
-    means.extend(current.map(|(_, sum, n)| sum / f64::from(n)));
+    means.extend(open.end().map(mean));
     Ok(means)
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::format::{count, n_tokens};
 use crate::random;
-use crate::stats::{ClusterSums, Scale, Term};
+use crate::stats::{ClusterSums, PerRow, Scale, Term};
 use crate::table::{Column, read_chunks};
 
 /// Rows with answers sampled from a model, and what these tell about the program.
@@ -57,27 +57,20 @@ const SEED: u64 = 7;
 impl SelfCheck {
     /// Returns `None` for fewer than [`LEAST_ROWS`] rows, whose standard error is too uncertain.
     pub fn of(tables: &[PathBuf]) -> Result<Option<SelfCheck>> {
-        let (mut sums, mut row, mut current) = (ClusterSums::default(), None, Term { numerator: 0.0, denominator: 0.0 });
-        let (mut rows, mut uniforms) = (0, Vec::new());
+        let (mut sums, mut row, mut uniforms) = (ClusterSums::default(), PerRow::<Term>::default(), Vec::new());
         for chunk in read_chunks(tables, &[Column::Row, Column::Logprob, Column::Entropy, Column::Tail]) {
             let mut chunk = chunk?;
             chunk.retain_finite();
             for i in 0..chunk.len() {
-                if row != Some(chunk.row[i]) {
-                    if row.replace(chunk.row[i]).is_some() {
-                        sums.add(std::mem::replace(&mut current, Term { numerator: 0.0, denominator: 0.0 }));
-                    }
-                    rows += 1;
-                }
+                sums.extend(row.go_to(chunk.row[i]));
                 let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
-                current.numerator += -logprob - entropy;
-                current.denominator += 1.0;
+                row.sums += Term { numerator: -logprob - entropy, denominator: 1.0 };
                 let v = random::unit(SEED, uniforms.len() as u64);
                 uniforms.push((f64::from(chunk.tail[i]) - v * logprob.exp()).clamp(0.0, 1.0));
             }
         }
-        sums.add(current);
-        let estimate = sums.estimate(Scale::Plain);
+        sums.extend(row.end());
+        let (estimate, rows) = (sums.estimate(Scale::Plain), sums.clusters());
         let Some(stderr) = estimate.stderr.filter(|_| rows >= LEAST_ROWS) else { return Ok(None) };
         let (ks_distance, ks_p) = kolmogorov_smirnov(&mut uniforms);
         Ok(Some(SelfCheck { rows, tokens: uniforms.len() as u64, mean_surplus: estimate.value, stderr, ks_distance, ks_p }))

@@ -23,7 +23,7 @@ use super::population::{Needs, Population};
 use super::quadrants::Resolved;
 use super::ranking::Ranking;
 use crate::error::Result;
-use crate::stats::share;
+use crate::stats::{PerRow, share};
 use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
 /// The content of summary.json.
@@ -249,7 +249,7 @@ struct TableSums {
     turns: Vec<Tally>,
     /// How the shares of all tokens vary from row to row; the total sums come from the sources at the end.
     overall: Tally,
-    open_row: OpenRow,
+    open: PerRow<OpenRow>,
     places: Places,
     /// Occurrences of each target token by quadrant.
     tokens: HashMap<u32, [u64; 4]>,
@@ -299,11 +299,9 @@ impl Worst {
     }
 }
 
-/// The row being read. The tokens of a row are contiguous, in one chunk or in several.
+/// The sources and turns of the row being read.
 #[derive(Default)]
 struct OpenRow {
-    row: Option<u32>,
-    /// The sources and turns of its tokens.
     sources: Vec<usize>,
     turns: Vec<usize>,
 }
@@ -319,17 +317,16 @@ impl TableSums {
         for (i, quadrant) in labels.iter().enumerate() {
             let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
             let (q, loss, grad) = (quadrant.index(), -logprob, f64::from(chunk.grad[i]));
-            if self.open_row.row != Some(chunk.row[i]) {
-                self.close_row();
-                self.open_row.row = Some(chunk.row[i]);
+            if let Some(ended) = self.open.go_to(chunk.row[i]) {
+                self.close(ended);
             }
             let (source, turn) = (chunk.source[i] as usize, usize::from(chunk.turn[i]));
             self.overall.add(q, loss, grad, entropy);
             if self.sources[source].add(q, loss, grad, entropy) {
-                self.open_row.sources.push(source);
+                self.open.sums.sources.push(source);
             }
             if self.turns[turn].add(q, loss, grad, entropy) {
-                self.open_row.turns.push(turn);
+                self.open.sums.turns.push(turn);
             }
             self.tokens.entry(chunk.token_id[i]).or_default()[q] += 1;
             if *quadrant == Quadrant::ConfidentConflict {
@@ -353,14 +350,10 @@ impl TableSums {
         }
     }
 
-    /// Ends the row being read.
-    fn close_row(&mut self) {
-        let OpenRow { row, sources, turns } = std::mem::take(&mut self.open_row);
-        if row.is_some() {
-            self.overall.close_row();
-            sources.into_iter().for_each(|source| self.sources[source].close_row());
-            turns.into_iter().for_each(|turn| self.turns[turn].close_row());
-        }
+    fn close(&mut self, OpenRow { sources, turns }: OpenRow) {
+        self.overall.close_row();
+        sources.into_iter().for_each(|source| self.sources[source].close_row());
+        turns.into_iter().for_each(|turn| self.turns[turn].close_row());
     }
 
     fn add_surprises(&mut self, chunk: &TokenChunk, places: &[Range<u32>], thresholds: &Resolved) {
@@ -417,7 +410,9 @@ impl TableSums {
             }
         }
 
-        self.close_row();
+        if let Some(ended) = self.open.end() {
+            self.close(ended);
+        }
         self.overall.whole = self.sources.iter().fold(Quarters::default(), |mut overall, source| {
             for (sum, quarter) in overall.iter_mut().zip(&source.whole) {
                 sum.tokens += quarter.tokens;

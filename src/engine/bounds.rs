@@ -344,7 +344,7 @@ mod tests {
         let n = 40 + random.below(3000) as usize;
         let scale = [0.01, 0.5, 2.0, 5.0, 12.0][i % 5];
         let mut normal = || {
-            let mut unit = || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+            let mut unit = || random.unit();
             (-2.0 * unit().max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * unit()).cos()
         };
         (0..n)

@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn the_interval_covers_the_truth_as_often_as_it_says() {
         let mut random = SplitMix(37);
-        let mut uniform = move || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut uniform = move || random.unit();
         for (texts, lowest) in [(20, 0.90), (320, 0.93)] {
             let mut covered = 0;
             for _ in 0..1000 {

@@ -178,7 +178,7 @@ fn read_task(path: &Path) -> Result<Read> {
             }
         }
     }
-    let own: Vec<Metric> = found
+    let metrics: Vec<Metric> = found
         .into_iter()
         // A metric that some items lack would be a mean over different items from the others.
         .filter(|(_, (_, terms))| terms.len() == ids.len())
@@ -190,7 +190,7 @@ fn read_task(path: &Path) -> Result<Read> {
             Metric { name, link, lower_is_better, is_share, terms }
         })
         .collect();
-    if own.is_empty() {
+    if metrics.is_empty() {
         let names = if named.is_empty() {
             String::new()
         } else {
@@ -202,12 +202,12 @@ fn read_task(path: &Path) -> Result<Read> {
     if own_ids.iter().collect::<BTreeSet<_>>().len() == ids.len() {
         ids = own_ids;
     }
-    let left_out = named.into_iter().filter(|name| own.iter().all(|metric| metric.name != *name)).collect();
+    let left_out = named.into_iter().filter(|name| metrics.iter().all(|metric| metric.name != *name)).collect();
     let task = TaskSamples {
         kind: None,
         ids,
         samples: Vec::new(),
-        own,
+        metrics,
         asked,
         origins,
         data_sha256: None,

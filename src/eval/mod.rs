@@ -11,7 +11,7 @@
 //! rows.rs       a user's own rows -> cross-entropy of their answers
 //! samples.rs    samples.parquet; answers.rs: answers.parquet
 //! results.rs    scores.json
-//! compare.rs    two evaluations of the same items -> paired differences
+//! compare/      two evaluations of the same items -> paired differences
 //! harness.rs    the sample files of lm-evaluation-harness as one side of a comparison
 //! divergence.rs two models on the same text -> how far apart they are
 //! retention.rs  a base model and fine-tuning runs -> gains on the target, losses in general

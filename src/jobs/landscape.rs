@@ -85,10 +85,8 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
         data: runs.iter().map(|run| run.record.data_names()).collect::<Vec<_>>().join(" beside "),
         thresholds: thresholds.to_string(),
     };
-    let entropies = [Some(thresholds.entropy), thresholds.entropy_high].into_iter().flatten().map(f64::from).collect();
-    let cuts = Cuts { probability: thresholds.p.map(f64::from), entropies, tail: None };
     for extension in ["png", "svg"] {
-        draw(&panels, &cuts, &caption, &out.join(format!("landscapes.{extension}")))?;
+        draw(&panels, &Cuts::of(thresholds), &caption, &out.join(format!("landscapes.{extension}")))?;
     }
     let text = text(&sides, &thresholds.to_string());
     let markdown = format!("# Runs side by side\n\n![where the tokens lie](landscapes.png)\n\n{text}");

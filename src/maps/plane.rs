@@ -18,6 +18,7 @@ use super::font;
 use super::grid::{Bins, Grid, Tally};
 use super::scene::{Anchor, Point, Scene, Text};
 use super::style::{self, GRID_LINE, INK, LogScale, NOTE_SIZE, SOFT_INK};
+use crate::diagnosis::quadrants::Resolved;
 use crate::format::n_tokens;
 
 /// Low p and low H, low p and high H, high p and low H, both high: the order of every `[f64; 4]` and `[u64; 4]` in the maps.
@@ -32,6 +33,17 @@ pub struct Cuts {
     pub entropies: Vec<f64>,
     /// Drawn in the figure of `tail`.
     pub tail: Option<f64>,
+}
+
+impl Cuts {
+    pub fn of(thresholds: &Resolved) -> Cuts {
+        let Resolved { p, entropy, entropy_high, tail, .. } = thresholds;
+        Cuts {
+            probability: p.map(f64::from),
+            entropies: [Some(*entropy), *entropy_high].into_iter().flatten().map(f64::from).collect(),
+            tail: tail.map(f64::from),
+        }
+    }
 }
 
 /// The lowest and the highest probability with its own column; f32 log-probabilities resolve 1 - p no further.

@@ -20,6 +20,30 @@ pub(crate) struct ClusterSums {
     bb: f64,
 }
 
+/// What is collected of the row being read, where the tokens of a row are contiguous.
+#[derive(Default)]
+pub(crate) struct PerRow<T> {
+    row: Option<u32>,
+    pub sums: T,
+}
+
+impl<T: Default> PerRow<T> {
+    /// Goes on to a token of `row`. If another row was being read, this ends it and returns what was collected of it.
+    pub(crate) fn go_to(&mut self, row: u32) -> Option<T> {
+        if self.row == Some(row) {
+            return None;
+        }
+        let ended = self.end();
+        self.row = Some(row);
+        ended
+    }
+
+    /// Ends the row being read, if there is one.
+    pub(crate) fn end(&mut self) -> Option<T> {
+        self.row.take().map(|_| std::mem::take(&mut self.sums))
+    }
+}
+
 /// The scale on which an interval is symmetric. Its ends are transformed back, so that they stay within the range of the value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scale {
@@ -40,6 +64,15 @@ impl ClusterSums {
         self.aa += a * a;
         self.ab += a * b;
         self.bb += b * b;
+    }
+
+    /// The number of clusters.
+    pub(crate) fn clusters(&self) -> u64 {
+        self.clusters
+    }
+
+    pub(crate) fn extend(&mut self, clusters: impl IntoIterator<Item = Term>) {
+        clusters.into_iter().for_each(|cluster| self.add(cluster));
     }
 
     /// `sum numerator / sum denominator` with its interval; without uncertainty for fewer than two clusters.
@@ -104,7 +137,7 @@ const MANY: usize = 2000;
 /// linearised error.
 pub(crate) fn over_clusters(terms: &[Term]) -> Estimate {
     let mut sums = ClusterSums::default();
-    terms.iter().for_each(|&term| sums.add(term));
+    sums.extend(terms.iter().copied());
     let linear = sums.estimate(Scale::Plain);
     if terms.len() < 2 || terms.len() > MANY || linear.stderr == Some(0.0) {
         return linear;

@@ -20,7 +20,7 @@ mod shares;
 mod terms;
 
 pub(crate) use bootstrap::two_sample_intervals;
-pub(crate) use clusters::{ClusterSums, Scale, cluster_interval, over_clusters};
+pub(crate) use clusters::{ClusterSums, PerRow, Scale, cluster_interval, over_clusters};
 pub(crate) use design::Design;
 pub(crate) use flips::{detectable_drop, holm, mcnemar_exact, sign_flip};
 pub(crate) use items::{

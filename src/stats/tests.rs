@@ -103,7 +103,7 @@ fn intervals_cover_the_truth_as_often_as_they_say() {
 #[test]
 fn intervals_of_few_events_groups_and_subjects_cover_the_truth() {
     let mut random = SplitMix(41);
-    let mut uniform = move || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut uniform = move || random.unit();
     const N_EXPERIMENTS: usize = 1000;
     let covers = |found: Estimate, truth: f64| found.ci95.is_some_and(|[low, high]| low <= truth && truth <= high);
     let mut check = |what: &str, lowest: f64, experiment: &mut dyn FnMut(&mut dyn FnMut() -> f64) -> bool| {
@@ -240,7 +240,7 @@ fn intervals_over_clusters_by_hand() {
 fn intervals_over_clusters_cover_the_truth_as_often_as_they_say() {
     for (n_rows, lowest) in [(40, 0.90), (160, 0.92)] {
         let mut random = SplitMix(29);
-        let mut uniform = move || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut uniform = move || random.unit();
         let mut row = move || {
             let tokens = (5.0 - 60.0 * (1.0 - uniform()).ln()).floor();
             let odd = uniform().powi(4);
@@ -291,7 +291,7 @@ fn intervals_over_clusters_cover_the_truth_as_often_as_they_say() {
 fn changes_over_rows_cover_the_truth_as_often_as_they_say() {
     for (n_rows, lowest) in [(12, 0.90), (60, 0.91)] {
         let mut random = SplitMix(31);
-        let mut uniform = move || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut uniform = move || random.unit();
         let mut row = move || {
             let tokens = (2.0 - 40.0 * (1.0 - uniform()).ln()).floor();
             let shift = 0.2 * (uniform() - 0.3);
@@ -472,6 +472,22 @@ fn certainty_is_never_whole() {
     let texts = plain(&[2.5; 6]);
     assert_eq!(estimate(&texts, &ALONE, Link::Exp).ci95, None);
     assert_eq!(paired_difference(&texts, &texts, &ALONE, Link::Exp).ci95, None);
+}
+
+#[test]
+fn a_row_ends_where_another_begins() {
+    let mut row = PerRow::<u64>::default();
+    assert_eq!(row.end(), None, "no row was begun");
+    // Row 0 has two tokens, row 7 one, and row 3 one that adds nothing.
+    let ended: Vec<Option<u64>> = [(0, 1), (0, 2), (7, 4), (3, 0)]
+        .map(|(number, value)| {
+            let ended = row.go_to(number);
+            row.sums += value;
+            ended
+        })
+        .to_vec();
+    assert_eq!(ended, [None, None, Some(3), Some(4)]);
+    assert_eq!((row.end(), row.end()), (Some(0), None));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::dataset::{Choice, Chosen, Dataset, Place};
 use crate::error::{Error, Result};
-use crate::random::SplitMix;
+use crate::random;
 use crate::tokens::{Audit, Renderer, Sequence, rendered};
 
 /// Sequences with supervised tokens, and the held-out rows.
@@ -247,7 +247,7 @@ fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
     }
     let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
     let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_cached_key(|&index| Random::new(seed ^ VALIDATION, u64::from(rows[index])).next());
+    order.sort_by_cached_key(|&index| random::stream(seed ^ VALIDATION, u64::from(rows[index])).next());
     // Equal rows have the same number and are adjacent in this order: the cut must not separate them.
     let is_cut_through = |n: usize| (1..order.len()).contains(&n) && rows[order[n]] == rows[order[n - 1]];
     let up = (n..=order.len()).find(|&n| !is_cut_through(n)).filter(|&n| n < order.len());
@@ -278,14 +278,14 @@ impl Order {
     /// The indices of an epoch's sequences, in training order.
     pub(crate) fn epoch(&self, epoch: u64) -> Vec<u32> {
         let mut order = Vec::new();
-        let mut random = Random::new(self.seed, epoch);
+        let mut random = random::stream(self.seed, epoch);
         for (index, &weight) in self.weights.iter().enumerate() {
             let whole = weight.floor();
-            let times = whole as usize + usize::from(random.share() < weight - whole);
+            let times = whole as usize + usize::from(random.unit() < weight - whole);
             order.extend(std::iter::repeat_n(index as u32, times));
         }
         for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i as u64 + 1) as usize);
+            order.swap(i, random.below_u64(i as u64 + 1) as usize);
         }
         order
     }
@@ -356,32 +356,6 @@ fn steps_of(order: &Order, epoch: u64, batch: usize) -> u64 {
 
 /// Separates the draws of held-out rows from those of the order.
 const VALIDATION: u64 = 0x7661_6c69_6461_7465;
-
-/// A random stream for one purpose.
-pub(crate) struct Random(SplitMix);
-
-impl Random {
-    /// Creates the stream; equal `seed` and `stream` give equal numbers.
-    pub(crate) fn new(seed: u64, stream: u64) -> Random {
-        let mut random = Random(SplitMix(seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)));
-        random.next();
-        random
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0.next()
-    }
-
-    /// A uniform number in 0..1.
-    fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// A whole number in 0..n, uniform up to a bias of n in 2^64.
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-}
 
 #[cfg(test)]
 mod tests {

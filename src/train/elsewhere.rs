@@ -1,6 +1,6 @@
-//! Handles options in the files of other programs (Transformers, LLaMA-Factory, axolotl, TRL) that have no option here: those
-//! without a counterpart, those that do not change the result, values that mean something different there, and differences in the
-//! effect of accepted options. Names that are accepted, or have another name here, are in declared.rs.
+//! Knows the options of other programs (Transformers, LLaMA-Factory, axolotl, TRL): those with another name here, those without a
+//! counterpart, those that do not change the result, values that mean something different there, and differences in the effect of
+//! accepted options. The tables hold their names separated by spaces and spelt with underscores.
 
 use std::path::Path;
 
@@ -8,192 +8,194 @@ use toml::Value;
 
 use crate::error::{Error, Result};
 
+/// Options that have a different name in other programs, and these names.
+const SAME: &[(&str, &str)] = &[
+    ("model", "model_name_or_path base_model"),
+    ("out", "output_dir"),
+    ("top-k", "eaft_k"),
+    ("lora-r", "lora_rank"),
+    ("lora-targets", "lora_target lora_target_modules"),
+    ("lr", "learning_rate"),
+    ("schedule", "lr_scheduler_type lr_scheduler"),
+    ("epochs", "num_train_epochs num_epochs"),
+    ("beta1", "adam_beta1"),
+    ("beta2", "adam_beta2"),
+    ("eps", "adam_epsilon"),
+    ("clip", "max_grad_norm"),
+    ("max-len", "cutoff_len max_length sequence_len max_seq_length"),
+    ("validation-share", "val_size val_set_size"),
+    ("eval-every", "eval_steps"),
+    ("save-every", "save_steps"),
+    ("keep-checkpoints", "save_total_limit"),
+    ("stop-after-worse", "early_stopping_patience early_stopping_steps"),
+];
+
+/// Options of other programs that have no counterpart here, and what to give instead.
+const INSTEAD: &[(&str, &str)] = &[
+    (
+        "gradient_accumulation_steps per_device_train_batch_size micro_batch_size",
+        "Use batch-size, the sequences per optimiser step: per-device batch size times accumulation steps times devices.",
+    ),
+    (
+        "finetuning_type adapter use_peft",
+        "Use lora = true for LoRA, or leave it out to train all weights; other methods are not supported.",
+    ),
+    (
+        "packing neat_packing packing_strategy padding_free pad_to_sequence_len eval_packing eval_sample_packing \
+         sample_packing",
+        "Leave it out: rows are always packed without padding and never attend to each other; batch-size counts rows, whereas there, with packing, a batch counts packs.",
+    ),
+    ("use_eaft use_eaft_loss", "Use method = \"eaft\"."),
+    ("eaft_alpha", "Use gate = \"power:N\" with this N."),
+    ("use_dft_loss", "Use method = \"dft\"."),
+    ("use_asft_loss", "Use method = \"asft\"."),
+    ("asft_alpha", "Use kl-weight."),
+    ("bf16 fp16", "Use dtype = \"bf16\"."),
+    ("dataset dataset_name", "Use datasets, a list of files."),
+    (
+        "max_samples",
+        "Use limit, the first records of all files together; LLaMA-Factory's limit applies to each data set, held-out ones included.",
+    ),
+    ("eval_dataset test_datasets", "Use validation, a list of files."),
+    ("load_best_model_at_end", "Use keep = \"best\"."),
+    ("metric_for_best_model", "Leave it out for eval_loss: keep = \"best\" always uses the held-out loss."),
+    (
+        "template",
+        "The model's own chat template is used, unless chat-template names another file; LLaMA-Factory's own template of this name may produce different tokens.",
+    ),
+    ("chat_template_jinja chat_template_path", "Use chat-template, the path of a Jinja file."),
+    ("eot_tokens", "Leave it out: the token that ends a turn in the chat template is learnt with the turn."),
+    ("enable_thinking", "Use chat-template-kwargs, such as {\"enable_thinking\": false}, if the model's chat template uses it."),
+    ("default_system default_system_message", "Use system, which is added to conversations without a system prompt."),
+    ("dataset_text_field", "Use map, such as map = [\"text=COLUMN\"]."),
+    (
+        "assistant_only_loss completion_only_loss",
+        "Leave it out for true: only answers are learnt. For false use supervise = \"all\", which learns the whole text.",
+    ),
+    ("loss_type", "Leave it out for nll, and give method = \"dft\" for dft."),
+    ("stage", "Leave it out for sft: other stages are not supported."),
+    ("excess_length_strategy", "Leave it out for truncate, which is what max-len does; for drop remove such rows from the data."),
+    ("truncation_mode", "Leave it out for keep_start, which is what max-len does."),
+    ("mix_strategy interleave_probs", "Use mix, how often the rows of each source appear."),
+    (
+        "adapter_name_or_path lora_model_dir",
+        "Merge it with `diagnose export ADAPTER --out DIR` and give model = \"DIR/model\"; an adapter cannot be trained further directly.",
+    ),
+    (
+        "use_rslora peft_use_rslora",
+        "For true, which scales by alpha / sqrt(r), use lora-alpha = alpha times the square root of r; leave it out for false.",
+    ),
+    ("lora_target_linear", "Leave it out for true: by default all linear modules get adapters. For false give lora-targets."),
+    ("torch_dtype", "Use dtype = \"bf16\" or \"f32\", the precision of the products; trained weights are kept in f32."),
+    ("data_seed", "Use seed."),
+    (
+        "eval_strategy evaluation_strategy evals_per_epoch",
+        "Use eval-every, the steps between evaluations; `train --dry-run` shows how many steps the run has.",
+    ),
+    ("save_strategy saves_per_epoch", "Use save-every, the steps between checkpoints; the default is one per epoch."),
+    ("resume_from_checkpoint", "Leave it out: the same command resumes."),
+    (
+        "average_tokens_across_devices",
+        "Leave it out for true, the default there: the loss is the mean over all tokens of a step.",
+    ),
+    (
+        "optim optimizer",
+        "Leave it out for adamw_torch and the like: AdamW is the only optimiser; any other would be a different training.",
+    ),
+    ("mask_history", "Use supervise = \"last\" for true, and leave it out for false: every answer is learnt."),
+    (
+        "train_on_prompt train_on_inputs",
+        "Use supervise = \"all\" for true, which learns the whole text, and leave it out for false: only answers are learnt.",
+    ),
+    (
+        "roles_to_train",
+        "Leave it out: the assistant's turns are learnt; choose with supervise (assistant, last, or all for the whole text), and for single messages with `weight` or `train`.",
+    ),
+    ("train_on_eos", "Leave it out: the token that ends a turn is learnt with it, as `turn` says, which is axolotl's default."),
+    ("gradient_checkpointing", "Use activation-memory, the MiB of activations to keep instead of recomputing."),
+    ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
+];
+
 /// Options that change the training there and have no counterpart here. `false` turns each of them off; a final `*` matches any
 /// ending.
 const WITHOUT_COUNTERPART: &[&str] = &[
     // The trained parameters and their initial values.
-    "additional_target",
-    "embedding_lr*",
-    "freeze_*",
-    "init_special_tokens",
-    "lisa_*",
-    "loftq_*",
-    "lora_alpha_pattern",
-    "lora_fan_in_fan_out",
-    "lora_modules_to_save",
-    "lora_rank_pattern",
-    "lora_target_parameters",
-    "loraplus_*",
-    "mixture_of_depths",
-    "module_dropout",
-    "oft_*",
-    "peft_init_lora_weights",
-    "peft_layer*",
-    "peft_trainable_token_indices",
-    "peft_use_dora",
-    "pissa_*",
-    "reinit_weights",
-    "relora*",
-    "train_from_scratch",
-    "unfrozen_parameters",
-    "use_dora",
-    "use_llama_pro",
+    "additional_target embedding_lr* freeze_* init_special_tokens lisa_* loftq_* lora_alpha_pattern lora_fan_in_fan_out \
+     lora_modules_to_save lora_rank_pattern lora_target_parameters loraplus_* mixture_of_depths module_dropout oft_* \
+     peft_init_lora_weights peft_layer* peft_trainable_token_indices peft_use_dora pissa_* reinit_weights relora* \
+     train_from_scratch unfrozen_parameters use_dora use_llama_pro",
     // Number formats.
-    "bfloat16",
-    "float16",
-    "fp8*",
-    "load_in_4bit",
-    "load_in_8bit",
-    "model_quantization_config*",
-    "pure_bf16",
-    "qat",
-    "quantization_*",
-    "quantize_moe_experts",
+    "bfloat16 float16 fp8* load_in_4bit load_in_8bit model_quantization_config* pure_bf16 qat quantization_* \
+     quantize_moe_experts",
     // The loss and the model.
-    "label_smoothing_factor",
-    "moe_aux_loss_coef",
-    "neftune_noise_alpha",
-    "noisy_embedding_alpha",
-    "overrides_of_model_*",
-    "rope_scaling",
-    "router_aux_loss_coef",
-    "s2_attention",
-    "scaling_softmax*",
-    "shift_attn",
-    "use_pose",
+    "label_smoothing_factor moe_aux_loss_coef neftune_noise_alpha noisy_embedding_alpha overrides_of_model_* rope_scaling \
+     router_aux_loss_coef s2_attention scaling_softmax* shift_attn use_pose",
     // The update.
-    "adam_beta3",
-    "adam_epsilon2",
-    "apollo_*",
-    "badam_*",
-    "cosine_constant_lr_ratio",
-    "cosine_min_lr_ratio",
-    "dion_*",
-    "galore_*",
-    "jagged_restart_*",
-    "lr_div_factor",
-    "lr_groups",
-    "lr_quadratic_warmup",
-    "lr_scheduler_kwargs",
-    "optim_args",
-    "optim_target_modules",
-    "qgalore_*",
-    "use_adam_mini",
-    "use_apollo",
-    "use_badam",
-    "use_galore",
-    "use_muon",
+    "adam_beta3 adam_epsilon2 apollo_* badam_* cosine_constant_lr_ratio cosine_min_lr_ratio dion_* galore_* \
+     jagged_restart_* lr_div_factor lr_groups lr_quadratic_warmup lr_scheduler_kwargs optim_args optim_target_modules \
+     qgalore_* use_adam_mini use_apollo use_badam use_galore use_muon",
     // The rows, their order and their tokens.
-    "add_special_tokens",
-    "add_tokens",
-    "added_tokens_overrides",
-    "curriculum_sampling",
-    "dataloader_drop_last",
-    "dataset_exact_deduplication",
-    "disable_shuffling",
-    "group_by_length",
-    "min_sample_len",
-    "new_special_tokens_config",
-    "preserve_thinking",
-    "resize_vocab",
-    "special_tokens",
-    "split_special_tokens",
-    "tokens",
-    "tool_format",
-    "train_sampling_strategy",
+    "add_special_tokens add_tokens added_tokens_overrides curriculum_sampling dataloader_drop_last \
+     dataset_exact_deduplication disable_shuffling group_by_length min_sample_len new_special_tokens_config \
+     preserve_thinking resize_vocab special_tokens split_special_tokens tokens tool_format train_sampling_strategy",
 ];
 
 /// Options that change nothing about what is learnt, but how it is computed, saved, monitored and logged. A final `*` matches any
 /// ending.
-const WITHOUT_RESULT: &[&str] = &[
-    "activation_offloading",
-    "attn_implementation",
-    "bf16_full_eval",
-    "cache_dir",
-    "comet_*",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "dataset_num_proc",
-    "dataset_prepared_path",
-    "dataset_processes",
-    "ddp*",
-    "disable_tqdm",
-    "do_eval",
-    "do_train",
-    "eager_attention",
-    "enable_liger_kernel",
-    "eval_batch_size",
-    "flash_attention",
-    "flash_attn",
-    "flex_attention",
-    "fp16_full_eval",
-    "fsdp*",
-    "full_determinism",
-    "gc_steps",
-    "gradient_checkpointing_kwargs",
-    "hf_hub_token",
-    "hf_use_auth_token",
-    "hub_*",
-    "include_num_input_tokens_seen",
-    "liger_*",
-    "local_rank",
-    "log_level*",
-    "log_on_each_node",
-    "logging_*",
-    "lora_mlp_kernel",
-    "lora_o_kernel",
-    "lora_qkv_kernel",
-    "low_cpu_mem_usage",
-    "mlflow_*",
-    "overwrite_cache",
-    "overwrite_output_dir",
-    "per_device_eval_batch_size",
-    "plot_loss",
-    "preprocessing_num_workers",
-    "push_to_hub",
-    "remove_unused_columns",
-    "report_to",
-    "run_name",
-    "save_only_model",
-    "save_safetensors",
-    "sdp_attention",
-    "swanlab_*",
-    "tf32",
-    "tokenizer_use_fast",
-    "torch_compile*",
-    "trackio_*",
-    "trust_remote_code",
-    "upcast_layernorm",
-    "use_cache",
-    "use_comet",
-    "use_fast_tokenizer",
-    "use_liger_kernel",
-    "use_mlflow",
-    "use_reentrant_gc",
-    "use_swanlab",
-    "use_tensorboard",
-    "use_trackio",
-    "use_unsloth_gc",
-    "use_wandb",
-    "wandb_*",
-    "xformers_attention",
-];
+const WITHOUT_RESULT: &str = "activation_offloading attn_implementation bf16_full_eval cache_dir comet_* dataloader_num_workers \
+     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc dataset_prepared_path \
+     dataset_processes ddp* disable_tqdm do_eval do_train eager_attention enable_liger_kernel eval_batch_size \
+     flash_attention flash_attn flex_attention fp16_full_eval fsdp* full_determinism gc_steps gradient_checkpointing_kwargs \
+     hf_hub_token hf_use_auth_token hub_* include_num_input_tokens_seen liger_* local_rank log_level* log_on_each_node \
+     logging_* lora_mlp_kernel lora_o_kernel lora_qkv_kernel low_cpu_mem_usage mlflow_* overwrite_cache \
+     overwrite_output_dir per_device_eval_batch_size plot_loss preprocessing_num_workers push_to_hub remove_unused_columns \
+     report_to run_name save_only_model save_safetensors sdp_attention swanlab_* tf32 tokenizer_use_fast torch_compile* \
+     trackio_* trust_remote_code upcast_layernorm use_cache use_comet use_fast_tokenizer use_liger_kernel use_mlflow \
+     use_reentrant_gc use_swanlab use_tensorboard use_trackio use_unsloth_gc use_wandb wandb_* xformers_attention";
 
-fn is_of(names: &[&str], name: &str) -> bool {
+/// The names of option `name` in other programs.
+pub(crate) fn other_names(name: &str) -> impl Iterator<Item = &'static str> {
+    SAME.iter().filter(move |(ours, _)| *ours == name).flat_map(|(_, theirs)| theirs.split_whitespace())
+}
+
+/// Names in other programs that [`instead_of`] answers.
+pub(crate) fn answered_names() -> impl Iterator<Item = &'static str> {
+    INSTEAD.iter().flat_map(|(names, _)| names.split_whitespace())
+}
+
+/// What to give instead of another program's option that has no counterpart here.
+pub(crate) fn instead_of(name: &str) -> Option<&'static str> {
+    INSTEAD.iter().find(|(names, _)| is_of(names, name)).map(|(_, answer)| *answer)
+}
+
+/// Our name of an option, given by our name or another program's, with dashes or underscores; an unknown name stays as it is,
+/// with dashes.
+pub(crate) fn our_name(name: &str) -> Result<String> {
+    if let Some(answer) = instead_of(name) {
+        return Err(Error::usage(format!("`{name}` is not an option of this program")).cure(answer));
+    }
+    let same = SAME.iter().find(|(_, names)| is_of(names, name));
+    Ok(same.map_or_else(|| name.replace('_', "-"), |(ours, _)| (*ours).to_owned()))
+}
+
+/// Is the option, written with dashes or underscores, among `names`? One that ends in `*` matches any ending.
+fn is_of(names: &str, name: &str) -> bool {
     let name = name.replace('-', "_");
-    names.iter().any(|known| known.strip_suffix('*').map_or(*known == name, |start| name.starts_with(start)))
+    names.split_whitespace().any(|known| known.strip_suffix('*').map_or(known == name, |start| name.starts_with(start)))
+}
+
+fn has_no_counterpart(name: &str) -> bool {
+    WITHOUT_COUNTERPART.iter().any(|names| is_of(names, name))
 }
 
 /// Is this another program's option without a counterpart here, turned off?
 pub(super) fn is_off(name: &str, value: &Value) -> bool {
-    *value == Value::Boolean(false) && is_of(WITHOUT_COUNTERPART, name)
+    *value == Value::Boolean(false) && has_no_counterpart(name)
 }
 
 /// What to do about an option that only other programs have.
 pub(super) fn answer(name: &str) -> Option<&'static str> {
-    if is_of(WITHOUT_COUNTERPART, name) {
+    if has_no_counterpart(name) {
         return Some("this program does not support it, and without it the training would differ.");
     }
     is_of(WITHOUT_RESULT, name).then_some("leave it out: it does not affect the result.")

@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn intervals_of_held_out_rows_cover_the_truth_as_often_as_they_say() {
         let mut random = crate::random::SplitMix(41);
-        let mut uniform = move || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut uniform = move || random.unit();
         let mut row = || -> Vec<TokenStatistics> {
             let (n, level) = (1 + (uniform() * 60.0) as usize, 0.3 + uniform());
             let mut token = || {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! options.rs     a TOML file and the command line -> the options of a run; options/check.rs rejects invalid ones; declared.rs describes an
-//!                option and knows other programs' names for it; elsewhere.rs handles what else their files contain
+//!                option; elsewhere.rs knows the options of other programs
 //! data.rs        sequences in memory, held-out rows, the order of each epoch
 //! step.rs        sequences -> packs -> forward, head, backward: the gradient of one step
 //! loss.rs        a token's statistics -> the factors of its loss, for every method of `diagnosis::gate`
@@ -18,7 +18,7 @@ pub(crate) mod adamw;
 pub(crate) mod data;
 pub(crate) mod declared;
 pub(crate) mod drift;
-mod elsewhere;
+pub(crate) mod elsewhere;
 pub(crate) mod keep;
 pub(crate) mod loss;
 pub(crate) mod metrics;

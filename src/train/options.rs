@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
-use super::declared::{Declared, OptionGroup, Typed, ValueKind, instead_of, our_name};
-use super::elsewhere;
+use super::declared::{Declared, Emitted, OptionGroup, Typed, ValueKind};
+use super::elsewhere::{self, instead_of, our_name};
 use super::keep::Keep;
 use super::schedule::Shape;
 use crate::dataset::{Choice, FieldMap, Format, ReadOptions, RoleMap};
@@ -24,10 +24,10 @@ use crate::model::{LoraOptions, ModelName};
 use crate::spelling::nearest;
 use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
-/// Declares the options: groups of fields, each with its type, its default and its help text. The help text may end with a
-/// default that is not a number in brackets; help adds the numeric ones.
+/// Declares the options: groups of fields, each with its type, its default, what `--emit` does with it, and its help text. The help
+/// text may end with a default that is not a number in brackets; help adds the numeric ones.
 macro_rules! options {
-    ($($group:ident { $($(#[doc = $help:literal])+ $name:ident: $type:ty = $default:expr;)* })*) => {
+    ($($group:ident { $($(#[doc = $help:literal])+ $name:ident: $type:ty = $default:expr => $emitted:ident;)* })*) => {
         /// All options of a training run; the names are those of the command line.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -43,141 +43,156 @@ macro_rules! options {
 
         /// All options, in the order in which help shows them.
         pub(crate) const DECLARED: &[Declared] = &[
-            $($(Declared::new(stringify!($name), OptionGroup::$group, <$type as Typed>::KIND, concat!($($help, "\n"),+)),)*)*
+            $($(Declared {
+                field: stringify!($name),
+                group: OptionGroup::$group,
+                kind: <$type as Typed>::KIND,
+                emitted: Emitted::$emitted,
+                lines: concat!($($help, "\n"),+),
+            },)*)*
         ];
+
+        impl Options {
+            /// The options that differ from their defaults.
+            pub(crate) fn changed(&self) -> impl Iterator<Item = &'static Declared> {
+                let plain = Options::default();
+                let differs = [$($(self.$name != plain.$name,)*)*];
+                DECLARED.iter().zip(differs).filter(|(_, differs)| *differs).map(|(declared, _)| declared)
+            }
+        }
     };
 }
 
 options! {
     Run {
         /// Data files (JSONL, JSON, CSV, Parquet, Arrow; also .gz, .zst, .bz2, .xz or .zip), folders, globs, or `-` for standard input.
-        datasets: Vec<String> = Vec::new();
+        datasets: Vec<String> = Vec::new() => Rows;
         /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id [default: SmolLM2-135M-Instruct].
-        model: Option<String> = None;
+        model: Option<String> = None => Config;
         /// For an adapter: its base model [default: the one named in its config].
-        base: Option<String> = None;
+        base: Option<String> = None => NoCounterpart;
         /// The run folder [default: one under runs/].
-        out: Option<PathBuf> = None;
+        out: Option<PathBuf> = None => Config;
         /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: close to f32); trained weights are kept in f32.
-        dtype: Dtype = Dtype::F32;
+        dtype: Dtype = Dtype::F32 => Config;
     }
     Loss {
         /// Loss (`diagnose guide training` describes them): METHODS.
-        method: Method = EAFT;
+        method: Method = EAFT => Config;
         /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl [default: linear].
-        gate: Option<String> = None;
+        gate: Option<String> = None => Config;
         /// Divisor of EAFT's entropy: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl) [default: ln-k].
-        normaliser: Option<Normaliser> = None;
+        normaliser: Option<Normaliser> = None => Config;
         /// K of EAFT's top-K entropy [default: 20].
-        top_k: Option<usize> = None;
+        top_k: Option<usize> = None => Config;
         /// Rows whose conflicts should be learnt, such as knowledge edits, and get full weight: a source, a row's own id, or
         /// edits.jsonl:17; repeatable.
-        intended: Vec<String> = Vec::new();
+        intended: Vec<String> = Vec::new() => NoCounterpart;
     }
     Lora {
         /// Train low-rank adapters (LoRA) instead of all weights.
-        lora: bool = false;
+        lora: bool = false => Config;
         /// LoRA rank.
-        lora_r: usize = 16;
+        lora_r: usize = 16 => Config;
         /// LoRA alpha; adapters are scaled by alpha / r [default: 2 r].
-        lora_alpha: Option<f64> = None;
+        lora_alpha: Option<f64> = None => Config;
         /// Also save the base model with the adapter merged into it.
-        merge: bool = false;
+        merge: bool = false => SetThere;
     }
     Optimiser {
         /// Peak learning rate [default: 1e-5, with --lora 1e-4].
-        lr: Option<f64> = None;
+        lr: Option<f64> = None => Config;
         /// Passes over the data; a fraction ends within an epoch.
-        epochs: f64 = 1.0;
+        epochs: f64 = 1.0 => Config;
         /// Train for this many optimiser steps instead of --epochs, over as many epochs as that takes.
-        max_steps: Option<u64> = None;
+        max_steps: Option<u64> = None => Config;
         /// Sequences per optimiser step.
-        batch_size: usize = 16;
+        batch_size: usize = 16 => Config;
         /// Warm-up steps; a number below 1 is a share of all steps [default: from --warmup-ratio].
-        warmup_steps: Option<f64> = None;
+        warmup_steps: Option<f64> = None => Config;
     }
     Looking {
         /// Share of the rows to hold out for evaluation during training.
-        validation_share: f64 = 0.0;
+        validation_share: f64 = 0.0 => Config;
         /// A file of held-out rows, read and masked like the data; repeatable.
-        validation: Vec<String> = Vec::new();
+        validation: Vec<String> = Vec::new() => SetThere;
         /// Steps between evaluations on held-out rows and general text [default: a tenth of the run].
-        eval_every: Option<u64> = None;
+        eval_every: Option<u64> = None => Config;
         /// Which model to save at the end: last, or best (lowest held-out loss) [default: last, with --stop-after-worse
         /// best].
-        keep: Option<Keep> = None;
+        keep: Option<Keep> = None => SetThere;
         /// End the run after this many evaluations in a row without a new lowest held-out loss [default: never].
-        stop_after_worse: Option<u64> = None;
+        stop_after_worse: Option<u64> = None => SetThere;
         /// Steps between checkpoints [default: an epoch].
-        save_every: Option<u64> = None;
+        save_every: Option<u64> = None => Config;
     }
     Data {
         /// Longest sequence in tokens; longer ones are cut at their end and counted [default: 2048, or the model's limit if
         /// lower].
-        max_len: Option<usize> = None;
+        max_len: Option<usize> = None => Config;
         /// Read only the first N records [default: all].
-        limit: Option<u64> = None;
+        limit: Option<u64> = None => Rows;
         /// Read N records drawn at random by --seed; a larger sample contains the smaller one [default: all].
-        sample: Option<u64> = None;
+        sample: Option<u64> = None => Rows;
         /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes a different half in each.
-        mix: BTreeMap<String, f64> = BTreeMap::new();
+        mix: BTreeMap<String, f64> = BTreeMap::new() => NoCounterpart;
         /// Random seed for the order of rows, the adapters' initial weights, dropout and the held-out rows.
-        seed: u64 = 0;
+        seed: u64 = 0 => Config;
     }
     Expert {
         /// Weight of the divergence from the base model [default: 0.5 in sft-kl, 0.1 in asft].
-        kl_weight: Option<f32> = None;
+        kl_weight: Option<f32> = None => Config;
         /// Optimiser steps between snapshots of psft's old model [default: 8].
-        snapshot_every: Option<u64> = None;
+        snapshot_every: Option<u64> = None => NoCounterpart;
         /// LoRA dropout.
-        lora_dropout: f32 = 0.0;
+        lora_dropout: f32 = 0.0 => Config;
         /// Modules that get adapters, such as q_proj,v_proj [default: all linear modules of the blocks; for mixtures of experts see
         /// `diagnose guide models`].
-        lora_targets: Vec<String> = Vec::new();
+        lora_targets: Vec<String> = Vec::new() => Config;
         /// Learning-rate schedule: cosine, linear, constant (without warm-up) or constant-with-warmup.
-        schedule: Shape = Shape::Cosine;
+        schedule: Shape = Shape::Cosine => Config;
         /// Share of the steps that are warm-up.
-        warmup_ratio: f64 = 0.03;
+        warmup_ratio: f64 = 0.03 => Config;
         /// AdamW's beta1: decay of the mean gradient.
-        beta1: f64 = 0.9;
+        beta1: f64 = 0.9 => Config;
         /// AdamW's beta2: decay of the mean squared gradient.
-        beta2: f64 = 0.999;
+        beta2: f64 = 0.999 => Config;
         /// AdamW's epsilon, added to the denominator.
-        eps: f64 = 1e-8;
+        eps: f64 = 1e-8 => Config;
         /// Weight decay (norms and biases excluded).
-        weight_decay: f64 = 0.0;
+        weight_decay: f64 = 0.0 => Config;
         /// Number format of AdamW's moments: f32, or bf16 with stochastic rounding, which saves a quarter of the memory and changes
         /// held-out losses in the fourth decimal [default: f32 for LoRA, else bf16].
-        moments: Option<Stored> = None;
+        moments: Option<Stored> = None => SetThere;
         /// Maximum gradient norm; 0 disables clipping.
-        clip: f64 = 1.0;
+        clip: f64 = 1.0 => Config;
         /// Tokens per forward pass; changes memory and speed, not results (except the masks of --lora-dropout).
-        pack_tokens: usize = 2048;
+        pack_tokens: usize = 2048 => SetThere;
         /// MiB of activations to keep instead of recomputing; changes memory and speed, not results [default: 1024 for LoRA, else
         /// 256].
-        activation_memory: Option<usize> = None;
+        activation_memory: Option<usize> = None => SetThere;
         /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
-        save_dtype: Stored = Stored::F32;
+        save_dtype: Stored = Stored::F32 => SetThere;
         /// Number of checkpoints to keep, in addition to the one with the lowest held-out loss if --keep is best.
-        keep_checkpoints: usize = 1;
+        keep_checkpoints: usize = 1 => Config;
         /// Data format [default: detected].
-        format: Option<Format> = None;
+        format: Option<Format> = None => Rows;
         /// Which column a field is read from, as FIELD=COLUMN, for data in no known format.
-        map: Vec<String> = Vec::new();
+        map: Vec<String> = Vec::new() => Rows;
         /// Role of a speaker in the data, as NAME=ROLE, such as patient=user.
-        role: Vec<String> = Vec::new();
+        role: Vec<String> = Vec::new() => Rows;
         /// Stop at the first bad row instead of skipping it.
-        strict: bool = false;
+        strict: bool = false => Rows;
         /// System prompt for conversations without one [default: none].
-        system: Option<String> = None;
+        system: Option<String> = None => Template;
         /// Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
-        chat_template: Option<PathBuf> = None;
+        chat_template: Option<PathBuf> = None => Config;
         /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own take precedence [default: none].
-        chat_template_kwargs: Option<String> = None;
+        chat_template_kwargs: Option<String> = None => Template;
         /// Append the end token to plain texts that do not end with it, as TRL does.
-        append_eos: bool = false;
+        append_eos: bool = false => NoCounterpart;
         /// Which turns are supervised: assistant, last or all.
-        supervise: Supervise = Supervise::Assistant;
+        supervise: Supervise = Supervise::Assistant => Config;
     }
 }
 

@@ -162,15 +162,7 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
         Some(gate) => Some(gate.bind(&Population::of_tables(&tables, &gate.needs())?)?),
         None => None,
     };
-    let by_kind = wanted.drop.iter().any(|rule| matches!(rule, DropRule::Kind(_)))
-        || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
-    let kinds: HashMap<(u32, u32), _> = match by_kind {
-        true => {
-            let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<ConflictKind>()?));
-            read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect::<Result<_>>()?
-        }
-        false => HashMap::new(),
-    };
+    let kinds = kinds_of_conflicts(run, wanted)?;
     let columns = [
         Column::Row,
         Column::Turn,
@@ -223,37 +215,23 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
             if by_turn {
                 seen.turns.entry((row, place.turn)).or_default().add(&place);
             }
-            of_row.push((place, false));
-            if !is_conflict {
-                continue;
-            }
-            let kind = kinds.get(&(row, chunk.pos[i])).copied();
-            let hit = wanted.mask.iter().find(|rule| match rule {
-                MaskRule::Conflicts => true,
-                MaskRule::Kind(wanted) => kind == Some(*wanted),
-                MaskRule::TurnMass(_) => false,
-            });
-            match hit {
-                Some(_) if place.begin == place.end => seen.beside_content += 1,
-                Some(rule) => {
-                    of_row.pop();
-                    of_row.push((place, true));
-                    seen.masked.entry(row).or_default().push((place, *rule));
-                }
-                None => {}
-            }
-            for rule in &wanted.drop {
-                if matches!(rule, DropRule::Kind(wanted) if kind == Some(*wanted)) {
-                    let rules = seen.kinds.entry(row).or_default();
-                    if !rules.contains(rule) {
-                        rules.push(rule.clone());
-                    }
-                }
-            }
+            let is_masked = is_conflict && seen.apply(wanted, row, place, kinds.get(&(row, chunk.pos[i])).copied());
+            of_row.push((place, is_masked));
         }
     }
     seen.close(last_row, &mut of_row, wanted);
     Ok(seen)
+}
+
+/// The kinds of the conflicts by row and position, if a rule asks for them.
+fn kinds_of_conflicts(run: &Path, wanted: &Wanted) -> Result<HashMap<(u32, u32), ConflictKind>> {
+    let by_kind = wanted.drop.iter().any(|rule| matches!(rule, DropRule::Kind(_)))
+        || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
+    if !by_kind {
+        return Ok(HashMap::new());
+    }
+    let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
+    read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect()
 }
 
 impl Seen {
@@ -270,6 +248,30 @@ impl Seen {
             self.places.insert(row, places);
         }
         tokens.clear();
+    }
+
+    /// Applies the rules about single conflicts to the one at `place`, and returns whether one of them masks it.
+    fn apply(&mut self, wanted: &Wanted, row: u32, place: Place, kind: Option<ConflictKind>) -> bool {
+        let hit = wanted.mask.iter().find(|rule| match rule {
+            MaskRule::Conflicts => true,
+            MaskRule::Kind(wanted) => kind == Some(*wanted),
+            MaskRule::TurnMass(_) => false,
+        });
+        let is_in_content = place.begin < place.end;
+        match hit {
+            Some(rule) if is_in_content => self.masked.entry(row).or_default().push((place, *rule)),
+            Some(_) => self.beside_content += 1,
+            None => {}
+        }
+        for rule in &wanted.drop {
+            if matches!(rule, DropRule::Kind(wanted) if kind == Some(*wanted)) {
+                let rules = self.kinds.entry(row).or_default();
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
+            }
+        }
+        hit.is_some() && is_in_content
     }
 
     fn verdict(&self, row: &Row, wanted: &Wanted) -> Verdict {

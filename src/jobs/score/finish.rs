@@ -337,8 +337,7 @@ fn draw_maps(
     let exact = bounded.map_or(String::new(), |bounded| format!("; {}", bounded.line()));
     let caption =
         Caption { model: record.model.name.clone(), data: record.data_names(), thresholds: format!("{thresholds}{exact}") };
-    let entropies = [Some(thresholds.entropy), thresholds.entropy_high].into_iter().flatten().map(f64::from).collect();
-    let cuts = Cuts { probability: thresholds.p.map(f64::from), entropies, tail: thresholds.tail.map(f64::from) };
+    let cuts = Cuts::of(thresholds);
     let by_quadrant = |of: &dyn Fn(Quadrant) -> f64| Quadrant::ALL.map(of);
     let cells = &summary.overall.quadrants;
     let shares = by_quadrant(&|quadrant| cells.get(quadrant).token_share);

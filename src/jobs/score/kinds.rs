@@ -1,10 +1,10 @@
-//! The conflicts of a run and the texts of its rows -> the kind of each conflict, groups of them, and rows that are alike.
+//! Assigns each conflict of a run its kind, from the conflicts and the rows' texts; groups the conflicts, and finds rows that are alike.
 //!
-//! The conflicts pass by twice: once to find out which are alike in many rows, once beside the rows of the data to be named and written. The data are
-//! read once more for the rows that ask the same or nearly, and again for the answers of those whose prompts have another answer elsewhere. Kept in
-//! memory: of each conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the hashes of each learnt
-//! answer and of what is asked before it (24 bytes), and of each row's last question and of what stands before that the signatures (256 bytes each). Where turns write reasoning or
-//! calls beside their content, a conflict that stands there comes with all tokens of its turn.
+//! The conflicts are read twice: once to count which of them are alike in many rows, and once beside the rows of the data, to assign and write the
+//! kinds. The data are read once more to find rows with the same or nearly the same question, and again for the answers to questions that are
+//! answered in different ways. In memory are: during the first pass the place and the tokens of each conflict (16 bytes); the sums of each group
+//! (64 bytes); hashes of each supervised answer and of its question (24 bytes); and two signatures of each row, of its last question and of what
+//! precedes it (256 bytes each). If turns contain reasoning or tool calls besides their content, a conflict there comes with all tokens of its turn.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,7 +30,7 @@ use crate::table::{
 };
 use crate::tokens::{Part, writes_beside_content};
 
-/// A conflict out of the table.
+/// A conflict from the table.
 struct FoundConflict {
     row: u32,
     turn: u16,
@@ -42,22 +42,22 @@ struct FoundConflict {
     loss: f64,
     surplus: f64,
     grad: f64,
-    /// How far it stands behind the first target of its turn.
+    /// Its distance from the first target of its turn, in tokens.
     place: u32,
-    /// All learnt tokens of its turn, where it stands beside the content and they were asked for.
+    /// All supervised tokens of its turn, if the conflict is outside the content and they were requested.
     turn_tokens: Option<Arc<Vec<TurnToken>>>,
 }
 
-/// Target, choice, and how far behind the first target of the turn.
+/// Target, choice, and the distance from the first target of the turn.
 type Likeness = (u32, u32, u32);
 
-/// Records whose prompts are read at a time, by all cores.
+/// The number of records whose prompts are processed in parallel.
 const CHUNK: usize = 1024;
 
-/// Groups that the summary lists.
+/// The number of groups that the summary lists.
 const LISTED: usize = 20;
 
-/// Names the kinds; writes conflicts.parquet and pairs.parquet. Gives the rows that ask nearly the same, too.
+/// Assigns the kinds, and writes conflicts.parquet and pairs.parquet. Also returns the rows with the same or nearly the same question.
 pub(super) fn name_kinds(
     out: &Path,
     tables: &[PathBuf],
@@ -70,7 +70,7 @@ pub(super) fn name_kinds(
     let texts = texts_of(tables, &ids)?;
     let text = |id: u32| texts.get(&id).map_or("", String::as_str);
     let answers = answers_of(&others.values().flat_map(|others| others.iter().copied()).collect(), dataset, chosen)?;
-    // The turn of the last conflict that stands beside the content.
+    // The turn of the last conflict outside the content.
     let mut last_turn: Option<((u32, u16), TurnText)> = None;
     let mut kind = |conflict: &FoundConflict, example: &Example| {
         let others: Vec<(u32, &str)> = others
@@ -103,7 +103,7 @@ pub(super) fn name_kinds(
         found.is_last = !own.has(Part::ToolCall) && (!own.has(Part::Reasoning) || !turn.content.trim().is_empty());
         if let Some(PartPlace { part: part @ (Part::Reasoning | Part::ToolCall), text, bytes }) = own.place(conflict.pos) {
             (found.text, found.begin, found.end) = (text, bytes.start, bytes.end);
-            // Another row's answer is known without what it thought before.
+            // Of other rows only the answers are known, not the reasoning.
             found.others = if part == Part::Reasoning { &[] } else { &others };
         }
         Some(kinds::kind(&found))
@@ -116,7 +116,7 @@ pub(super) fn name_kinds(
             let group = sums.add(conflict, kind);
             write(KnownConflict { row: conflict.row, pos: conflict.pos, kind: kind.name().to_owned(), evidence, group })
         };
-        // The conflicts of a row stand together, and the rows in the order of the data.
+        // The conflicts of a row are contiguous, and the rows are in the order of the data.
         let mut conflicts = conflicts(tables, beside_content).peekable();
         let mut records = dataset.chosen(chosen);
         while conflicts.peek().is_some()
@@ -137,7 +137,7 @@ pub(super) fn name_kinds(
     Ok((kinds, pairs))
 }
 
-/// Sums over the conflicts, in the order in which they come.
+/// Sums over the conflicts, in their order.
 #[derive(Default)]
 struct ConflictSums {
     /// Each group's number, by its kind, target and choice.
@@ -157,14 +157,14 @@ struct Group {
     surplus: f64,
     loss: f64,
     grad: f64,
-    /// The largest surplus among them, and whose it is.
+    /// The largest surplus among them, and the conflict that has it.
     worst: f64,
     row: u32,
     turn: u16,
     begin: u32,
     end: u32,
     pos: u32,
-    /// The place of the worst among all conflicts.
+    /// The index of that conflict among all.
     at: u32,
 }
 
@@ -179,21 +179,21 @@ struct OfKind {
 }
 
 impl Group {
-    /// A group without any conflict yet, named after its first.
+    /// A group without conflicts, for those like `conflict`.
     fn new(kind: ConflictKind, conflict: &FoundConflict) -> Group {
         let &FoundConflict { row, turn, begin, end, pos, token_id, top_id, .. } = conflict;
         let (count, at, worst) = (0, 0, f64::NEG_INFINITY);
         Group { kind, token_id, top_id, count, surplus: 0.0, loss: 0.0, grad: 0.0, worst, row, turn, begin, end, pos, at }
     }
 
-    /// Where the worst stands.
+    /// The place of the conflict with the largest surplus.
     fn spot(&self) -> Spot {
         Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, pos: Some(self.pos), context: None }
     }
 }
 
 impl ConflictSums {
-    /// Gives the number of the conflict's group.
+    /// Returns the number of the conflict's group.
     fn add(&mut self, conflict: &FoundConflict, kind: ConflictKind) -> u32 {
         let &FoundConflict { row, turn, begin, end, pos, loss, surplus, grad, .. } = conflict;
         let next = self.groups.len() as u32;
@@ -215,14 +215,14 @@ impl ConflictSums {
         of_kind.surplus += surplus;
         of_kind.loss += loss;
         of_kind.grad += grad;
-        // The conflicts of a row stand together.
+        // The conflicts of a row are contiguous.
         of_kind.rows += u64::from(of_kind.last_row.replace(row) != Some(row));
         self.n += 1;
         number
     }
 
-    /// The kinds, most conflicts first, and the groups with the most surplus; `overall` are the sums over all tokens. What speaks for the kind of
-    /// an example is read again from the table of conflicts.
+    /// The kinds, most conflicts first, and the groups with the most surplus; `overall` are the sums over all tokens. The evidence for the example
+    /// of each group is read again from the table of conflicts.
     fn finish<'a>(
         self,
         out: &Path,
@@ -282,8 +282,8 @@ impl FoundConflict {
     }
 }
 
-/// In how many rows conflicts are alike, where it is more than one, and the ids of the conflicts' targets and choices and of the tokens that come
-/// with them.
+/// For conflicts that are alike in more than one row, the number of rows; and the ids of all targets and choices and of the tokens that come
+/// with the conflicts.
 fn survey(tables: &[PathBuf], beside_content: bool) -> Result<(HashMap<Likeness, u32>, HashSet<u32>)> {
     let (mut places, mut ids) = (Vec::new(), HashSet::new());
     let mut last_turn = None;
@@ -303,7 +303,7 @@ fn survey(tables: &[PathBuf], beside_content: bool) -> Result<(HashMap<Likeness,
     Ok((alike.map(|alike| (alike[0].0, alike.len() as u32)).collect(), ids))
 }
 
-/// The conflicts of the tables in their order; `beside_content`: those that stand there with the tokens of their turn.
+/// The conflicts of the tables in their order; with `beside_content`, those outside the content come with the tokens of their turn.
 fn conflicts(tables: &[PathBuf], beside_content: bool) -> impl Iterator<Item = Result<FoundConflict>> {
     let columns = [
         Column::Row,
@@ -319,7 +319,7 @@ fn conflicts(tables: &[PathBuf], beside_content: bool) -> impl Iterator<Item = R
         Column::Quadrant,
     ];
     let mut open = OpenTurn { beside_content, ..OpenTurn::default() };
-    // Behind the last chunk stands the end of the last turn.
+    // The end of the last chunk is the end of the last turn.
     read_chunks(tables, &columns).map(Some).chain(std::iter::once(None)).flat_map(move |chunk| match chunk {
         Some(Ok(chunk)) => open.conflicts_of(&chunk).into_iter().map(Ok).collect(),
         Some(Err(error)) => vec![Err(error)],
@@ -355,7 +355,7 @@ impl OpenTurn {
                 self.tokens.push(TurnToken { pos: chunk.pos[i], id: chunk.token_id[i], is_content });
             }
             let place = self.places.next(chunk.row[i], chunk.turn[i], chunk.begin[i]..chunk.end[i]);
-            // A token whose numbers are not finite is counted elsewhere, and is no conflict.
+            // A token with a number that is not finite is counted elsewhere, and is not a conflict.
             let loss = -f64::from(chunk.logprob[i]);
             let surplus = loss - f64::from(chunk.entropy[i]);
             if chunk.quadrant[i] != Quadrant::ConfidentConflict || !surplus.is_finite() {
@@ -379,7 +379,7 @@ impl OpenTurn {
         found
     }
 
-    /// The turn has no more tokens.
+    /// Ends the turn and returns its conflicts.
     fn close(&mut self) -> Vec<FoundConflict> {
         let (mut conflicts, tokens) = (std::mem::take(&mut self.conflicts), std::mem::take(&mut self.tokens));
         if self.beside_content && conflicts.iter().any(|conflict| conflict.begin == conflict.end) {
@@ -394,7 +394,7 @@ impl OpenTurn {
 /// An answer: its row and turn.
 type AnswerAt = (u32, u16);
 
-/// The turns of which something is learnt, in the order of the table.
+/// The turns with supervised tokens, in the order of the table.
 fn learnt_turns(tables: &[PathBuf]) -> impl Iterator<Item = Result<AnswerAt>> {
     read_chunks(tables, &[Column::Row, Column::Turn]).flat_map(|chunk| match chunk {
         Ok(chunk) => {
@@ -406,18 +406,18 @@ fn learnt_turns(tables: &[PathBuf]) -> impl Iterator<Item = Result<AnswerAt>> {
     })
 }
 
-/// Rows that ask the same, or nearly.
+/// Rows with the same or nearly the same question.
 #[derive(Default)]
 struct Alike {
     /// In the order of the rows.
     pairs: Vec<NearPair>,
-    /// Of each answer to a question that another one answers otherwise: those that do.
+    /// For each answer, the different answers to the same question, if there are any.
     others: BTreeMap<AnswerAt, Arc<[AnswerAt]>>,
-    /// Rows that ask last what an earlier one asks last, or nearly.
+    /// The number of rows whose last question is that of an earlier row, or nearly.
     near_duplicates: u64,
-    /// Rows one of whose questions another one answers otherwise.
+    /// The number of rows with a question to which another row has a different answer.
     contradictions: u64,
-    /// Does a turn write reasoning or calls beside its content?
+    /// Does any turn contain reasoning or tool calls besides its content?
     beside_content: bool,
 }
 
@@ -488,7 +488,7 @@ impl Alike {
             alike.near_duplicates += 1;
             pairs.insert(row, NearPair { row, other, prompts, contradicts: false });
         }
-        // Of a row that is answered otherwise in several turns, the first of them counts.
+        // If several turns of a row have different answers elsewhere, the first of them counts.
         for (&(row, _), others) in alike.others.iter().rev() {
             let other = others[0].0;
             pairs.insert(row, NearPair { row, other, prompts: 1.0, contradicts: true });
@@ -499,7 +499,7 @@ impl Alike {
     }
 }
 
-/// What these answers say.
+/// The texts of these answers.
 fn answers_of(answers: &BTreeSet<AnswerAt>, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<AnswerAt, String>> {
     let mut texts = HashMap::new();
     if answers.is_empty() {

@@ -32,7 +32,7 @@ use crate::spelling::named;
 use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
-pub(super) use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
+pub(super) use recipe::{CONFIG, Length, Loss, Recipe};
 pub(crate) use slots::{Slots, check_axolotl};
 
 /// The program that trains.

@@ -93,7 +93,7 @@ mod tests {
         let mut log = Log::open(folder.path(), 0).unwrap();
         let mut random = SplitMix(7);
         // Among a thousand such numbers, a parser that is sometimes off by one unit in the last place changes some.
-        let mut share = || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut share = || random.unit();
         for step in 1..=1000 {
             let metrics = StepMetrics {
                 step,

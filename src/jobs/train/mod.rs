@@ -9,7 +9,8 @@
 //! checkpoint.rs  weights, moments and progress, to the bit
 //! log.rs         metrics.jsonl; events.rs writes TensorBoard files; figures.rs draws
 //! result.rs      saves the trained model or adapter for others; exported.rs does so for a checkpoint
-//! emit.rs        instead of training, writes a configuration of LLaMA-Factory or axolotl; recipe.rs prepares it
+//! emit.rs        instead of training, writes a configuration of LLaMA-Factory or axolotl; translate.rs turns the options into
+//!                its recipe
 //! ```
 
 mod before;
@@ -21,19 +22,19 @@ mod figures;
 mod job;
 mod log;
 mod plan;
-mod recipe;
 mod record;
 mod result;
 mod snapshot;
 mod special_tokens;
 mod trainer;
+mod translate;
 
 pub(crate) use emit::{Program, Slots, check_axolotl};
 pub(crate) use exported::{export_checkpoint, merge_adapter};
 pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;
-pub(crate) use recipe::emit;
 pub(crate) use record::{RUN_FILE, TrainRecord, read_record};
+pub(crate) use translate::emit;
 
 use crate::error::{Error, Result};
 use crate::jobs::watch::Watch;

@@ -24,13 +24,14 @@ use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
 use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
+use crate::random;
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
-use crate::train::data::{Epochs, HeldOut, Random, TrainingSet};
+use crate::train::data::{Epochs, HeldOut, TrainingSet};
 use crate::train::drift::DriftProbe;
 use crate::train::keep::{Keep, Lowest};
 use crate::train::loss::Loss;
-use crate::train::metrics::{Standing, StepMetrics, Validation, fixed_thresholds};
+use crate::train::metrics::{Drift, Standing, StepMetrics, Validation, fixed_thresholds};
 use crate::train::options::Options;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
@@ -254,22 +255,7 @@ impl Trainer {
         let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
         let mut optimizer = AdamW::new(self.options.adamw(), &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
-        let mut progress = match resumed {
-            Some(progress) => progress,
-            None => Progress {
-                identity: self.identity.clone(),
-                model_sha256: self.model_sha256.clone(),
-                kernel_level: Level::current().name().to_owned(),
-                new_ends: self.new_ends.clone(),
-                lowest: Lowest::default(),
-                before: Standing { validation: self.validate()?, drift: Some(drift.base) },
-                step: 0,
-                input_tokens: 0,
-                supervised_tokens: 0,
-                seconds: 0.0,
-                snapshot: None,
-            },
-        };
+        let mut progress = resumed.map_or_else(|| self.beginning(drift.base), Ok)?;
         let mut log = Log::open(&self.out, progress.step)?;
         let total = self.schedule.total;
         watch.trains(&self.out, &self.plan.what, progress.step, total);
@@ -320,6 +306,29 @@ impl Trainer {
         }
         log.flush()?;
         drop(optimizer);
+        let kept_step = self.restore(keep, &progress)?;
+        self.finish(progress, kept_step, watch)
+    }
+
+    /// The progress before the first step; `drift` is that of the base model.
+    fn beginning(&self, drift: Drift) -> Result<Progress> {
+        Ok(Progress {
+            identity: self.identity.clone(),
+            model_sha256: self.model_sha256.clone(),
+            kernel_level: Level::current().name().to_owned(),
+            new_ends: self.new_ends.clone(),
+            lowest: Lowest::default(),
+            before: Standing { validation: self.validate()?, drift: Some(drift) },
+            step: 0,
+            input_tokens: 0,
+            supervised_tokens: 0,
+            seconds: 0.0,
+            snapshot: None,
+        })
+    }
+
+    /// Makes the model that is kept the current one, and returns the number of its step.
+    fn restore(&self, keep: Keep, progress: &Progress) -> Result<u64> {
         let kept_step = match keep {
             Keep::Last => progress.step,
             Keep::Best => progress.lowest.step.ok_or_else(|| {
@@ -331,7 +340,7 @@ impl Trainer {
         if kept_step != progress.step {
             checkpoint::read_values(&checkpoint::path(&self.out, kept_step), &self.parameters)?;
         }
-        self.finish(progress, kept_step, watch)
+        Ok(kept_step)
     }
 
     /// The text below the figures' titles.
@@ -377,7 +386,7 @@ impl Trainer {
             activation_bytes: self.options.activation_bytes(),
             base,
             dropout: lora.map_or(0.0, |lora| lora.dropout),
-            dropout_key: Random::new(self.options.seed ^ DROPOUT, step).next(),
+            dropout_key: random::stream(self.options.seed ^ DROPOUT, step).next(),
         };
         let result = on_the_pool(|| accumulate(&self.model, &sequences, &weights, &options))?;
         if !result.diverged.is_empty() {

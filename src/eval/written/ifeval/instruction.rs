@@ -3,6 +3,8 @@
 //! The official code inserts keywords, markers and splitters into patterns without escaping them. So does this module, in the
 //! syntax of `fancy-regex`, which equals Python's for all published rows.
 
+use std::cell::RefCell;
+
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
@@ -69,6 +71,8 @@ impl Bound {
 struct Arguments<'a> {
     id: &'a str,
     given: Vec<(&'a String, &'a Value)>,
+    /// The names that were asked for.
+    read: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Arguments<'a> {
@@ -80,12 +84,13 @@ impl<'a> Arguments<'a> {
             Value::Array(list) => !list.is_empty(),
             _ => true,
         };
-        Arguments { id, given: arguments.iter().filter(|(_, value)| is_given(value)).collect() }
+        Arguments { id, given: arguments.iter().filter(|(_, value)| is_given(value)).collect(), read: RefCell::default() }
     }
 
-    /// Returns an error if there are other arguments than these.
-    fn only(&self, known: &[&str]) -> Result<()> {
-        match self.given.iter().find(|(key, _)| !known.contains(&key.as_str())) {
+    /// Returns an error if there are arguments that were not asked for.
+    fn check_all_read(&self) -> Result<()> {
+        let read = self.read.borrow();
+        match self.given.iter().find(|(key, _)| !read.contains(&key.as_str())) {
             Some((key, _)) => Err(Error::new(format!("`{}` takes no `{key}`", self.id))),
             None => Ok(()),
         }
@@ -98,28 +103,29 @@ impl<'a> Arguments<'a> {
             .cure("The harness would draw it at random, so no answer could be judged by the prompt.")
     }
 
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    fn get(&self, key: &'static str) -> Option<&'a Value> {
+        self.read.borrow_mut().push(key);
         self.given.iter().find(|(known, _)| *known == key).map(|(_, value)| *value)
     }
 
-    fn text(&self, key: &str) -> Result<&'a str> {
+    fn text(&self, key: &'static str) -> Result<&'a str> {
         self.get(key).and_then(Value::as_str).ok_or_else(|| self.wrong(key, "a text"))
     }
 
     /// A whole number above 0, which some tables write as 3.0.
-    fn count(&self, key: &str) -> Result<usize> {
+    fn count(&self, key: &'static str) -> Result<usize> {
         let number =
             self.get(key).and_then(Value::as_f64).filter(|number| *number > 0.0 && number.fract() == 0.0 && *number < 1e9);
         number.map(|number| number as usize).ok_or_else(|| self.wrong(key, "a whole number above 0"))
     }
 
-    fn texts(&self, key: &str) -> Result<Vec<&'a str>> {
+    fn texts(&self, key: &'static str) -> Result<Vec<&'a str>> {
         let list = self.get(key).and_then(Value::as_array);
         let texts = list.and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         texts.ok_or_else(|| self.wrong(key, "a list of texts"))
     }
 
-    fn bound(&self, relation: &str, count: &str) -> Result<Bound> {
+    fn bound(&self, relation: &'static str, count: &'static str) -> Result<Bound> {
         let n = self.count(count)?;
         match self.text(relation)? {
             "less than" => Ok(Bound::LessThan(n)),
@@ -140,28 +146,7 @@ impl Instruction {
         };
         let given = Arguments::new(id, arguments);
         let anywhere = |keyword: &str| pattern(&format!("(?i){keyword}"));
-        let known: &[&str] = match id {
-            "keywords:existence" => &["keywords"],
-            "keywords:frequency" => &["keyword", "frequency", "relation"],
-            "keywords:forbidden_words" => &["forbidden_words"],
-            "keywords:letter_frequency" => &["letter", "let_frequency", "let_relation"],
-            "language:response_language" => &["language"],
-            "length_constraints:number_sentences" => &["num_sentences", "relation"],
-            "length_constraints:number_paragraphs" => &["num_paragraphs"],
-            "length_constraints:number_words" => &["num_words", "relation"],
-            "length_constraints:nth_paragraph_first_word" => &["num_paragraphs", "nth_paragraph", "first_word"],
-            "detectable_content:number_placeholders" => &["num_placeholders"],
-            "detectable_content:postscript" => &["postscript_marker"],
-            "detectable_format:number_bullet_lists" => &["num_bullets"],
-            "detectable_format:number_highlighted_sections" => &["num_highlights"],
-            "detectable_format:multiple_sections" => &["section_spliter", "num_sections"],
-            "combination:repeat_prompt" => &["prompt_to_repeat"],
-            "startend:end_checker" => &["end_phrase"],
-            "change_case:capital_word_frequency" => &["capital_frequency", "capital_relation"],
-            _ => &[],
-        };
-        given.only(known)?;
-        Ok(match id {
+        let instruction = match id {
             "keywords:existence" => {
                 Instruction::Keywords(given.texts("keywords")?.into_iter().map(anywhere).collect::<Result<_>>()?)
             }
@@ -222,7 +207,9 @@ impl Instruction {
             "punctuation:no_comma" => Instruction::NoComma,
             "startend:quotation" => Instruction::Quotation,
             other => return Err(Error::new(format!("there is no kind of instruction called `{other}`"))),
-        })
+        };
+        given.check_all_read()?;
+        Ok(instruction)
     }
 
     /// Does a non-empty answer follow the instruction?

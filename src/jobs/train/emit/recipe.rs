@@ -5,6 +5,7 @@ use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::error::{Error, Result};
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
+use crate::train::schedule::Shape;
 
 /// A training run with all numbers resolved.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub(crate) struct Recipe {
     pub loss: Loss,
     pub supervise: Supervise,
     pub learning_rate: f64,
-    pub schedule: Schedule,
+    pub schedule: Shape,
     pub warm_up_steps: u64,
     pub length: Length,
     /// Sequences per optimiser step, over all devices.
@@ -52,13 +53,6 @@ pub(crate) struct Loss {
     pub gate: Gate,
     /// The factor of the divergence from the base model, for methods that have one.
     pub kl_weight: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Schedule {
-    Cosine,
-    Linear,
-    Constant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,9 +115,9 @@ pub(super) fn steps(yaml: &mut Yaml, recipe: &Recipe, batch: &Batch, device_key:
 /// Writes AdamW and its schedule under Transformers' names; the programs differ in two of them. `factor` is the other program's loss over ours.
 pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, optimiser_key: &str, factor: f64) {
     let schedule = match recipe.schedule {
-        Schedule::Cosine => "cosine",
-        Schedule::Linear => "linear",
-        Schedule::Constant => "constant_with_warmup",
+        Shape::Cosine => "cosine",
+        Shape::Linear => "linear",
+        Shape::Constant | Shape::ConstantWithWarmup => "constant_with_warmup",
     };
     yaml.set("learning_rate", number(recipe.learning_rate))
         .set(schedule_key, schedule)

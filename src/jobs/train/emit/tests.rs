@@ -8,6 +8,7 @@ use crate::dataset::Turn;
 use crate::diagnosis::gate::{METHODS, Method, Normaliser};
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
+use crate::train::schedule::Shape;
 
 fn turn(role: Role, content: &str, weight: f32) -> Turn {
     let content = content.to_owned();
@@ -42,7 +43,7 @@ fn recipe(loss: Loss) -> Recipe {
         loss,
         supervise: Supervise::Assistant,
         learning_rate: 1e-5,
-        schedule: Schedule::Cosine,
+        schedule: Shape::Cosine,
         warm_up_steps: 3,
         length: Length::Epochs(2.0),
         batch_size: 64,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::emit::{self, Length, Loss, Program, Recipe, Schedule};
+use super::emit::{self, Length, Loss, Program, Recipe};
 use crate::dataset::{Dataset, Example, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
@@ -10,10 +10,10 @@ use crate::json::shortest;
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer};
-use crate::train;
+use crate::train::declared::Emitted;
 use crate::train::keep::Keep;
 use crate::train::options::Options;
-use crate::train::schedule::Shape;
+use crate::train::schedule::Schedule;
 
 /// The default model in a form that those programs can load: they do not train from a GGUF file.
 const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
@@ -64,12 +64,8 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     let of_epochs = (n_rows.div_ceil(options.batch_size as u64) as f64 * options.epochs).ceil() as u64;
     let steps = options.max_steps.unwrap_or(of_epochs);
     recipe.warm_up_steps = options.warmup(steps);
-    let schedule = train::schedule::Schedule {
-        shape: options.schedule,
-        peak: options.learning_rate(),
-        warmup: recipe.warm_up_steps,
-        total: steps,
-    };
+    let schedule =
+        Schedule { shape: options.schedule, peak: options.learning_rate(), warmup: recipe.warm_up_steps, total: steps };
     schedule.check()?;
     let examples = dataset.chosen(&chosen).filter_map(|record| match record {
         Ok(Record { place, example, .. }) => example.ok().map(|example| Ok((place, example))),
@@ -95,11 +91,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
         },
         supervise: options.supervise,
         learning_rate: options.learning_rate(),
-        schedule: match options.schedule {
-            Shape::Cosine => Schedule::Cosine,
-            Shape::Linear => Schedule::Linear,
-            Shape::Constant | Shape::ConstantWithWarmup => Schedule::Constant,
-        },
+        schedule: options.schedule,
         warm_up_steps: 0,
         length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
         batch_size: options.batch_size,
@@ -127,104 +119,26 @@ fn recipe(options: &Options) -> Result<Recipe> {
     })
 }
 
-/// Returns an error that names an option which another program's configuration and data cannot express. Every option is listed, so that the compiler
-/// demands a decision for new ones.
+/// Returns an error that names an option which another program's configuration and data cannot express.
 fn refuse(options: &Options) -> Result<()> {
-    let plain = Options::default();
-    let Options {
-        // These decide which rows are written, and how they are read.
-        datasets: _,
-        format: _,
-        map: _,
-        role: _,
-        strict: _,
-        limit: _,
-        sample: _,
-        // The configuration contains these.
-        model: _,
-        out: _,
-        method: _,
-        gate: _,
-        normaliser: _,
-        top_k: _,
-        kl_weight: _,
-        lora: _,
-        lora_r: _,
-        lora_alpha: _,
-        lora_dropout: _,
-        lora_targets: _,
-        lr: _,
-        epochs: _,
-        max_steps: _,
-        batch_size: _,
-        warmup_steps: _,
-        warmup_ratio: _,
-        schedule: _,
-        beta1: _,
-        beta2: _,
-        eps: _,
-        weight_decay: _,
-        clip: _,
-        validation_share,
-        save_every: _,
-        keep_checkpoints: _,
-        max_len: _,
-        seed: _,
-        chat_template: _,
-        supervise: _,
-        // This belongs to a method that neither of the other programs has.
-        snapshot_every: _,
-        // These must be expressed differently, or cannot be.
-        eval_every,
-        base,
-        dtype: _,
-        intended,
-        merge,
-        validation,
-        keep: _,
-        stop_after_worse,
-        mix,
-        moments,
-        pack_tokens,
-        activation_memory,
-        save_dtype,
-        system,
-        chat_template_kwargs,
-        append_eos,
-    } = options;
-    let first = |given: &[(&'static str, bool)]| given.iter().find(|(_, is_given)| *is_given).map(|(option, _)| *option);
-    let of_template = [("--system", system.is_some()), ("--chat-template-kwargs", chat_template_kwargs.is_some())];
-    if let Some(option) = first(&of_template) {
-        return Err(Error::usage(format!("{option} would be lost: the configuration uses the template in the model's folder"))
-            .cure("Write it into the data or into the model's folder, and leave the option out."));
+    // The other programs keep the last model, too.
+    let options = &Options { keep: options.keep.filter(|keep| *keep == Keep::Best), ..options.clone() };
+    for declared in options.changed() {
+        let (what, cure) = match declared.emitted {
+            Emitted::Rows | Emitted::Config => continue,
+            Emitted::Template => (
+                "would be lost: the configuration uses the template in the model's folder",
+                "Write it into the data or into the model's folder, and leave the option out.",
+            ),
+            Emitted::SetThere => ("is not written into the configuration of another program", "Leave it out, and set it there."),
+            Emitted::NoCounterpart => ("has no counterpart in the other programs", "Leave it out."),
+        };
+        return Err(Error::usage(format!("--{} {what}", declared.name())).cure(cure));
     }
-    let of_this_program = [
-        ("--merge", *merge),
-        ("--save-dtype", *save_dtype != plain.save_dtype),
-        ("--moments", *moments != plain.moments),
-        ("--validation", !validation.is_empty()),
-        ("--keep best", options.kept() == Keep::Best),
-        ("--stop-after-worse", stop_after_worse.is_some()),
-        ("--pack-tokens", *pack_tokens != plain.pack_tokens),
-        ("--activation-memory", activation_memory.is_some()),
-    ];
-    if let Some(option) = first(&of_this_program) {
-        return Err(Error::usage(format!("{option} is not written into the configuration of another program"))
-            .cure("Leave it out, and set it there."));
+    if options.dtype == Dtype::Bf16x3 {
+        return Err(Error::usage("--dtype bf16x3 has no counterpart in the other programs").cure("Leave it out."));
     }
-    let without_counterpart = [
-        ("--mix", !mix.is_empty()),
-        ("--intended", !intended.is_empty()),
-        ("--dtype bf16x3", options.dtype == Dtype::Bf16x3),
-        ("--base", base.is_some()),
-    ];
-    if let Some(option) = first(&without_counterpart) {
-        return Err(Error::usage(format!("{option} has no counterpart in the other programs")).cure("Leave it out."));
-    }
-    if *append_eos {
-        return Err(Error::usage("--append-eos is for plain texts, and only conversations can be emitted").cure("Leave it out."));
-    }
-    if let Some(every) = eval_every.filter(|_| *validation_share == 0.0) {
+    if let Some(every) = options.eval_every.filter(|_| options.validation_share == 0.0) {
         return Err(Error::usage(format!(
             "--eval-every {every}: the other programs evaluate only on held-out rows, and there are none"
         ))
