@@ -16,6 +16,7 @@
 //! decisions.rs what a person decided about the rows of a run
 //! folders.rs   recognises run folders, expands globs, and names what another folder holds
 //! work.rs      which command a folder belongs to, so that no command overwrites another's
+//! found.rs     a model, before the data are read
 //! answer.rs    a sampled answer
 //! author.rs    what generates answers: this program, or servers
 //! served.rs    a model run by servers
@@ -37,6 +38,7 @@ pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod folders;
+mod found;
 mod journal;
 pub(crate) mod landscape;
 mod level;

@@ -27,6 +27,7 @@ use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{hold, write_atomically, write_json};
+use crate::jobs::served::AS_SERVED;
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of, view};
 use crate::kernels::cuda;
@@ -35,7 +36,7 @@ use crate::maps::gradient::Gradient;
 use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
-use crate::model::Placement;
+use crate::model::{Model, Placement};
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
@@ -66,10 +67,15 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
         write_json(&plan.out.join(PLANTED_FILE), &plan.planted)?;
     }
     write_json(&path, &record)?;
+    // The command line refuses --in-context with another engine.
+    let in_context = match &plan.engine {
+        Engine::Own(model) if plan.in_context => Some((plan, &**model)),
+        _ => None,
+    };
     let sorting = Sorting {
         thresholds: named_or_own(plan.thresholds, &plan.out)?,
         with_page: plan.with_page,
-        in_context: plan.in_context.then_some(plan),
+        in_context,
         command: &plan.command,
     };
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
@@ -115,8 +121,8 @@ struct Sorting<'a> {
     thresholds: Thresholds,
     /// Whether to write the page.
     with_page: bool,
-    /// The plan whose model scores the conflicts again in context, if requested.
-    in_context: Option<&'a Plan>,
+    /// The plan and its model, which scores the conflicts again in context, if requested.
+    in_context: Option<(&'a Plan, &'a Model)>,
     command: &'a str,
 }
 
@@ -145,7 +151,7 @@ fn sort(
                 let conflicts = Conflicts::read(out)?;
                 named.in_context = match (in_context::kept(out, &conflicts)?, sorting.in_context) {
                     (Some(kept), _) => Some(kept),
-                    (None, Some(plan)) => Some(in_context::score(plan, out, &conflicts, &resolved, &pairs, watch)?),
+                    (None, Some(run)) => Some(in_context::score(run, out, &conflicts, &resolved, &pairs, watch)?),
                     (None, None) => {
                         watch.remarks(&record.model.name, &[NOT_IN_CONTEXT.to_owned()]);
                         None
@@ -259,7 +265,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         sample,
         sampled_from: plan.chosen.drawn_from,
         seed,
-        dtype: if server.is_some() { "as served".to_owned() } else { plan.dtype.to_string() },
+        dtype: if server.is_some() { AS_SERVED.to_owned() } else { plan.dtype.to_string() },
         kernels: server.as_ref().map_or_else(|| plan.kernels.to_string(), |server| server.checked.program()),
         vocab_size: plan.vocab_size,
         counts: plan.totals,
