@@ -20,7 +20,8 @@
 //! answer.rs    a sampled answer
 //! author.rs    what generates answers: this program, or servers
 //! served.rs    a model run by servers
-//! journal.rs   the finished work of a killed job; level.rs refuses to resume at another kernel level
+//! journal.rs   the finished work of a killed job
+//! other_run.rs refuses a folder that holds something else than what would be resumed
 //! watch.rs     reports progress
 //! ```
 
@@ -41,7 +42,7 @@ pub(crate) mod folders;
 mod found;
 mod journal;
 pub(crate) mod landscape;
-mod level;
+mod other_run;
 pub(crate) mod reopened;
 pub(crate) mod rollout;
 pub(crate) mod score;

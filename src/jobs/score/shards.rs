@@ -20,6 +20,7 @@ use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, hold, read_json, write_json};
 use crate::jobs::folders;
+use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
 use crate::jobs::work::{Work, check_free};
 use crate::table::{PARTS_FOLDER, ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
@@ -222,9 +223,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     if out.join(RUN_FILE).exists() {
         let found = read_record(&out.join(RUN_FILE))?;
         if found.identity != *whole {
-            return Err(Error::new("the folder holds a different run than the one whose shards are named")
-                .at(out)
-                .cure("Choose another folder with --out, or remove this one."));
+            return Err(other_run(&out, "another run than the one whose shards are named", None));
         }
     } else {
         let _held = hold(&out)?;

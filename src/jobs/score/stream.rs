@@ -22,7 +22,7 @@ use crate::engine::{Sample, Scorer, Scores, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_existing_json, read_json, write_json};
 use crate::format::thousands;
-use crate::jobs::level;
+use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
 use crate::kernels::allocator;
 use crate::kernels::level::Level;
@@ -139,27 +139,20 @@ fn is_finished(plan: &Plan) -> Result<bool> {
             None => Ok(true),
             Some(checked) => {
                 let path = plan.out.join(RUN_FILE);
-                let before = read_record(&path)?.server.ok_or_else(|| other_run(&plan.out))?;
+                let before = read_record(&path)?.server.ok_or_else(|| other_scores(&plan.out))?;
                 checked.compare(&before.checked).map_err(|error| error.at(path))?;
                 Ok(true)
             }
         },
-        _ => Err(other_run(&plan.out)),
+        _ => Err(other_scores(&plan.out)),
     }
 }
 
-fn other_run(out: &Path) -> Error {
+fn other_scores(out: &Path) -> Error {
     // The kernel level is in the identity file while a run is in progress, and in its record afterwards.
     let kept = |file: PathBuf| read_json::<serde_json::Value>(&file).ok().flatten()?["kernel_level"].as_str().map(str::to_owned);
     let found = kept(out.join(PARTS_FOLDER).join(IDENTITY_FILE)).or_else(|| kept(out.join(RUN_FILE)));
-    if let Some(error) = level::at_another(found.as_deref()) {
-        return error.at(out);
-    }
-    Error::new("the folder holds another run: with other data, model or options, or made by another version or commit of the program")
-        .at(out)
-        .cure(
-            "Choose another folder with --out, or remove this one. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-        )
+    other_run(out, "another run", found.as_deref())
 }
 
 /// Creates the run folder, or checks that the parts in it belong to the same command.
@@ -185,7 +178,7 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
         Ok(text) => {
             let found: serde_json::Value = serde_json::from_str(&text).context_at(&path, "this is not JSON")?;
             if found["identity"] != plan.identity.as_str() {
-                return Err(other_run(&plan.out));
+                return Err(other_scores(&plan.out));
             }
             Ok(())
         }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_atomically, write_numbers};
-use crate::jobs::level;
+use crate::jobs::other_run::other_run;
 use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
@@ -56,17 +56,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Returns an error for the progress of another run.
-    pub(super) fn check(&self, identity: &str) -> Result<()> {
-        if self.identity != identity {
-            if let Some(error) = level::at_another(Some(&self.kernel_level)) {
-                return Err(error);
-            }
-            return Err(Error::new("this checkpoint belongs to another training run").cure(
-                "Its options, data or model differ, or another version or commit of the program made it: choose another --out, or remove the folder to start over. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-            ));
+    /// Returns an error for the progress of another run than `identity`, found in the folder `out`.
+    pub(super) fn check(&self, out: &Path, identity: &str) -> Result<()> {
+        match self.identity == identity {
+            true => Ok(()),
+            false => Err(other_run(out, "checkpoints of another training run", Some(&self.kernel_level))),
         }
-        Ok(())
     }
 }
 
@@ -115,7 +110,8 @@ pub(super) fn path(out: &Path, step: u64) -> PathBuf {
 /// Restores the newest checkpoint, if there is one.
 pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Option<Progress>> {
     let Some(path) = list(out)?.pop() else { return Ok(None) };
-    let progress = read(&path, identity, parameters, optimizer).map_err(|error| error.at(&path))?;
+    progress(&path)?.check(out, identity)?;
+    let progress = read(&path, parameters, optimizer).map_err(|error| error.at(&path))?;
     optimizer.step = progress.step;
     Ok(Some(progress))
 }
@@ -156,10 +152,9 @@ pub(super) fn read_values(path: &Path, parameters: &[Parameter]) -> Result<()> {
     read().map_err(|error| error.at(path))
 }
 
-fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Progress> {
+fn read(path: &Path, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Progress> {
     let mut file = File::open(path).context("cannot open the checkpoint")?;
     let (progress, arrays_found) = header(&mut file)?;
-    progress.check(identity)?;
     let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to start over.");
     let expected = arrays(parameters, optimizer);
     let expected = expected.iter().map(|(name, dtype, len)| (name.as_str(), safetensors_write::type_name(*dtype), *len));
