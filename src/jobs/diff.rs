@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::eval::{self, KnownModel, Way};
 use super::folders::{names, whole};
-use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
+use super::score::{RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::learnt::Verdict;
@@ -16,13 +16,13 @@ use crate::diagnosis::paired::{Pairing, Partners};
 use crate::diagnosis::quadrants::Resolved;
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
-use crate::eval::results::SCORES_FILE;
 use crate::eval::{harness, retention, tasks};
 use crate::files::{write_json, write_text};
 use crate::format::{counted, thousands};
 use crate::jobs::watch::Watch;
 use crate::json;
 use crate::model::{DEFAULT_MODEL, ModelName, Reference};
+use crate::provenance::{DIFF_FILES, RUN_FILE, SCORES_FILE};
 use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::{
     CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
@@ -128,7 +128,7 @@ fn other_data(runs: [&Path; 2]) -> Result<Option<Pairing>> {
 }
 
 fn records(runs: [&Path; 2]) -> Result<[RunRecord; 2]> {
-    let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
+    let [before, after] = runs.map(read_record);
     Ok([before?, after?])
 }
 
@@ -224,10 +224,11 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     if let What::Scores(movement) = &diff.what {
         write_learnt_rows(movement, out)?;
     }
-    write_json(&out.join("diff.json"), diff)?;
-    let [markdown, html] = report::documents(diff, command, &svg);
-    write_text(&out.join("diff.md"), &markdown)?;
-    write_text(&out.join("diff.html"), &html)
+    let [json, md, html] = DIFF_FILES.map(|name| out.join(name));
+    write_json(&json, diff)?;
+    let [as_markdown, as_html] = report::documents(diff, command, &svg);
+    write_text(&md, &as_markdown)?;
+    write_text(&html, &as_html)
 }
 
 fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
@@ -302,7 +303,7 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());
     // If the data have moved or changed, places remain without sentences.
-    let data = read_record(&before.join(RUN_FILE)).and_then(|record| find_data(before, &record, &[]));
+    let data = read_record(before).and_then(|record| find_data(before, &record, &[]));
     if let Ok((dataset, chosen)) = data {
         let wanted = movement.learnt.listed_rows();
         let tables = [before.join(TOKENS_FILE)];
@@ -327,7 +328,7 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
         })
         .collect();
     let identity = |side: &str, run: &str| -> Result<(String, String)> {
-        Ok((format!("diagnose.{side}"), read_record(&Path::new(run).join(RUN_FILE))?.identity))
+        Ok((format!("diagnose.{side}"), read_record(Path::new(run))?.identity))
     };
     let provenance = [identity("before", &movement.before)?, identity("after", &movement.after)?];
     write_learnt(&out.join(LEARNT_FILE), &rows, &provenance)?;
@@ -456,6 +457,6 @@ fn model_behind(path: &Path, kind: SideKind) -> Result<Behind> {
             Ok(Behind::Model(KnownModel { name, sha256: None }))
         }
         SideKind::Evaluation => named(SCORES_FILE, "/model_"),
-        SideKind::ScoreRun => named("run.json", "/model/"),
+        SideKind::ScoreRun => named(RUN_FILE, "/model/"),
     }
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::eval::metrics::Sample;
-use crate::eval::results::{SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
+use crate::eval::results::{Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
 use crate::eval::tasks::Task;
 use crate::files::write_json;
 use crate::jobs::other_run::other_run;
-use crate::provenance;
+use crate::provenance::{self, SCORES_FILE};
 
 /// An evaluation folder being written.
 pub(super) struct Folder {

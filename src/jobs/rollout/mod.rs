@@ -26,15 +26,14 @@ use crate::jobs::answer::{Entries, Entry, Wanted, entries, write_open};
 use crate::jobs::journal::Journal;
 use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
-use crate::jobs::work::{JOURNAL_FILE, ROLLOUTS_FILE, Work, check_free};
+use crate::jobs::work::{Work, check_free};
 use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::provenance::{JOURNAL_FILE, ROLLOUTS_FILE, RUN_FILE};
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
 pub(crate) use plan::Job;
 use plan::Plan;
 pub(crate) use record::Record;
-
-const RUN_FILE: &str = "run.json";
 
 /// The result of a rollout run.
 pub(crate) struct Outcome {
@@ -54,7 +53,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     check_free(&plan.out, Work::Answers)?;
     let finished = plan.out.join(RUN_FILE);
     let before = match finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
-        true => Some(Record::read(&finished)?),
+        true => Some(Record::read(&plan.out)?),
         false => None,
     };
     if before.as_ref().is_some_and(|record| record.identity != plan.identity) {
@@ -121,7 +120,7 @@ fn request(plan: &Plan, job: &Job, prompt: usize, draw: u32) -> Request {
 }
 
 fn other_rollouts(out: &Path) -> Error {
-    let record = Record::read(&out.join(RUN_FILE)).ok();
+    let record = Record::read(out).ok();
     other_run(out, "other rollouts", record.and_then(|record| record.provenance.kernel_level).as_deref())
 }
 

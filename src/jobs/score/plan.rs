@@ -110,8 +110,6 @@ impl Rollouts {
     }
 }
 
-pub(super) const PLANTED_FILE: &str = "planted.json";
-
 /// A span that a row declares as planted, for the report on rankings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Planted {

@@ -14,7 +14,7 @@ use super::answers;
 use super::engine::Engine;
 use super::part::{Part, PartEnds, Stages};
 use super::plan::Plan;
-use super::record::{RUN_FILE, read_record};
+use super::record::read_record;
 use super::servers;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::remote::Checked;
@@ -24,11 +24,12 @@ use crate::files::{read_existing_json, read_json, write_json};
 use crate::format::thousands;
 use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
+use crate::jobs::work::FIDELITY_FILE;
 use crate::kernels::allocator;
 use crate::kernels::level::Level;
 use crate::model::{Info, Model};
-use crate::provenance;
-use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
+use crate::provenance::{self, PARTS_FOLDER, RUN_FILE};
+use crate::table::{PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::{Item, Sequence, rendered};
 
 /// The number of sampled tokens on which the top-K entropies are compared with the full one, and the largest K.
@@ -39,7 +40,6 @@ const FIDELITY_K: usize = 64;
 pub(super) const IDENTITY_FILE: &str = "identity.json";
 /// The server's scores of the probe at the beginning of the run.
 const PROBE_FILE: &str = "probe.json";
-pub(super) const FIDELITY_FILE: &str = "fidelity.json";
 
 /// Scores what is not scored yet. Returns `None` if the run was finished before.
 pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
@@ -138,9 +138,8 @@ fn is_finished(plan: &Plan) -> Result<bool> {
         Some((_, identity)) if *identity == plan.identity => match plan.engine.checked() {
             None => Ok(true),
             Some(checked) => {
-                let path = plan.out.join(RUN_FILE);
-                let before = read_record(&path)?.server.ok_or_else(|| other_scores(&plan.out))?;
-                checked.compare(&before.checked).map_err(|error| error.at(path))?;
+                let before = read_record(&plan.out)?.server.ok_or_else(|| other_scores(&plan.out))?;
+                checked.compare(&before.checked).map_err(|error| error.at(&plan.out))?;
                 Ok(true)
             }
         },

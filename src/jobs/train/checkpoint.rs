@@ -14,6 +14,7 @@ use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_atomically, write_numbers};
 use crate::jobs::other_run::other_run;
+use crate::jobs::work::CHECKPOINTS_FOLDER;
 use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
@@ -21,8 +22,6 @@ use crate::model::files::{safetensors, safetensors_write};
 use crate::train::adamw::AdamW;
 use crate::train::keep::Lowest;
 use crate::train::metrics::Standing;
-
-pub(super) const FOLDER: &str = "checkpoints";
 
 /// The progress of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,7 +73,7 @@ pub(super) fn save(
     keep: usize,
     best: Option<u64>,
 ) -> Result<()> {
-    let folder = out.join(FOLDER);
+    let folder = out.join(CHECKPOINTS_FOLDER);
     fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for checkpoints")?;
     let path = path(out, progress.step);
     let progress = serde_json::to_string(progress).context("cannot write down the progress")?;
@@ -104,7 +103,7 @@ pub(super) fn save(
 
 /// The path of a step's checkpoint.
 pub(super) fn path(out: &Path, step: u64) -> PathBuf {
-    out.join(FOLDER).join(format!("step-{step:08}.safetensors"))
+    out.join(CHECKPOINTS_FOLDER).join(format!("step-{step:08}.safetensors"))
 }
 
 /// Restores the newest checkpoint, if there is one.
@@ -232,7 +231,7 @@ fn numbers<T: Copy, const N: usize>(file: &mut BufWriter<File>, numbers: &[T], e
 
 /// The checkpoints, oldest first.
 fn list(out: &Path) -> Result<Vec<PathBuf>> {
-    let folder = out.join(FOLDER);
+    let folder = out.join(CHECKPOINTS_FOLDER);
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
@@ -274,8 +273,8 @@ mod tests {
             safetensors_write::header(metadata, [("a/values", Stored::F32, &[4][..]), ("a/m", Stored::Bf16, &[4])]).unwrap();
         good.resize(good.len() + 24, 7);
         let out = tempfile::tempdir().unwrap();
-        let path = out.path().join(FOLDER).join("step-00000003.safetensors");
-        fs::create_dir(out.path().join(FOLDER)).unwrap();
+        let path = out.path().join(CHECKPOINTS_FOLDER).join("step-00000003.safetensors");
+        fs::create_dir(out.path().join(CHECKPOINTS_FOLDER)).unwrap();
         fs::write(&path, &good).unwrap();
         assert_eq!(latest(out.path()).unwrap(), Some(progress));
         let mut refused = 0;

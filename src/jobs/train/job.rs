@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use super::plan::Plan;
-use super::record::{RUN_FILE, TrainRecord, read_record};
+use super::record::{TrainRecord, read_record};
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
@@ -122,8 +122,7 @@ impl Opened {
 
     /// The record of the run, if it has ended.
     pub(super) fn record(&self) -> Result<Option<TrainRecord>> {
-        let path = self.out.join(RUN_FILE);
-        if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
+        read_record(&self.out)
     }
 
     /// Whether the run has a checkpoint.
