@@ -1,14 +1,42 @@
-//! Records what produced a result: which program, when, and on which machine. run.json, scores.json and the run.json of a
-//! training hold this record.
+//! Records what produced a result: which program, when, and on which machine. run.json and scores.json hold this record, and
+//! the program knows its own folders by it.
 //!
 //! Version and commit affect the numbers and are therefore part of the identity of every run ([`build`]); the rest tells a reader
 //! how to judge times and speeds.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{LOCK_FILE, read_json};
 use crate::format::utc;
+
+/// The record of finished work: of scores, of rollouts, or of training.
+pub(crate) const RUN_FILE: &str = "run.json";
+/// The record of an evaluation.
+pub(crate) const SCORES_FILE: &str = "scores.json";
+/// The folder of the tables of scores before they are joined.
+pub(crate) const PARTS_FOLDER: &str = "parts";
+/// The answers of a rollout in progress.
+pub(crate) const JOURNAL_FILE: &str = "answers.part.jsonl";
+/// The answers of a finished rollout.
+pub(crate) const ROLLOUTS_FILE: &str = "rollouts.jsonl";
+/// The options of a training run, written at its beginning.
+pub(crate) const OPTIONS_FILE: &str = "train.toml";
+/// A comparison as JSON, as Markdown and as HTML.
+pub(crate) const DIFF_FILES: [&str; 3] = ["diff.json", "diff.md", "diff.html"];
+
+/// Whether the folder is that of a command of this program, finished or in progress.
+pub(crate) fn is_own_folder(folder: &Path) -> bool {
+    let is_there = |name: &&str| folder.join(name).exists();
+    let is_own = |record: &&str| {
+        let made = read_json::<Provenance>(&folder.join(record));
+        made.is_ok_and(|made| made.is_some_and(|made| made.program == env!("CARGO_PKG_NAME")))
+    };
+    let is_begun = || is_there(&LOCK_FILE) && [PARTS_FOLDER, OPTIONS_FILE, JOURNAL_FILE].iter().any(is_there);
+    [RUN_FILE, SCORES_FILE].iter().any(is_own) || is_begun() || DIFF_FILES.iter().all(is_there)
+}
 
 /// The record. A field is absent if an older program wrote the record or the system does not provide the value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

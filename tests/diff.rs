@@ -312,6 +312,18 @@ fn score_runs_show_how_tokens_moved() {
     assert_eq!(distance["divergence"]["mean"]["value"], 0.0, "the same model");
     let same = workdir.run(&["diff", "a", "a"]).ok();
     assert!(same.stdout.contains("0 only before, 0 only after") && same.stdout.contains("logprob +0.0000"), "{}", same.stdout);
+    // Options for evaluations are refused before anything is compared, and so are sides of two kinds.
+    eval(&workdir, "evaluated", &["--limit", "2"]);
+    for (arguments, expected) in [
+        (&["a", "b", "--fail-on-drop", "1"][..], "--fail-on-drop is for evaluations"),
+        (&["a", "b", "--tasks", "items"], "--tasks is for evaluations"),
+        (&["a", "evaluated"], "one folder is an evaluation, the other a score run"),
+        (&["a", "b", "a"], "score runs are compared two at a time"),
+        (&["evaluated", "evaluated", "evaluated"], "several runs after one before need --target"),
+    ] {
+        let refused = workdir.run(&[&["diff"], arguments].concat());
+        assert!(refused.code == Some(2) && refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
+    }
 }
 
 #[test]

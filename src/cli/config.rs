@@ -13,6 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::output::say;
 use crate::error::{Context, Error, Result};
+use crate::provenance::RUN_FILE;
 
 /// The file looked for beside the first data file.
 const NAME: &str = "diagnose.toml";
@@ -134,7 +135,7 @@ fn beside_data(matches: &ArgMatches) -> Option<PathBuf> {
     let first = Path::new(matches.try_get_many::<String>("datasets").ok()??.next()?);
     // A folder of data may contain it; standard input and globs have no neighbours. A run folder is not data.
     let folder = if first.is_dir() { first } else { first.is_file().then(|| first.parent())?? };
-    Some(folder.join(NAME)).filter(|file| file.is_file() && !folder.join("run.json").is_file())
+    Some(folder.join(NAME)).filter(|file| file.is_file() && !folder.join(RUN_FILE).is_file())
 }
 
 /// The option of `command` that a key of the file names.

@@ -7,7 +7,7 @@ use super::output;
 use super::progress::Terminal;
 use super::runs;
 use crate::error::{Error, Result};
-use crate::jobs::diff::{self, Job};
+use crate::jobs::diff::{self, Job, Sides};
 use crate::jobs::folders::runs_of;
 use crate::report::diff::terminal;
 
@@ -79,9 +79,10 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
         way: args.options.way()?,
         command: command_line.to_owned(),
     };
-    refuse_unheard(&job, typed)?;
+    let sides = diff::open(&job)?;
+    refuse_unheard(&job, &sides, typed)?;
     let watch = Terminal::new();
-    let diff = diff::run(&job, &watch)?;
+    let diff = diff::run(&job, sides, &watch)?;
     drop(watch);
     if let Some(out) = &args.out {
         diff::write(&diff, out, command_line)?;
@@ -97,8 +98,8 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
 }
 
 /// Returns an error for an evaluation option if no model is evaluated: folders are compared with the settings they were evaluated with.
-fn refuse_unheard(job: &Job, typed: &[String]) -> Result<()> {
-    if diff::evaluates(job)? {
+fn refuse_unheard(job: &Job, sides: &Sides, typed: &[String]) -> Result<()> {
+    if sides.evaluates() {
         return Ok(());
     }
     // With --kl, the models behind the folders run with these options.

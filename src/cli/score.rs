@@ -42,7 +42,7 @@ pub(super) struct Args {
     rows: RowArgs,
 
     /// Score one shard of the rows, such as 0/4, the first of four; `diagnose 'runs/NAME-shard-*'` then joins all of them into one run
-    #[arg(long, value_name = "I/N", hide_short_help = true, conflicts_with = "in_context")]
+    #[arg(long, value_name = "I/N", hide_short_help = true)]
     shard: Option<Shard>,
 
     /// Boundaries of the quadrants: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8 [default: fixed; for a finished
@@ -59,7 +59,7 @@ pub(super) struct Args {
     no_view: bool,
 
     /// Score answers with conflicts again, with another row of the same kind shown first: conflicts that disappear can be fixed by a prompt
-    #[arg(long, hide_short_help = true)]
+    #[arg(long, conflicts_with_all = ["shard", "elsewhere"], hide_short_help = true)]
     in_context: bool,
 
     /// Options from a TOML file; the command line overrides it [default: diagnose.toml beside the data, with paths relative to

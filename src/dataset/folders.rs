@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use super::card;
 use crate::error::{Context, Error, Result};
-use crate::files::{file_name, identified, read_json};
+use crate::files::{file_name, identified};
 use crate::format::counted;
-use crate::provenance::Provenance;
+use crate::provenance::{ROLLOUTS_FILE, is_own_folder};
 
 pub(super) const CURE: &str = "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, optionally compressed; name other files individually.";
 
@@ -42,7 +42,7 @@ const OTHER_SPLITS: [&str; 10] =
 
 /// Returns the data files of a folder in alphabetical order, or in the order of its card.
 pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
-    if is_run(folder) {
+    if is_own_folder(folder) {
         return answers(folder);
     }
     let Found { files, links: _, seen: _, mut again, runs, own, archives } = Found::of(folder)?;
@@ -136,7 +136,7 @@ impl Found {
             self.again.push(inside.to_owned());
             return Ok(());
         }
-        if self.seen.len() > 1 && is_run(&path) {
+        if self.seen.len() > 1 && is_own_folder(&path) {
             self.runs.push(inside.to_owned());
             return Ok(());
         }
@@ -167,21 +167,9 @@ impl Found {
     }
 }
 
-/// Whether the folder is that of a run of this program, finished or in progress.
-fn is_run(folder: &Path) -> bool {
-    let is_there = |name: &&str| folder.join(name).exists();
-    let is_own = |record: &&str| {
-        let made = read_json::<Provenance>(&folder.join(record));
-        made.is_ok_and(|made| made.is_some_and(|made| made.program == env!("CARGO_PKG_NAME")))
-    };
-    let is_begun = || is_there(&".lock") && ["parts", "train.toml", "answers.part.jsonl"].iter().any(is_there);
-    let is_comparison = || ["diff.json", "diff.md", "diff.html"].iter().all(is_there);
-    ["run.json", "scores.json"].iter().any(is_own) || is_begun() || is_comparison()
-}
-
 /// Returns the rollouts in a run folder; runs of other kinds hold no data.
 fn answers(run: &Path) -> Result<Vec<PathBuf>> {
-    let answers = run.join("rollouts.jsonl");
+    let answers = run.join(ROLLOUTS_FILE);
     if answers.is_file() {
         return Ok(vec![answers]);
     }

@@ -15,11 +15,8 @@ use crate::engine::remote::Checked;
 use crate::error::Result;
 use crate::files::{read_existing_json, sha256};
 use crate::json::{finite_ends, null_is_nan};
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, SCORES_FILE};
 use crate::stats::{Design, Estimate, Term, estimate, mean_over_parts, ratio};
-
-/// The name of the file in the folder of an evaluation.
-pub const SCORES_FILE: &str = "scores.json";
 
 /// The contents of scores.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]

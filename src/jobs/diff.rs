@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::eval::{self, KnownModel, Way};
 use super::folders::{names, whole};
-use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
+use super::score::{RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::learnt::Verdict;
@@ -16,16 +14,16 @@ use crate::diagnosis::paired::{Pairing, Partners};
 use crate::diagnosis::quadrants::Resolved;
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
-use crate::eval::results::SCORES_FILE;
+use crate::eval::results::{Identity, Scores, read_scores};
 use crate::eval::{harness, retention, tasks};
 use crate::files::{write_json, write_text};
 use crate::format::{counted, thousands};
 use crate::jobs::watch::Watch;
-use crate::json;
-use crate::model::{DEFAULT_MODEL, ModelName, Reference};
+use crate::model::{DEFAULT_MODEL, Info, ModelName, Reference};
+use crate::provenance::{DIFF_FILES, Provenance, SCORES_FILE};
 use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::{
-    CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
+    CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, Row, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
 };
 
 /// A comparison as the user requested it.
@@ -48,88 +46,171 @@ pub(crate) struct Job {
     pub command: String,
 }
 
-/// Compares the two sides, after evaluating those that are models.
-pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
-    if job.fail_on_drop.is_some() && kind(&job.before, job)? == SideKind::ScoreRun {
-        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
+/// The sides of a comparison, opened.
+pub(crate) enum Sides {
+    Runs(Box<[Run; 2]>),
+    /// The first is the one before.
+    Evaluations(Vec<Evaluated>),
+}
+
+/// A finished score run.
+pub(crate) struct Run {
+    folder: PathBuf,
+    record: RunRecord,
+    rows: Vec<Row>,
+    thresholds: Resolved,
+}
+
+/// A model's answers to tasks.
+pub(crate) enum Evaluated {
+    /// The folder of an evaluation.
+    Folder(Box<Scores>, Side),
+    /// Sample files of lm-evaluation-harness.
+    Harness(Side),
+    /// A model, which is yet to be evaluated.
+    Model(ModelName),
+}
+
+/// Opens the sides. Returns an error if they are not of one kind, or if an option has no effect on that kind.
+pub(crate) fn open(job: &Job) -> Result<Sides> {
+    let (mut runs, mut evaluations) = (Vec::new(), Vec::new());
+    for written in [&job.before].into_iter().chain(&job.after) {
+        let path = Path::new(written);
+        if path.join(SCORES_FILE).is_file() {
+            let scores = read_scores(path)?;
+            let side = compare::side_of(&scores, path)?;
+            evaluations.push(Evaluated::Folder(Box::new(scores), side));
+        } else if path.join(TOKENS_FILE).is_file() {
+            let (record, report) = (read_record(path)?, read_finished_report(path)?);
+            let rows = read_rows(&path.join(ROWS_FILE))?;
+            runs.push(Run { folder: path.to_owned(), record, rows, thresholds: report.summary.thresholds });
+        } else if harness::is_harness(path) {
+            evaluations.push(Evaluated::Harness(harness::read_side(path)?));
+        } else if Reference::looks_like_one(written) && (path.exists() || !job.tasks.is_empty()) {
+            evaluations.push(Evaluated::Model(ModelName { written: Some(written.clone()), base: None }));
+        } else {
+            let found = if path.exists() { "found neither there" } else { "and there is nothing of this name" };
+            return Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, or a model, {found}"))
+                .at(path)
+                .cure(
+                    "Give the --out folder of a finished `diagnose eval` or `diagnose DATASET`, the samples_*.jsonl files of \
+                     lm-evaluation-harness, a model folder or .gguf file, or a hub id with --tasks.",
+                ));
+        }
     }
+    match (<[Run; 2]>::try_from(runs), evaluations.len()) {
+        (Ok(runs), 0) if job.target.is_empty() => {
+            let unheard = [(!job.tasks.is_empty(), "--tasks"), (job.fail_on_drop.is_some(), "--fail-on-drop")];
+            match unheard.into_iter().find(|(is_given, _)| *is_given) {
+                Some((_, option)) => {
+                    Err(Error::usage(format!("{option} is for evaluations; score runs have neither tasks nor an accuracy"))
+                        .cure("Leave it out."))
+                }
+                None => Ok(Sides::Runs(Box::new(runs))),
+            }
+        }
+        (Err(runs), n) if runs.is_empty() => match n > 2 && job.target.is_empty() {
+            true => Err(Error::usage("several runs after one before need --target: the tasks that they were fine-tuned for")
+                .cure("Compare two at a time without it.")),
+            false => Ok(Sides::Evaluations(evaluations)),
+        },
+        (Err(_), 1) => Err(Error::usage("one folder is an evaluation, the other a score run")
+            .cure("Compare two folders of `diagnose eval`, or two of `diagnose DATASET`.")),
+        _ => Err(Error::usage("score runs are compared two at a time, without --target")),
+    }
+}
+
+impl Sides {
+    /// Whether a side is a model, which has to be evaluated first.
+    pub(crate) fn evaluates(&self) -> bool {
+        match self {
+            Sides::Runs(_) => false,
+            Sides::Evaluations(sides) => sides.iter().any(|side| matches!(side, Evaluated::Model(_))),
+        }
+    }
+}
+
+/// Compares the sides, after evaluating those that are models.
+pub(crate) fn run(job: &Job, sides: Sides, watch: &dyn Watch) -> Result<Diff> {
+    let models = models_behind(&sides);
     // Compute a requested divergence first, so that an impossible one fails before the other work.
-    let asked = if job.divergence { Some(distance(job, watch)?) } else { None };
-    let what = compared(job, watch)?;
-    let divergence = asked.map_or_else(|| distance(job, watch), Ok)?;
-    Ok(Diff { what, divergence, remarks: remarks(job)? })
+    let asked = if job.divergence { Some(distance(job, &models, watch)?) } else { None };
+    let evaluates = sides.evaluates();
+    let (what, remarks) = match sides {
+        Sides::Runs(runs) => {
+            let pairing = other_data(&runs);
+            let remarks = other_rows(&runs, pairing.as_ref());
+            (What::Scores(compare_scores(&runs, &pairing.unwrap_or(Pairing::ByNumber))?), remarks)
+        }
+        Sides::Evaluations(evaluations) => {
+            let remarks = other_settings(job, &evaluations);
+            let sides = evaluations.into_iter().map(|side| side.answered(job, watch)).collect::<Result<Vec<_>>>()?;
+            (compare_evaluations(job, sides, evaluates)?, remarks)
+        }
+    };
+    let divergence = asked.map_or_else(|| distance(job, &models, watch), Ok)?;
+    Ok(Diff { what, divergence, remarks })
 }
 
-/// Whether a side is a model, which has to be evaluated first.
-pub(crate) fn evaluates(job: &Job) -> Result<bool> {
-    let mut sides = job.after.iter().chain([&job.before]);
-    sides.try_fold(false, |found, side| Ok(found || kind(side, job)? == SideKind::Model))
-}
-
-/// Differences between our folders other than the models, as sentences without full stops; empty for anything but folders.
-fn remarks(job: &Job) -> Result<Vec<String>> {
-    let mut said = Vec::new();
-    let Some((kind, before)) = record(&job.before, job)? else { return Ok(said) };
-    for written in &job.after {
-        let Some((_, after)) = record(written, job)? else { continue };
-        let records = [&before, &after];
-        if kind == SideKind::ScoreRun {
-            said.extend(other_rows([&job.before, written])?);
-        }
-        if let (SideKind::Evaluation, [Some(a), Some(b)]) = (kind, records.map(|record| record["max_len"].as_u64()))
-            && a != b
-        {
-            said.push(format!(
-                "The model sees {a} tokens at once in {} and {b} in {written} (--max-len): part of every change may be that of contexts that are cut",
-                job.before
-            ));
-        }
-        // A difference of engines is reported separately.
-        if records.into_iter().any(|record| record["server"].is_object()) {
-            continue;
-        }
-        for (key, what) in [("kernel_level", "kernel level"), ("dtype", "precision"), ("device", "device")] {
-            match records.map(|record| record[key].as_str()) {
-                [Some(a), Some(b)] if a != b => said.push(format!(
-                    "The {what} is {a} in {} and {b} in {written}: part of every change is that of rounding",
-                    job.before
-                )),
-                _ => {}
+impl Evaluated {
+    /// The answers; a model is evaluated for them.
+    fn answered(self, job: &Job, watch: &dyn Watch) -> Result<Side> {
+        match self {
+            Evaluated::Folder(_, side) | Evaluated::Harness(side) => Ok(side),
+            Evaluated::Model(model) => {
+                let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
+                let (way, command) = (job.way.clone(), job.command.clone());
+                let evaluated = eval::run(&eval::Job { model, servers: None, tasks, out: None, way, command }, watch)?;
+                // The folder may contain tasks of earlier evaluations of the model.
+                let mut side = compare::side_of(&evaluated.scores, &evaluated.out)?;
+                side.tasks.retain(|name, _| evaluated.tasks.contains(name));
+                Ok(side)
             }
         }
     }
-    Ok(said)
 }
 
-/// The record of one of our folders.
-fn record(written: &String, job: &Job) -> Result<Option<(SideKind, Value)>> {
-    let kind = kind(written, job)?;
-    let file = match kind {
-        SideKind::Evaluation => SCORES_FILE,
-        SideKind::ScoreRun => RUN_FILE,
-        SideKind::Harness | SideKind::Model => return Ok(None),
+/// Differences between evaluation folders other than the models, as sentences without full stops.
+fn other_settings(job: &Job, evaluations: &[Evaluated]) -> Vec<String> {
+    let mut said = Vec::new();
+    let mut written = [&job.before].into_iter().chain(&job.after).zip(evaluations);
+    let Some((before, Evaluated::Folder(own, _))) = written.next() else { return said };
+    for (after, side) in written {
+        let Evaluated::Folder(other, _) = side else { continue };
+        let [a, b] = [own, other].map(|scores| scores.identity.max_len);
+        if a != b {
+            said.push(format!(
+                "The model sees {a} tokens at once in {before} and {b} in {after} (--max-len): part of every change may be that of contexts that are cut"
+            ));
+        }
+        // A difference of engines is reported separately.
+        if own.server.is_none() && other.server.is_none() {
+            let made = [own, other].map(|scores| (&scores.provenance, &scores.identity.dtype));
+            said.extend(other_rounding([before, after], made));
+        }
+    }
+    said
+}
+
+/// The differences by which the same model gives other numbers, as sentences without full stops.
+fn other_rounding([before, after]: [&str; 2], made: [(&Provenance, &String); 2]) -> Vec<String> {
+    let settings = made.map(|(made, dtype)| [made.kernel_level.as_ref(), Some(dtype), Some(&made.device)]);
+    let pairs = settings[0].into_iter().zip(settings[1]).zip(["kernel level", "precision", "device"]);
+    let differing = pairs.filter_map(|((a, b), what)| Some((a?, b?, what)).filter(|(a, b, _)| a != b));
+    let remark = |(a, b, what): (&String, &String, &str)| {
+        format!("The {what} is {a} in {before} and {b} in {after}: part of every change is that of rounding")
     };
-    Ok(Some((kind, read(&Path::new(written).join(file))?)))
+    differing.map(remark).collect()
 }
 
 /// How the rows of two score runs correspond if they did not read the same files in the same way; `None` if they did.
-fn other_data(runs: [&Path; 2]) -> Result<Option<Pairing>> {
-    let [before, after] = records(runs)?;
-    let read = |record: &RunRecord| {
-        let hashes: Vec<String> = record.data.iter().map(|file| file.sha256.clone()).collect();
-        (hashes, record.read.clone().unwrap_or_default())
+fn other_data([before, after]: &[Run; 2]) -> Option<Pairing> {
+    let read = |run: &Run| {
+        let hashes: Vec<String> = run.record.data.iter().map(|file| file.sha256.clone()).collect();
+        (hashes, run.record.read.clone().unwrap_or_default())
     };
-    if read(&before) == read(&after) {
-        return Ok(None);
-    }
-    let alike = other_rendering([&before, &after]).is_empty();
-    let [before, after] = runs.map(|run| read_rows(&run.join(ROWS_FILE)));
-    Ok(Some(Pairing::of_other_data(&before?, &after?, alike)))
-}
-
-fn records(runs: [&Path; 2]) -> Result<[RunRecord; 2]> {
-    let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
-    Ok([before?, after?])
+    let alike = other_rendering([&before.record, &after.record]).is_empty();
+    (read(before) != read(after)).then(|| Pairing::of_other_data(&before.rows, &after.rows, alike))
 }
 
 /// The settings by which two runs tokenize a row differently; after a different token, a model scores the same token differently.
@@ -143,20 +224,20 @@ fn other_rendering([a, b]: [&RunRecord; 2]) -> Vec<&'static str> {
     others.into_iter().filter_map(|(differs, what)| differs.then_some(what)).collect()
 }
 
-/// The settings of two score runs that change tokens or quadrants independently of the models.
-fn other_rows([before, after]: [&String; 2]) -> Result<Vec<String>> {
+/// Differences between two score runs that change tokens, quadrants or numbers independently of the models, as sentences without full stops.
+/// `pairing` is that of [`other_data`].
+fn other_rows([own, other]: &[Run; 2], pairing: Option<&Pairing>) -> Vec<String> {
     let mut said = Vec::new();
-    let folders = [before, after].map(Path::new);
-    let [own, other] = &records(folders)?;
-    if let Some(pairing) = other_data(folders)? {
+    let (before, after) = (own.folder.display().to_string(), other.folder.display().to_string());
+    if let Some(pairing) = pairing {
         let how = match pairing {
             Pairing::Rows(Partners { rows, by_id, changed }) => {
-                let how = if by_id { "rows are paired by their ids" } else { "the rows have no ids, and are paired by their numbers" };
+                let how = if *by_id { "rows are paired by their ids" } else { "the rows have no ids, and are paired by their numbers" };
                 let changed = match changed {
                     0 => String::new(),
                     n => format!(
                         "; {}, since a model says something else of the same token behind another text",
-                        counted(n, "more has another text and is left out", "more have other texts and are left out")
+                        counted(*n, "more has another text and is left out", "more have other texts and are left out")
                     ),
                 };
                 format!("{how}, {} of them{changed}", thousands(rows.len() as u64))
@@ -168,7 +249,7 @@ fn other_rows([before, after]: [&String; 2]) -> Result<Vec<String>> {
         };
         said.push(format!("{before} and {after} have not read the same files in the same way: {how}"));
     }
-    let others = other_rendering([own, other]);
+    let others = other_rendering([&own.record, &other.record]);
     if !others.is_empty() {
         said.push(format!(
             "{before} and {after} differ in {}: part of what changed is that, since a model says something else of the same token behind \
@@ -176,22 +257,25 @@ fn other_rows([before, after]: [&String; 2]) -> Result<Vec<String>> {
             others.join(" and ")
         ));
     }
-    let cuts = |run: &Path| -> Result<bool> { Ok(read_rows(&run.join(ROWS_FILE))?.iter().any(|row| row.truncated)) };
-    if own.max_len != other.max_len && (cuts(folders[0])? || cuts(folders[1])?) {
+    let [own_len, other_len] = [own, other].map(|run| run.record.max_len as u64);
+    if own_len != other_len && own.rows.iter().chain(&other.rows).any(|row| row.truncated) {
         said.push(format!(
             "Rows are cut after {} tokens in {before} and after {} in {after} (--max-len): what only one of them has kept is not compared",
-            thousands(own.max_len as u64),
-            thousands(other.max_len as u64)
+            thousands(own_len),
+            thousands(other_len)
         ));
     }
-    let thresholds = |folder: &str| -> Result<Resolved> { Ok(read_finished_report(Path::new(folder))?.summary.thresholds) };
-    let (own, other) = (thresholds(before)?, thresholds(after)?);
-    if !own.sorts_like(&other) {
+    let (by, other_by) = (&own.thresholds, &other.thresholds);
+    if !by.sorts_like(other_by) {
         said.push(format!(
-            "{before} was sorted by {own}, and {after} by {other}: tokens have moved between the quadrants for that, too"
+            "{before} was sorted by {by}, and {after} by {other_by}: tokens have moved between the quadrants for that, too"
         ));
     }
-    Ok(said)
+    // A difference of engines is reported separately.
+    if own.record.server.is_none() && other.record.server.is_none() {
+        said.extend(other_rounding([&before, &after], [own, other].map(|run| (&run.record.provenance, &run.record.dtype))));
+    }
+    said
 }
 
 impl Job {
@@ -212,52 +296,27 @@ impl Job {
 /// Writes diff.json, diff.md, diff.html, and the figure as PNG and SVG; for two score runs also learnt.parquet and compared.html.
 pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
-    for extension in ["png", "svg"] {
-        report::draw(diff, out, extension)?;
-    }
-    let svg = |name: &str| {
-        // The file was written above.
-        let text = std::fs::read_to_string(out.join(format!("{name}.svg"))).unwrap_or_default();
-        // An SVG inside HTML has no XML declaration.
-        text.find("<svg").map_or_else(String::new, |begin| text[begin..].to_owned())
-    };
+    report::draw(diff, out, "png")?;
+    let figure = report::draw(diff, out, "svg")?;
+    let svg = std::fs::read_to_string(&figure).context_at(&figure, "cannot read the figure")?;
+    // An SVG inside HTML has no XML declaration.
+    let svg = &svg[svg.find("<svg").unwrap_or_default()..];
     if let What::Scores(movement) = &diff.what {
         write_learnt_rows(movement, out)?;
     }
-    write_json(&out.join("diff.json"), diff)?;
-    let [markdown, html] = report::documents(diff, command, &svg);
-    write_text(&out.join("diff.md"), &markdown)?;
-    write_text(&out.join("diff.html"), &html)
+    let [json, md, html] = DIFF_FILES.map(|name| out.join(name));
+    write_json(&json, diff)?;
+    let [as_markdown, as_html] = report::documents(diff, command, svg);
+    write_text(&md, &as_markdown)?;
+    write_text(&html, &as_html)
 }
 
-fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
-    let before = kind(&job.before, job)?;
-    let afters = job.after.iter().map(|after| kind(after, job)).collect::<Result<Vec<_>>>()?;
-    let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == SideKind::ScoreRun).count();
-    match (n_runs, &job.after[..]) {
-        (2, [after]) if job.target.is_empty() => {
-            if !job.tasks.is_empty() {
-                return Err(Error::usage("--tasks has no say: score runs have none").cure("Leave it out."));
-            }
-            return Ok(What::Scores(compare_scores(Path::new(&job.before), Path::new(after))?));
-        }
-        (0, _) => {}
-        (1, [_]) => {
-            return Err(Error::usage("one folder is an evaluation, the other a score run")
-                .cure("Compare two folders of `diagnose eval`, or two of `diagnose DATASET`."));
-        }
-        _ => return Err(Error::usage("score runs are compared two at a time, without --target")),
+/// Compares answers; the first side is the one before. `evaluated` says whether some were given just now, to the tasks of the job.
+fn compare_evaluations(job: &Job, mut sides: Vec<Side>, evaluated: bool) -> Result<What> {
+    if !evaluated && !job.tasks.is_empty() {
+        choose(&mut sides, &job.tasks)?;
     }
-    if afters.len() > 1 && job.target.is_empty() {
-        return Err(Error::usage("several runs after one before need --target: the tasks that they were fine-tuned for")
-            .cure("Compare two at a time without it."));
-    }
-    let mut before = side(before, &job.before, job, watch)?;
-    let sides = afters.into_iter().zip(&job.after).map(|(kind, after)| side(kind, after, job, watch));
-    let mut sides = sides.collect::<Result<Vec<_>>>()?;
-    if !evaluates(job)? && !job.tasks.is_empty() {
-        choose(&mut before, &mut sides, &job.tasks)?;
-    }
+    let mut before = sides.remove(0);
     if job.target.is_empty() {
         let mut after = sides.remove(0);
         tell_apart([&mut before, &mut after], [&job.before, &job.after[0]]);
@@ -290,22 +349,19 @@ fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
 }
 
 /// Compares two score runs; listed tokens get their sentences if the data of the first run are available.
-fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
-    let conflicts = before.join(CONFLICTS_FILE);
+fn compare_scores([before, after]: &[Run; 2], pairing: &Pairing) -> Result<Movement> {
+    let conflicts = before.folder.join(CONFLICTS_FILE);
     let by_place = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
     let by_place = |conflict: Result<KnownConflict>| conflict.and_then(by_place);
     let kinds: Option<HashMap<(u32, u32), ConflictKind>> =
         conflicts.exists().then(|| read_conflicts(&conflicts).map(by_place).collect::<Result<_>>()).transpose()?;
-    let rows = read_rows(&before.join(ROWS_FILE))?;
-    let pairing = other_data([before, after])?.unwrap_or(Pairing::ByNumber);
-    let mut movement = movement::compare(before, after, &pairing, kinds.as_ref())?;
-    let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
+    let mut movement = movement::compare(&before.folder, &after.folder, pairing, kinds.as_ref())?;
+    let places: HashMap<u32, String> = before.rows.iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());
     // If the data have moved or changed, places remain without sentences.
-    let data = read_record(&before.join(RUN_FILE)).and_then(|record| find_data(before, &record, &[]));
-    if let Ok((dataset, chosen)) = data {
+    if let Ok((dataset, chosen)) = find_data(&before.folder, &before.record, &[]) {
         let wanted = movement.learnt.listed_rows();
-        let tables = [before.join(TOKENS_FILE)];
+        let tables = [before.folder.join(TOKENS_FILE)];
         read_listed(&tables, &dataset, &chosen, wanted, |row, context_of| movement.learnt.read_contexts(row, context_of))?;
     }
     Ok(movement)
@@ -327,7 +383,7 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
         })
         .collect();
     let identity = |side: &str, run: &str| -> Result<(String, String)> {
-        Ok((format!("diagnose.{side}"), read_record(&Path::new(run).join(RUN_FILE))?.identity))
+        Ok((format!("diagnose.{side}"), read_record(Path::new(run))?.identity))
     };
     let provenance = [identity("before", &movement.before)?, identity("after", &movement.after)?];
     write_learnt(&out.join(LEARNT_FILE), &rows, &provenance)?;
@@ -336,126 +392,73 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
     view::view(&page).map(|_| ())
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum SideKind {
-    Evaluation,
-    /// Sample files of lm-evaluation-harness.
-    Harness,
-    ScoreRun,
-    Model,
-}
-
-fn kind(written: &str, job: &Job) -> Result<SideKind> {
-    let path = Path::new(written);
-    if path.join(SCORES_FILE).is_file() {
-        Ok(SideKind::Evaluation)
-    } else if path.join(TOKENS_FILE).is_file() {
-        Ok(SideKind::ScoreRun)
-    } else if harness::is_harness(path) {
-        Ok(SideKind::Harness)
-    } else if Reference::looks_like_one(written) && (path.exists() || !job.tasks.is_empty()) {
-        Ok(SideKind::Model)
-    } else {
-        let found = if path.exists() { "found neither there" } else { "and there is nothing of this name" };
-        Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, or a model, {found}")).at(path).cure(
-            "Give the --out folder of a finished `diagnose eval` or `diagnose DATASET`, the samples_*.jsonl files of \
-             lm-evaluation-harness, a model folder or .gguf file, or a hub id with --tasks.",
-        ))
-    }
-}
-
-fn side(kind: SideKind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side> {
-    match kind {
-        SideKind::Harness => harness::read_side(Path::new(written)),
-        SideKind::Model => {
-            let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
-            let command = job.command.clone();
-            let asked = eval::Job {
-                model: ModelName { written: Some(written.to_owned()), base: None },
-                servers: None,
-                tasks,
-                out: None,
-                way: job.way.clone(),
-                command,
-            };
-            let evaluated = eval::run(&asked, watch)?;
-            // The folder may contain tasks of earlier evaluations of the model.
-            let mut side = compare::read_side(&evaluated.out)?;
-            side.tasks.retain(|name, _| evaluated.tasks.contains(name));
-            Ok(side)
-        }
-        SideKind::Evaluation | SideKind::ScoreRun => compare::read_side(Path::new(written)),
-    }
-}
-
-/// Keeps only the tasks that --tasks selects, by name or group.
-fn choose(before: &mut Side, others: &mut [Side], names: &[String]) -> Result<()> {
+/// Keeps only the tasks that --tasks selects, by name or group of the first side.
+fn choose(sides: &mut [Side], names: &[String]) -> Result<()> {
     let mut tasks = Vec::new();
     for name in names {
-        tasks.extend(retention::named(before, "--tasks", name)?);
+        tasks.extend(retention::named(&mut sides[0], "--tasks", name)?);
     }
-    for side in others.iter_mut().chain([before]) {
-        side.tasks.retain(|name, _| tasks.contains(name));
-    }
+    sides.iter_mut().for_each(|side| side.tasks.retain(|name, _| tasks.contains(name)));
     Ok(())
 }
 
-/// The divergence between the two models, if both can be run and the user requests it by naming models or with --kl.
-fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
-    let unknown = |why: &str| match job.divergence {
-        true => Err(Error::usage(format!("--kl: the divergence is {why}")).cure("Leave --kl out.")),
-        false => Ok(Distance::Unknown { unavailable: why.to_owned() }),
-    };
-    let [after] = &job.after[..] else { return unknown("not measured for several runs") };
-    let kinds = [kind(&job.before, job)?, kind(after, job)?];
-    if !job.divergence && kinds != [SideKind::Model; 2] {
-        return unknown("not measured; --kl runs both models for it");
-    }
-    let behind = |written: &String, kind| model_behind(Path::new(written), kind);
-    match (behind(&job.before, kinds[0])?, behind(after, kinds[1])?) {
-        (Behind::Model(before), Behind::Model(after)) => match eval::divergence([&before, &after], &job.way, watch) {
-            Ok(divergence) => Ok(Distance::Measured(divergence)),
-            Err(error) if job.divergence => Err(error),
-            Err(error) => unknown(&format!("not available: {}", error.reason())),
-        },
-        (Behind::Server, _) | (_, Behind::Server) => {
-            unknown("not available: a server ran a model, whose weights are not known here")
-        }
-        _ => unknown("not available: the samples of lm-evaluation-harness do not tell where the models are"),
-    }
-}
-
-/// Reads the record of a folder.
-fn read(path: &Path) -> Result<Value> {
-    let bytes = std::fs::read(path).context_at(path, "cannot read what made the folder")?;
-    json::from_slice(&bytes).context_at(path, "the file is no JSON")
-}
-
-/// The model of a side, given directly or known from its record.
+/// The model of a side.
 enum Behind {
-    Model(KnownModel),
+    /// The user named it.
+    Named(KnownModel),
+    /// A folder names it.
+    Recorded(KnownModel),
     /// A server ran the model, so that its weights are not known here.
     Server,
     Unknown,
 }
 
-fn model_behind(path: &Path, kind: SideKind) -> Result<Behind> {
-    let named = |file: &str, model: &str| {
-        let record = read(&path.join(file))?;
-        if record["server"].is_object() {
-            return Ok(Behind::Server);
+/// The models of the sides, in their order.
+fn models_behind(sides: &Sides) -> Vec<Behind> {
+    let recorded = |server: bool, written: &String, base: &Option<String>, sha256: &String| match server {
+        true => Behind::Server,
+        false => {
+            let written = Some(written.clone()).filter(|written| written != DEFAULT_MODEL);
+            Behind::Recorded(KnownModel { name: ModelName { written, base: base.clone() }, sha256: Some(sha256.clone()) })
         }
-        let text = |key: &str| record.pointer(&format!("{model}{key}")).and_then(Value::as_str).map(str::to_owned);
-        let written = text("reference").filter(|written| written != DEFAULT_MODEL);
-        Ok(Behind::Model(KnownModel { name: ModelName { written, base: text("base") }, sha256: text("sha256") }))
     };
-    match kind {
-        SideKind::Harness => Ok(Behind::Unknown),
-        SideKind::Model => {
-            let name = ModelName { written: Some(path.to_string_lossy().into_owned()), base: None };
-            Ok(Behind::Model(KnownModel { name, sha256: None }))
+    let of_run = |Run { record, .. }: &Run| {
+        let Info { reference, base, sha256, .. } = &record.model;
+        recorded(record.server.is_some(), reference, base, sha256)
+    };
+    let of_evaluation = |side: &Evaluated| match side {
+        Evaluated::Harness(_) => Behind::Unknown,
+        Evaluated::Model(name) => Behind::Named(KnownModel { name: name.clone(), sha256: None }),
+        Evaluated::Folder(scores, _) => {
+            let Identity { model_reference, model_base, model_sha256, .. } = &scores.identity;
+            recorded(scores.server.is_some(), model_reference, model_base, model_sha256)
         }
-        SideKind::Evaluation => named(SCORES_FILE, "/model_"),
-        SideKind::ScoreRun => named("run.json", "/model/"),
+    };
+    match sides {
+        Sides::Runs(runs) => runs.iter().map(of_run).collect(),
+        Sides::Evaluations(sides) => sides.iter().map(of_evaluation).collect(),
+    }
+}
+
+/// The divergence between the two models, if both can be run and the user requests it by naming models or with --kl.
+fn distance(job: &Job, models: &[Behind], watch: &dyn Watch) -> Result<Distance> {
+    let unknown = |why: &str| match job.divergence {
+        true => Err(Error::usage(format!("--kl: the divergence is {why}")).cure("Leave --kl out.")),
+        false => Ok(Distance::Unknown { unavailable: why.to_owned() }),
+    };
+    match models {
+        [Behind::Named(before), Behind::Named(after)] => match eval::divergence([before, after], &job.way, watch) {
+            Err(error) if !job.divergence => unknown(&format!("not available: {}", error.reason())),
+            measured => measured.map(Distance::Measured),
+        },
+        [_, _] if !job.divergence => unknown("not measured; --kl runs both models for it"),
+        [Behind::Named(before) | Behind::Recorded(before), Behind::Named(after) | Behind::Recorded(after)] => {
+            eval::divergence([before, after], &job.way, watch).map(Distance::Measured)
+        }
+        [Behind::Server, _] | [_, Behind::Server] => {
+            unknown("not available: a server ran a model, whose weights are not known here")
+        }
+        [_, _] => unknown("not available: the samples of lm-evaluation-harness do not tell where the models are"),
+        _ => unknown("not measured for several runs"),
     }
 }

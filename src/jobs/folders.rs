@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use super::train;
-use super::work::OPTIONS_FILE;
+use super::work::BEFORE_FOLDER;
 use crate::error::Error;
-use crate::eval::results::{SCORES_FILE, read_scores};
+use crate::eval::results::read_scores;
 use crate::format::count;
-use crate::table::{PARTS_FOLDER, TOKENS_FILE};
+use crate::provenance::{DIFF_FILES, OPTIONS_FILE, PARTS_FOLDER, RUN_FILE, SCORES_FILE};
+use crate::table::TOKENS_FILE;
 
 /// Whether the folder holds finished scores, which can be sorted again. If a run was killed while joining its parts, sorting joins them.
 pub(crate) fn holds_scores(folder: &Path) -> bool {
-    folder.join("run.json").is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
+    folder.join(RUN_FILE).is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
 }
 
 /// Names for folders side by side: the last components of their paths, as many as are needed to tell them apart. A repeated folder gets a number.
@@ -50,7 +51,7 @@ pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
 
 /// Whether a folder given as data is empty or holds something else that this program recognises.
 pub(crate) fn is_no_data(folder: &Path) -> bool {
-    let known = [OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];
+    let known = [OPTIONS_FILE, SCORES_FILE, DIFF_FILES[0], PARTS_FOLDER, "config.json", "adapter_config.json"];
     let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     is_empty || known.iter().any(|name| folder.join(name).exists())
 }
@@ -87,12 +88,12 @@ fn known(folder: &Path) -> Option<Error> {
     let of = |what: &str| Error::usage(what.to_owned()).at(folder);
     let within = |name: &str| folder.join(name).display().to_string();
     if is_there(OPTIONS_FILE) {
-        let Ok(record) = train::read_record(&folder.join(train::RUN_FILE)) else {
+        let Ok(Some(record)) = train::read_record(folder) else {
             let error = of("this is the folder of an unfinished training run, not of scores");
             return Some(error.cure(format!("`diagnose train --config {}` resumes it.", within(OPTIONS_FILE))));
         };
-        let again = match is_there("before") {
-            true => format!(" `diagnose {}` sorts the base model's scores of its data.", within("before")),
+        let again = match is_there(BEFORE_FOLDER) {
+            true => format!(" `diagnose {}` sorts the base model's scores of its data.", within(BEFORE_FOLDER)),
             false => String::new(),
         };
         let what = format!(
@@ -111,7 +112,7 @@ fn known(folder: &Path) -> Option<Error> {
         let what = format!("this is the folder of an evaluation ({}), not of scores", tasks.unwrap_or_default());
         return Some(of(&what).cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another."));
     }
-    let (what, cure) = if is_there("diff.json") {
+    let (what, cure) = if is_there(DIFF_FILES[0]) {
         ("this is the folder of a comparison, not of scores", "Read its diff.md.".to_owned())
     } else if is_there(PARTS_FOLDER) {
         ("this is the folder of a run that was not finished", "Run the command that started it again.".to_owned())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::folders::names;
-use super::score::{RUN_FILE, RunRecord, read_finished_report, read_record};
+use super::score::{RunRecord, read_finished_report, read_record};
 use crate::diagnosis::Report;
 use crate::diagnosis::landscape::Landscape;
 use crate::error::{Context, Error, Result};
@@ -97,7 +97,7 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
 }
 
 fn open(folder: &Path, name: String) -> Result<Run> {
-    let (record, report) = (read_record(&folder.join(RUN_FILE))?, read_finished_report(folder)?);
+    let (record, report) = (read_record(folder)?, read_finished_report(folder)?);
     Ok(Run { name, record, report, tables: [folder.join(TOKENS_FILE)] })
 }
 

@@ -16,10 +16,12 @@
 //! decisions.rs what a person decided about the rows of a run
 //! folders.rs   recognises run folders, expands globs, and names what another folder holds
 //! work.rs      which command a folder belongs to, so that no command overwrites another's
+//! found.rs     a model, before the data are read
 //! answer.rs    a sampled answer
 //! author.rs    what generates answers: this program, or servers
 //! served.rs    a model run by servers
-//! journal.rs   the finished work of a killed job; level.rs refuses to resume at another kernel level
+//! journal.rs   the finished work of a killed job
+//! other_run.rs refuses a folder that holds something else than what would be resumed
 //! watch.rs     reports progress
 //! ```
 
@@ -37,9 +39,10 @@ pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod folders;
+mod found;
 mod journal;
 pub(crate) mod landscape;
-mod level;
+mod other_run;
 pub(crate) mod reopened;
 pub(crate) mod rollout;
 pub(crate) mod score;

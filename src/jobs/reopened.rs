@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::folders;
-use super::score::{RUN_FILE, RunRecord, open_data, read_record};
+use super::score::{RunRecord, open_data, read_record};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::table::{ROWS_FILE, Row, read_rows};
@@ -22,7 +22,7 @@ impl Reopened {
         if !folders::holds_scores(folder) {
             return Err(folders::not_scores(folder));
         }
-        let record = read_record(&folder.join(RUN_FILE))?;
+        let record = read_record(folder)?;
         let dataset = open_data(folder, &record, data)?;
         let rows = read_rows(&folder.join(ROWS_FILE))?;
         Ok(Reopened { folder: folder.to_owned(), record, dataset, rows })

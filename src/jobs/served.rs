@@ -49,9 +49,8 @@ pub(super) struct Beyond {
 }
 
 /// The longest sequence: the user's choice, else the usual length, or less if the model and the servers take less.
-pub(super) fn max_len(asked: Option<usize>, served: &Served, pool: Option<&Pool>, beyond: &Beyond) -> Result<usize> {
-    let limit = pool.and_then(Pool::max_len);
-    let longest = limit.map_or(usize::MAX, |limit| limit.saturating_sub(beyond.tokens));
+fn max_len(asked: Option<usize>, served: &Served, pool: &Pool, beyond: &Beyond) -> Result<usize> {
+    let longest = pool.max_len().map_or(usize::MAX, |limit| limit.saturating_sub(beyond.tokens));
     match asked {
         Some(asked) if asked > longest => Err(Error::usage(format!(
             "--max-len {asked} is more than the {longest} tokens that the server accepts: {}",
@@ -106,12 +105,11 @@ pub(super) fn remark(checked: &Checked) -> Option<String> {
 
 /// Servers that answered, before they are checked.
 pub(super) struct Opened {
+    /// The local parts of the model; the hash in its `info` is that of [`hash`].
     pub served: Served,
     pub reference: Reference,
     pub max_len: usize,
-    /// A hash of what is known locally about the model: the name or path that the servers report, and its tokenizer.
-    pub sha256: String,
-    pool: Pool,
+    pub pool: Pool,
 }
 
 /// Servers that passed the check.
@@ -130,11 +128,11 @@ impl Opened {
         beyond: &Beyond,
         watch: &dyn Watch,
     ) -> Result<Opened> {
-        let (served, reference) = text_of(model, "--server", load, watch)?;
+        let (mut served, reference) = text_of(model, "--server", load, watch)?;
         let pool = Pool::open(options, served.vocab_size)?;
-        let max_len = max_len(asked_len, &served, Some(&pool), beyond)?;
-        let sha256 = hash(pool.model(), &served.tokenizer)?;
-        Ok(Opened { served, reference, max_len, sha256, pool })
+        let max_len = max_len(asked_len, &served, &pool, beyond)?;
+        served.info.sha256 = hash(pool.model(), &served.tokenizer)?;
+        Ok(Opened { served, reference, max_len, pool })
     }
 
     /// Returns an error if the servers cannot sample in this way.
@@ -147,22 +145,27 @@ impl Opened {
         self.pool.program()
     }
 
+    /// Checks the servers on a sequence, and compares them with our own engine if that can run the model. Also returns remarks for the user.
+    pub(super) fn check_on(&self, probe: &Sequence) -> Result<(Checked, Vec<String>)> {
+        let mut remarks = Vec::new();
+        let own = |probe: &Sequence| own_scores(&self.served, &self.reference, probe, &mut remarks);
+        let checked = self.pool.check(probe, &self.served.tokenizer, own)?;
+        remarks.extend(remark(&checked));
+        Ok((checked, remarks))
+    }
+
     /// Checks the servers, and also an answer if `writes`. Creates the folder `out`, which records the servers' scores: servers that differ from
     /// those it was begun with are refused.
     pub(super) fn check(self, out: &Path, writes: bool, watch: &dyn Watch) -> Result<Servers> {
-        let Opened { served, reference, pool, .. } = self;
-        let (tokenizer, mut remarks) = (served.tokenizer.clone(), Vec::new());
-        let probe = pool.fixed_sequence(&tokenizer)?;
-        let own = |probe: &Sequence| own_scores(&served, &reference, probe, &mut remarks);
-        let checked = pool.check(&probe, &tokenizer, own)?;
+        let tokenizer = &self.served.tokenizer;
+        let (checked, remarks) = self.check_on(&self.pool.fixed_sequence(tokenizer)?)?;
         if writes {
-            pool.check_answers(&tokenizer)?;
+            self.pool.check_answers(tokenizer)?;
         }
-        remarks.extend(remark(&checked));
-        watch.remarks(&served.info.name, &remarks);
+        watch.remarks(&self.served.info.name, &remarks);
         claim(&checked, out)?;
         // From here on, only the targets' scores are needed.
-        Ok(Servers { pool: pool.with_top_k(1), tokenizer, checked })
+        Ok(Servers { pool: self.pool.with_top_k(1), tokenizer: tokenizer.clone(), checked })
     }
 }
 

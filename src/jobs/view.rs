@@ -6,7 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::folders;
-use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_record};
+use super::score::{RunRecord, find_data, read_finished_report, read_record};
+use super::work::VIEW_FILE;
 use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
@@ -22,7 +23,6 @@ use crate::table::{
     self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
 };
 
-pub(crate) const VIEW_FILE: &str = "view.html";
 /// The page that compares two runs.
 pub(crate) const COMPARED_FILE: &str = "compared.html";
 /// The tokens on a page: four to six megabytes, which open within a second.
@@ -60,7 +60,7 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
         if !folders::holds_scores(folder) {
             return Err(folders::not_scores(folder));
         }
-        let record = read_record(&folder.join(RUN_FILE))?;
+        let record = read_record(folder)?;
         let data = match find_data(folder, &record, &job.data) {
             // The named files may belong to the other run.
             Err(error) if !job.data.is_empty() => {

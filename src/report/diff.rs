@@ -1,7 +1,7 @@
 //! Reports what changed between models, evaluations or score runs: for the terminal, as Markdown and HTML, and as a figure.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -49,21 +49,27 @@ pub(crate) enum Distance {
     Unknown { unavailable: String },
 }
 
-/// Draws the figure into the file `out/NAME.extension`.
-pub(crate) fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
-    let path = |name: &str| out.join(format!("{name}.{extension}"));
+/// Draws the figure into the folder, and returns the path of the file.
+pub(crate) fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<PathBuf> {
+    let name = match &diff.what {
+        What::Evaluations(_) => "forest",
+        What::Scores(_) => "movement",
+        What::Retention(_) => "retention",
+    };
+    let path = out.join(format!("{name}.{extension}"));
     match &diff.what {
         What::Evaluations(comparison) => {
             let (rows, average) = forest_rows(comparison);
-            forest::draw(&rows, average.as_ref(), &comparison.before, &comparison.after, &path("forest"))
+            forest::draw(&rows, average.as_ref(), &comparison.before, &comparison.after, &path)?;
         }
-        What::Scores(movement) => maps::movement::draw(&movement_figure(movement), &path("movement")),
-        What::Retention(retention) => maps::retention::draw(&retention_figure(retention), &retention.before, &path("retention")),
+        What::Scores(movement) => maps::movement::draw(&movement_figure(movement), &path)?,
+        What::Retention(retention) => maps::retention::draw(&retention_figure(retention), &retention.before, &path)?,
     }
+    Ok(path)
 }
 
-/// diff.md and diff.html; `svg` returns a drawn figure by its name.
-pub(crate) fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String) -> [String; 2] {
+/// diff.md and diff.html; `svg` is the drawn figure.
+pub(crate) fn documents(diff: &Diff, command: &str, svg: &str) -> [String; 2] {
     let blocks = blocks(diff, command);
     [document::markdown(&blocks), document::html(&blocks, svg)]
 }

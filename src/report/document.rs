@@ -72,8 +72,8 @@ pub(super) fn markdown(blocks: &[Block]) -> String {
     harmless(&out, &ISOLATE)
 }
 
-/// One `<section>` to embed in another page; `figure` returns the SVG of a figure, which is inlined.
-pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String {
+/// One `<section>` to embed in another page; `figure` is the SVG of its figure, which is inlined.
+pub(super) fn html(blocks: &[Block], figure: &str) -> String {
     let inline = |inline: &Inline| match inline {
         Inline::Plain(text) => escaped_html(text),
         Inline::Strong(text) => format!("<strong>{}</strong>", escaped_html(text)),
@@ -100,8 +100,8 @@ pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String 
                 let items = items.iter().map(|item| format!("<li>{}</li>\n", line(item))).collect::<String>();
                 writeln!(out, "<ul>\n{items}</ul>")
             }
-            Block::Figure { name, shows } => {
-                let figure = figure(name).replacen("<svg", "<svg style=\"max-width:100%;height:auto\"", 1);
+            Block::Figure { name: _, shows } => {
+                let figure = figure.replacen("<svg", "<svg style=\"max-width:100%;height:auto\"", 1);
                 writeln!(out, "<figure role=\"img\" aria-label=\"{}\">\n{figure}\n</figure>", escaped_html(shows))
             }
             Block::Code(text) => writeln!(out, "<pre><code>{}</code></pre>", escaped_html(text)),
@@ -147,7 +147,7 @@ mod tests {
         let expected = "# a\\_b \\<i>\n\n**5 \\< 6** & \\[x](y)\n\n| task | n |\n|---|---:|\n| a\\|b c | `ˋ<script>` |\n\n- x`y`\n\n\
                         ![differences](forest.png)\n\n```\ndiagnose diff a b\n```\n\n";
         assert_eq!(markdown(&blocks), expected);
-        let html = html(&blocks, &|name| format!("<svg>{name}</svg>"));
+        let html = html(&blocks, "<svg>forest</svg>");
         let expected = "<section class=\"diagnose\">\n<h1>a_b &lt;i&gt;</h1>\n<p><strong>5 &lt; 6</strong> &amp; [x](y)</p>\n<table>\n\
             <thead><tr><th>task</th><th style=\"text-align:right\">n</th></tr></thead>\n<tbody>\n\
             <tr><td>a|b\nc</td><td style=\"text-align:right\"><code>`&lt;script&gt;</code></td></tr>\n</tbody>\n</table>\n\

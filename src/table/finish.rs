@@ -15,7 +15,8 @@ use super::frames::{TextColumn, write_frames};
 use super::read::{RowGroups, column_of, strings};
 use super::rows::{RowMass, RowMasses, add_masses, read_rows, write_rows};
 use super::write::finished_parts;
-use super::{Column, PARTS_FOLDER, Quadrant, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE, read_provenance};
+use super::{Column, Quadrant, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE, read_provenance};
+use crate::provenance::PARTS_FOLDER;
 use crate::{Context, Error, Result};
 
 /// The size of a finished run.

@@ -57,8 +57,6 @@ use crate::spelling::named;
 pub const TOKENS_FILE: &str = "tokens.parquet";
 /// The name of the table of examples.
 pub const ROWS_FILE: &str = "rows.parquet";
-/// The folder of the parts before they are joined.
-pub const PARTS_FOLDER: &str = "parts";
 
 /// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass needs little memory whatever the table's size.
 pub const ROW_GROUP_TOKENS: usize = 1 << 18;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::testing::{Example, push, random_examples, token, write_parts};
 use super::*;
 use crate::Result;
+use crate::provenance::PARTS_FOLDER;
 
 const EVERY_COLUMN: [Column; 17] = {
     use Column::*;

@@ -16,10 +16,11 @@ use super::alternatives;
 use super::bounds;
 use super::frames::{TextColumn, write_frames};
 use super::rows::{Row, write_rows};
-use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
+use super::{ROW_GROUP_TOKENS, TokenChunk};
 use crate::dataset::Place;
 use crate::engine::bounds::Bounds;
 use crate::kernels::TokenStatistics;
+use crate::provenance::PARTS_FOLDER;
 use crate::tokens::{Sequence, fingerprint};
 use crate::{Context, Error, Result};
 

@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use averages::{Accuracy, group_change, macro_average, mean_change_over_parts};
 pub use changes::{Comparison, Flips, GroupChange, MacroChange, MeanChange, MetricChange, TaskChange};
 use pairs::{Pairs, ids_only_of};
-pub use sides::{Asked, Origin, Side, TaskSamples, read_side};
+pub use sides::{Asked, Origin, Side, TaskSamples, side_of};
 
 use super::metrics::{Metric, primary};
 use super::results::Settings;

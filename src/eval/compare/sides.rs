@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::super::metrics::{Metric, Sample, metrics};
-use super::super::results::{Settings, read_samples, read_scores};
+use super::super::results::{Scores, Settings, read_samples};
 use super::super::tasks::TaskKind;
 use crate::error::{Error, Result};
 
@@ -82,22 +82,26 @@ impl TaskSamples {
     }
 }
 
-/// Reads the folder of an evaluation.
-pub fn read_side(folder: &Path) -> Result<Side> {
-    let scores = read_scores(folder)?;
-    let engine = Some(scores.engine());
+/// The side of an evaluation's `scores`, with the samples in its folder.
+pub fn side_of(scores: &Scores, folder: &Path) -> Result<Side> {
     let mut samples = read_samples(folder)?;
     let mut tasks = BTreeMap::new();
-    for (name, task) in scores.tasks {
-        let own = samples.remove(&name).filter(|own| own.len() == task.n).ok_or_else(|| {
+    for (name, task) in &scores.tasks {
+        let own = samples.remove(name).filter(|own| own.len() == task.n).ok_or_else(|| {
             Error::new(format!("the table lacks the {} items of `{name}` that scores.json lists", task.n))
                 .at(folder)
                 .cure("Evaluate the task again.")
         })?;
-        let (settings, primary) = (Some(task.settings()), Some(task.primary));
-        let own = TaskSamples { settings, primary, data_sha256: Some(task.data_sha256), ..TaskSamples::of(task.kind, own) };
-        tasks.insert(name, own);
+        let (settings, primary) = (Some(task.settings()), Some(task.primary.clone()));
+        let data_sha256 = Some(task.data_sha256.clone());
+        tasks.insert(name.clone(), TaskSamples { settings, primary, data_sha256, ..TaskSamples::of(task.kind, own) });
     }
-    let (name, model_reference) = (scores.identity.model, Some(scores.identity.model_reference));
-    Ok(Side { name, model_reference, engine, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
+    Ok(Side {
+        name: scores.identity.model.clone(),
+        model_reference: Some(scores.identity.model_reference.clone()),
+        engine: Some(scores.engine()),
+        tasks,
+        groups: BTreeMap::new(),
+        skipped: Vec::new(),
+    })
 }

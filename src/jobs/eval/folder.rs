@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::eval::metrics::Sample;
-use crate::eval::results::{SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
+use crate::eval::results::{Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
 use crate::eval::tasks::Task;
 use crate::files::write_json;
-use crate::jobs::level;
-use crate::provenance;
+use crate::jobs::other_run::other_run;
+use crate::provenance::{self, SCORES_FILE};
 
 /// An evaluation folder being written.
 pub(super) struct Folder {
@@ -25,16 +25,12 @@ impl Folder {
         if path.join(SCORES_FILE).exists() {
             let before = read_scores(path)?;
             if before.identity() != folder.scores.identity() {
-                if let Some(error) = level::at_another(before.provenance.kernel_level.as_deref()) {
-                    return Err(error.at(path));
-                }
                 let (model, engine, by) = (&before.identity.model, before.engine(), before.provenance.build());
-                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, run by {engine}, {by}"))
-                    .at(path)
-                    .cure(format!(
-                        "Choose another --out, or pass the same --server, --model, --dtype, --kernels, --device and --max-len; this program is {}.",
-                        provenance::build()
-                    )));
+                let what = format!(
+                    "the scores of another evaluation ({model}, run by {engine}, {by}; this program is {})",
+                    provenance::build()
+                );
+                return Err(other_run(path, &what, before.provenance.kernel_level.as_deref()));
             }
             folder.scores.tasks = before.tasks;
             folder.samples = read_samples(path)?;

@@ -76,7 +76,7 @@ impl FoundModel {
         let reference = self.reference();
         let (sha256, dtype, kernels) = match self {
             FoundModel::Own { reference, .. } => (reference.sha256()?, way.load.dtype.to_string(), way.load.kernels.to_string()),
-            FoundModel::Servers(opened) => (opened.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
+            FoundModel::Servers(opened) => (opened.served.info.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
         };
         Ok(Identity {
             model: reference.name.clone(),

@@ -24,16 +24,16 @@ use crate::error::{Context, Error, Result};
 use crate::files::{hold, write_atomically, write_json};
 use crate::jobs::answer::{Entries, Entry, Wanted, entries, write_open};
 use crate::jobs::journal::Journal;
+use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
-use crate::jobs::work::{JOURNAL_FILE, ROLLOUTS_FILE, Work, check_free};
-use crate::jobs::{level, peak_memory_bytes, provenance_of};
+use crate::jobs::work::{Work, check_free};
+use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::provenance::{JOURNAL_FILE, ROLLOUTS_FILE, RUN_FILE};
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
 pub(crate) use plan::Job;
 use plan::Plan;
 pub(crate) use record::Record;
-
-const RUN_FILE: &str = "run.json";
 
 /// The result of a rollout run.
 pub(crate) struct Outcome {
@@ -53,11 +53,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     check_free(&plan.out, Work::Answers)?;
     let finished = plan.out.join(RUN_FILE);
     let before = match finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
-        true => Some(Record::read(&finished)?),
+        true => Some(Record::read(&plan.out)?),
         false => None,
     };
     if before.as_ref().is_some_and(|record| record.identity != plan.identity) {
-        return Err(other_run(&plan.out));
+        return Err(other_rollouts(&plan.out));
     }
     let _held = hold(&plan.out)?;
     let device = source.device();
@@ -67,7 +67,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         Journal::clear(&plan.out.join(JOURNAL_FILE))?;
         return Ok(Outcome { out: plan.out, record });
     }
-    let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_run(&plan.out)))?;
+    let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_rollouts(&plan.out)))?;
     let mut entries = entries(answers);
 
     let rows: Vec<u32> = plan.prompts.iter().map(|prompt| prompt.row).collect();
@@ -119,18 +119,9 @@ fn request(plan: &Plan, job: &Job, prompt: usize, draw: u32) -> Request {
     }
 }
 
-fn other_run(out: &Path) -> Error {
-    let record = Record::read(&out.join(RUN_FILE)).ok();
-    if let Some(error) = level::at_another(record.and_then(|record| record.provenance.kernel_level).as_deref()) {
-        return error.at(out);
-    }
-    Error::new(
-        "the folder holds other rollouts: with other data, model or options, or made by another version or commit of the program or at another kernel level (DIAGNOSE_KERNELS)",
-    )
-    .at(out)
-    .cure(
-        "Choose another folder with --out, or remove this one. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-    )
+fn other_rollouts(out: &Path) -> Error {
+    let record = Record::read(out).ok();
+    other_run(out, "other rollouts", record.and_then(|record| record.provenance.kernel_level).as_deref())
 }
 
 /// Writes the rows in data order, each with its answers one after the other.

@@ -15,14 +15,15 @@ use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::format::counted;
 use crate::jobs::author::Author;
+use crate::jobs::found::FoundModel;
 use crate::jobs::identity_of_files;
 use crate::jobs::served::{AS_SERVED, Beyond, Opened};
-use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::watch::Watch;
 use crate::kernels::Dtype;
 use crate::kernels::level::Level;
-use crate::model::{GenerationConfig, Info, LoadOptions, Model, ModelName, Placement, Purpose, Reference};
+use crate::model::{GenerationConfig, Info, LoadOptions, Model, ModelName, Placement, Purpose};
 use crate::provenance;
-use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer, refused_strictly};
+use crate::tokens::{RenderOptions, Renderer, Tokenizer, refused_strictly};
 
 /// A rollout as the user requested it.
 pub(crate) struct Job {
@@ -129,7 +130,7 @@ impl Plan {
         job.sampling.check()?;
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
-        let FoundModel { reference, info, tokenizer, template, max_len, source } = find(job, watch)?;
+        let (FoundModel { reference, info, tokenizer, template, max_len, .. }, source) = find(job, watch)?;
         let render = RenderOptions { max_len, ..job.render.clone() };
         let renderer = Renderer::new(tokenizer.clone(), template, render)?;
         let generation = GenerationConfig::read(&reference, &tokenizer)?;
@@ -240,49 +241,23 @@ fn identity(
     Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
 }
 
-/// What is known about the model before the data are read.
-struct FoundModel {
-    reference: Reference,
-    info: Info,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
-    max_len: usize,
-    source: Source,
-}
-
-fn find(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
+fn find(job: &Job, watch: &dyn Watch) -> Result<(FoundModel, Source)> {
     if let Some(servers) = &job.servers {
         let beyond = Beyond { tokens: 0, why: "its limit, prompt and answer together" };
         let mut opened = Opened::open(servers, &job.model, &job.load, job.max_len, &beyond, watch)?;
         opened.check_way(&job.sampling)?;
-        return Ok(FoundModel {
-            reference: opened.reference.clone(),
-            info: Info { sha256: opened.sha256.clone(), ..opened.served.info.clone() },
-            tokenizer: opened.served.tokenizer.clone(),
-            template: opened.served.template.take(),
-            max_len: opened.max_len,
-            source: Source::Servers(Box::new(opened)),
-        });
+        let found = FoundModel::served(&mut opened.served, &opened.reference, opened.max_len);
+        return Ok((found, Source::Servers(Box::new(opened))));
     }
-    let reference = Reference::resolve_named(&job.model, &fetching(watch))?;
-    let max_len = reference.max_len(job.max_len)?;
     if job.load.device == Placement::Metal {
         return Err(
             Error::usage("answers are written on the CPU or on an NVIDIA GPU, not on `metal`").cure("Leave --device out.")
         );
     }
-    let mut model = Model::load_for(Purpose::Write, &reference, job.load, max_len)?;
-    let passed_over = model.passed_over.take().map(|reason| format!("The GPU is not used: {reason}"));
-    model.remarks.extend(passed_over);
-    watch.remarks(&model.info.name, &model.remarks);
-    Ok(FoundModel {
-        reference,
-        info: model.info.clone(),
-        tokenizer: model.tokenizer.clone(),
-        template: model.template.take(),
-        max_len,
-        source: Source::Own(Box::new(model)),
-    })
+    let (found, model) = FoundModel::load(&job.model, Purpose::Write, job.load, job.max_len, watch)?;
+    let passed_over = found.passed_over.iter().map(|reason| format!("The GPU is not used: {reason}"));
+    watch.remarks(&found.info.name, &found.remarks.iter().cloned().chain(passed_over).collect::<Vec<_>>());
+    Ok((found, Source::Own(model)))
 }
 
 /// The prompts of all chosen rows, the number of rows without one, and the reason for the first of these.

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::DataFile;
 use crate::engine::generate::{Ended, Sampling, Written};
 use crate::engine::remote::Checked;
-use crate::error::{Context, Result};
+use crate::error::Result;
+use crate::files::read_existing_json;
 use crate::format::{count, counted, n_tokens};
 use crate::jobs::answer::Entry;
 use crate::model::Info;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, RUN_FILE};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -83,9 +84,8 @@ impl Counts {
 }
 
 impl Record {
-    pub(super) fn read(path: &Path) -> Result<Record> {
-        let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
-        serde_json::from_slice(&bytes).context_at(path, "the file is not a record of rollouts from this version")
+    pub(super) fn read(folder: &Path) -> Result<Record> {
+        read_existing_json(&folder.join(RUN_FILE))
     }
 
     /// The lines about the run on the terminal.

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::engine::{nothing_to_score, text_of};
+use super::engine::nothing_to_score;
 use super::job::Job;
 use crate::dataset::Dataset;
 use crate::engine::remote::more_than_all;
 use crate::error::{Context, Error, Result};
 use crate::files::write_text;
-use crate::jobs::served::usual_len;
+use crate::jobs::served::{text_of, usual_len};
 use crate::jobs::watch::Watch;
 use crate::model::Served;
 use crate::table::{ANSWERS_FOLDER, SEQUENCES_FILE, write_sequences};
@@ -33,7 +33,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     }
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     watch.opened(dataset.files());
-    let (mut served, _) = text_of(job, "--emit", watch)?;
+    let (mut served, _) = text_of(&job.model, "--emit", &job.load, watch)?;
     if top_k > served.vocab_size {
         return Err(more_than_all(top_k, served.vocab_size));
     }

@@ -11,12 +11,13 @@ use crate::engine::bounds::TopTokens;
 use crate::engine::remote::{Checked, Pool, compare_with_own};
 use crate::error::{Error, Result};
 use crate::files::file_sha256;
-use crate::jobs::served::{self, Beyond, hash, own_scores};
-use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::found::FoundModel;
+use crate::jobs::served::{self, Beyond, Opened, own_scores};
+use crate::jobs::watch::Watch;
 use crate::kernels::level::Level;
-use crate::model::{Info, Model, Placement, Reference, Served};
+use crate::model::{Model, Placement, Purpose, Reference, Served};
 use crate::table::{Answers, SEQUENCES_FILE};
-use crate::tokens::{ChatTemplate, Renderer, Sequence, Tokenizer, rendered};
+use crate::tokens::{Renderer, Sequence, rendered};
 
 pub(crate) enum Engine {
     Own(Box<Model>),
@@ -78,111 +79,61 @@ impl Engine {
     }
 }
 
-/// What is known about the model before the data are read, and the source of its engine.
-pub(super) struct FoundModel {
-    pub info: Info,
-    pub tokenizer: Arc<Tokenizer>,
-    pub template: Option<ChatTemplate>,
-    pub vocab_size: usize,
-    pub max_len: usize,
-    pub remarks: Vec<String>,
-    pub passed_over: Option<String>,
-    source: Source,
-}
-
-enum Source {
+/// What will run the model, before the first row is known.
+pub(super) enum Source {
     Own(Box<Model>),
-    Servers(Pool, Box<(Served, Reference)>),
+    Servers(Box<Opened>),
+    /// The folder with the answers that another program left.
     Answers(PathBuf, Box<(Served, Reference)>),
 }
 
 /// Loads the model, or queries the servers.
-pub(super) fn find(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
+pub(super) fn find(job: &Job, watch: &dyn Watch) -> Result<(FoundModel, Source)> {
     match &job.elsewhere {
-        None => own(job, watch),
-        Some(elsewhere) => served(job, elsewhere, watch),
+        None => {
+            let (found, model) = FoundModel::load(&job.model, Purpose::Read, job.load, job.max_len, watch)?;
+            Ok((found, Source::Own(model)))
+        }
+        Some(Elsewhere::Servers(servers)) => {
+            let beyond = Beyond { tokens: 1, why: "one token below the server's limit, since it must generate one" };
+            let mut opened = Opened::open(servers, &job.model, &job.load, job.max_len, &beyond, watch)?;
+            let found = FoundModel::served(&mut opened.served, &opened.reference, opened.max_len);
+            Ok((found, Source::Servers(Box::new(opened))))
+        }
+        Some(Elsewhere::Answers(folder)) => {
+            let (mut served, reference) = served::text_of(&job.model, "--answers", &job.load, watch)?;
+            served.info.sha256 = served::hash(&Answers::hash(folder)?, &served.tokenizer)?;
+            let max_len = job.max_len.unwrap_or_else(|| served::usual_len(&served, 1));
+            let found = FoundModel::served(&mut served, &reference, max_len);
+            Ok((found, Source::Answers(folder.clone(), Box::new((served, reference)))))
+        }
     }
 }
 
-fn own(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
-    let reference = Reference::resolve_named(&job.model, &fetching(watch))?;
-    let max_len = reference.max_len(job.max_len)?;
-    let mut model = Model::load(&reference, job.load, max_len)?;
-    Ok(FoundModel {
-        info: model.info.clone(),
-        tokenizer: model.tokenizer.clone(),
-        template: model.template.take(),
-        vocab_size: model.config.vocab_size,
-        max_len,
-        remarks: std::mem::take(&mut model.remarks),
-        passed_over: model.passed_over.take(),
-        source: Source::Own(Box::new(model)),
-    })
-}
-
-/// Opens the tokenizer and configuration, the only local parts needed if another engine runs the model. `option` is the option that selected it.
-pub(super) fn text_of(job: &Job, option: &str, watch: &dyn Watch) -> Result<(Served, Reference)> {
-    if job.in_context {
-        return Err(Error::usage(format!("--in-context runs the model here, and {option} runs it elsewhere"))
-            .cure("Leave out one of them."));
-    }
-    served::text_of(&job.model, option, &job.load, watch)
-}
-
-fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<FoundModel> {
-    let (option, servers) = match elsewhere {
-        Elsewhere::Servers(servers) => ("--server", Some(servers)),
-        Elsewhere::Answers(_) => ("--answers", None),
-    };
-    let (mut served, reference) = text_of(job, option, watch)?;
-    let pool = servers.map(|servers| Pool::open(servers, served.vocab_size)).transpose()?;
-    let beyond = Beyond { tokens: 1, why: "one token below the server's limit, since it must generate one" };
-    let max_len = served::max_len(job.max_len, &served, pool.as_ref(), &beyond)?;
-    let hash = match elsewhere {
-        Elsewhere::Servers(_) => hash(pool.as_ref().map_or("", Pool::model), &served.tokenizer)?,
-        Elsewhere::Answers(folder) => hash(&Answers::hash(folder)?, &served.tokenizer)?,
-    };
-    Ok(FoundModel {
-        info: Info { sha256: hash, ..served.info.clone() },
-        tokenizer: served.tokenizer.clone(),
-        template: served.template.take(),
-        vocab_size: served.vocab_size,
-        max_len,
-        remarks: Vec::new(),
-        passed_over: None,
-        source: match (pool, elsewhere) {
-            (Some(pool), _) => Source::Servers(pool, Box::new((served, reference))),
-            (None, Elsewhere::Answers(folder)) => Source::Answers(folder.clone(), Box::new((served, reference))),
-            (None, Elsewhere::Servers(_)) => return Err(Error::usage("--server names no server")),
-        },
-    })
-}
-
-impl FoundModel {
+impl Source {
     /// Checks another engine on the first row with something to score; `is_asked` says whether this run requests that row. Also returns remarks for
     /// the user.
-    pub(super) fn engine(self, first: Sequence, is_asked: bool) -> Result<(Engine, Vec<String>)> {
-        let mut remarks = Vec::new();
-        let engine = match self.source {
-            Source::Own(model) => Engine::Own(model),
-            Source::Servers(pool, served) => {
-                let own = |probe: &Sequence| own_scores(&served.0, &served.1, probe, &mut remarks);
-                let checked = pool.check(&first, &served.0.tokenizer, own)?;
-                Engine::Servers(Arc::new(pool), Box::new(checked))
+    pub(super) fn engine(self, first: &Sequence, is_asked: bool) -> Result<(Engine, Vec<String>)> {
+        match self {
+            Source::Own(model) => Ok((Engine::Own(model), Vec::new())),
+            Source::Servers(opened) => {
+                let (checked, remarks) = opened.check_on(first)?;
+                Ok((Engine::Servers(Arc::new(opened.pool), Box::new(checked)), remarks))
             }
-            Source::Answers(folder, served) => {
-                let mut answers = Answers::open(&folder, self.vocab_size)?;
-                let found = if is_asked { answers.of(&first)? } else { Vec::new() };
-                let own = if is_asked { own_scores(&served.0, &served.1, &first, &mut remarks)? } else { None };
+            Source::Answers(folder, text) => {
+                let (served, reference) = *text;
+                let mut remarks = Vec::new();
+                let mut answers = Answers::open(&folder, served.vocab_size)?;
+                let found = if is_asked { answers.of(first)? } else { Vec::new() };
+                let own = if is_asked { own_scores(&served, &reference, first, &mut remarks)? } else { None };
                 let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;
                 let sent = file_sha256(&folder.join(SEQUENCES_FILE))?;
-                let asked = TopTokens { top_k: answers.top_k, vocab: self.vocab_size };
+                let asked = TopTokens { top_k: answers.top_k, vocab: served.vocab_size };
                 let checked = Checked::offline(&folder, sent, asked, &found, from_own);
-                Engine::Answers(folder, Box::new(checked))
+                remarks.extend(served::remark(&checked));
+                Ok((Engine::Answers(folder, Box::new(checked)), remarks))
             }
-        };
-        remarks.extend(engine.checked().and_then(served::remark));
-        Ok((engine, remarks))
+        }
     }
 }
 

@@ -9,10 +9,9 @@ use super::engine::Engine;
 use super::in_context::{self, Conflicts};
 use super::kinds::name_kinds;
 use super::part::Stages;
-use super::plan::{PLANTED_FILE, Plan, Planted, Rollouts};
-use super::record::{RUN_FILE, ReadRecord, RunRecord, ServerRecord, read_json, read_record};
-use super::sorted::{SUMMARY_FILE, named_or_own, read_report};
-use super::stream::FIDELITY_FILE;
+use super::plan::{Plan, Planted, Rollouts};
+use super::record::{ReadRecord, RunRecord, ServerRecord, read_record};
+use super::sorted::{named_or_own, read_report};
 use crate::dataset::{Choice, Chosen, Dataset, PlantedSpan};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
@@ -26,8 +25,10 @@ use crate::diagnosis::self_check::{LEAST_ROWS, OnPolicy, SelfCheck};
 use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
-use crate::files::{hold, write_atomically, write_json};
+use crate::files::{hold, read_json, write_json, write_text};
+use crate::jobs::served::AS_SERVED;
 use crate::jobs::watch::Watch;
+use crate::jobs::work::{FIDELITY_FILE, MAPS_FOLDER, PLANTED_FILE, REPORT_FILE, SUMMARY_FILE, VIEW_FILE};
 use crate::jobs::{peak_memory_bytes, provenance_of, view};
 use crate::kernels::cuda;
 use crate::maps::density::Density;
@@ -35,15 +36,14 @@ use crate::maps::gradient::Gradient;
 use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
-use crate::model::Placement;
+use crate::model::{Model, Placement};
+use crate::provenance::RUN_FILE;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
     CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks,
     read_rows,
 };
-
-const MAPS_FOLDER: &str = "maps";
 
 /// The result of a finished run, for the terminal.
 pub(crate) struct Outcome {
@@ -60,16 +60,21 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
     let record = match stages {
         Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds)?,
         // Nothing was scored now: the earlier measurements still describe the table.
-        _ => read_record(&path)?,
+        _ => read_record(&plan.out)?,
     };
     if !plan.planted.is_empty() {
         write_json(&plan.out.join(PLANTED_FILE), &plan.planted)?;
     }
     write_json(&path, &record)?;
+    // The command line refuses --in-context with another engine.
+    let in_context = match &plan.engine {
+        Engine::Own(model) if plan.in_context => Some((plan, &**model)),
+        _ => None,
+    };
     let sorting = Sorting {
         thresholds: named_or_own(plan.thresholds, &plan.out)?,
         with_page: plan.with_page,
-        in_context: plan.in_context.then_some(plan),
+        in_context,
         command: &plan.command,
     };
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
@@ -90,7 +95,7 @@ pub(crate) fn sort_again(
             "A read-only folder cannot be sorted again: show it with `diagnose view {out} --out FILE`, or sort a copy."
         ))
     })?;
-    let record = read_record(&out.join(RUN_FILE))?;
+    let record = read_record(out)?;
     let thresholds = named_or_own(thresholds, out)?;
     let data = match find_data(out, &record, data) {
         Err(error) if !data.is_empty() => return Err(error),
@@ -103,7 +108,7 @@ pub(crate) fn sort_again(
     {
         let why = format!("the run keeps its present thresholds, {found}: {}", error.reason_and_cure());
         watch.remarks(&record.model.name, &[why]);
-        let has_page = out.join(view::VIEW_FILE).exists();
+        let has_page = out.join(VIEW_FILE).exists();
         return Ok(Outcome { out: out.to_owned(), record, report, has_page });
     }
     let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen));
@@ -115,8 +120,8 @@ struct Sorting<'a> {
     thresholds: Thresholds,
     /// Whether to write the page.
     with_page: bool,
-    /// The plan whose model scores the conflicts again in context, if requested.
-    in_context: Option<&'a Plan>,
+    /// The plan and its model, which scores the conflicts again in context, if requested.
+    in_context: Option<(&'a Plan, &'a Model)>,
     command: &'a str,
 }
 
@@ -145,7 +150,7 @@ fn sort(
                 let conflicts = Conflicts::read(out)?;
                 named.in_context = match (in_context::kept(out, &conflicts)?, sorting.in_context) {
                     (Some(kept), _) => Some(kept),
-                    (None, Some(plan)) => Some(in_context::score(plan, out, &conflicts, &resolved, &pairs, watch)?),
+                    (None, Some(run)) => Some(in_context::score(run, out, &conflicts, &resolved, &pairs, watch)?),
                     (None, None) => {
                         watch.remarks(&record.model.name, &[NOT_IN_CONTEXT.to_owned()]);
                         None
@@ -187,9 +192,7 @@ fn sort(
     };
     write_json(&out.join(SUMMARY_FILE), &report)?;
     let text = markdown::report(&report, &record.description(sorting.command, without_text));
-    write_atomically(&out.join("report.md"), |file| {
-        std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
-    })?;
+    write_text(&out.join(REPORT_FILE), &text)?;
     if let Some(aside) = view::retire(out, &record, &resolved, data.is_ok())? {
         let kept =
             format!("the page for the previous thresholds, which has the texts of the rows, is kept as {}", aside.display());
@@ -200,7 +203,7 @@ fn sort(
         watch.stage("Writing the page");
         view::write_own(out, &record, data.ok())?;
     }
-    let has_page = out.join(view::VIEW_FILE).exists();
+    let has_page = out.join(VIEW_FILE).exists();
     Ok(Outcome { out: out.to_owned(), record, report, has_page })
 }
 
@@ -259,7 +262,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         sample,
         sampled_from: plan.chosen.drawn_from,
         seed,
-        dtype: if server.is_some() { "as served".to_owned() } else { plan.dtype.to_string() },
+        dtype: if server.is_some() { AS_SERVED.to_owned() } else { plan.dtype.to_string() },
         kernels: server.as_ref().map_or_else(|| plan.kernels.to_string(), |server| server.checked.program()),
         vocab_size: plan.vocab_size,
         counts: plan.totals,

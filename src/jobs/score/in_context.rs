@@ -27,11 +27,12 @@ use crate::diagnosis::exchanges::users_say;
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::files::hex;
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::kernels::TokenStatistics;
+use crate::model::Model;
 use crate::random;
 use crate::stats::{ClusterSums, Scale, Term, share};
 use crate::table::{
@@ -40,7 +41,6 @@ use crate::table::{
 };
 use crate::tokens::Sequence;
 
-use super::engine::Engine;
 use super::plan::Plan;
 
 /// The largest number of rows scored again.
@@ -159,16 +159,13 @@ struct Scored {
 }
 
 pub(super) fn score(
-    plan: &Plan,
+    (plan, model): (&Plan, &Model),
     out: &Path,
     conflicts: &Conflicts,
     thresholds: &Resolved,
     pairs: &[NearPair],
     watch: &dyn Watch,
 ) -> Result<Prompted> {
-    let Engine::Own(model) = &plan.engine else {
-        return Err(Error::usage("--in-context runs the model here, but this run used a server").cure("Leave one of them out."));
-    };
     watch.stage("Scoring the conflicts in context");
     let kinds = &conflicts.kinds;
     let main = main_kinds(kinds);

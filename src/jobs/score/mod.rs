@@ -38,7 +38,7 @@ pub(crate) use emit::emit;
 pub(crate) use finish::{Outcome, sort_again};
 pub(crate) use job::{Elsewhere, Job};
 pub(crate) use plan::Plan;
-pub(crate) use record::{RUN_FILE, RunRecord, read_record};
+pub(crate) use record::{RunRecord, read_record};
 pub(crate) use shards::{Joining, joined};
 pub(crate) use sorted::{read_finished_report, sorted_by};
 
@@ -46,7 +46,7 @@ use crate::error::{Context, Result};
 use crate::files::hold;
 use crate::jobs::watch::Watch;
 use crate::jobs::work::{Work, check_free};
-use crate::table::PARTS_FOLDER;
+use crate::provenance::PARTS_FOLDER;
 
 /// Runs the whole job. An interrupted run resumes; a finished one only gets its report again.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {

@@ -7,13 +7,14 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::{self, Engine, FoundModel};
+use super::engine::{self, Engine};
 use super::job::Job;
 use super::shard::ShardRecord;
 use crate::dataset::{Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout, Shard};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Result};
 use crate::files::sha256;
+use crate::jobs::found::FoundModel;
 use crate::jobs::identity_of_files;
 use crate::jobs::watch::{Beginning, Watch};
 use crate::kernels::{Dtype, Kernels};
@@ -109,8 +110,6 @@ impl Rollouts {
     }
 }
 
-pub(super) const PLANTED_FILE: &str = "planted.json";
-
 /// A span that a row declares as planted, for the report on rankings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Planted {
@@ -126,27 +125,25 @@ impl Plan {
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
         let began = Instant::now();
-        let mut found = engine::find(job, watch)?;
-        let render = RenderOptions { max_len: found.max_len, ..job.render.clone() };
-        let renderer = Renderer::new(found.tokenizer.clone(), found.template.take(), render.clone())?;
+        let (found, source) = engine::find(job, watch)?;
+        let FoundModel { reference: _, info, tokenizer, template, vocab_size, max_len, mut remarks, passed_over } = found;
+        let render = RenderOptions { max_len, ..job.render.clone() };
+        let renderer = Renderer::new(tokenizer.clone(), template, render.clone())?;
         let template_sha256 = renderer.template_sha256().map(str::to_owned);
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
-        let reader = Reader { model_sha256: &found.info.sha256, dtype: job.load.dtype };
+        let reader = Reader { model_sha256: &info.sha256, dtype: job.load.dtype };
         let Survey { audit, totals, planted } = survey(&dataset, &renderer, &chosen, job.read.strict, reader, watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
         // A shard may have no supervised row even if other shards have some.
         if totals.supervised == 0 && job.shard.is_none() {
             return Err(engine::nothing_to_score().cure(audit.lines().join("\n  ")));
         }
-        let FoundModel { info, tokenizer, vocab_size, .. } = &found;
-        let (info, tokenizer, vocab_size) = (info.clone(), tokenizer.clone(), *vocab_size);
-        let (mut remarks, passed_over) = (std::mem::take(&mut found.remarks), found.passed_over.take());
         let of_all = chosen.clone().in_shard(None);
         let probed = if totals.supervised == 0 { &of_all } else { &chosen };
         let first = engine::first_sequence(&dataset, &renderer, probed)?;
-        let (engine, checked) = found.engine(first, totals.supervised > 0)?;
+        let (engine, checked) = source.engine(&first, totals.supervised > 0)?;
         remarks.extend(checked);
         let made_of = MadeOf {
             files: dataset.files(),

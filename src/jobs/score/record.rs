@@ -11,13 +11,11 @@ use super::shard::ShardRecord;
 use crate::dataset::{Choice, DataFile, FieldMap, Format, ReadOptions, RoleMap};
 use crate::engine::remote::Checked;
 use crate::error::{Error, Result};
-pub(super) use crate::files::read_json;
+use crate::files::read_json;
 use crate::format::{count, thousands};
 use crate::model::Info;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, RUN_FILE};
 use crate::report::markdown;
-
-pub(crate) const RUN_FILE: &str = "run.json";
 
 /// The settings and measurements of a run: run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -172,8 +170,9 @@ pub(super) fn names_of(files: &[DataFile]) -> String {
     }
 }
 
-pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
-    read_json(path)?.ok_or_else(|| {
+pub(crate) fn read_record(folder: &Path) -> Result<RunRecord> {
+    let path = folder.join(RUN_FILE);
+    read_json(&path)?.ok_or_else(|| {
         Error::new("the run folder holds no run.json: the run was not finished")
             .at(path)
             .cure("Run the command that started it again.")

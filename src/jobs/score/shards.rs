@@ -9,20 +9,22 @@ use serde::{Deserialize, Serialize};
 
 use super::finish::sort_again;
 use super::part::{PartEnds, Stages};
-use super::plan::{PLANTED_FILE, Planted, Totals};
-use super::record::{RUN_FILE, RunRecord, read_record};
+use super::plan::{Planted, Totals};
+use super::record::{RunRecord, read_record};
 use super::shard::ShardRecord;
-use super::sorted::{SUMMARY_FILE, sorted_by};
-use super::stream::{FIDELITY_FILE, IDENTITY_FILE, provenance};
+use super::sorted::sorted_by;
+use super::stream::{IDENTITY_FILE, provenance};
 use crate::dataset::Shard;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, hold, read_json, write_json};
 use crate::jobs::folders;
+use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
-use crate::jobs::work::{Work, check_free};
-use crate::table::{PARTS_FOLDER, ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
+use crate::jobs::work::{FIDELITY_FILE, PLANTED_FILE, SUMMARY_FILE, Work, check_free};
+use crate::provenance::{PARTS_FOLDER, RUN_FILE};
+use crate::table::{ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
 use crate::tokens::{Audit, EqualRows};
 
 /// The folder in which the parts are assembled before they count.
@@ -113,7 +115,7 @@ fn found(folder: &Path) -> Result<Option<Found>> {
     if !folder.is_dir() || !folders::holds_scores(folder) {
         return Ok(None);
     }
-    let record = read_record(&folder.join(RUN_FILE))?;
+    let record = read_record(folder)?;
     let shard = record.shard.clone();
     Ok(shard.map(|shard| Found { folder: folder.to_owned(), record, shard }))
 }
@@ -220,11 +222,9 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     let record = joined_record(shards, joining.command)?;
     check_free(&out, Work::Scores)?;
     if out.join(RUN_FILE).exists() {
-        let found = read_record(&out.join(RUN_FILE))?;
+        let found = read_record(&out)?;
         if found.identity != *whole {
-            return Err(Error::new("the folder holds a different run than the one whose shards are named")
-                .at(out)
-                .cure("Choose another folder with --out, or remove this one."));
+            return Err(other_run(&out, "another run than the one whose shards are named", None));
         }
     } else {
         let _held = hold(&out)?;

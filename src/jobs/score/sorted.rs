@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use super::record::read_json;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::{Resolved, Thresholds};
 use crate::error::{Error, Result};
+use crate::files::read_json;
+use crate::jobs::work::SUMMARY_FILE;
 use crate::table::{THRESHOLDS_KEY, TOKENS_FILE, finished_parts, read_provenance};
-
-pub(super) const SUMMARY_FILE: &str = "summary.json";
 
 /// The thresholds that the user names, else those by which the run is sorted, else the default ones.
 pub(super) fn named_or_own(named: Option<Thresholds>, out: &Path) -> Result<Thresholds> {

@@ -14,7 +14,7 @@ use super::answers;
 use super::engine::Engine;
 use super::part::{Part, PartEnds, Stages};
 use super::plan::Plan;
-use super::record::{RUN_FILE, read_record};
+use super::record::read_record;
 use super::servers;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::remote::Checked;
@@ -22,13 +22,14 @@ use crate::engine::{Sample, Scorer, Scores, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_existing_json, read_json, write_json};
 use crate::format::thousands;
-use crate::jobs::level;
+use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
+use crate::jobs::work::FIDELITY_FILE;
 use crate::kernels::allocator;
 use crate::kernels::level::Level;
 use crate::model::{Info, Model};
-use crate::provenance;
-use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
+use crate::provenance::{self, PARTS_FOLDER, RUN_FILE};
+use crate::table::{PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::{Item, Sequence, rendered};
 
 /// The number of sampled tokens on which the top-K entropies are compared with the full one, and the largest K.
@@ -39,7 +40,6 @@ const FIDELITY_K: usize = 64;
 pub(super) const IDENTITY_FILE: &str = "identity.json";
 /// The server's scores of the probe at the beginning of the run.
 const PROBE_FILE: &str = "probe.json";
-pub(super) const FIDELITY_FILE: &str = "fidelity.json";
 
 /// Scores what is not scored yet. Returns `None` if the run was finished before.
 pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
@@ -138,28 +138,20 @@ fn is_finished(plan: &Plan) -> Result<bool> {
         Some((_, identity)) if *identity == plan.identity => match plan.engine.checked() {
             None => Ok(true),
             Some(checked) => {
-                let path = plan.out.join(RUN_FILE);
-                let before = read_record(&path)?.server.ok_or_else(|| other_run(&plan.out))?;
-                checked.compare(&before.checked).map_err(|error| error.at(path))?;
+                let before = read_record(&plan.out)?.server.ok_or_else(|| other_scores(&plan.out))?;
+                checked.compare(&before.checked).map_err(|error| error.at(&plan.out))?;
                 Ok(true)
             }
         },
-        _ => Err(other_run(&plan.out)),
+        _ => Err(other_scores(&plan.out)),
     }
 }
 
-fn other_run(out: &Path) -> Error {
+fn other_scores(out: &Path) -> Error {
     // The kernel level is in the identity file while a run is in progress, and in its record afterwards.
     let kept = |file: PathBuf| read_json::<serde_json::Value>(&file).ok().flatten()?["kernel_level"].as_str().map(str::to_owned);
     let found = kept(out.join(PARTS_FOLDER).join(IDENTITY_FILE)).or_else(|| kept(out.join(RUN_FILE)));
-    if let Some(error) = level::at_another(found.as_deref()) {
-        return error.at(out);
-    }
-    Error::new("the folder holds another run: with other data, model or options, or made by another version or commit of the program")
-        .at(out)
-        .cure(
-            "Choose another folder with --out, or remove this one. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-        )
+    other_run(out, "another run", found.as_deref())
 }
 
 /// Creates the run folder, or checks that the parts in it belong to the same command.
@@ -185,7 +177,7 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
         Ok(text) => {
             let found: serde_json::Value = serde_json::from_str(&text).context_at(&path, "this is not JSON")?;
             if found["identity"] != plan.identity.as_str() {
-                return Err(other_run(&plan.out));
+                return Err(other_scores(&plan.out));
             }
             Ok(())
         }

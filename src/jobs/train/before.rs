@@ -17,9 +17,6 @@ use crate::tokens::Sequence;
 use crate::train::loss::flow_weights;
 use crate::train::options::Options;
 
-/// The run folder of these scores, inside that of the training run.
-pub(super) const BEFORE_FOLDER: &str = "before";
-
 /// Scores the data with the base model, unless that was done before.
 pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch) -> Result<()> {
     let job = score::Job {

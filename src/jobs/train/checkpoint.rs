@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_atomically, write_numbers};
-use crate::jobs::level;
+use crate::jobs::other_run::other_run;
+use crate::jobs::work::CHECKPOINTS_FOLDER;
 use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
@@ -21,8 +22,6 @@ use crate::model::files::{safetensors, safetensors_write};
 use crate::train::adamw::AdamW;
 use crate::train::keep::Lowest;
 use crate::train::metrics::Standing;
-
-pub(super) const FOLDER: &str = "checkpoints";
 
 /// The progress of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,17 +55,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Returns an error for the progress of another run.
-    pub(super) fn check(&self, identity: &str) -> Result<()> {
-        if self.identity != identity {
-            if let Some(error) = level::at_another(Some(&self.kernel_level)) {
-                return Err(error);
-            }
-            return Err(Error::new("this checkpoint belongs to another training run").cure(
-                "Its options, data or model differ, or another version or commit of the program made it: choose another --out, or remove the folder to start over. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-            ));
+    /// Returns an error for the progress of another run than `identity`, found in the folder `out`.
+    pub(super) fn check(&self, out: &Path, identity: &str) -> Result<()> {
+        match self.identity == identity {
+            true => Ok(()),
+            false => Err(other_run(out, "checkpoints of another training run", Some(&self.kernel_level))),
         }
-        Ok(())
     }
 }
 
@@ -79,7 +73,7 @@ pub(super) fn save(
     keep: usize,
     best: Option<u64>,
 ) -> Result<()> {
-    let folder = out.join(FOLDER);
+    let folder = out.join(CHECKPOINTS_FOLDER);
     fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for checkpoints")?;
     let path = path(out, progress.step);
     let progress = serde_json::to_string(progress).context("cannot write down the progress")?;
@@ -109,13 +103,14 @@ pub(super) fn save(
 
 /// The path of a step's checkpoint.
 pub(super) fn path(out: &Path, step: u64) -> PathBuf {
-    out.join(FOLDER).join(format!("step-{step:08}.safetensors"))
+    out.join(CHECKPOINTS_FOLDER).join(format!("step-{step:08}.safetensors"))
 }
 
 /// Restores the newest checkpoint, if there is one.
 pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Option<Progress>> {
     let Some(path) = list(out)?.pop() else { return Ok(None) };
-    let progress = read(&path, identity, parameters, optimizer).map_err(|error| error.at(&path))?;
+    progress(&path)?.check(out, identity)?;
+    let progress = read(&path, parameters, optimizer).map_err(|error| error.at(&path))?;
     optimizer.step = progress.step;
     Ok(Some(progress))
 }
@@ -156,10 +151,9 @@ pub(super) fn read_values(path: &Path, parameters: &[Parameter]) -> Result<()> {
     read().map_err(|error| error.at(path))
 }
 
-fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Progress> {
+fn read(path: &Path, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Progress> {
     let mut file = File::open(path).context("cannot open the checkpoint")?;
     let (progress, arrays_found) = header(&mut file)?;
-    progress.check(identity)?;
     let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to start over.");
     let expected = arrays(parameters, optimizer);
     let expected = expected.iter().map(|(name, dtype, len)| (name.as_str(), safetensors_write::type_name(*dtype), *len));
@@ -237,7 +231,7 @@ fn numbers<T: Copy, const N: usize>(file: &mut BufWriter<File>, numbers: &[T], e
 
 /// The checkpoints, oldest first.
 fn list(out: &Path) -> Result<Vec<PathBuf>> {
-    let folder = out.join(FOLDER);
+    let folder = out.join(CHECKPOINTS_FOLDER);
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
@@ -279,8 +273,8 @@ mod tests {
             safetensors_write::header(metadata, [("a/values", Stored::F32, &[4][..]), ("a/m", Stored::Bf16, &[4])]).unwrap();
         good.resize(good.len() + 24, 7);
         let out = tempfile::tempdir().unwrap();
-        let path = out.path().join(FOLDER).join("step-00000003.safetensors");
-        fs::create_dir(out.path().join(FOLDER)).unwrap();
+        let path = out.path().join(CHECKPOINTS_FOLDER).join("step-00000003.safetensors");
+        fs::create_dir(out.path().join(CHECKPOINTS_FOLDER)).unwrap();
         fs::write(&path, &good).unwrap();
         assert_eq!(latest(out.path()).unwrap(), Some(progress));
         let mut refused = 0;

@@ -7,15 +7,16 @@ use super::result;
 use super::trainer::{load_options, stored_dtype};
 use crate::error::{Error, Result};
 use crate::jobs::watch::{Watch, fetching};
-use crate::jobs::work::OPTIONS_FILE;
+use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER};
 use crate::kernels::Stored;
 use crate::model::{Model, ModelName, Reference, save_merged};
+use crate::provenance::OPTIONS_FILE;
 use crate::train::options::Options;
 
 /// Writes `OUT/model`, the adapter in the folder merged into its base, and returns its path. The base is the one that the adapter names, unless the
 /// user names another.
 pub(crate) fn merge_adapter(folder: &Path, base: Option<String>, out: &Path, watch: &dyn Watch) -> Result<PathBuf> {
-    let model = out.join("model");
+    let model = out.join(MODEL_FOLDER);
     refuse_replacing(&model)?;
     let written = folder.to_str().ok_or_else(|| Error::new("expected a folder name of valid Unicode").at(folder))?;
     let adapter = Reference::resolve_named(&ModelName { written: Some(written.to_owned()), base }, &fetching(watch))?;
@@ -44,7 +45,7 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
             .at(path)
             .cure("Name the checkpoint in the folder of its run: RUN/checkpoints/step-...")
     })?;
-    ["model", "adapter"].iter().try_for_each(|name| refuse_replacing(&out.join(name)))?;
+    [MODEL_FOLDER, ADAPTER_FOLDER].iter().try_for_each(|name| refuse_replacing(&out.join(name)))?;
     let options = Options::resolve(Some(&run), toml::Table::new())?;
     let reference = Reference::resolve_named(&options.model_name(), &fetching(watch))?;
     if reference.sha256()? != progress.model_sha256 {

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use crate::error::{Context, Result};
+use crate::jobs::work::MAPS_FOLDER;
 use crate::maps::training::{Curve, Drift, Dynamics, Losses, Run, draw_drift, draw_dynamics, draw_losses};
 use crate::train::metrics::{Group, Standing, StepMetrics};
 
 /// Draws `maps/dynamics.png`, `loss.png` and `drift.png`. `before` are the base model's measurements.
 pub(super) fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: &str, run: &Run) -> Result<()> {
-    let folder = out.join("maps");
+    let folder = out.join(MAPS_FOLDER);
     std::fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for figures")?;
     let curve = |f: &dyn Fn(&StepMetrics) -> Option<f64>| -> Curve {
         metrics.iter().filter_map(|metrics| Some((metrics.step, f(metrics)?))).collect()

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use super::plan::Plan;
-use super::record::{RUN_FILE, TrainRecord, read_record};
+use super::record::{TrainRecord, read_record};
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::format::count;
+use crate::jobs::identity_of_files;
+use crate::jobs::other_run::other_run;
 use crate::jobs::watch::{Watch, fetching};
 use crate::jobs::work::{Work, check_free};
-use crate::jobs::{identity_of_files, level};
 use crate::kernels::level::Level;
 use crate::model::{Reference, text_of};
 use crate::provenance;
@@ -90,15 +91,10 @@ impl Opened {
             if identity(&as_long, &made_of)? == record.identity {
                 return Err(opened.of_another_length(&record));
             }
-            if let Some(error) = level::at_another(record.provenance.kernel_level.as_deref()) {
-                return Err(error.at(&opened.out));
-            }
-            return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
-                "Its options, data or model differ, or another version or commit of the program made it: choose another --out. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-            ));
+            return Err(other_run(&opened.out, "another training run", record.provenance.kernel_level.as_deref()));
         }
         if let Some(progress) = checkpoint::latest(&opened.out)? {
-            progress.check(&opened.identity).map_err(|error| error.at(&opened.out))?;
+            progress.check(&opened.out, &opened.identity)?;
         }
         Ok(opened)
     }
@@ -126,8 +122,7 @@ impl Opened {
 
     /// The record of the run, if it has ended.
     pub(super) fn record(&self) -> Result<Option<TrainRecord>> {
-        let path = self.out.join(RUN_FILE);
-        if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
+        read_record(&self.out)
     }
 
     /// Whether the run has a checkpoint.

@@ -7,9 +7,8 @@ use std::path::Path;
 use super::events::EventWriter;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
+use crate::jobs::work::{METRICS_FILE, TENSORBOARD_FOLDER};
 use crate::train::metrics::StepMetrics;
-
-pub(super) const METRICS_FILE: &str = "metrics.jsonl";
 
 /// metrics.jsonl and the TensorBoard events, truncated to the steps that the checkpoint includes.
 pub(super) struct Log {
@@ -29,7 +28,7 @@ impl Log {
             Ok(())
         })?;
         let file = OpenOptions::new().append(true).open(&path).context_at(&path, "cannot open the metrics")?;
-        Ok(Log { file, events: EventWriter::create(&out.join("tensorboard"))? })
+        Ok(Log { file, events: EventWriter::create(&out.join(TENSORBOARD_FOLDER))? })
     }
 
     pub(super) fn push(&mut self, metrics: &StepMetrics) -> Result<()> {

@@ -33,7 +33,7 @@ pub(crate) use emit::{Program, Slots, check_axolotl};
 pub(crate) use exported::{export_checkpoint, merge_adapter};
 pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;
-pub(crate) use record::{RUN_FILE, TrainRecord, read_record};
+pub(crate) use record::{TrainRecord, read_record};
 pub(crate) use translate::emit;
 
 use crate::error::{Error, Result};

@@ -6,14 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use super::result::note_of_base;
-use crate::error::{Context, Result};
+use crate::error::Result;
+use crate::files::read_json;
 use crate::model::Info;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, RUN_FILE};
 use crate::train::keep::Lowest;
 use crate::train::metrics::{Drift, Standing, Validation};
 use crate::train::options::Options;
-
-pub(crate) const RUN_FILE: &str = "run.json";
 
 /// The content of run.json of a finished run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,7 +62,7 @@ impl TrainRecord {
     }
 }
 
-pub(crate) fn read_record(path: &Path) -> Result<TrainRecord> {
-    let text = std::fs::read_to_string(path).context_at(path, "cannot read the run")?;
-    serde_json::from_str(&text).context_at(path, "this run.json is not of a training run")
+/// The record in a run folder; `None` if the run has not ended.
+pub(crate) fn read_record(folder: &Path) -> Result<Option<TrainRecord>> {
+    read_json(&folder.join(RUN_FILE))
 }

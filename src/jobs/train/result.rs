@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
+use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER};
 use crate::kernels::Stored;
 use crate::model::{
     LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, add_end_tokens, save as save_model, save_adapter,
@@ -24,7 +25,7 @@ pub(super) fn save(
     new_ends: &[u32],
 ) -> Result<PathBuf> {
     let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype)?;
-    let model = out.join("model");
+    let model = out.join(MODEL_FOLDER);
     if !new_ends.is_empty() && model.is_dir() {
         add_end_tokens(&model, new_ends)?;
     }
@@ -48,7 +49,7 @@ pub(super) fn note_of_base(base: &Path, options: &Options) -> Option<String> {
 /// Copies the template that was trained on into the saved folders.
 fn replace_template(template: &Path, out: &Path) -> Result<()> {
     let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;
-    for folder in ["model", "adapter"].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
+    for folder in [MODEL_FOLDER, ADAPTER_FOLDER].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
         let path = folder.join("chat_template.jinja");
         write_atomically(&path, |file| {
             std::io::Write::write_all(file, &bytes).context_at(&path, "cannot write the chat template")
@@ -75,12 +76,12 @@ fn save_weights(
     let trained = Trained::new(parameters);
     match lora {
         None => {
-            let folder = out.join("model");
+            let folder = out.join(MODEL_FOLDER);
             save_model(reference, &folder, dtype, &mut |name, shape| trained.tensor(name, shape))?;
             Ok(folder)
         }
         Some(lora) => {
-            let folder = out.join("adapter");
+            let folder = out.join(ADAPTER_FOLDER);
             let pairs = trained.pairs()?;
             let mut targets: Vec<String> =
                 pairs.iter().map(|pair| pair.module.rsplit('.').next().unwrap_or_default().to_owned()).collect();
@@ -90,7 +91,7 @@ fn save_weights(
             save_adapter(reference, &folder, &settings, &pairs)?;
             if merge {
                 let adapter = Reference::local(&folder)?;
-                save_merged(&adapter, &out.join("model"), dtype)?;
+                save_merged(&adapter, &out.join(MODEL_FOLDER), dtype)?;
             }
             Ok(folder)
         }
