@@ -1,5 +1,8 @@
 //! Writes rows as a Parquet table. All values of a column must fit one type: lists have items of one type, and objects have the keys of all objects
 //! (a key that a row lacks is null, and read as absent). Python's NaN is a missing value, hence null, except among floats.
+//!
+//! Tools, the arguments of calls and the variables of a template are another matter: a chat template prints them as they are, so that `null`, a
+//! missing key, `5` and `5.0` are different texts. There only what reads back exactly is written.
 
 use std::io::Write;
 
@@ -11,8 +14,11 @@ use super::super::fields::{Object, kind};
 use super::super::verbatim;
 use crate::error::{Context, Error, Result};
 
-/// Writes the rows as a table.
-pub(crate) fn write_parquet(rows: &[Object], file: &mut dyn Write) -> Result<()> {
+/// The keys below which a chat template prints whatever it finds.
+const PRINTED: [&str; 4] = ["arguments", "chat_template_kwargs", "functions", "tools"];
+
+/// Writes the rows as a table. `from_tables`: they were read from tables, where a key of one row is a key of all already.
+pub(crate) fn write_parquet(rows: &[Object], from_tables: bool, file: &mut dyn Write) -> Result<()> {
     let mut names: Vec<&String> = Vec::new();
     for key in rows.iter().flat_map(|row| row.keys()) {
         if !names.contains(&key) {
@@ -24,6 +30,9 @@ pub(crate) fn write_parquet(rows: &[Object], file: &mut dyn Write) -> Result<()>
         let mut shape = Shape::Null;
         for value in &values {
             shape = shape.with(value, name)?;
+        }
+        if !from_tables {
+            values.iter().try_for_each(|value| shape.check_printed(value, name, false))?;
         }
         let cells: Vec<AnyValue> = values.iter().map(|value| shape.cell(value, name)).collect::<Result<_>>()?;
         let series = Series::from_any_values_and_dtype(name.as_str().into(), &cells, &shape.dtype(), true);
@@ -142,6 +151,33 @@ impl Shape {
             }
             // Parquet has no struct without members.
             _ => vec![pl::Field::new("_".into(), DataType::String)],
+        }
+    }
+
+    /// Returns an error if a part of `value` that a chat template prints would be read back as something else. `is_printed`: all of it is printed.
+    fn check_printed(&self, value: &Value, path: &str, is_printed: bool) -> Result<()> {
+        let refused = |found: &str| {
+            Err(Error::new(format!("`{path}`: {found}, which a chat template may print"))
+                .cure("Write JSON Lines, which allow different rows."))
+        };
+        match (self, value) {
+            (Shape::Object(fields), Value::Object(object)) => {
+                let is_printed = is_printed || path.rsplit('.').next().is_some_and(|key| PRINTED.contains(&key));
+                if let (true, Some((key, _))) = (is_printed, fields.iter().find(|(key, _)| !object.contains_key(key))) {
+                    return refused(&format!("a table has the key `{key}` in every row or in none, and one lacks it"));
+                }
+                let of = |key: &String| fields.iter().find(|(name, _)| name == key).map_or(&Shape::Null, |(_, shape)| shape);
+                object.iter().try_for_each(|(key, value)| of(key).check_printed(value, &format!("{path}.{key}"), is_printed))
+            }
+            (Shape::List(item), Value::Array(list)) => {
+                let is_printed = is_printed || PRINTED.contains(&path.rsplit('.').next().unwrap_or(path));
+                list.iter().try_for_each(|value| item.check_printed(value, path, is_printed))
+            }
+            (_, Value::Null) if is_printed => refused("a table does not tell null from a missing key"),
+            (Shape::Fraction, Value::Number(number)) if is_printed && !number.is_f64() => {
+                refused(&format!("a column of fractions makes {number}.0 of {number}"))
+            }
+            _ => Ok(()),
         }
     }
 

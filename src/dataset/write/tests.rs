@@ -180,7 +180,7 @@ fn a_table_holds_what_the_rows_hold() {
     let rows: Vec<Object> = rows.into_iter().map(|row| row.as_object().unwrap().clone()).collect();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.parquet");
-    write_parquet(&rows, &mut std::fs::File::create(&path).unwrap()).unwrap();
+    write_parquet(&rows, false, &mut std::fs::File::create(&path).unwrap()).unwrap();
     let read: Vec<_> = crate::dataset::rows(&path).unwrap().map(|row| Value::Object(row.unwrap().1)).collect();
     let expected = [
         json!({"id": "a", "messages": [{"role": "user", "content": "né"}, {"role": "assistant", "content": "b", "weight": 0}], "n": 1.0, "none": null}),
@@ -191,7 +191,7 @@ fn a_table_holds_what_the_rows_hold() {
     let read_back = |text: &[&str]| {
         let object = |text: &&str| crate::dataset::json::parse(text.as_bytes(), 1).unwrap().as_object().unwrap().clone();
         let rows: Vec<Object> = text.iter().map(object).collect();
-        write_parquet(&rows, &mut std::fs::File::create(&path).unwrap())?;
+        write_parquet(&rows, false, &mut std::fs::File::create(&path).unwrap())?;
         let read = crate::dataset::rows(&path).unwrap().map(|row| crate::dataset::line(&row.unwrap().1)).collect::<Vec<_>>();
         Ok::<_, crate::error::Error>(read)
     };
@@ -206,6 +206,64 @@ fn a_table_holds_what_the_rows_hold() {
     let error = read_back(&[r#"{"f":123456789012345678901234567890}"#]).unwrap_err().to_string();
     assert!(error.contains("`f`: a table holds integers of at most 64 bits, found 123456789012345678901234567890"), "{error}");
     let mixed: Vec<Object> = [json!({"a": 1}), json!({"a": "b"})].iter().map(|row| row.as_object().unwrap().clone()).collect();
-    let error = write_parquet(&mixed, &mut Vec::new()).unwrap_err().to_string();
+    let error = write_parquet(&mixed, false, &mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("`a`: expected a number in every row of a table, found a string"), "{error}");
+}
+
+/// What a chat template prints is written as it is, or refused: a table has the keys of one row in all, and no null beside a missing key.
+#[test]
+fn a_table_holds_what_templates_print_exactly_or_refuses_it() {
+    let call = |arguments: &str| {
+        let text = format!(
+            r#"{{"messages":[{{"role":"assistant","tool_calls":[{{"function":{{"name":"f","arguments":{arguments}}}}}]}}]}}"#
+        );
+        crate::dataset::json::parse(text.as_bytes(), 1).unwrap().as_object().unwrap().clone()
+    };
+    let tools = |tools: &str| {
+        crate::dataset::json::parse(format!(r#"{{"prompt":"a","tools":{tools}}}"#).as_bytes(), 1)
+            .unwrap()
+            .as_object()
+            .unwrap()
+            .clone()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    let mut exact = 0;
+    for (rows, refused) in [
+        ([call(r#"{"city":"X","n":1}"#), call(r#"{"city":"Y","n":2}"#)], None),
+        ([call(r#""{\"city\":null}""#), call(r#""{}""#)], None),
+        (
+            [call(r#"{"city":"X","unit":null}"#), call(r#"{"city":"Y","unit":"c"}"#)],
+            Some("arguments.unit`: a table does not tell null"),
+        ),
+        ([call(r#"{"city":"X"}"#), call("{}")], Some("arguments`: a table has the key `city`")),
+        ([call(r#"{"z":{"a":[null]}}"#), call(r#"{"z":{"a":[]}}"#)], Some("arguments.z.a`: a table does not tell null")),
+        ([call(r#"{"n":5}"#), call(r#"{"n":5.5}"#)], Some("makes 5.0 of 5")),
+        ([tools(r#"[{"name":"f","p":{"d":1}}]"#), tools("null")], None),
+        ([tools(r#"[{"name":"f","d":null}]"#), tools("null")], Some("`tools.d`: a table does not tell null")),
+        ([tools(r#"[{"name":"f"},{"name":"g","d":1}]"#), tools("null")], Some("`tools`: a table has the key `d`")),
+    ] {
+        let written = write_parquet(&rows, false, &mut std::fs::File::create(&path).unwrap());
+        match refused {
+            Some(expected) => {
+                let error = written.unwrap_err().to_string();
+                assert!(error.contains(expected) && error.contains("JSON Lines"), "{error}");
+                // Rows of a table are as alike as its columns made them.
+                write_parquet(&rows, true, &mut Vec::new()).unwrap();
+            }
+            None => {
+                written.unwrap();
+                let read: Vec<_> = crate::dataset::rows(&path).unwrap().map(|row| row.unwrap().1).collect();
+                for (read, row) in read.iter().zip(&rows) {
+                    let present: Object =
+                        read.iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
+                    let row: Object =
+                        row.iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
+                    assert_eq!(present, row);
+                    exact += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(exact, 6);
 }

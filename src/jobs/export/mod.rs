@@ -30,7 +30,7 @@ use super::decisions::Decisions;
 use super::reopened::Reopened;
 use super::score::sorted_by;
 use crate::dataset::write::{self, Reading, Target};
-use crate::dataset::{self, DataFile, Example, Original, Role, Turn, WeightedPart};
+use crate::dataset::{self, Container, DataFile, Example, Original, Role, Turn, WeightedPart};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
 use crate::files::{identified, write_atomically};
@@ -268,7 +268,8 @@ impl Export<'_> {
                         }
                         Ok(())
                     })?;
-                    write::write_parquet(&rows, file)?;
+                    let is_of_table = |file: &DataFile| matches!(file.container, Container::Parquet | Container::Arrow);
+                    write::write_parquet(&rows, self.run.dataset.files().iter().all(is_of_table), file)?;
                 }
                 false => self.write_lines(file)?,
             }

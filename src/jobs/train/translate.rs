@@ -63,7 +63,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     let n_rows = audit.rows - (audit.rows as f64 * options.validation_share).ceil() as u64;
     let of_epochs = (n_rows.div_ceil(options.batch_size as u64) as f64 * options.epochs).ceil() as u64;
     let steps = options.max_steps.unwrap_or(of_epochs);
-    recipe.warm_up_steps = options.warmup(steps);
+    (recipe.steps, recipe.warm_up_steps) = (steps, options.warmup(steps));
     let schedule =
         Schedule { shape: options.schedule, peak: options.learning_rate(), warmup: recipe.warm_up_steps, total: steps };
     schedule.check()?;
@@ -93,6 +93,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
         learning_rate: options.learning_rate(),
         schedule: options.schedule,
         warm_up_steps: 0,
+        steps: 0,
         length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
         batch_size: options.batch_size,
         devices: 1,

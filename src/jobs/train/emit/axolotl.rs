@@ -1,6 +1,8 @@
 //! Writes the configuration of axolotl: `axolotl train train.yaml`.
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps, whole_alpha};
+use super::recipe::{
+    self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps, whole_alpha,
+};
 use super::yaml::{Yaml, list, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -12,6 +14,10 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if recipe.supervise == Supervise::All {
         return Err(Error::usage("axolotl's chat_template data cannot train on the whole text")
             .cure("Use --supervise assistant or last."));
+    }
+    if recipe.warm_up_steps == 1 {
+        return Err(Error::usage("axolotl warms up for 2 steps where a configuration asks for 1, as this training does")
+            .cure("Give --warmup-steps 0 or 2; more rows or steps make more of --warmup-ratio."));
     }
     let mut yaml = Yaml::default();
     yaml.comment("Written by diagnose for axolotl. In this folder:").comment(&format!(
@@ -80,6 +86,10 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .blank();
 
     steps(&mut yaml, recipe, batch, "micro_batch_size", "num_epochs");
+    if let Length::Epochs(_) = recipe.length {
+        yaml.comment("The steps of these epochs. By itself axolotl counts fewer where an epoch does not fill its last step.")
+            .set("max_steps", recipe.steps.to_string());
+    }
     optimiser(&mut yaml, recipe, "lr_scheduler", "optimizer", factor);
     yaml.set("bf16", recipe.bf16.to_string()).set("seed", recipe.seed.to_string()).set("gradient_checkpointing", "true").blank();
 

@@ -18,6 +18,8 @@ pub(crate) struct Recipe {
     pub schedule: Shape,
     pub warm_up_steps: u64,
     pub length: Length,
+    /// The number of steps that this is.
+    pub steps: u64,
     /// Sequences per optimiser step, over all devices.
     pub batch_size: usize,
     pub devices: usize,

@@ -46,6 +46,7 @@ fn recipe(loss: Loss) -> Recipe {
         schedule: Shape::Cosine,
         warm_up_steps: 3,
         length: Length::Epochs(2.0),
+        steps: 4,
         batch_size: 64,
         devices: 8,
         max_len: 2048,
@@ -162,6 +163,13 @@ fn a_folder_for_axolotl() {
     ] {
         assert_eq!(value(&config, key), Some(expected), "{key}");
     }
+    // axolotl counts the rows of all epochs together, and so fewer steps: it is told how many.
+    let epochs = Recipe { length: Length::Epochs(2.0), ..recipe.clone() };
+    let (config, ..) = emitted(Program::Axolotl, &epochs, rows()).unwrap();
+    assert_eq!((value(&config, "num_epochs"), value(&config, "max_steps")), (Some("2.0"), Some("4")));
+    // axolotl makes 2 warm-up steps of 1.
+    let short = emitted(Program::Axolotl, &Recipe { warm_up_steps: 1, ..recipe.clone() }, rows());
+    assert!(short.err().unwrap().to_string().contains("--warmup-steps 0 or 2"));
     // ln 20
     let clip: f64 = value(&config, "max_grad_norm").unwrap().parse().unwrap();
     assert!((clip - 2.995_732).abs() < 1e-6, "{clip}");
