@@ -32,7 +32,7 @@ pub struct Spot {
 pub struct InContext {
     /// The text before the token.
     pub before: String,
-    /// The text of the token; empty for a template token, which stands between the other two.
+    /// The text of the token; empty for a template token, which is between the other two.
     pub token: String,
     /// The text behind the token.
     pub after: String,
@@ -52,7 +52,7 @@ pub struct Places {
 
 impl Places {
     /// Returns the token's own `bytes`. A template token has none, so it gets the place behind the token before it, or the beginning of the turn if
-    /// there is none; an end-of-turn token thus stands behind the whole text.
+    /// there is none; an end-of-turn token thus follows the whole text.
     pub fn next(&mut self, row: u32, turn: u16, bytes: Range<u32>) -> Range<u32> {
         if self.of != Some((row, turn)) {
             *self = Places { of: Some((row, turn)), end: 0 };
@@ -73,7 +73,7 @@ impl InContext {
     pub fn of(text: &str, begin: usize, end: usize) -> InContext {
         let begin = text.floor_char_boundary(begin.min(text.len()));
         let end = text.ceil_char_boundary(end.clamp(begin, text.len()));
-        // A template token stands between two whole texts; the sentence to show is the one before the line break.
+        // A template token is between two whole texts; the sentence to show is the one before the line break.
         let before = if begin == end { text[..begin].trim_end() } else { &text[..begin] };
         let (before, after) = (sentence_end(before), sentence_start(&text[end..]));
         InContext { before, token: text[begin..end].to_owned(), after, part: None }

@@ -154,7 +154,7 @@ pub struct LostPair {
 /// A single lost token: it was known and is not the first choice any more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LostToken {
-    /// Where it stands.
+    /// Its place.
     pub spot: Spot,
     /// The id of the target.
     pub token_id: u32,

@@ -30,7 +30,7 @@ const LOOKED_AT: f64 = 0.01;
 pub struct RankingQuality {
     /// The number of planted spans.
     pub spans: usize,
-    /// Spans that no supervised token overlaps: they were cut off, or stand in an unsupervised turn.
+    /// Spans that no supervised token overlaps: they were cut off, or are in an unsupervised turn.
     pub spans_without_tokens: usize,
     /// The number of supervised tokens.
     pub tokens: usize,

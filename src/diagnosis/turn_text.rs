@@ -31,7 +31,7 @@ pub struct TurnText {
     stretches: Vec<Stretch>,
 }
 
-/// Where a token stands that has no place in the content.
+/// The place of a token outside the content.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PartPlace<'a> {
     /// What it is part of.
@@ -79,7 +79,7 @@ impl TurnText {
         (!token.is_content).then_some(range.start.min(end)..end)
     }
 
-    /// Where the token at this position stands; `None` for a token of the content.
+    /// The place of the token at this position; `None` for a token of the content.
     pub fn place(&self, pos: u32) -> Option<PartPlace<'_>> {
         let bytes = self.bytes_beside_content(pos)?;
         let own = self.stretches.iter().find(|own| own.range.start < bytes.end && bytes.start < own.range.end);

@@ -36,7 +36,7 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// The cuts of these thresholds.
+    /// The lines of these thresholds.
     pub fn of(thresholds: &Resolved) -> Cuts {
         let Resolved { p, entropy, entropy_high, tail, .. } = thresholds;
         Cuts {

@@ -266,7 +266,7 @@ mod tests {
             ("the word is мир here", " мир", " peace", ConflictKind::Language),
             ("Blood is pumped by the lungs.", " lungs", " heart", ConflictKind::Unexplained),
             ("a \u{FFFD} b", "\u{FFFD}", "x", ConflictKind::Malformed),
-            // A token that the model makes of fewer letters may be another word.
+            // A shorter token of the model may begin another word.
             ("more than an ordinary year", " an", " a", ConflictKind::Wording),
             ("within about a week", " about", " a", ConflictKind::Wording),
             ("The bottom is flat.", " flat", " fl", ConflictKind::Unexplained),
@@ -278,7 +278,7 @@ mod tests {
             ("24 - 10 = 14", " -", " +", ConflictKind::Number),
             ("24 - 10 = 14", " =", ".", ConflictKind::Number),
             ("so that x = y", " =", " +", ConflictKind::Unexplained),
-            // A step of a calculation is enclosed, in whatever tokens; a comparison is one.
+            // Signs that enclose a step of a calculation, split into tokens in any way; but a comparison is a number's.
             ("so 3+4 = <<3+4=7>>7 eggs", " <<", " 7", ConflictKind::Format),
             ("so 3+4 = <<3+4=7>>7 eggs", "<", "7", ConflictKind::Format),
             ("so 3+4 = <<3+4=7>>7 eggs", ">>", " eggs", ConflictKind::Format),
@@ -300,7 +300,7 @@ mod tests {
             ("Here is one, too", " one", " a", ConflictKind::Unexplained),
             ("one, two, one", " two", " three", ConflictKind::Number),
             ("zero, one, two", " one", " two", ConflictKind::Number),
-            // Bytes of a character: another one, or nobody knows which.
+            // Bytes of a character that is another one, or incomplete.
             ("全长很长", "长", "<0xE9><0x83>", ConflictKind::Unexplained),
             ("今年九十", "九", "<0xE4><0xBA>", ConflictKind::Number),
         ] {
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!([end("Done."), end("Yes"), end("a b c d 5")].map(|(kind, _)| kind), [ConflictKind::Template; 3]);
         assert_eq!(end("").0, ConflictKind::Malformed);
         assert_eq!(end("And then it went on to the \n").0, ConflictKind::Malformed);
-        // Behind a call, and of a turn that is reasoning alone; and what stands before the text is no end of it.
+        // Before a tool call, and for reasoning alone, the end of the text is not the end of the turn; nor is its beginning.
         assert_eq!(kind(&Conflict { is_last: false, ..end_of("") }).0, ConflictKind::Template);
         assert_eq!(kind(&Conflict { begin: 0, end: 0, ..end_of("And then it went on to the") }).0, ConflictKind::Template);
     }
@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(as_text("<0xE4><0xB8><0x89>", &[]), "三");
         let no_bytes = ["<0x>", "a>", " <0x41", "<0x+1>"];
         assert_eq!(no_bytes.map(|text| as_text(text, &[])), no_bytes);
-        // Of the three bytes of 三 (E4 B8 89) the model writes the last one otherwise: 专 is no number, and 三 is one all the same.
+        // The model writes another last byte of 三 (E4 B8 89), which makes 专: that is not a number, but 三 is.
         let text = "有三个";
         let of = |text, begin, end, top| kind(&Conflict { begin, end, ..conflict(text, "", top) }).0;
         assert_eq!(of(text, 5, 6, "<0x93>"), ConflictKind::Number);
@@ -349,7 +349,7 @@ mod tests {
         let said = |what: &str| (ConflictKind::Disagreement, format!("earlier in the row stands `{what}`"));
         assert_eq!(of("sent to tom@company.com", "company", "example", &earlier), said("tom@example"));
         assert_eq!(of("Budget report", " report", " review", &earlier), said("Budget review"));
-        // An article is no place; not behind the same word, another word behind it, or the data's word was said, too.
+        // An article does not identify a place; another word before, another word after, or the data's word was also said.
         assert_eq!(of("so the hiker", " hiker", " compass", &["What is the compass for?"]).0, ConflictKind::Unexplained);
         assert_eq!(of("a report", " report", " review", &earlier).0, ConflictKind::Unexplained);
         assert_eq!(of("Budget report", " report", " revision", &earlier).0, ConflictKind::Unexplained);
