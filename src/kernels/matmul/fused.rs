@@ -33,49 +33,30 @@ pub(in crate::kernels) fn multiply(
 ) -> Vec<f32> {
     let n = weight.out_features();
     assert!(residual_tn.is_none_or(|residual| residual.len() == n_rows * n), "the residual has the output's shape");
-    fresh(level, &Rows::new(level, x_tk, n_rows, weight), weight, residual_tn)
+    multiply_rows(level, &Rows::new(level, x_tk, n_rows, weight), weight, residual_tn)
 }
 
-/// Adds `x W^T` to `y_tn`, continuing the sums in it: consecutive products over parts of `K` give the bits of one product over all of it. If
-/// `y_tn` is empty, it becomes the product.
-pub(super) fn multiply_onto(level: Level, x: &Rows, weight: &Panels, y_tn: &mut Vec<f32>) {
-    if y_tn.is_empty() {
-        *y_tn = fresh(level, x, weight, None);
-        return;
-    }
-    assert_eq!(y_tn.len(), x.n_rows * weight.out_features());
-    run(level, x, weight, Start::Output, Output(y_tn.as_mut_ptr()));
-}
-
-fn fresh(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -> Vec<f32> {
+/// [`multiply`] of rows that are words already.
+pub(super) fn multiply_rows(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -> Vec<f32> {
     let len = x.n_rows * weight.out_features();
     // Not zeroed, because the tiles write every element.
     let mut y_tn: Vec<f32> = Vec::with_capacity(len);
-    run(level, x, weight, Start::Zero { residual_tn }, Output(y_tn.as_mut_ptr()));
+    run(level, x, weight, residual_tn, Output(y_tn.as_mut_ptr()));
     // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements; the capacity was reserved above.
     unsafe { y_tn.set_len(len) };
     y_tn
 }
 
-fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
+fn run(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>, output: Output) {
     for_each_task(x.n_rows, weight.n_panels(), |rows, panels| {
         let many = rows.len() >= MANY_ROWS;
-        let block = Block { x, weight, start, output, rows, panels };
+        let block = Block { x, weight, residual_tn, output, rows, panels };
         if many && widens(level, weight.dtype()) {
             dispatch(level, weight.dtype(), WidenedBlock(block));
         } else {
             dispatch(level, weight.dtype(), block);
         }
     });
-}
-
-/// The initial value of the sums.
-#[derive(Clone, Copy)]
-enum Start<'a> {
-    /// Zero; the residual is added last.
-    Zero { residual_tn: Option<&'a [f32]> },
-    /// The output of earlier `k`.
-    Output,
 }
 
 /// The input in words: f32 without conversion, or bf16 pairs in one or two parts.
@@ -196,7 +177,7 @@ unsafe impl Sync for Output {}
 struct Block<'a> {
     x: &'a Rows<'a>,
     weight: &'a Panels,
-    start: Start<'a>,
+    residual_tn: Option<&'a [f32]>,
     output: Output,
     rows: Range<usize>,
     panels: Range<usize>,
@@ -305,8 +286,7 @@ impl Block<'_> {
         let at = |r: usize, column: usize| (row + r) * n + first_column + column;
         let x = self.x.rows(row, R);
         // SAFETY: `lanes(column)` elements from `at(r, column)` on lie in row `row + r` of the output, and of the residual, which has the same
-        // shape; blocks of `k` after the first read what the first has written, and `Start::Output` guarantees that it exists; the slice bounds
-        // `x`, and the contract covers `w`.
+        // shape; blocks of `k` after the first read what the first has written; the slice bounds `x`, and the contract covers `w`.
         unsafe {
             tile::<P, R>(
                 x.add(first_k),
@@ -314,8 +294,8 @@ impl Block<'_> {
                 w.as_ptr(),
                 end_k - first_k,
                 #[inline(always)]
-                |r, column| match (first_k, self.start) {
-                    (0, Start::Zero { .. }) => P::V::splat(0.0),
+                |r, column| match first_k {
+                    0 => P::V::splat(0.0),
                     _ if lanes(column) == P::V::N => P::V::load(self.output.0.add(at(r, column))),
                     _ if lanes(column) == 0 => P::V::splat(0.0),
                     _ => P::V::load_first(self.output.0.add(at(r, column)), lanes(column)),
@@ -324,12 +304,12 @@ impl Block<'_> {
                 |r, column, mut sums| {
                     let n_lanes = lanes(column);
                     if n_lanes == P::V::N {
-                        if last && let Start::Zero { residual_tn: Some(residual) } = self.start {
+                        if last && let Some(residual) = self.residual_tn {
                             sums = P::V::load(residual.as_ptr().add(at(r, column))).add(sums);
                         }
                         sums.store(self.output.0.add(at(r, column)));
                     } else if n_lanes > 0 {
-                        if last && let Start::Zero { residual_tn: Some(residual) } = self.start {
+                        if last && let Some(residual) = self.residual_tn {
                             sums = P::V::load_first(residual.as_ptr().add(at(r, column)), n_lanes).add(sums);
                         }
                         sums.store_first(self.output.0.add(at(r, column)), n_lanes);
