@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::data::{find_data, read_listed};
 use super::engine::Engine;
 use super::in_context::{self, Conflicts};
@@ -58,7 +56,7 @@ pub(crate) struct Outcome {
 pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<Outcome> {
     let path = plan.out.join(RUN_FILE);
     let record = match stages {
-        Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds)?,
+        Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds),
         // Nothing was scored now: the earlier measurements still describe the table.
         _ => read_record(&plan.out)?,
     };
@@ -233,8 +231,7 @@ fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, d
     })
 }
 
-fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
-    let json = |what: serde_json::Result<Value>| what.context("cannot write down the run");
+fn record(plan: &Plan, seconds: Stages) -> RunRecord {
     let (limit, sample, seed) = match plan.chosen.choice {
         Choice::All => (None, None, None),
         Choice::First(limit) => (Some(limit), None, None),
@@ -244,7 +241,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         let retries = if let Engine::Servers(pool, _) = &plan.engine { pool.retries() } else { 0 };
         ServerRecord { checked: checked.clone(), retries }
     });
-    Ok(RunRecord {
+    RunRecord {
         provenance: provenance_of(plan.started, plan.engine.device(), server.is_some()),
         command: plan.command.clone(),
         identity: plan.identity.clone(),
@@ -257,7 +254,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         template_switches: plan.render.template_switches.clone(),
         append_eos: plan.render.append_eos,
         max_len: plan.render.max_len,
-        supervise: json(serde_json::to_value(plan.render.supervise))?,
+        supervise: plan.render.supervise,
         limit,
         sample,
         sampled_from: plan.chosen.drawn_from,
@@ -266,7 +263,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         kernels: server.as_ref().map_or_else(|| plan.kernels.to_string(), |server| server.checked.program()),
         vocab_size: plan.vocab_size,
         counts: plan.totals,
-        audit: json(serde_json::to_value(&plan.audit))?,
+        audit: plan.audit.clone(),
         audit_lines: plan.audit.lines(),
         tokens_per_second: seconds.input_tokens as f64 / (seconds.audit + seconds.wall),
         seconds_to_first_row: seconds.to_first_row,
@@ -275,7 +272,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         peak_device_memory_bytes: peak_device_memory_bytes(plan.device),
         server,
         shard: plan.shard.clone(),
-    })
+    }
 }
 
 /// The peak GPU memory held by this program, excluding the driver's own; `None` on other devices.
