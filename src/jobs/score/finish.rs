@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::data::{find_data, read_listed};
 use super::engine::Engine;
 use super::in_context::{self, Conflicts};
+use super::job::Job;
 use super::kinds::name_kinds;
 use super::part::Stages;
 use super::plan::{Plan, Planted, Rollouts};
@@ -66,14 +67,14 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
     write_json(&path, &record)?;
     // The command line refuses --in-context with another engine.
     let in_context = match &plan.engine {
-        Engine::Own(model) if plan.in_context => Some((plan, &**model)),
+        Engine::Own(model) if plan.job.in_context => Some((plan, &**model)),
         _ => None,
     };
     let sorting = Sorting {
-        thresholds: named_or_own(plan.thresholds, &plan.out)?,
-        with_page: plan.with_page,
+        thresholds: named_or_own(plan.job.thresholds, &plan.out)?,
+        with_page: plan.job.with_page,
         in_context,
-        command: &plan.command,
+        command: &plan.job.command,
     };
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
@@ -232,7 +233,8 @@ fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, d
 }
 
 fn record(plan: &Plan, seconds: Stages) -> RunRecord {
-    let (limit, sample, seed) = match plan.chosen.choice {
+    let Job { load, render, .. } = &plan.job;
+    let (limit, sample, seed) = match plan.job.choice {
         Choice::All => (None, None, None),
         Choice::First(limit) => (Some(limit), None, None),
         Choice::Random { n, seed } => (None, Some(n), Some(seed)),
@@ -243,24 +245,24 @@ fn record(plan: &Plan, seconds: Stages) -> RunRecord {
     });
     RunRecord {
         provenance: provenance_of(plan.started, plan.engine.device(), server.is_some()),
-        command: plan.command.clone(),
+        command: plan.job.command.clone(),
         identity: plan.identity.clone(),
         model: plan.info.clone(),
         data: plan.dataset.files().to_vec(),
-        read: Some(ReadRecord::of(&plan.read)),
-        template_sha256: plan.template_sha256.clone(),
+        read: Some(ReadRecord::of(&plan.job.read)),
+        template_sha256: plan.renderer.template_sha256().map(str::to_owned),
         turn_ends: Some(plan.renderer.turn_ends()),
-        system: plan.render.system.clone(),
-        template_switches: plan.render.template_switches.clone(),
-        append_eos: plan.render.append_eos,
-        max_len: plan.render.max_len,
-        supervise: plan.render.supervise,
+        system: render.system.clone(),
+        template_switches: render.template_switches.clone(),
+        append_eos: render.append_eos,
+        max_len: render.max_len,
+        supervise: render.supervise,
         limit,
         sample,
         sampled_from: plan.chosen.drawn_from,
         seed,
-        dtype: if server.is_some() { AS_SERVED.to_owned() } else { plan.dtype.to_string() },
-        kernels: server.as_ref().map_or_else(|| plan.kernels.to_string(), |server| server.checked.program()),
+        dtype: if server.is_some() { AS_SERVED.to_owned() } else { load.dtype.to_string() },
+        kernels: server.as_ref().map_or_else(|| load.kernels.to_string(), |server| server.checked.program()),
         vocab_size: plan.vocab_size,
         counts: plan.totals,
         audit: plan.audit.clone(),
@@ -269,7 +271,7 @@ fn record(plan: &Plan, seconds: Stages) -> RunRecord {
         seconds_to_first_row: seconds.to_first_row,
         seconds,
         peak_memory_bytes: peak_memory_bytes(),
-        peak_device_memory_bytes: peak_device_memory_bytes(plan.device),
+        peak_device_memory_bytes: peak_device_memory_bytes(plan.engine.placement()),
         server,
         shard: plan.shard.clone(),
     }
