@@ -141,32 +141,15 @@ fn sort(
     watch.stage("Summing up");
     let tables = [table];
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
-    let mut kinds = None;
-    let without_text = match data {
-        Ok((dataset, chosen)) => {
-            let (mut named, pairs) = name_kinds(out, &tables, &summary, dataset, chosen)?;
-            if sorting.in_context.is_some() || in_context::looked(out) {
-                let conflicts = Conflicts::read(out)?;
-                named.in_context = match (in_context::kept(out, &conflicts)?, sorting.in_context) {
-                    (Some(kept), _) => Some(kept),
-                    (None, Some(run)) => Some(in_context::score(run, out, &conflicts, &resolved, &pairs, watch)?),
-                    (None, None) => {
-                        watch.remarks(&record.model.name, &[NOT_IN_CONTEXT.to_owned()]);
-                        None
-                    }
-                };
-            }
-            read_contexts(&tables, &mut summary, &mut named, dataset, chosen)?;
-            kinds = Some(named);
-            None
-        }
+    let remark = |what: String| watch.remarks(&record.model.name, &[what]);
+    let (kinds, without_text) = match data {
+        Ok(data) => (Some(kinds_of(out, &tables, &mut summary, data, sorting.in_context, &remark, watch)?), None),
         Err(error) => {
             // The kinds of other thresholds belong to other conflicts, and so do their results in context.
             remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
             in_context::put_aside(out)?;
-            let why = format!("sorted without sentences and kinds of conflict: {}", error.reason_and_cure());
-            watch.remarks(&record.model.name, &[why]);
-            Some(error.reason())
+            remark(format!("sorted without sentences and kinds of conflict: {}", error.reason_and_cure()));
+            (None, Some(error.reason()))
         }
     };
     view::keep_alternatives(out, kinds.is_some(), record.shard.is_some())?;
@@ -193,9 +176,8 @@ fn sort(
     let text = markdown::report(&report, &record.description(sorting.command, without_text));
     write_text(&out.join(REPORT_FILE), &text)?;
     if let Some(aside) = view::retire(out, &record, &resolved, data.is_ok())? {
-        let kept =
-            format!("the page for the previous thresholds, which has the texts of the rows, is kept as {}", aside.display());
-        watch.remarks(&record.model.name, &[kept]);
+        let aside = aside.display();
+        remark(format!("the page for the previous thresholds, which has the texts of the rows, is kept as {aside}"));
     }
     // A shard may have nothing to show.
     if sorting.with_page && report.summary.overall.tokens > 0 {
@@ -220,8 +202,28 @@ fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the sentences around the tokens listed in the summary.
-fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
+/// The kinds of the conflicts, with what they are in context if the run has looked at that. Also reads the sentences around the listed tokens.
+fn kinds_of(
+    out: &Path,
+    tables: &[PathBuf],
+    summary: &mut Summary,
+    (dataset, chosen): (&Dataset, &Chosen),
+    run: Option<(&Plan, &Model)>,
+    remark: &dyn Fn(String),
+    watch: &dyn Watch,
+) -> Result<Kinds> {
+    let (mut kinds, pairs) = name_kinds(out, tables, summary, dataset, chosen)?;
+    if run.is_some() || in_context::looked(out) {
+        let conflicts = Conflicts::read(out)?;
+        kinds.in_context = match (in_context::kept(out, &conflicts)?, run) {
+            (Some(kept), _) => Some(kept),
+            (None, Some(run)) => Some(in_context::score(run, out, &conflicts, &summary.thresholds, &pairs, watch)?),
+            (None, None) => {
+                remark(NOT_IN_CONTEXT.to_owned());
+                None
+            }
+        };
+    }
     let mut wanted = summary.listed_rows();
     wanted.extend(kinds.groups.iter().map(|group| group.example.row));
     read_listed(tables, dataset, chosen, wanted, |row, context_of| {
@@ -229,7 +231,8 @@ fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, d
         for example in kinds.groups.iter_mut().map(|group| &mut group.example).filter(|example| example.row == row) {
             example.context = context_of(example);
         }
-    })
+    })?;
+    Ok(kinds)
 }
 
 fn record(plan: &Plan, seconds: Stages) -> RunRecord {
@@ -286,17 +289,20 @@ fn peak_device_memory_bytes(device: Placement) -> Option<u64> {
 /// The self-check on rollouts; `None` if the data contain none.
 fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>> {
     let (scored, Rollouts { rows, respelt, exact }) = (record.counts.scored, record.counts.rollouts);
-    let why_not = match () {
-        () if rows == 0 => return Ok(None),
-        () if record.server.is_some() => Some("a server does not report the full entropy".to_owned()),
-        () if rows < scored => {
-            Some(format!("only {rows} of {scored} rows are rollouts; the others are not the model's own text"))
-        }
-        () if exact < rows => Some(format!(
+    if rows == 0 {
+        return Ok(None);
+    }
+    let why_not = if record.server.is_some() {
+        Some("a server does not report the full entropy".to_owned())
+    } else if rows < scored {
+        Some(format!("only {rows} of {scored} rows are rollouts; the others are not the model's own text"))
+    } else if exact < rows {
+        Some(format!(
             "{} of {rows} rows are not known to be drawn by this very model in this precision at temperature 1 from all tokens, or also have other targets",
             rows - exact
-        )),
-        () => None,
+        ))
+    } else {
+        None
     };
     let check = if why_not.is_none() { SelfCheck::of(tables)? } else { None };
     let too_few = || format!("fewer than {LEAST_ROWS} rows with targets say too little");
