@@ -214,7 +214,7 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
     };
     usage(&["--max-len", "64"], "--max-len 64 is more than the 63 tokens that the server accepts");
     usage(&["--dtype", "bf16"], "--dtype is for running the model here");
-    usage(&["--in-context"], "the argument '--in-context' cannot be used with '--server <URL>'");
+    usage(&["--in-context"], "the argument '--in-context' cannot be used with");
     usage(&["--top-logprobs", "5"], "--top-logprobs 5 is less than the 20");
     usage(&["--top-logprobs", "100000"], "--top-logprobs 100000 is more than the");
     usage(&["--served-model", "huge"], "the server serves no model `huge`, but tiny");

@@ -108,7 +108,7 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
             refuse_others(typed, own, "no effect on a finished run, which is sorted again, not scored", cure)?;
             score::sort_again(&folder, &args.data, args.thresholds, !args.no_view, command_line, &watch)?
         }
-        None => score::run(&job(args, command_line)?, &watch)?,
+        None => score::run(job(args, command_line)?, &watch)?,
     };
     drop(watch);
     print(&outcome, json)

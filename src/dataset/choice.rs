@@ -76,11 +76,13 @@ impl Dataset {
 
     /// Iterates over the chosen records in order, with the errors of [`Dataset::records`].
     pub fn chosen(&self, chosen: &Chosen) -> impl Iterator<Item = Result<Record>> + Send + use<> {
-        let limit = match chosen.choice {
-            Choice::First(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
-            Choice::All | Choice::Random { .. } => usize::MAX,
-        };
         let drawn = chosen.drawn.clone();
+        // Nothing is read behind the last record of a sample.
+        let most = match (chosen.choice, &drawn) {
+            (_, Some(drawn)) => drawn.last().map_or(0, |last| u64::from(*last) + 1),
+            (Choice::First(limit), None) => limit,
+            _ => u64::MAX,
+        };
         let is_wanted = move |record: &Result<Record>| match (record, &drawn) {
             (Ok(record), Some(drawn)) => drawn.binary_search(&record.row).is_ok(),
             _ => true,
@@ -90,7 +92,7 @@ impl Dataset {
             (Ok(record), Some(shard)) => shard.holds(record.row),
             _ => true,
         };
-        self.records().filter(is_wanted).take(limit).filter(is_ours)
+        self.records().take(usize::try_from(most).unwrap_or(usize::MAX)).filter(is_wanted).filter(is_ours)
     }
 }
 

@@ -15,7 +15,7 @@
 //! reopened.rs  a score run, reopened together with its data
 //! decisions.rs what a person decided about the rows of a run
 //! folders.rs   recognises run folders, expands globs, and names what another folder holds
-//! work.rs      which command a folder belongs to, so that no command overwrites another's
+//! work.rs      the files of run folders, and which command a folder belongs to, so that no command overwrites another's
 //! found.rs     a model, before the data are read
 //! answer.rs    a sampled answer
 //! author.rs    what generates answers: this program, or servers
@@ -69,4 +69,28 @@ pub(crate) fn peak_memory_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::{Dataset, ReadOptions};
+
+    #[test]
+    fn data_files_count_by_their_bytes_and_names_and_not_by_their_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("copies")).unwrap();
+        for (name, text) in [("rows", "one"), ("copies/rows", "one"), ("renamed", "one"), ("changed", "two")] {
+            std::fs::write(folder.path().join(name).with_extension("jsonl"), format!("{{\"text\":\"{text}\"}}")).unwrap();
+        }
+        let of = |name: &str| {
+            let path = folder.path().join(name).to_string_lossy().into_owned();
+            format!("{:?}", identity_of_files(Dataset::open(&[path], &ReadOptions::default()).unwrap().files()))
+        };
+        let own = of("rows.jsonl");
+        assert_eq!(own, of("./rows.jsonl"));
+        assert_eq!(own, of("copies/rows.jsonl"));
+        assert_ne!(own, of("changed.jsonl"));
+        assert_ne!(own, of("renamed.jsonl"), "the table has the name as the rows' source");
+    }
 }

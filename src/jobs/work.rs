@@ -1,5 +1,5 @@
-//! Names what run folders hold, and finds out which command a folder belongs to. Three commands call their record `run.json`, and their other files share names as well, so a command
-//! enters a folder that it has not begun itself only if it overwrites nothing there.
+//! Names the files of run folders, and finds out which command a folder belongs to. Three commands call their record `run.json`, and their other
+//! files share names as well, so a command enters a folder that it has not begun itself only if it overwrites nothing there.
 
 use std::path::Path;
 

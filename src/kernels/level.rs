@@ -158,11 +158,11 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    match () {
-        () if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") => Level::Avx512Bf16,
-        () if avx2 && avx512 => Level::Avx512,
-        () if avx2 => Level::Avx2,
-        () => Level::Portable,
+    match (avx2, avx512) {
+        (true, true) if is_x86_feature_detected!("avx512bf16") => Level::Avx512Bf16,
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        (false, _) => Level::Portable,
     }
 }
 

@@ -107,7 +107,8 @@ pub struct Finding {
     pub rows: u64,
     /// The first locations, `file:line`; for errors with the reason.
     pub examples: Vec<String>,
-    /// The numbers of these rows.
+    /// The numbers of these rows; absent in records of earlier programs.
+    #[serde(default)]
     pub example_rows: Vec<u32>,
     /// For refused rows and for unread columns: the remedy for the first row that has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -122,17 +122,18 @@ fn difference(expected: &Example, found: &Example) -> Option<String> {
     let pairs = expected.turns.iter().zip(&found.turns).enumerate();
     for (idx, (own, other)) in pairs {
         let Turn { role, content, reasoning, tool_calls, tool_call_id, name, .. } = own;
-        let what = match () {
-            () if *role != other.role => "speaker",
-            () if *content != other.content => "text",
-            () if *reasoning != other.reasoning => "reasoning",
-            () if calls(tool_calls) != calls(&other.tool_calls) => "tool calls",
-            () if *tool_call_id != other.tool_call_id => "`tool_call_id`",
-            () if *name != other.name => "`name`",
-            () if segments(own) != segments(other) => "weights",
-            () => continue,
-        };
-        return Some(format!("the {what} of turn {idx} would be lost"));
+        let differences = [
+            (*role != other.role, "speaker"),
+            (*content != other.content, "text"),
+            (*reasoning != other.reasoning, "reasoning"),
+            (calls(tool_calls) != calls(&other.tool_calls), "tool calls"),
+            (*tool_call_id != other.tool_call_id, "`tool_call_id`"),
+            (*name != other.name, "`name`"),
+            (segments(own) != segments(other), "weights"),
+        ];
+        if let Some((_, what)) = differences.into_iter().find(|(differs, _)| *differs) {
+            return Some(format!("the {what} of turn {idx} would be lost"));
+        }
     }
     let (own, other) = (&expected.tools, &found.tools);
     if own != other {

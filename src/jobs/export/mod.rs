@@ -40,7 +40,7 @@ use crate::tokens::Supervise;
 pub(crate) use rules::{DropRule, MaskRule};
 
 use changes::{Change, What};
-use peers::{Peer, beside_rows, program, supervised};
+use peers::{Peer, beside_rows, program};
 use verdicts::{MaskSums, Verdict, Wanted, verdicts};
 
 /// An export as the user requested it.
@@ -356,7 +356,7 @@ impl Export<'_> {
             decision.check(&as_read.turns).map_err(|error| error.at_line(path, decision.line))?;
         }
         let (mut example, changes) = decided(as_read, &verdict)?;
-        if self.job.target == Target::Axolotl && supervised(&self.run.record) == Supervise::Last {
+        if self.job.target == Target::Axolotl && self.run.record.supervise == Supervise::Last {
             forget_history(&mut example);
         }
         let is_touched = !changes.is_empty();

@@ -38,7 +38,7 @@ impl Peer {
             return Err(Error::new("the run used a different chat template than the model's"));
         }
         let slots = (target == Target::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
-        Ok(Peer { renderer, slots, supervise: supervised(record), unlike: 0, example: None })
+        Ok(Peer { renderer, slots, supervise: record.supervise, unlike: 0, example: None })
     }
 
     /// Checks a written row.
@@ -74,11 +74,6 @@ pub(super) fn program(target: Target) -> Option<&'static str> {
     }
 }
 
-/// Which turns of a row the run supervises.
-pub(super) fn supervised(record: &RunRecord) -> Supervise {
-    serde_json::from_value::<Supervise>(record.supervise.clone()).unwrap_or_default()
-}
-
 /// Settings of the run that no row contains and the trainer needs, as sentences.
 pub(super) fn beside_rows(target: Target, record: &RunRecord) -> Vec<String> {
     let mut notes = Vec::new();
@@ -88,7 +83,7 @@ pub(super) fn beside_rows(target: Target, record: &RunRecord) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let learns = match (supervised(record), target) {
+    let learns = match (record.supervise, target) {
         (Supervise::Assistant, _) | (Supervise::Last, Target::Axolotl) => None,
         (Supervise::Last, Target::LlamaFactory) => {
             Some("only the last answer of a row (--supervise last): set mask_history: true in LLaMA-Factory")

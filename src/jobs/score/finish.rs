@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::data::{find_data, read_listed};
 use super::engine::Engine;
 use super::in_context::{self, Conflicts};
+use super::job::Job;
 use super::kinds::name_kinds;
 use super::part::Stages;
 use super::plan::{Plan, Planted, Rollouts};
@@ -58,7 +57,7 @@ pub(crate) struct Outcome {
 pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<Outcome> {
     let path = plan.out.join(RUN_FILE);
     let record = match stages {
-        Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds)?,
+        Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds),
         // Nothing was scored now: the earlier measurements still describe the table.
         _ => read_record(&plan.out)?,
     };
@@ -68,14 +67,14 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
     write_json(&path, &record)?;
     // The command line refuses --in-context with another engine.
     let in_context = match &plan.engine {
-        Engine::Own(model) if plan.in_context => Some((plan, &**model)),
+        Engine::Own(model) if plan.job.in_context => Some((plan, &**model)),
         _ => None,
     };
     let sorting = Sorting {
-        thresholds: named_or_own(plan.thresholds, &plan.out)?,
-        with_page: plan.with_page,
+        thresholds: named_or_own(plan.job.thresholds, &plan.out)?,
+        with_page: plan.job.with_page,
         in_context,
-        command: &plan.command,
+        command: &plan.job.command,
     };
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
@@ -142,32 +141,15 @@ fn sort(
     watch.stage("Summing up");
     let tables = [table];
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
-    let mut kinds = None;
-    let without_text = match data {
-        Ok((dataset, chosen)) => {
-            let (mut named, pairs) = name_kinds(out, &tables, &summary, dataset, chosen)?;
-            if sorting.in_context.is_some() || in_context::looked(out) {
-                let conflicts = Conflicts::read(out)?;
-                named.in_context = match (in_context::kept(out, &conflicts)?, sorting.in_context) {
-                    (Some(kept), _) => Some(kept),
-                    (None, Some(run)) => Some(in_context::score(run, out, &conflicts, &resolved, &pairs, watch)?),
-                    (None, None) => {
-                        watch.remarks(&record.model.name, &[NOT_IN_CONTEXT.to_owned()]);
-                        None
-                    }
-                };
-            }
-            read_contexts(&tables, &mut summary, &mut named, dataset, chosen)?;
-            kinds = Some(named);
-            None
-        }
+    let remark = |what: String| watch.remarks(&record.model.name, &[what]);
+    let (kinds, without_text) = match data {
+        Ok(data) => (Some(kinds_of(out, &tables, &mut summary, data, sorting.in_context, &remark, watch)?), None),
         Err(error) => {
             // The kinds of other thresholds belong to other conflicts, and so do their results in context.
             remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
             in_context::put_aside(out)?;
-            let why = format!("sorted without sentences and kinds of conflict: {}", error.reason_and_cure());
-            watch.remarks(&record.model.name, &[why]);
-            Some(error.reason())
+            remark(format!("sorted without sentences and kinds of conflict: {}", error.reason_and_cure()));
+            (None, Some(error.reason()))
         }
     };
     view::keep_alternatives(out, kinds.is_some(), record.shard.is_some())?;
@@ -194,9 +176,8 @@ fn sort(
     let text = markdown::report(&report, &record.description(sorting.command, without_text));
     write_text(&out.join(REPORT_FILE), &text)?;
     if let Some(aside) = view::retire(out, &record, &resolved, data.is_ok())? {
-        let kept =
-            format!("the page for the previous thresholds, which has the texts of the rows, is kept as {}", aside.display());
-        watch.remarks(&record.model.name, &[kept]);
+        let aside = aside.display();
+        remark(format!("the page for the previous thresholds, which has the texts of the rows, is kept as {aside}"));
     }
     // A shard may have nothing to show.
     if sorting.with_page && report.summary.overall.tokens > 0 {
@@ -221,8 +202,28 @@ fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the sentences around the tokens listed in the summary.
-fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
+/// The kinds of the conflicts, with what they are in context if the run has looked at that. Also reads the sentences around the listed tokens.
+fn kinds_of(
+    out: &Path,
+    tables: &[PathBuf],
+    summary: &mut Summary,
+    (dataset, chosen): (&Dataset, &Chosen),
+    run: Option<(&Plan, &Model)>,
+    remark: &dyn Fn(String),
+    watch: &dyn Watch,
+) -> Result<Kinds> {
+    let (mut kinds, pairs) = name_kinds(out, tables, summary, dataset, chosen)?;
+    if run.is_some() || in_context::looked(out) {
+        let conflicts = Conflicts::read(out)?;
+        kinds.in_context = match (in_context::kept(out, &conflicts)?, run) {
+            (Some(kept), _) => Some(kept),
+            (None, Some(run)) => Some(in_context::score(run, out, &conflicts, &summary.thresholds, &pairs, watch)?),
+            (None, None) => {
+                remark(NOT_IN_CONTEXT.to_owned());
+                None
+            }
+        };
+    }
     let mut wanted = summary.listed_rows();
     wanted.extend(kinds.groups.iter().map(|group| group.example.row));
     read_listed(tables, dataset, chosen, wanted, |row, context_of| {
@@ -230,12 +231,13 @@ fn read_contexts(tables: &[PathBuf], summary: &mut Summary, kinds: &mut Kinds, d
         for example in kinds.groups.iter_mut().map(|group| &mut group.example).filter(|example| example.row == row) {
             example.context = context_of(example);
         }
-    })
+    })?;
+    Ok(kinds)
 }
 
-fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
-    let json = |what: serde_json::Result<Value>| what.context("cannot write down the run");
-    let (limit, sample, seed) = match plan.chosen.choice {
+fn record(plan: &Plan, seconds: Stages) -> RunRecord {
+    let Job { load, render, .. } = &plan.job;
+    let (limit, sample, seed) = match plan.job.choice {
         Choice::All => (None, None, None),
         Choice::First(limit) => (Some(limit), None, None),
         Choice::Random { n, seed } => (None, Some(n), Some(seed)),
@@ -244,38 +246,38 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         let retries = if let Engine::Servers(pool, _) = &plan.engine { pool.retries() } else { 0 };
         ServerRecord { checked: checked.clone(), retries }
     });
-    Ok(RunRecord {
+    RunRecord {
         provenance: provenance_of(plan.started, plan.engine.device(), server.is_some()),
-        command: plan.command.clone(),
+        command: plan.job.command.clone(),
         identity: plan.identity.clone(),
         model: plan.info.clone(),
         data: plan.dataset.files().to_vec(),
-        read: Some(ReadRecord::of(&plan.read)),
-        template_sha256: plan.template_sha256.clone(),
+        read: Some(ReadRecord::of(&plan.job.read)),
+        template_sha256: plan.renderer.template_sha256().map(str::to_owned),
         turn_ends: Some(plan.renderer.turn_ends()),
-        system: plan.render.system.clone(),
-        template_switches: plan.render.template_switches.clone(),
-        append_eos: plan.render.append_eos,
-        max_len: plan.render.max_len,
-        supervise: json(serde_json::to_value(plan.render.supervise))?,
+        system: render.system.clone(),
+        template_switches: render.template_switches.clone(),
+        append_eos: render.append_eos,
+        max_len: render.max_len,
+        supervise: render.supervise,
         limit,
         sample,
         sampled_from: plan.chosen.drawn_from,
         seed,
-        dtype: if server.is_some() { AS_SERVED.to_owned() } else { plan.dtype.to_string() },
-        kernels: server.as_ref().map_or_else(|| plan.kernels.to_string(), |server| server.checked.program()),
+        dtype: if server.is_some() { AS_SERVED.to_owned() } else { load.dtype.to_string() },
+        kernels: server.as_ref().map_or_else(|| load.kernels.to_string(), |server| server.checked.program()),
         vocab_size: plan.vocab_size,
         counts: plan.totals,
-        audit: json(serde_json::to_value(&plan.audit))?,
+        audit: plan.audit.clone(),
         audit_lines: plan.audit.lines(),
         tokens_per_second: seconds.input_tokens as f64 / (seconds.audit + seconds.wall),
         seconds_to_first_row: seconds.to_first_row,
         seconds,
         peak_memory_bytes: peak_memory_bytes(),
-        peak_device_memory_bytes: peak_device_memory_bytes(plan.device),
+        peak_device_memory_bytes: peak_device_memory_bytes(plan.engine.placement()),
         server,
         shard: plan.shard.clone(),
-    })
+    }
 }
 
 /// The peak GPU memory held by this program, excluding the driver's own; `None` on other devices.
@@ -287,17 +289,20 @@ fn peak_device_memory_bytes(device: Placement) -> Option<u64> {
 /// The self-check on rollouts; `None` if the data contain none.
 fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>> {
     let (scored, Rollouts { rows, respelt, exact }) = (record.counts.scored, record.counts.rollouts);
-    let why_not = match () {
-        () if rows == 0 => return Ok(None),
-        () if record.server.is_some() => Some("a server does not report the full entropy".to_owned()),
-        () if rows < scored => {
-            Some(format!("only {rows} of {scored} rows are rollouts; the others are not the model's own text"))
-        }
-        () if exact < rows => Some(format!(
+    if rows == 0 {
+        return Ok(None);
+    }
+    let why_not = if record.server.is_some() {
+        Some("a server does not report the full entropy".to_owned())
+    } else if rows < scored {
+        Some(format!("only {rows} of {scored} rows are rollouts; the others are not the model's own text"))
+    } else if exact < rows {
+        Some(format!(
             "{} of {rows} rows are not known to be drawn by this very model in this precision at temperature 1 from all tokens, or also have other targets",
             rows - exact
-        )),
-        () => None,
+        ))
+    } else {
+        None
     };
     let check = if why_not.is_none() { SelfCheck::of(tables)? } else { None };
     let too_few = || format!("fewer than {LEAST_ROWS} rows with targets say too little");

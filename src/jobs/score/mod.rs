@@ -49,7 +49,7 @@ use crate::jobs::work::{Work, check_free};
 use crate::provenance::PARTS_FOLDER;
 
 /// Runs the whole job. An interrupted run resumes; a finished one only gets its report again.
-pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
+pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
     check_free(&plan.out, Work::Scores)?;
     let _held = hold(&plan.out)?;

@@ -11,20 +11,22 @@ use super::engine::{self, Engine};
 use super::job::Job;
 use super::shard::ShardRecord;
 use crate::dataset::{Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout, Shard};
-use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Result};
 use crate::files::sha256;
 use crate::jobs::found::FoundModel;
 use crate::jobs::identity_of_files;
 use crate::jobs::watch::{Beginning, Watch};
-use crate::kernels::{Dtype, Kernels};
-use crate::model::{Info, Placement};
+use crate::kernels::Dtype;
+use crate::model::Info;
 use crate::provenance;
 use crate::tokens::{Audit, Drawn, EqualRows, RenderOptions, Renderer, Tokenizer, rendered};
 
 /// A job after everything is opened and checked.
 pub(crate) struct Plan {
+    /// Its `render` has the length that was found.
+    pub job: Job,
     pub dataset: Dataset,
+    pub chosen: Chosen,
     pub engine: Engine,
     pub info: Info,
     pub tokenizer: Arc<Tokenizer>,
@@ -32,29 +34,18 @@ pub(crate) struct Plan {
     pub renderer: Renderer,
     pub audit: Audit,
     pub totals: Totals,
+    pub planted: Vec<Planted>,
     pub out: PathBuf,
     /// A hash of all that determines the scores: equal identities give equal tables.
     pub identity: String,
     /// The run that this shard belongs to; `None` for a run over all rows.
     pub shard: Option<ShardRecord>,
-    pub planted: Vec<Planted>,
     pub began: Instant,
     pub started: SystemTime,
     /// Seconds to load the model.
     pub load_seconds: f64,
     /// Seconds to read and render everything for the mask audit.
     pub audit_seconds: f64,
-    pub template_sha256: Option<String>,
-    pub render: RenderOptions,
-    pub dtype: Dtype,
-    pub kernels: Kernels,
-    pub device: Placement,
-    pub chosen: Chosen,
-    pub read: ReadOptions,
-    pub thresholds: Option<Thresholds>,
-    pub with_page: bool,
-    pub in_context: bool,
-    pub command: String,
 }
 
 /// Totals of the whole data set, from the audit's pass.
@@ -120,22 +111,21 @@ pub(crate) struct Planted {
 }
 
 impl Plan {
-    pub(crate) fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
-        let (run_began, started) = (Instant::now(), SystemTime::now());
+    pub(crate) fn make(mut job: Job, watch: &dyn Watch) -> Result<Plan> {
+        let (began, started) = (Instant::now(), SystemTime::now());
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
-        let began = Instant::now();
-        let (found, source) = engine::find(job, watch)?;
+        let loading = Instant::now();
+        let (found, source) = engine::find(&job, watch)?;
         let FoundModel { reference: _, info, tokenizer, template, vocab_size, max_len, mut remarks, passed_over } = found;
-        let render = RenderOptions { max_len, ..job.render.clone() };
-        let renderer = Renderer::new(tokenizer.clone(), template, render.clone())?;
-        let template_sha256 = renderer.template_sha256().map(str::to_owned);
-        let load_seconds = began.elapsed().as_secs_f64();
-        let began = Instant::now();
+        job.render.max_len = max_len;
+        let renderer = Renderer::new(tokenizer.clone(), template, job.render.clone())?;
+        let load_seconds = loading.elapsed().as_secs_f64();
+        let auditing = Instant::now();
         let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
         let reader = Reader { model_sha256: &info.sha256, dtype: job.load.dtype };
         let Survey { audit, totals, planted } = survey(&dataset, &renderer, &chosen, job.read.strict, reader, watch)?;
-        let audit_seconds = began.elapsed().as_secs_f64();
+        let audit_seconds = auditing.elapsed().as_secs_f64();
         // A shard may have no supervised row even if other shards have some.
         if totals.supervised == 0 && job.shard.is_none() {
             return Err(engine::nothing_to_score().cure(audit.lines().join("\n  ")));
@@ -148,22 +138,31 @@ impl Plan {
         let made_of = MadeOf {
             files: dataset.files(),
             model_sha256: &info.sha256,
-            template_sha256: template_sha256.as_deref(),
-            engine: engine.identity(job),
-            max_len: render.max_len,
+            template_sha256: renderer.template_sha256(),
+            engine: engine.identity(&job),
         };
-        let whole = identity(job, &made_of, None, &provenance::build())?;
-        let identity = identity(job, &made_of, job.shard, &provenance::build())?;
-        let out = match &job.out {
-            Some(out) => out.clone(),
-            None => {
-                let shard = job.shard.map_or(String::new(), |shard| format!("-shard-{}-of-{}", shard.index, shard.of));
-                Path::new("runs").join(format!("{}-{}{shard}", stem(&dataset), &whole[..8]))
-            }
-        };
-        let plan = Plan {
+        let whole = identity(&job, &made_of, None, &provenance::build())?;
+        let identity = identity(&job, &made_of, job.shard, &provenance::build())?;
+        let out = job.out.clone().unwrap_or_else(|| {
+            let shard = job.shard.map_or(String::new(), |shard| format!("-shard-{}-of-{}", shard.index, shard.of));
+            Path::new("runs").join(format!("{}-{}{shard}", stem(&dataset), &whole[..8]))
+        });
+        watch.audited(&audit);
+        watch.remarks(&info.name, &remarks);
+        watch.begins(&Beginning {
+            supervised: totals.supervised,
+            tokens: totals.tokens,
+            rows: totals.scored,
+            model: &info.name,
+            device: engine.device(),
+            passed_over: passed_over.as_deref(),
+            out: &out,
+        });
+        Ok(Plan {
+            shard: job.shard.map(|shard| ShardRecord { shard, whole }),
+            job,
             dataset,
-            device: engine.placement(),
+            chosen,
             engine,
             info,
             tokenizer,
@@ -171,37 +170,14 @@ impl Plan {
             renderer,
             audit,
             totals,
+            planted,
             out,
             identity,
-            shard: job.shard.map(|shard| ShardRecord { shard, whole }),
-            planted,
-            began: run_began,
+            began,
             started,
             load_seconds,
             audit_seconds,
-            template_sha256,
-            render,
-            dtype: job.load.dtype,
-            kernels: job.load.kernels,
-            chosen,
-            read: job.read.clone(),
-            thresholds: job.thresholds,
-            with_page: job.with_page,
-            in_context: job.in_context,
-            command: job.command.clone(),
-        };
-        watch.audited(&plan.audit);
-        watch.remarks(&plan.info.name, &remarks);
-        watch.begins(&Beginning {
-            supervised: plan.totals.supervised,
-            tokens: plan.totals.tokens,
-            rows: plan.totals.scored,
-            model: &plan.info.name,
-            device: plan.engine.device(),
-            passed_over: passed_over.as_deref(),
-            out: &plan.out,
-        });
-        Ok(plan)
+        })
     }
 }
 
@@ -274,7 +250,6 @@ struct MadeOf<'a> {
     template_sha256: Option<&'a str>,
     /// The properties of the engine that determine the scores.
     engine: serde_json::Value,
-    max_len: usize,
 }
 
 /// The SHA-256 of everything that the scores depend on; `build` identifies the program.
@@ -288,7 +263,7 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
         out: _,
         load: _,
         elsewhere: _,
-        render: RenderOptions { system, max_len: _, supervise, chat_template: _, template_switches, append_eos },
+        render: RenderOptions { system, max_len, supervise, chat_template: _, template_switches, append_eos },
         max_len: _,
         choice,
         shard: _,
@@ -305,7 +280,7 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
         "model": made_of.model_sha256,
         "template": made_of.template_sha256,
         "system": system,
-        "max_len": made_of.max_len,
+        "max_len": max_len,
         "supervise": supervise,
     });
     if let (Some(what), Some(engine)) = (what.as_object_mut(), made_of.engine.as_object()) {
@@ -329,12 +304,14 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
 mod tests {
     use super::*;
     use crate::dataset::{Choice, FieldMap, RoleMap};
-    use crate::model::{LoadOptions, ModelName};
+    use crate::diagnosis::quadrants::Thresholds;
+    use crate::kernels::Kernels;
+    use crate::model::{LoadOptions, ModelName, Placement};
     use crate::tokens::Supervise;
 
-    fn job(path: &str) -> Job {
+    fn job() -> Job {
         Job {
-            inputs: vec![path.to_owned()],
+            inputs: vec!["rows.jsonl".to_owned()],
             read: ReadOptions { mapping: FieldMap::parse(&[]).unwrap(), ..ReadOptions::default() },
             model: ModelName::default(),
             max_len: Some(512),
@@ -347,12 +324,12 @@ mod tests {
             thresholds: None,
             with_page: false,
             in_context: false,
-            command: format!("diagnose {path}"),
+            command: "diagnose rows.jsonl".to_owned(),
         }
     }
 
     fn made_of(files: &[DataFile]) -> MadeOf<'_> {
-        MadeOf { files, model_sha256: "abc", template_sha256: None, engine: serde_json::json!({ "device": "cpu" }), max_len: 512 }
+        MadeOf { files, model_sha256: "abc", template_sha256: None, engine: serde_json::json!({ "device": "cpu" }) }
     }
 
     /// [`identity`] destructures the job without `..`: add every new option to one of the two lists here.
@@ -360,7 +337,7 @@ mod tests {
     fn what_decides_about_scores_is_in_the_identity_and_nothing_else() {
         type Change = (&'static str, fn(&mut Job, &mut MadeOf));
         let of = |change: Option<&Change>, shard: Option<Shard>| {
-            let (mut job, mut made_of) = (job("rows.jsonl"), made_of(&[]));
+            let (mut job, mut made_of) = (job(), made_of(&[]));
             if let Some((_, change)) = change {
                 change(&mut job, &mut made_of);
             }
@@ -383,7 +360,7 @@ mod tests {
                 job.render.template_switches = Some(serde_json::json!({ "x": 1 }))
             }),
             ("--append-eos", |job, _| job.render.append_eos = true),
-            ("--max-len, as it was found", |_, made_of| made_of.max_len = 513),
+            ("--max-len, as it was found", |job, _| job.render.max_len = 513),
             ("the model", |_, made_of| made_of.model_sha256 = "abd"),
             ("the template", |_, made_of| made_of.template_sha256 = Some("def")),
             ("the engine", |_, made_of| made_of.engine = serde_json::json!({ "device": "cuda (a card)" })),
@@ -394,6 +371,13 @@ mod tests {
             if let Some(other) = seen.insert(of(Some(change), None), change.0) {
                 panic!("{} counts as {other}", change.0);
             }
+        }
+        let data = Dataset::open(&[concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo.jsonl").to_owned()], &job().read).unwrap();
+        for (what, identity) in [
+            ("the data", identity(&job(), &made_of(data.files()), None, "0.1.0 (a)")),
+            ("another commit", identity(&job(), &made_of(&[]), None, "0.1.0 (b)")),
+        ] {
+            assert!(seen.insert(identity.unwrap(), what).is_none(), "{what}");
         }
         for (index, of_shards) in [(0, 2), (1, 2), (0, 3)] {
             let shard = of(None, Some(Shard { index, of: of_shards }));
@@ -412,7 +396,7 @@ mod tests {
             ("--model", |job, _| job.model.written = Some("model.gguf".to_owned())),
             ("--base", |job, _| job.model.base = Some("base".to_owned())),
             ("--chat-template", |job, _| job.render.chat_template = Some("t.jinja".into())),
-            ("--max-len, as it was asked for", |job, _| (job.max_len, job.render.max_len) = (None, 3)),
+            ("--max-len, as it was asked for", |job, _| job.max_len = None),
             ("--dtype", |job, _| job.load.dtype = Dtype::Bf16),
             ("--kernels", |job, _| job.load.kernels = Kernels::Reference),
             ("--device", |job, _| job.load.device = Placement::Cpu),
@@ -422,29 +406,5 @@ mod tests {
         for change in idle {
             assert_eq!(of(Some(change), None), of(None, None), "{}", change.0);
         }
-    }
-
-    #[test]
-    fn the_bytes_and_the_program_make_a_run_and_paths_do_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path.to_string_lossy().into_owned()
-        };
-        let (row, other) = (r#"{"text":"one"}"#, r#"{"text":"two"}"#);
-        let path = write("rows.jsonl", row);
-        let spelling = folder.path().join(".").join("rows.jsonl").to_string_lossy().into_owned();
-        let (renamed, changed) = (write("renamed.jsonl", row), write("changed.jsonl", other));
-        let identity_of = |path: &str, build: &str| {
-            let job = job(path);
-            let dataset = Dataset::open(&job.inputs, &job.read).unwrap();
-            identity(&job, &made_of(dataset.files()), None, build).unwrap()
-        };
-        let own = identity_of(&path, "0.1.0 (a)");
-        assert_eq!(own, identity_of(&spelling, "0.1.0 (a)"));
-        assert_ne!(own, identity_of(&path, "0.1.0 (b)"), "another commit is another program");
-        assert_ne!(own, identity_of(&changed, "0.1.0 (a)"));
-        assert_ne!(own, identity_of(&renamed, "0.1.0 (a)"), "the name stands in the table as the rows' source");
     }
 }

@@ -16,6 +16,7 @@ use crate::format::{count, thousands};
 use crate::model::Info;
 use crate::provenance::{Provenance, RUN_FILE};
 use crate::report::markdown;
+use crate::tokens::{Audit, Supervise};
 
 /// The settings and measurements of a run: run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,7 +44,7 @@ pub(crate) struct RunRecord {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub append_eos: bool,
     pub max_len: usize,
-    pub supervise: Value,
+    pub supervise: Supervise,
     /// Only the first `limit` records were read.
     pub limit: Option<u64>,
     /// The number of randomly sampled records. Nothing else in scoring is random.
@@ -54,11 +55,13 @@ pub(crate) struct RunRecord {
     pub sampled_from: Option<u64>,
     /// The seed of the sample.
     pub seed: Option<u64>,
+    /// The precision of the matrix products, such as `f32`, or `as served`.
     pub dtype: String,
+    /// The kernels of this program, or the program that ran the model.
     pub kernels: String,
     pub vocab_size: usize,
     pub counts: Totals,
-    pub audit: Value,
+    pub audit: Audit,
     /// One line per finding of the mask audit.
     pub audit_lines: Vec<String>,
     pub seconds: Stages,
@@ -177,4 +180,54 @@ pub(crate) fn read_record(folder: &Path) -> Result<RunRecord> {
             .at(path)
             .cure("Run the command that started it again.")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_keeps_its_bytes_and_one_of_the_first_release_is_read() {
+        let written = json!({
+            "program": "diagnose", "version": "0.1.0", "commit": "abc", "started": "2026-11-27T20:01:24Z", "processor": "AMD EPYC",
+            "kernel_level": "avx512bf16", "threads": 2, "device": "cpu", "command": "diagnose rows.jsonl", "identity": "6ac0",
+            "model": { "name": "tiny", "reference": "t.gguf", "path": "t.gguf", "sha256": "b1", "architecture": "llama", "parameters": 9 },
+            "data": [{ "path": "rows.jsonl", "container": "json-lines", "compression": "none", "format": "messages", "sha256": "03", "bytes": 361 }],
+            "read": { "format": null, "maps": [], "roles": [] },
+            "template_sha256": "87", "turn_ends": ["<|im_end|>"], "system": null, "max_len": 2048, "supervise": "last",
+            "limit": null, "sample": null, "sampled_from": null, "seed": null, "dtype": "bf16", "kernels": "fused", "vocab_size": 96,
+            "counts": { "records": 2, "scored": 2, "tokens": 10, "supervised": 4, "rollouts": { "rows": 0, "respelt": 0, "exact": 0 } },
+            "audit": {
+                "rows": 2, "refused": 0,
+                "findings": [{ "name": "empty_mask", "rows": 1, "examples": ["rows.jsonl:1"], "example_rows": [0] }],
+                "equal": { "rows": 0, "of": 2 }
+            },
+            "audit_lines": [],
+            "seconds": {
+                "load": 0.5, "audit": 0.25, "wall": 1.5, "read_and_tokenise": 0.1, "decoder": 1.0, "head": 0.2, "write": 0.1,
+                "engine_waited": 0.1, "input_tokens": 10, "computed_tokens": 8
+            },
+            "tokens_per_second": 5.5, "seconds_to_first_row": 2.0, "peak_memory_bytes": 1000
+        });
+        let record: RunRecord = serde_json::from_str(&written.to_string()).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), written.to_string());
+        assert_eq!((record.supervise, record.audit.findings[0].rows), (Supervise::Last, 1));
+        let mut older = written;
+        for (place, keys) in [
+            ("", &["read", "turn_ends", "sample", "sampled_from"][..]),
+            ("/counts", &["rollouts"]),
+            ("/audit", &["equal"]),
+            ("/audit/findings/0", &["example_rows"]),
+        ] {
+            let object = older.pointer_mut(place).and_then(Value::as_object_mut).unwrap();
+            keys.iter().for_each(|key| drop(object.remove(*key).unwrap()));
+        }
+        // The first release also measured what is measured no more.
+        older["seconds"]["sample"] = 0.1.into();
+        let record: RunRecord = serde_json::from_value(older).unwrap();
+        assert_eq!(record.choice(), Choice::All);
+        assert_eq!(record.audit.findings[0].examples, ["rows.jsonl:1"]);
+    }
 }

@@ -25,7 +25,7 @@ use crate::jobs::watch::Watch;
 use crate::jobs::work::{FIDELITY_FILE, PLANTED_FILE, SUMMARY_FILE, Work, check_free};
 use crate::provenance::{PARTS_FOLDER, RUN_FILE};
 use crate::table::{ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
-use crate::tokens::{Audit, EqualRows};
+use crate::tokens::{Audit, EqualRows, Finding};
 
 /// The folder in which the parts are assembled before they count.
 const JOINING_FOLDER: &str = ".parts.joining";
@@ -339,8 +339,8 @@ fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
         command: command.to_owned(),
         identity: first.shard.whole.clone(),
         counts,
-        audit: serde_json::to_value(&audit).context("cannot write down the audit")?,
         audit_lines: audit.lines(),
+        audit,
         tokens_per_second: seconds.input_tokens as f64 / (seconds.audit + seconds.wall),
         seconds,
         peak_memory_bytes: records().filter_map(|record| record.peak_memory_bytes).max(),
@@ -353,20 +353,16 @@ fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
 
 /// The audit of all rows, of which `scored` have something to score.
 fn joined_audit(shards: &[Found], scored: u64) -> Result<Audit> {
-    let of_shard = |found: &Found| {
-        serde_json::from_value::<Audit>(found.record.audit.clone()).map_err(|cause| {
-            Error::new(format!(
-                "the shard was scored by {}, whose audit lacks what joining needs",
-                found.record.provenance.build()
-            ))
+    let lacks_rows = |finding: &Finding| finding.example_rows.len() != finding.examples.len();
+    if let Some(found) = shards.iter().find(|found| found.record.audit.findings.iter().any(lacks_rows)) {
+        let by = found.record.provenance.build();
+        return Err(Error::new(format!("the shard was scored by {by}, whose audit lacks what joining needs"))
             .at(&found.folder)
-            .caused_by(cause)
-            .cure("Join the shards with the program that scored them, or score them again.")
-        })
-    };
-    let mut audits = shards.iter().map(of_shard);
-    let mut audit = audits.next().unwrap_or_else(|| Ok(Audit::default()))?;
-    audits.try_for_each(|other| other.map(|other| audit.merge(&other)))?;
+            .cure("Join the shards with the program that scored them, or score them again."));
+    }
+    let mut audits = shards.iter().map(|found| &found.record.audit);
+    let mut audit = audits.next().cloned().unwrap_or_default();
+    audits.for_each(|other| audit.merge(other));
     // Equal rows may be in different shards.
     let (mut seen, mut equal) = (HashSet::new(), 0);
     for found in shards {

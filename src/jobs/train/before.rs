@@ -35,7 +35,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         in_context: false,
         command: command.to_owned(),
     };
-    score::run(&job, watch).map(|_| ())
+    score::run(job, watch).map(|_| ())
 }
 
 /// What a method needs from the base model's scores.

@@ -171,22 +171,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bytes_and_the_program_make_a_run_and_paths_do_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.jsonl");
-        std::fs::write(&path, r#"{"text":"one"}"#).unwrap();
-        let spelling = folder.path().join(".").join("rows.jsonl");
-        let identity_of = |path: &Path, model: &str, build: &str, seed: u64| {
-            let datasets = vec![path.to_string_lossy().into_owned()];
-            let options = Options { datasets, model: Some(model.to_owned()), seed, ..Options::default() };
-            let dataset = Dataset::open(&options.datasets, &options.read().unwrap()).unwrap();
-            let made_of = MadeOf { files: [dataset.files(), &[]], model_sha256: "abc", template_sha256: None, build };
-            identity(&options, &made_of).unwrap()
+    fn what_decides_about_the_result_is_in_the_identity_and_paths_are_not() {
+        let identity_of = |path: &str, model: &str, build: &str, seed: u64| {
+            let options = Options { datasets: vec![path.to_owned()], model: Some(model.to_owned()), seed, ..Options::default() };
+            identity(&options, &MadeOf { files: [&[], &[]], model_sha256: "abc", template_sha256: None, build }).unwrap()
         };
-        let own = identity_of(&path, "model.gguf", "0.1.0 (a)", 0);
-        assert_eq!(own, identity_of(&spelling, "./model.gguf", "0.1.0 (a)", 0));
-        assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (b)", 0), "another commit is another program");
-        assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (a)", 1));
+        let own = identity_of("rows.jsonl", "model.gguf", "0.1.0 (a)", 0);
+        assert_eq!(own, identity_of("./rows.jsonl", "./model.gguf", "0.1.0 (a)", 0));
+        assert_ne!(own, identity_of("rows.jsonl", "model.gguf", "0.1.0 (b)", 0), "another commit is another program");
+        assert_ne!(own, identity_of("rows.jsonl", "model.gguf", "0.1.0 (a)", 1));
+        // Data count by what is in them, and held-out data count otherwise than those that are trained on.
+        let data =
+            Dataset::open(&[concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo.jsonl").to_owned()], &Default::default()).unwrap();
+        let over = |files: [&[DataFile]; 2]| {
+            let made_of = MadeOf { files, model_sha256: "abc", template_sha256: None, build: "0.1.0" };
+            identity(&Options::default(), &made_of).unwrap()
+        };
+        let [nothing, trained, held_out] = [over([&[], &[]]), over([data.files(), &[]]), over([&[], data.files()])];
+        assert!(nothing != trained && trained != held_out && held_out != nothing);
         // A template also counts by its bytes, whatever its path.
         let under = |path: &str, template_sha256: Option<&str>| {
             let options = Options { chat_template: Some(path.into()), ..Options::default() };

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use super::result::note_of_base;
+use crate::dataset::DataFile;
 use crate::error::Result;
 use crate::files::read_json;
 use crate::model::Info;
@@ -23,10 +24,10 @@ pub(crate) struct TrainRecord {
     pub identity: String,
     pub options: Options,
     pub model: Info,
-    pub data: serde_json::Value,
+    pub data: Vec<DataFile>,
     /// The files of `--validation`.
     #[serde(default)]
-    pub held_out_data: serde_json::Value,
+    pub held_out_data: Vec<DataFile>,
     pub plan: Plan,
     /// The number of updates; fewer than planned if `--stop-after-worse` ended the run.
     pub steps: u64,

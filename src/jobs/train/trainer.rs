@@ -14,7 +14,7 @@ use super::{figures, result, special_tokens};
 use crate::dataset::DataFile;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::files::{hold, write_json, write_text};
 use crate::jobs::watch::Watch;
 use crate::jobs::work::{BEFORE_FOLDER, METRICS_FILE};
@@ -471,8 +471,8 @@ impl Trainer {
             identity: self.identity.clone(),
             options: self.options.clone(),
             model: self.model.info.clone(),
-            data: serde_json::to_value(&self.data).context("cannot write down the run")?,
-            held_out_data: serde_json::to_value(&self.held_out_data).context("cannot write down the run")?,
+            data: self.data.clone(),
+            held_out_data: self.held_out_data.clone(),
             plan: self.plan.clone(),
             steps: progress.step,
             kept_step: Some(kept_step),
