@@ -258,6 +258,11 @@ pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
+/// The first eight bytes of a digest as a number, to compare hashes and to count them.
+pub(crate) fn first_bytes(digest: &[u8]) -> u64 {
+    digest.iter().take(8).fold(0, |number, byte| (number << 8) | u64::from(*byte))
+}
+
 /// Two lower-case hexadecimal digits per byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -52,6 +52,8 @@ pub use written::{FoundCall, FoundParts, Part, Stretch, find_parts, writes_besid
 
 use sha2::{Digest, Sha256};
 
+use crate::files::first_bytes;
+
 /// A rendered and tokenised example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
@@ -120,8 +122,7 @@ impl Fingerprint {
     }
 
     fn value(&self) -> u64 {
-        let digest = self.digest.clone().finalize();
-        u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
+        first_bytes(&self.digest.clone().finalize())
     }
 }
 
