@@ -600,7 +600,7 @@ pub(super) fn thought(content: &str) -> Option<&str> {
 }
 
 const THINK_BEGIN: &str = "<think>";
-const THINK_END: &str = "</think>";
+pub(super) const THINK_END: &str = "</think>";
 
 /// Finds a turn's content in the text of its answer, which ends with it unless tool calls follow.
 fn place_content(region: &str, turn: &Turn) -> Option<Placed> {
