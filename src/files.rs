@@ -261,7 +261,7 @@ pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// The first eight bytes of a hash as a number.
+/// The first eight bytes of a hash as a number, to compare hashes and to count them.
 pub(crate) fn first_bytes(hash: &[u8]) -> u64 {
     u64::from_be_bytes(std::array::from_fn(|i| hash[i]))
 }

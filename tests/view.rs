@@ -130,6 +130,15 @@ fn drop_mask_undo_export_and_read_back_by_keyboard() {
         wait_for(&mut browser, &format!("at('message').textContent.includes({})", json!(message)));
         assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · 1 kept · 1 masked · 1 noted");
     }
+    // A file about one row leaves the decisions about the others.
+    let one = workdir.write("one.jsonl", format!("{}\n{{\"row\": 2, \"action\": \"drop\"}}\n", lines[0]));
+    browser.choose_file("#import-file", &one);
+    wait_for(&mut browser, "at('decided').textContent === '2 dropped · 1 masked · 1 noted · not exported'");
+    assert_eq!(browser.eval("at('message').textContent"), "Imported decisions about 1 row; those about 2 other rows stay.");
+    browser.press(&["u"]);
+    assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · 1 kept · 1 masked · 1 noted · not exported");
+    browser.press(&["e"]);
+    wait_for(&mut browser, "at('decided').textContent === '1 dropped · 1 kept · 1 masked · 1 noted'");
     assert_eq!(browser.complaints(), [""; 0]);
 
     // Leaving the page with decisions that were not exported asks for confirmation.
@@ -139,6 +148,33 @@ fn drop_mask_undo_export_and_read_back_by_keyboard() {
 }
 
 #[track_caller]
+#[test]
+fn a_selection_over_turns_masks_each_of_them() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let [asked, more] = ["a", "b"].map(|text| json!({ "role": "user", "content": text }));
+    let answers = ["First.", "Second."].map(|text| json!({ "role": "assistant", "content": text }));
+    let row = json!({ "messages": [asked, answers[0], more, answers[1]] });
+    browser.open(&scored(&workdir, "run", &[row]));
+    browser.eval("ready.then((page) => { window.page = page; })");
+    browser.eval("page.anchor = 1, page.token = page.run.logprob.length - 1");
+    browser.press(&["m"]);
+    let masks = "page.decisions.of(0).masks.map(({ turn, begin, end }) => [turn, begin, end === Infinity ? 'all' : end])";
+    // The first token is not selected.
+    assert_eq!(browser.eval(masks), json!([[1, 1, 6], [3, 0, 7]]));
+    // The ends of the turns are selected, too, and have no text.
+    let said = browser.eval("at('message').textContent");
+    assert!(said.as_str().unwrap().contains("belongs to the chat template"), "{said}");
+    browser.press(&["u"]);
+    assert_eq!(browser.eval(masks), json!([]));
+    // What is masked in part is masked as a whole first.
+    browser.press(&["m", "t"]);
+    assert_eq!(browser.eval(masks), json!([[1, 0, "all"], [3, 0, "all"]]));
+    browser.press(&["t"]);
+    assert_eq!(browser.eval(masks), json!([]));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
 fn wait_for(browser: &mut Browser, condition: &str) {
     let began = Instant::now();
     while browser.eval(condition) != true {
@@ -599,6 +635,11 @@ fn reasoning_and_calls_are_read_like_text() {
     // The whole turn can be masked, and the token with it.
     browser.press(&["t"]);
     assert_eq!(browser.eval("[page.decisions.of(0).masks.length, isMasked(page, page.run.part.indexOf(2))]"), json!([1, true]));
+    // Both are searched, beside the contents.
+    for (text, found) in [("hmm, SO", 1), ("\"city\": \"rome\"", 1), ("hot?", 1), ("yes", 1), ("im_start", 0), ("paris", 0)] {
+        let search = format!("page.filters.text = {}, chosenRows(page).length", json!(text));
+        assert_eq!(browser.eval(&search), found, "{text}");
+    }
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
@@ -799,7 +840,103 @@ fn two_runs_stand_side_by_side_with_what_changed() {
     assert!(asked[0] > 0 && asked[1] == 0, "{asked:?}");
     assert!(answered[1] > 0 && answered[2] <= "Answer ".len(), "{answered:?}");
     assert!(same[0] > 0 && same[1] == same[0], "{same:?}");
+    // The head says of both what they are made of.
+    let about = |browser: &mut Browser| browser.eval("at('about').title").as_str().unwrap().to_owned();
+    let head = about(&mut browser);
+    assert!(
+        head.contains("on before.jsonl") && head.contains("on others.jsonl") && !head.contains("different thresholds"),
+        "{head}"
+    );
+    workdir.run(&["others", "--thresholds", "p=0.004,H=5"]).ok();
+    workdir.run(&["view", "before", "others"]).ok();
+    browser.open(&workdir.path("others/compared.html"));
+    browser.eval("ready");
+    let head = about(&mut browser);
+    assert!(head.contains("p=0.004,H=5.5") && head.contains("p=0.004,H=5:") && head.contains("different thresholds"), "{head}");
     assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// What a template prints beside the contents tells rows apart, too: with the data, up to where they part, and without them as a whole.
+#[test]
+fn rows_of_two_runs_part_at_their_reasoning_calls_and_tools() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("template.jinja", tiny_model::THINKS_AND_CALLS);
+    let row = |idx: usize, reasoning: &str, city: &str, last: &str| {
+        let call = json!([{ "type": "function", "function": { "name": "heat", "arguments": { "city": city } } }]);
+        json!({ "id": idx.to_string(), "messages": [
+            { "role": "user", "content": "Hot?" },
+            { "role": "assistant", "content": "First.", "reasoning_content": reasoning, "tool_calls": call },
+            { "role": "user", "content": "And now?" },
+            { "role": "assistant", "content": last },
+        ] })
+    };
+    let scored = |run: &str, rows: [Value; 5]| {
+        workdir.write(&format!("{run}.jsonl"), rows.map(|row| format!("{row}\n")).concat());
+        let data = format!("{run}.jsonl");
+        workdir.run(&[&data, "--model", "tiny.gguf", "--chat-template", "template.jinja", "--out", run]).ok();
+    };
+    let plain = |idx| row(idx, "So.", "Rome", "Last.");
+    // Other reasoning, another argument of a call, and reasoning of the same length before another answer; tools, which this template does not print.
+    let mut with_tools = plain(4);
+    with_tools["tools"] = json!([{ "type": "function", "function": { "name": "heat", "parameters": {} } }]);
+    scored("before", [0, 1, 2, 3, 4].map(plain));
+    let others =
+        [plain(0), row(1, "No.", "Rome", "Last."), row(2, "So.", "Oslo", "Last."), row(3, "No.", "Rome", "Lasting"), with_tools];
+    scored("after", others);
+    let partners = |browser: &mut Browser| {
+        workdir.run(&["view", "before", "after"]).ok();
+        browser.open(&workdir.path("after/compared.html"));
+        let of = browser.eval(
+            "ready.then((page) => Array.from(page.run.row, (_, row) => { const [begin, end] = tokensOfRow(page.run, row); \
+             let n = 0; for (let token = begin; token < end; token++) if (page.changes.tokenOf[token] >= 0) n++; return [n, end - begin]; }))",
+        );
+        assert_eq!(browser.complaints(), [""; 0]);
+        serde_json::from_value::<[[usize; 2]; 5]>(of).unwrap()
+    };
+    let counts = |found: [[usize; 2]; 5]| {
+        found.map(|[paired, of]| {
+            if paired == of {
+                "all"
+            } else if paired == 0 {
+                "none"
+            } else {
+                "some"
+            }
+        })
+    };
+    assert_eq!(counts(partners(&mut browser)), ["all", "none", "none", "none", "all"]);
+    // Rows without a partner come last.
+    let ordered = browser.eval(
+        "ready.then((page) => { page.changes.ofRow.set([0.1, NaN, -0.3, NaN, 0.2]); page.order = 'change'; return chosenRows(page); })",
+    );
+    assert_eq!(ordered, json!([2, 4, 0, 1, 3]));
+    std::fs::remove_file(workdir.path("before.jsonl")).unwrap();
+    std::fs::remove_file(workdir.path("after/compared.html")).unwrap();
+    assert_eq!(counts(partners(&mut browser)), ["all", "none", "none", "none", "all"]);
+
+    // A page of a part of the rows says so, and has room for the text of the list in windows of all widths.
+    workdir.run(&["view", "before", "after", "--tokens", "150"]).ok();
+    for width in [901, 1000, 1150, 1151, 1300] {
+        let Some(mut browser) = Browser::start(width, 800) else { return };
+        browser.open(&workdir.path("after/compared.html"));
+        browser.eval("ready.then((page) => { window.page = page; })");
+        let found = browser.eval(
+            "(() => { const line = document.querySelector('#list .line:not([hidden])'); \
+               return { snippet: line.querySelector('.snippet').getBoundingClientRect().width, \
+                 beyond: line.lastChild.getBoundingClientRect().right - at('list').getBoundingClientRect().right, \
+                 more: at('more').hidden ? '' : at('more-text').textContent }; })()",
+        );
+        assert!(found["snippet"].as_f64() >= Some(80.0) && found["beyond"].as_f64() <= Some(0.0), "{width}: {found}");
+        assert!(found["more"].as_str().unwrap().contains(" of 5 rows. For more rows, write the page again"), "{found}");
+        assert!(browser.eval("at('about').title").as_str().unwrap().contains("in common on this page"));
+        // The second run shows the rows of the first.
+        assert_eq!(
+            browser.eval("[page.after.row.length === page.run.row.length, [...page.changes.rowOf].includes(-1)]"),
+            json!([true, false])
+        );
+    }
 }
 
 #[test]
@@ -895,4 +1032,20 @@ fn what_is_no_run_is_told_what_it_is() {
     let ran = workdir.run(&["view", "empty"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.contains("holds no finished run"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_page_replaces_nothing_but_pages() {
+    let workdir = Workdir::new();
+    scored(&workdir, "run", &plain_rows(3));
+    for file in ["run.jsonl", "run/tokens.parquet", "run/run.json", "tiny.gguf"] {
+        let before = std::fs::read(workdir.path(file)).unwrap();
+        let ran = workdir.run(&["view", "run", "--out", file]);
+        assert!(ran.code == Some(2) && ran.stderr.contains("or of a page of this program"), "{file}: {}", ran.stderr);
+        assert!(std::fs::read(workdir.path(file)).unwrap() == before, "{file} has changed");
+    }
+    workdir.write("empty.html", "");
+    for file in ["new.html", "new.html", "run/view.html", "empty.html"] {
+        workdir.run(&["view", "run", "--out", file]).ok();
+    }
 }

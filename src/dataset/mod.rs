@@ -72,7 +72,7 @@ use crate::error::{Error, Result};
 
 pub use choice::{Choice, Chosen};
 pub use container::Container;
-pub use example::{Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
+pub use example::{Call, Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
 pub(crate) use fields::embedded_json;
 pub use files::Compression;
 pub use format::Format;

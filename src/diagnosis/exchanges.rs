@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::near_duplicates::{Prompt, words};
-use crate::dataset::{Example, Role, Turn};
+use crate::dataset::{Call, Example, Role, Turn};
 use crate::files::first_bytes;
 
 /// A supervised answer and its prompt, by their hashes.
@@ -78,15 +78,12 @@ fn text(turn: &Turn) -> String {
     reasoning.chain([answer_text(turn)]).collect()
 }
 
-/// The calls of a turn by name and arguments, which may be an object or its JSON text.
+/// The calls of a turn by name and arguments, whose order means nothing.
 fn calls(turn: &Turn) -> impl Iterator<Item = String> {
-    turn.tool_calls.iter().filter_map(Value::as_array).flatten().map(|call| {
-        let function = call.get("function").unwrap_or(call);
-        match (function.get("name").and_then(Value::as_str), function.get("arguments")) {
-            (Some(name), Some(Value::String(arguments))) => format!("{name} {arguments}"),
-            (Some(name), Some(arguments)) => format!("{name} {arguments}"),
-            _ => function.to_string(),
-        }
+    turn.calls().map(|Call { name, arguments, .. }| {
+        let mut arguments = arguments.into_owned();
+        arguments.sort_all_objects();
+        format!("{name} {arguments}")
     })
 }
 
@@ -188,6 +185,14 @@ mod tests {
         let [oslo, bergen] = ["Oslo", "Bergen"].map(|town| json!({"town": town}));
         let called = with(call("c1", oslo.clone()));
         assert!(asks_the_same(&called, &with(call("c2", oslo.to_string().into()))));
+        // Arguments as text, with the spaces that Python writes, and in another order.
+        let [object, text, other] = [
+            json!({"town": "Oslo", "days": {"from": 1, "to": 2}}),
+            json!(r#"{ "days": {"to": 2, "from": 1}, "town": "Oslo" }"#),
+            json!(r#"{"town": "Oslo", "days": {"from": 2, "to": 1}}"#),
+        ]
+        .map(|arguments| with(call("c1", arguments)));
+        assert!(asks_the_same(&object, &text) && !asks_the_same(&object, &other));
         assert!(!asks_the_same(&called, &with(call("c1", bergen.clone()))) && !asks_the_same(&called, &with(assistant(""))));
         let reasoned = Turn { reasoning: Some("Let me look.".to_owned()), ..call("c1", oslo.clone()) };
         assert!(!asks_the_same(&called, &with(reasoned.clone())));

@@ -65,9 +65,26 @@ const COLUMNS: [Column; 17] = [
 ///
 /// [`ConflictKind::is_of_form`]: super::kinds::ConflictKind::is_of_form
 pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], of_form: &HashSet<(u32, u32)>, most_tokens: usize) -> Result<Shown> {
+    gathered(tables, rows, of_form, |scored, sizes| choose(scored, sizes, most_tokens))
+}
+
+/// The rows with these numbers, to set them beside those of another run.
+pub(crate) fn shown_of(tables: &[PathBuf], rows: &[Row], numbers: &HashSet<u32>) -> Result<Shown> {
+    gathered(tables, rows, &HashSet::new(), |scored, _| {
+        scored.iter().filter(|row| numbers.contains(&row.row)).map(|row| (row.row, false)).collect()
+    })
+}
+
+/// Gathers the tokens of the rows of `choice`, which gives their numbers, each with whether it was sampled at random.
+fn gathered(
+    tables: &[PathBuf],
+    rows: &[Row],
+    of_form: &HashSet<(u32, u32)>,
+    choice: impl FnOnce(&[&Row], &HashMap<u32, Size>) -> HashMap<u32, bool>,
+) -> Result<Shown> {
     let sizes = sizes(tables, of_form)?;
     let scored: Vec<&Row> = rows.iter().filter(|row| sizes.contains_key(&row.row)).collect();
-    let chosen = choose(&scored, &sizes, most_tokens);
+    let chosen = choice(&scored, &sizes);
     let mut tokens = TokenChunk::default();
     for chunk in read_chunks(tables, &COLUMNS) {
         let chunk = chunk?;
@@ -220,5 +237,8 @@ mod tests {
         let shown = super::shown(&tables, &rows, &of_form, 19).unwrap();
         let ranked = shown.rows.iter().filter(|row| !row.is_sampled).map(|row| row.row.row).collect::<Vec<_>>();
         assert_eq!(ranked, [0, 3, 9]);
+        let shown = shown_of(&tables, &rows, &HashSet::from([2, 5, 99])).unwrap();
+        assert_eq!(shown.rows.iter().map(|row| (row.row.row, row.n_tokens)).collect::<Vec<_>>(), [(2, 3), (5, 6)]);
+        assert_eq!((shown.tokens.len(), shown.of_rows), (9, 12));
     }
 }

@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use super::folders;
 use super::score::{RunRecord, find_data, read_finished_report, read_record};
 use super::work::VIEW_FILE;
-use crate::dataset::{Chosen, Dataset, Turn};
+use crate::dataset::{Chosen, Dataset, Example};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
 use crate::diagnosis::gate::{Gate, Weight};
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::population::{Needs, Population};
 use crate::diagnosis::quadrants::Resolved;
-use crate::diagnosis::shown::{Shown, rows_shown, shown};
+use crate::diagnosis::shown::{Shown, rows_shown, shown, shown_of};
 use crate::error::{Context, Error, Result};
 use crate::files::write_text;
 use crate::report::view::{self, Run, Subject};
 use crate::table::{
-    self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
+    self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, Row, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
 };
 
 /// The page that compares two runs.
@@ -76,18 +76,25 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     {
         return Err(error);
     }
-    let mut seen = Vec::new();
+    let mut seen: Vec<Seen> = Vec::new();
     let mut without_text = Vec::new();
     for ((folder, record, data), name) in opened.iter().zip(folders::names(&job.runs)) {
         let data = data.as_ref().map(|(dataset, chosen)| (dataset, chosen));
         without_text.extend(data.as_ref().err().map(|error| format!("{}: {}", folder.display(), error.reason_and_cure())));
-        seen.push(Seen { title: name, ..Seen::of(folder, record, data.ok(), job.most_tokens)? });
+        let own = Seen::of(folder, record, data.ok(), job.most_tokens, seen.first())?;
+        seen.push(Seen { title: name, ..own });
     }
     let path = job.out.clone().unwrap_or_else(|| {
         let name = if job.runs.len() == 1 { VIEW_FILE } else { COMPARED_FILE };
         job.runs.last().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
     });
     let (own, standing): (Vec<_>, _) = (seen.iter().map(|seen| seen.run().subject()).collect(), Subject::of_page(&path)?);
+    let is_other = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0);
+    if job.out.is_some() && standing.is_empty() && is_other(&path) {
+        return Err(Error::usage("expected the name of a new file, or of a page of this program, found another file")
+            .at(path)
+            .cure("Name a new file, such as page.html."));
+    }
     // If the data are gone, a page with their texts is the only copy left.
     let is_of_them = standing.len() == own.len() && standing.iter().zip(&own).all(|(standing, own)| standing.is_like(own));
     let stays = is_of_them && standing.iter().zip(&own).any(|(standing, own)| standing.has_texts && !own.has_texts);
@@ -151,7 +158,7 @@ pub(crate) fn retire(folder: &Path, record: &RunRecord, thresholds: &Resolved, h
 
 /// Writes the page of a run that has just been sorted. `data` are its files, if they are available.
 pub(crate) fn write_own(folder: &Path, record: &RunRecord, data: Option<(&Dataset, &Chosen)>) -> Result<()> {
-    write(&folder.join(VIEW_FILE), &[Seen::of(folder, record, data, MOST_TOKENS)?])
+    write(&folder.join(VIEW_FILE), &[Seen::of(folder, record, data, MOST_TOKENS, None)?])
 }
 
 fn write(path: &Path, seen: &[Seen]) -> Result<()> {
@@ -171,20 +178,31 @@ struct Seen<'a> {
     conflicts: Option<Vec<KnownConflict>>,
     alternatives: Vec<Alternative>,
     shown: Shown,
-    turns: Option<HashMap<u32, Vec<Turn>>>,
+    examples: Option<HashMap<u32, Example>>,
 }
 
 impl<'a> Seen<'a> {
-    fn of(folder: &Path, record: &'a RunRecord, data: Option<(&Dataset, &Chosen)>, most_tokens: usize) -> Result<Seen<'a>> {
+    /// `first` is the run that this one is set beside: where its page holds a part of its rows, the same are shown here.
+    fn of(
+        folder: &Path,
+        record: &'a RunRecord,
+        data: Option<(&Dataset, &Chosen)>,
+        most_tokens: usize,
+        first: Option<&Seen>,
+    ) -> Result<Seen<'a>> {
         let report = read_finished_report(folder)?;
         let tables = [folder.join(TOKENS_FILE)];
         let of_form = conflicts_of_form(folder, report.kinds.is_some())?;
-        let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
+        let rows = read_rows(&folder.join(ROWS_FILE))?;
+        let shown = match first.filter(|first| first.shown.rows.len() < first.shown.of_rows) {
+            Some(first) => shown_of(&tables, &rows, &partners(first, record, &rows))?,
+            None => shown(&tables, &rows, &of_form, most_tokens)?,
+        };
         let conflicts = report.kinds.is_some().then(|| conflicts_of(folder, &shown)).transpose()?;
         if shown.of_rows == 0 {
             return Err(Error::new("the run has no tokens: there is nothing to show").at(folder).cure("Its report.md says why."));
         }
-        let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
+        let examples = data.map(|(dataset, chosen)| examples_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Seen {
             record,
@@ -197,7 +215,7 @@ impl<'a> Seen<'a> {
             conflicts,
             alternatives: read_alternatives(folder)?,
             shown,
-            turns,
+            examples,
         })
     }
 
@@ -207,6 +225,7 @@ impl<'a> Seen<'a> {
             identity: &self.record.identity,
             data: &self.data,
             read: &self.read,
+            rendering: rendering(self.record),
             data_names: self.record.data_names(),
             model: &self.record.model.name,
             vocab_size: self.record.vocab_size,
@@ -217,9 +236,27 @@ impl<'a> Seen<'a> {
             alternatives: &self.alternatives,
             kinds: self.conflicts.as_deref().zip(self.report.kinds.as_ref()),
             totals: [self.report.summary.overall.loss, self.report.summary.overall.grad],
-            turns: self.turns.as_ref(),
+            examples: self.examples.as_ref(),
         }
     }
+}
+
+/// The numbers of the rows that belong to those that the first run shows, by the rule of the page (`compare.js`).
+fn partners(first: &Seen, record: &RunRecord, rows: &[Row]) -> HashSet<u32> {
+    let read = |record: &RunRecord| {
+        let hashes: Vec<String> = record.data.iter().map(|file| file.sha256.clone()).collect();
+        (hashes, record.read.clone().unwrap_or_default())
+    };
+    let shown = || first.shown.rows.iter().map(|row| &row.row);
+    let have_ids = shown().any(|row| row.id.is_some()) && rows.iter().any(|row| row.id.is_some());
+    let by_id = have_ids && read(first.record) != read(record);
+    let numbers: HashSet<u32> = shown().map(|row| row.row).collect();
+    let ids: HashSet<&str> = shown().filter_map(|row| row.id.as_deref()).collect();
+    let belongs = |row: &&Row| match by_id {
+        true => row.id.as_deref().is_some_and(|id| ids.contains(id)),
+        false => numbers.contains(&row.row),
+    };
+    rows.iter().filter(belongs).map(|row| row.row).collect()
 }
 
 /// All gates of the preview, bound to the whole run.
@@ -230,10 +267,16 @@ fn gates(tables: &[PathBuf]) -> Result<Vec<(String, Weight)>> {
     previewed.iter().map(|gate| Ok((gate.to_string(), gate.bind(&population)?))).collect()
 }
 
-/// The turns of the shown rows. Reading stops after the last of them.
-fn turns_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, Vec<Turn>>> {
+/// The settings on which the tokens of a row depend: runs in which they are equal give rows with the same text the same tokens.
+fn rendering(record: &RunRecord) -> String {
+    let RunRecord { template_sha256, system, template_switches, append_eos, max_len, vocab_size, .. } = record;
+    serde_json::json!([template_sha256, system, template_switches, append_eos, max_len, vocab_size]).to_string()
+}
+
+/// The shown rows as the data have them. Reading stops after the last of them.
+fn examples_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, Example>> {
     let mut lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
-    let mut turns = HashMap::new();
+    let mut examples = HashMap::new();
     for record in dataset.chosen(chosen) {
         if lines.is_empty() {
             break;
@@ -246,10 +289,10 @@ fn turns_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap
                 .cure("Score the data again: the run's tables belong to other rows.")
         };
         match record.example {
-            Ok(example) if record.place.line == line => turns.insert(record.row, example.turns),
+            Ok(example) if record.place.line == line => examples.insert(record.row, example),
             Ok(_) => return Err(unlike("it elsewhere")),
             Err(_) => return Err(unlike("a row that cannot be read")),
         };
     }
-    Ok(turns)
+    Ok(examples)
 }

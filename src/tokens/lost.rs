@@ -2,68 +2,156 @@
 //!
 //! A template may leave out whatever it likes, without a word: the system prompt (Mistral, in all but the last turn), reasoning
 //! (DeepSeek-R1 and its children, also where it stands in the content), tools (all templates that do not know them). Who trains on such rows
-//! should know. Templates may also write a content in another way (Llama 3 prints results of tools as JSON), so that letters and
-//! digits are compared where the content does not stand there as it is.
+//! should know.
 //!
-//! The name of a tool stands in prompts and questions as well, and in the text even where no tool does. A call is therefore looked for in its own
-//! answer, beside the content, and the tools by what the template makes of the row without them.
+//! The same words may stand elsewhere in the text, in a prompt, a question or another answer. A content that stands at its own place is printed; of
+//! any other text the template is asked, by a rendering with marks in its place, which also tells of contents that the template writes in
+//! another way (Llama 3 prints results of tools as JSON). A call is looked for in its own answer, beside the content, and the tools by what the
+//! template makes of the row without them.
+
+use std::collections::HashSet;
 
 use serde_json::Value;
 
 use super::audit::RowAudit;
-use super::turns::{Layout, said, thought};
-use super::written::{FoundCall, find_parts, function};
+use super::marks::CONTENT;
+use super::turns::{Layout, THINK_END, said, thought};
+use super::written::{FoundCall, find_parts, writes_beside_content};
 use crate::dataset::{Example, Role, Turn};
 
-/// The flags of the audit that speak of lost text. `without_tools` is the text that the template makes of the row without its tools, if it has
-/// any and the template takes it without them.
-pub(super) fn lost(example: &Example, layout: &Layout, without_tools: Option<&str>) -> RowAudit {
+/// The flags of the audit that speak of lost text. `render` gives the text that the template makes of a row that is changed; `None` where it
+/// refuses it.
+pub(super) fn lost(example: &Example, layout: &Layout, render: impl Fn(&Example) -> Option<String>) -> RowAudit {
     let (turns, text) = (&example.turns, layout.text.as_str());
-    let drops_tools = without_tools == Some(text) || names(example.tools.as_ref()).any(|name| !text.contains(name));
+    let printed = Printed::of(example, layout, &render);
+    let has_tools = example.tools.as_ref().and_then(Value::as_array).is_some_and(|tools| !tools.is_empty());
+    let without_tools = has_tools.then(|| render(&Example { tools: None, ..example.clone() })).flatten();
+    let drops_tools = without_tools.as_deref() == Some(text) || names(example.tools.as_ref()).any(|name| !text.contains(name));
     let calling = || turns.iter().enumerate().filter(|(_, turn)| turn.tool_calls.is_some());
-    let lacks = |role: Role| turns.iter().any(|turn| turn.role == role && !stands(text, content(turn)));
-    let last_question = turns.iter().rposition(|turn| turn.role == Role::User);
-    let (earlier, last) = turns.split_at(last_question.unwrap_or(0));
+    let lacks = |role: Role| turns.iter().enumerate().any(|(idx, turn)| turn.role == role && !printed.has(idx, Own::Content));
+    let lacks_reasoning = |idx: usize| [Own::Reasoning, Own::Thought].into_iter().any(|own| !printed.has(idx, own));
+    let last_question = turns.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
     RowAudit {
         dropped_fields: drops_tools || calling().any(|(idx, turn)| drops_calls(turn, &beside_content(layout, idx))),
         lost_system: lacks(Role::System),
         lost_content: lacks(Role::User) || lacks(Role::Assistant) || lacks(Role::Tool),
-        lost_reasoning: last.iter().any(|turn| lacks_reasoning(text, turn)),
-        earlier_reasoning: earlier.iter().any(|turn| lacks_reasoning(text, turn)),
+        lost_reasoning: (last_question..turns.len()).any(lacks_reasoning),
+        earlier_reasoning: (0..last_question).any(lacks_reasoning),
         arguments_quoted: calling().any(|(idx, turn)| quotes_arguments(turn, &beside_content(layout, idx))),
         ..RowAudit::default()
     }
 }
 
-/// Reasoning in a content is asked for apart.
-fn content(turn: &Turn) -> &str {
-    if turn.role == Role::Assistant { said(&turn.content) } else { &turn.content }
+/// A text of a turn that a template prints, or leaves out, by itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Own {
+    /// The content; of an answer without the reasoning in it.
+    Content,
+    /// The reasoning that is a field of its own.
+    Reasoning,
+    /// The reasoning in the content of an answer.
+    Thought,
 }
 
-fn lacks_reasoning(text: &str, turn: &Turn) -> bool {
-    let in_content = Some(&turn.content).filter(|_| turn.role == Role::Assistant).and_then(|content| thought(content));
-    [turn.reasoning.as_deref(), in_content].into_iter().flatten().any(|reasoning| !stands(text, reasoning))
-}
-
-/// Does the content stand in the text, as it is or written in another way?
-fn stands(text: &str, content: &str) -> bool {
-    let content = content.trim();
-    if content.is_empty() || text.contains(content) {
-        return true;
+impl Own {
+    fn text(self, turn: &Turn) -> &str {
+        let is_answer = turn.role == Role::Assistant;
+        let text = match self {
+            Own::Content if is_answer => said(&turn.content),
+            Own::Content => &turn.content,
+            Own::Reasoning => turn.reasoning.as_deref().unwrap_or_default(),
+            Own::Thought => thought(&turn.content).filter(|_| is_answer).unwrap_or_default(),
+        };
+        text.trim()
     }
-    let quoted = serde_json::to_string(content).unwrap_or_default();
-    if text.contains(quoted.trim_matches('"')) {
+
+    /// A number, which no template changes.
+    fn mark(self, turn_idx: usize) -> String {
+        (3 * turn_idx + self as usize).to_string()
+    }
+}
+
+/// What the template prints of the turns of a row.
+struct Printed<'a> {
+    turns: &'a [Turn],
+    text: &'a str,
+    /// The turns whose contents are known to stand at their own places.
+    placed: HashSet<usize>,
+    /// The marks that the template prints in the places of the answers' texts, and of the other turns' contents. `None` where all contents are
+    /// placed, so that nothing has to be asked, and where the template refuses marks.
+    marks: [Option<HashSet<String>>; 2],
+}
+
+impl<'a> Printed<'a> {
+    fn of(example: &'a Example, layout: &'a Layout, render: impl Fn(&Example) -> Option<String>) -> Printed<'a> {
+        let turns = &example.turns;
+        let placed: HashSet<usize> = layout.contents.iter().map(|placed| placed.turn).collect();
+        // A template may look into the questions before it decides what to print of the answers, so each is asked for beside the others as they are.
+        let marks = [true, false].map(|of_answers| {
+            let is_asked = |turn: &Turn| (turn.role == Role::Assistant) == of_answers && turn.written.value.is_none();
+            // What seems to be the content may be reasoning, or an argument of a call.
+            let is_open = |idx: usize, turn: &Turn| !placed.contains(&idx) || writes_beside_content(turn);
+            let mut asked = turns.iter().enumerate().filter(|(_, turn)| is_asked(turn));
+            if !asked.any(|(idx, turn)| is_open(idx, turn)) {
+                return None;
+            }
+            let marked = |(idx, turn): (usize, &Turn)| if is_asked(turn) { marked(turn, idx) } else { turn.clone() };
+            let turns = turns.iter().enumerate().map(marked).collect();
+            // Python and JSON may write the character by its number.
+            let rendered = render(&Example { turns, ..example.clone() })?.replace("\\ufdd2", &CONTENT.to_string());
+            Some(rendered.split(CONTENT).map(str::to_owned).collect())
+        });
+        Printed { turns, text: &layout.text, placed, marks }
+    }
+
+    fn has(&self, turn_idx: usize, own: Own) -> bool {
+        let turn = &self.turns[turn_idx];
+        let text = own.text(turn);
+        let marks = &self.marks[usize::from(turn.role != Role::Assistant)];
+        match marks.as_ref().filter(|_| turn.written.value.is_none()) {
+            _ if text.is_empty() => true,
+            Some(marks) => marks.contains(&own.mark(turn_idx)),
+            None => (own == Own::Content && self.placed.contains(&turn_idx)) || stands(self.text, text),
+        }
+    }
+}
+
+/// The turn with marks in the places of its texts.
+fn marked(turn: &Turn, idx: usize) -> Turn {
+    // White space stays, since templates look at it.
+    let marked = |text: &str, own: Own| match text.trim() {
+        "" => text.to_owned(),
+        inner => text.replacen(inner, &format!("{CONTENT}{}{CONTENT}", own.mark(idx)), 1),
+    };
+    let mut turn = turn.clone();
+    turn.content = match thought(&turn.content).filter(|_| turn.role == Role::Assistant) {
+        Some(thought) => {
+            let said = said(&turn.content);
+            let before = &turn.content[..turn.content.len() - said.len() - THINK_END.len() - thought.len()];
+            [before, &marked(thought, Own::Thought), THINK_END, &marked(said, Own::Content)].concat()
+        }
+        None => marked(&turn.content, Own::Content),
+    };
+    turn.written.parts = Vec::new();
+    turn.reasoning = turn.reasoning.map(|reasoning| marked(&reasoning, Own::Reasoning));
+    turn
+}
+
+/// Does the text stand in the whole, as it is or written in another way: with the escapes of JSON, or by its letters and digits?
+fn stands(whole: &str, text: &str) -> bool {
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    if whole.contains(text) || whole.contains(quoted.trim_matches('"')) {
         return true;
     }
     let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
-    let content = plain(content);
-    !content.is_empty() && plain(text).contains(&content)
+    let text = plain(text);
+    !text.is_empty() && plain(whole).contains(&text)
 }
 
-/// The names of tools or of calls.
-fn names(functions: Option<&Value>) -> impl Iterator<Item = &str> {
-    let functions = functions.and_then(Value::as_array).into_iter().flatten();
-    functions.filter_map(|named| function(named).get("name").and_then(Value::as_str))
+/// The names of tools.
+fn names(tools: Option<&Value>) -> impl Iterator<Item = &str> {
+    let tools = tools.and_then(Value::as_array).into_iter().flatten();
+    tools.filter_map(|tool| tool.pointer("/function/name")?.as_str())
 }
 
 /// What the template makes of an answer, less the content.

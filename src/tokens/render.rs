@@ -402,14 +402,12 @@ impl Renderer {
         names.filter(|name| !knows_role(template, name)).cloned().collect()
     }
 
-    /// What the row's template makes of it without its tools; `None` where it has none, and where the template refuses it without them.
-    fn without_tools(&self, example: &Example) -> Option<String> {
-        example.tools.as_ref()?.as_array().filter(|tools| !tools.is_empty())?;
-        let bare = Example { tools: None, ..example.clone() };
+    /// What a template makes of the row; `None` where it refuses it.
+    fn text_by(&self, template: &(ChatTemplate, Habits), example: &Example) -> Option<String> {
         let text = |template: &ChatTemplate, _: &Habits, conversation: &Conversation| {
             template.render(&conversation.messages, conversation.around, false)
         };
-        self.attempts(self.template_of(example)?, &bare, text).ok()
+        self.attempts(template, example, text).ok()
     }
 
     fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
@@ -447,7 +445,8 @@ impl Renderer {
             empty_answer: chosen().any(|answer| says_nothing(&example.turns[answer.turn])),
             ..match is_text {
                 true => RowAudit::default(),
-                false => lost::lost(example, layout, self.without_tools(example).as_deref()),
+                // Without its tools, a row would have another template.
+                false => lost::lost(example, layout, |changed| self.text_by(self.template_of(example)?, changed)),
             }
         }
     }

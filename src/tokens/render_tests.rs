@@ -63,7 +63,11 @@ fn check(source: &str, turns: Vec<Turn>, expected: &[&str]) -> Rendered {
 }
 
 fn clean(rendered: &Rendered) {
-    assert_eq!(rendered.audit, RowAudit::default());
+    clean_audit(&rendered.audit);
+}
+
+fn clean_audit(audit: &RowAudit) {
+    assert_eq!(*audit, RowAudit::default());
 }
 
 fn two_rounds() -> Vec<Turn> {
@@ -136,6 +140,39 @@ fn what_the_template_does_not_render_is_reported() {
     assert_eq!(check(CHATML, vec![user("s"), calling], &["<|im_end|>"]).audit, dropped);
 }
 
+/// What a template leaves out may stand in another turn, or elsewhere in its own.
+#[test]
+fn words_that_stand_elsewhere_hide_nothing_that_is_lost() {
+    let audit = |source: &str, turns: Vec<Turn>| renderer(source, options()).render(0, &example(turns)).unwrap().audit;
+    let system = |content: &str| vec![turn(Role::System, content), user("hello"), assistant("the"), user("s"), assistant("he")];
+    for content in ["hello", "hell", "s"] {
+        let lost = RowAudit { lost_system: true, unlike_prompt: true, ..RowAudit::default() };
+        assert_eq!(audit(MISTRAL_SYSTEM, system(content)), lost, "{content}");
+        clean_audit(&audit(CHATML, system(content)));
+    }
+    let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
+    for reasoning in ["hello", "the", "he"] {
+        let turns = vec![user("hello"), thinking(reasoning, "the")];
+        assert_eq!(audit(CHATML, turns.clone()), RowAudit { lost_reasoning: true, ..RowAudit::default() }, "{reasoning}");
+        clean_audit(&audit(QWEN3, turns));
+    }
+    // A content beside a call that names it.
+    let call = json!([{"type": "function", "function": {"name": "look", "arguments": {"at": "sea"}}}]);
+    let calling = vec![user("s"), Turn { tool_calls: Some(call), ..assistant("sea") }];
+    let calls_alone = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.tool_calls | tojson if m.tool_calls else m.content }}<|im_end|>\n\
+                       {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    assert_eq!(audit(calls_alone, calling.clone()), RowAudit { lost_content: true, ..RowAudit::default() });
+    clean_audit(&audit(QWEN2, calling));
+    // A text in the form of JSON or Python is printed, whatever its characters.
+    for form in ["m.content | tojson", "m.content | tojson(ensure_ascii=true)", "[m.content]"] {
+        let template = format!(
+            "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content if m.role != 'system' else {form} }}}}<|im_end|>\n{{% endfor %}}\
+             {{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
+        );
+        clean_audit(&audit(&template, vec![turn(Role::System, "你\n\"好\""), user("hello"), assistant("the")]));
+    }
+}
+
 /// The name of a tool stands in prompts, questions, answers and results, too: only an answer tells of its calls, and only a rendering without them of the
 /// tools.
 #[test]
@@ -181,12 +218,14 @@ fn calls_and_tools_are_looked_for_where_they_belong() {
 fn qwen3_strips_the_reasoning_of_earlier_turns() {
     let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
     let turns = vec![user("s"), thinking("hell", "the"), user("t"), thinking("hello", "he")];
-    clean(&check(QWEN3, turns, &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]));
+    let dropped = RowAudit { earlier_reasoning: true, ..RowAudit::default() };
+    let rendered = check(QWEN3, turns, &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]);
+    assert_eq!(rendered.audit, dropped);
     // The same conversation, with the reasoning inside the content.
     let turns =
         vec![user("s"), assistant("<think>\nhell\n</think>\n\nthe"), user("t"), assistant("<think>\nhello\n</think>\n\nhe")];
     let rendered = check(QWEN3, turns.clone(), &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]);
-    clean(&rendered);
+    assert_eq!(rendered.audit, dropped);
     assert_eq!(covered(&rendered.sequence, &turns, 1), "the");
     assert_eq!(covered(&rendered.sequence, &turns, 3), turns[3].content);
     // Without any reasoning, the last answer gets an empty block, which is supervised and reported.
@@ -202,7 +241,7 @@ fn qwen3_strips_the_reasoning_of_earlier_turns() {
 fn a_generation_prompt_that_no_answer_follows_is_reported() {
     let turns = vec![user("s"), assistant("<think>\nhell</think>the"), user("t"), assistant("hello")];
     let rendered = check(THINK_PROMPT, turns, &["the<|end|>", "hello<|end|>"]);
-    assert_eq!(rendered.audit, RowAudit { unlike_prompt: true, ..RowAudit::default() });
+    assert_eq!(rendered.audit, RowAudit { unlike_prompt: true, earlier_reasoning: true, ..RowAudit::default() });
 }
 
 #[test]

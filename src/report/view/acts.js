@@ -8,6 +8,8 @@ function whyNoMask(run, token) {
   return `${what}, and only parts of the content can be masked: mask the whole turn (t), or drop the row (x).`;
 }
 
+const MORE_OF_TWO = "For more rows, write the page again with a larger --tokens.";
+
 function makeActs(app) {
   const { page } = app;
   const { run, after } = page;
@@ -46,10 +48,13 @@ function makeActs(app) {
     },
     mask(wholeTurn) {
       if (page.token < 0) return;
-      const turn = run.turn[page.token];
-      const span = wholeTurn ? { turn, begin: 0, end: Infinity } : chosenSpan(page);
-      if (!span) return say(whyNoMask(run, page.token));
-      page.decisions.toggleMask(rowNumber(), span.turn, span.begin, span.end, lengthOfTurn(run, page.row, turn));
+      const spans = chosenSpans(page, wholeTurn);
+      const [from, to] = chosenTokens(page);
+      let outside = from;
+      while (outside <= to && run.begin[outside] < run.end[outside]) outside++;
+      if (outside <= to && !wholeTurn) say(whyNoMask(run, outside));
+      if (!spans.length) return;
+      page.decisions.toggleMasks(rowNumber(), spans, (turn) => lengthOfTurn(run, page.row, turn));
       app.draw.decided();
     },
     note() {
@@ -86,8 +91,8 @@ function makeActs(app) {
     chooseFile: () => at("import-file").click(),
     async readBack(file) {
       try {
-        const n = page.decisions.readBack(await file.text());
-        say(`Imported decisions about ${count(n, "row")}.`);
+        const [n, staying] = page.decisions.readBack(await file.text());
+        say(`Imported decisions about ${count(n, "row")}${staying ? `; those about ${count(staying, "other row")} stay` : ""}.`);
         app.draw.decided();
       } catch (error) {
         say(`${file.name}: ${error.message}. Nothing was imported.`);
@@ -95,7 +100,8 @@ function makeActs(app) {
     },
     // All rows of a run that is larger than the page, from its tables.
     async readTables(files) {
-      if (after || run.rowsOfRun === run.row.length) return say("The page already shows all rows of the run.");
+      if (run.rowsOfRun === run.row.length) return say("The page already shows all rows of the run.");
+      if (after) return say(`Tables can be added to the page of one run only. ${MORE_OF_TWO}`);
       say("Reading the tables.");
       try {
         Object.assign(run, await wholeRun(files, run));

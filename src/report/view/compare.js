@@ -1,8 +1,8 @@
 // Two runs side by side: which row of the second belongs to a row of the first, which token to which, and what changed.
 //
-// Rows are paired by their numbers where both runs read the same data files, else by their ids, else by their numbers. Tokens are paired
-// within a row where turn, bytes and text are the same, and so is all text before them; other tokens (another answer, the same answer to
-// another question, another tokenizer) have no partner and no change.
+// Rows are paired by their numbers where both runs read the same data files in the same way, else by their ids, else by their numbers.
+// Tokens are paired within a row where turn, bytes and text are the same, and so is all text before them; other tokens (another answer, the
+// same answer to another question or behind other reasoning, another tokenizer) have no partner and no change.
 
 // What became of a token: it was known (p of 1/2 or more) and is not the first choice any more, or it was not the first choice and is known now.
 const MOVED = ["", "known, then lost", "newly known"];
@@ -14,9 +14,16 @@ function movedOf(before, token, after, partner) {
 }
 
 function compareRuns(before, after) {
-  const hashes = (run) => run.data.map(({ sha256 }) => sha256).join();
+  const read = (run) => JSON.stringify([run.data.map(({ sha256 }) => sha256), run.read]);
   const haveIds = before.ids.some((id) => id !== null) && after.ids.some((id) => id !== null);
-  const by = hashes(before) !== hashes(after) && haveIds ? "id" : "number";
+  const isSameData = read(before) === read(after);
+  const by = !isSameData && haveIds ? "id" : "number";
+  // Runs that write their rows in the same way give the same text the same tokens, of which the fingerprint is a hash.
+  const canTell = !isSameData && before.rendering === after.rendering && before.fingerprint && after.fingerprint;
+  const partingOf = (row, partner) => {
+    if (canTell && before.fingerprint[row] === after.fingerprint[partner]) return NOWHERE;
+    return partingOfTurns(turnsOfRow(before, row), turnsOfRow(after, partner)) ?? (canTell ? AT_START : NOWHERE);
+  };
   const keys = (run) => (by === "id" ? run.ids : Array.from(run.row));
   // An id that several rows of a run have says of none of them which row it is (diagnosis/paired.rs).
   const places = new Map();
@@ -42,7 +49,7 @@ function compareRuns(before, after) {
       else partners.set(key, [token]);
     }
     const [begin, end] = tokensOfRow(before, row);
-    const parting = partingOf(turnsOfRow(before, row), turnsOfRow(after, rowOf[row]));
+    const parting = partingOf(row, rowOf[row]);
     let [n, sum] = [0, 0];
     for (let token = begin; token < end; token++) {
       if (standsBehind(before, token, parting)) continue;
@@ -89,18 +96,20 @@ function studentT(n) {
     (79 * x ** 9 + 776 * x ** 7 + 1482 * x ** 5 - 1920 * x ** 3 - 945 * x) / (92160 * n ** 4);
 }
 
-// The turn and the byte at which the texts of a row part, of two runs; beyond all turns where they are the same, or where one is not at hand.
-function partingOf(before, after) {
-  if (!before.length || !after.length) return [Infinity, 0];
+// Where the texts of a row part, of two runs: the turn and its byte, -1 before the first.
+const [AT_START, NOWHERE] = [[0, -1], [Infinity, 0]];
+
+// The same by the turns; undefined where these are the same, or where one run's are not at hand.
+function partingOfTurns(before, after) {
   const shared = Math.min(before.length, after.length);
   for (let turn = 0; turn < shared; turn++) {
-    const [own, other] = [before[turn].bytes, after[turn].bytes];
-    if (before[turn].role !== after[turn].role) return [turn, 0];
+    const [own, other] = [before[turn], after[turn]];
+    if (own.role !== other.role || own.beside !== other.beside) return [turn, -1];
     let byte = 0;
-    while (byte < own.length && own[byte] === other[byte]) byte++;
-    if (byte < own.length || byte < other.length) return [turn, byte];
+    while (byte < own.bytes.length && own.bytes[byte] === other.bytes[byte]) byte++;
+    if (byte < own.bytes.length || byte < other.bytes.length) return [turn, byte];
   }
-  return [before.length === after.length ? Infinity : shared, 0];
+  return shared > 0 && before.length !== after.length ? [shared, -1] : undefined;
 }
 
 // A token beside the content of a turn stands at its end.

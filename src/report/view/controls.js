@@ -39,9 +39,11 @@ function makeControls(app) {
       fillSelect("kind", found.filter(([idx]) => idx > 0 && counts[idx] > 0));
     }
     if (after) fillSelect("moved", MOVED.map((name, idx) => [idx, `${name} (${thousands(page.changes.movedCounts[idx])})`]).slice(1));
-    at("more").hidden = Boolean(after) || run.rowsOfRun === run.row.length;
-    at("more-text").textContent = `${thousands(run.row.length)} of ${count(run.rowsOfRun, "row")}. Drop tokens.parquet here to see all.`;
-    at("more").title = "The run's tables: tokens.parquet, optionally with rows.parquet and conflicts.parquet for places and kinds";
+    at("more").hidden = run.rowsOfRun === run.row.length;
+    const how = after ? MORE_OF_TWO : "Drop tokens.parquet here to see all.";
+    at("more-text").textContent = `${thousands(run.row.length)} of ${count(run.rowsOfRun, "row")}. ${how}`;
+    at("tables").hidden = Boolean(after);
+    at("more").title = after ? "" : "The run's tables: tokens.parquet, optionally with rows.parquet and conflicts.parquet for places and kinds";
   }
 
   function showFilters() {

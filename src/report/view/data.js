@@ -36,11 +36,11 @@ function tokensOfRow(run, row) {
   return [run.tokenFrom[row], run.tokenFrom[row + 1]];
 }
 
-// The turns of a row: role and bytes of the text; none where the run's data could not be read again.
+// The turns of a row: role, bytes of the text, and a hash of what else the template may print of them; none where the run's data could not be read again.
 function turnsOfRow(run, row) {
   const turns = [];
   for (let turn = run.turnFrom[row]; turn < run.turnFrom[row + 1]; turn++) {
-    turns.push({ role: run.roles[run.role[turn]], bytes: run.text.subarray(run.textFrom[turn], run.textFrom[turn + 1]) });
+    turns.push({ role: run.roles[run.role[turn]], bytes: run.text.subarray(run.textFrom[turn], run.textFrom[turn + 1]), beside: run.beside[turn] });
   }
   return turns;
 }

@@ -38,16 +38,19 @@ function makeDecisions(run) {
     setNote(row, note) {
       if (of(row).note !== note) change(row, { ...of(row), note });
     },
-    // Masks a span of a turn of `length` bytes, or takes the mask away where all of it is masked already. An end of Infinity stands for the
-    // whole turn, with what the template puts behind its text.
-    toggleMask(row, turn, begin, end, length) {
+    // Masks spans {turn, begin, end} of different turns, or takes their masks away where all of them are masked already. An end of Infinity stands
+    // for the whole turn, with what the template puts behind its text; `lengthOf` gives the bytes of a turn.
+    toggleMasks(row, spans, lengthOf) {
       const before = of(row);
-      const isMasked = before.masks.some((mask) => mask.turn === turn && mask.begin <= begin && end <= mask.end);
-      const others = before.masks.filter((mask) => mask.turn !== turn);
-      const own = before.masks.filter((mask) => mask.turn === turn);
-      const ending = (mask) => ({ ...mask, end: end === Infinity ? mask.end : Math.min(mask.end, length) });
-      const spans = isMasked ? own.flatMap((mask) => without(ending(mask), begin, end)) : joined([...own, { turn, begin, end }]);
-      const masks = [...others, ...spans].sort((a, b) => a.turn - b.turn || a.begin - b.begin);
+      const holds = (mask, { turn, begin, end }) => mask.turn === turn && mask.begin <= begin && end <= mask.end;
+      const isMasked = spans.every((span) => before.masks.some((mask) => holds(mask, span)));
+      const toggled = (masks, span) => {
+        const own = masks.filter((mask) => mask.turn === span.turn);
+        const ending = (mask) => ({ ...mask, end: span.end === Infinity ? mask.end : Math.min(mask.end, lengthOf(span.turn)) });
+        const left = isMasked ? own.flatMap((mask) => without(ending(mask), span.begin, span.end)) : joined([...own, span]);
+        return [...masks.filter((mask) => mask.turn !== span.turn), ...left];
+      };
+      const masks = spans.reduce(toggled, before.masks).toSorted((a, b) => a.turn - b.turn || a.begin - b.begin);
       change(row, { ...before, masks });
     },
     undo() {
@@ -67,14 +70,16 @@ function makeDecisions(run) {
       unsaved = false;
       return linesOf(run, byRow);
     },
-    // Takes the decisions of a file in place of those of the page; all of them, or none and an error.
+    // Lays the decisions of a file over those of the page, row by row; all of them, or none and an error. Gives the number of rows in the file, and of
+    // other rows, whose decisions stay.
     readBack(text) {
       const read = parseDecisions(text, run);
       const before = [...byRow];
+      const staying = before.filter(([row]) => !read.has(row)).length;
       past.push(() => replaceAll(before));
-      replaceAll(read);
-      unsaved = false;
-      return read.size;
+      for (const [row, decision] of read) byRow.set(row, decision);
+      unsaved = staying > 0;
+      return [read.size, staying];
     },
   };
 }

@@ -16,11 +16,11 @@ const ORDERS = [
   { id: "mean", name: "mean -ln p", about: "the mean loss of all tokens", of: (page, row) => -page.run.meanLogprob[row] },
   {
     id: "change", name: "change", about: "how far the mean of ln p has changed", compared: true,
-    of: (page, row) => Math.abs(page.changes?.ofRow[row] ?? 0),
+    of: (page, row) => Math.abs(page.changes.ofRow[row]),
   },
   {
     id: "lost", name: "nats lost", about: "the total increase in loss: size times count", compared: true,
-    of: (page, row) => page.changes.lossOfRow[row] || 0,
+    of: (page, row) => (Number.isNaN(page.changes.ofRow[row]) ? NaN : page.changes.lossOfRow[row]),
   },
   { id: "file", name: "order of the file", about: "as in the data", of: (page, row) => -page.run.row[row] },
 ];
@@ -63,18 +63,14 @@ function chosenRows(page) {
     rows.push(row);
   }
   const scores = scoresOf(page);
-  return rows.sort((a, b) => scores[b] - scores[a] || run.row[a] - run.row[b]);
+  return rows.sort((a, b) => (scores[a] === scores[b] ? run.row[a] - run.row[b] : scores[b] - scores[a]));
 }
 
+// What has no number, such as the change of a row without a partner, comes last.
 function scoresOf(page) {
   const { run, order } = page;
-  const of = ORDERS.find(({ id }) => id === order).of;
-  const scores = new Float64Array(run.row.length);
-  for (let row = 0; row < scores.length; row++) {
-    if (of) scores[row] = of(page, row);
-    else scores[row] = sharpness(run, page.sharpest[row]);
-  }
-  return scores;
+  const of = ORDERS.find(({ id }) => id === order).of ?? ((page, row) => sharpness(run, page.sharpest[row]));
+  return Float64Array.from(run.row, (_, row) => of(page, row)).map((score) => (Number.isNaN(score) ? -Infinity : score));
 }
 
 function sharpness(run, token) {
@@ -87,8 +83,14 @@ function searchText(page, row) {
   if (searchTexts[row] === undefined) {
     const turns = turnsOfRow(run, row).map(({ bytes }) => decode(bytes, 0, bytes.length));
     const [begin, end] = tokensOfRow(run, row);
-    const texts = turns.length ? turns : Array.from(run.word.subarray(begin, end), (word) => run.words[word]);
-    searchTexts[row] = `${run.ids[row] ?? ""}\n${texts.join(turns.length ? "\n" : "")}`.toLowerCase();
+    // Without the turns all tokens, otherwise those of the reasoning and the calls, which no content holds.
+    let beside = "";
+    for (let token = begin; token < end; token++) {
+      if (turns.length && !run.part[token]) continue;
+      const goesOn = token > begin && run.pos[token] === run.pos[token - 1] + 1 && !(turns.length && !run.part[token - 1]);
+      beside += (goesOn ? "" : "\n") + run.words[run.word[token]];
+    }
+    searchTexts[row] = `${run.ids[row] ?? ""}\n${turns.join("\n")}${beside}`.toLowerCase();
   }
   return searchTexts[row];
 }

@@ -34,7 +34,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Role, Turn};
+use crate::dataset::{Example, Role, Turn};
 use crate::diagnosis::by_kind::{KindSums, Kinds};
 use crate::diagnosis::gate::Weight;
 use crate::diagnosis::kinds::ConflictKind;
@@ -42,7 +42,7 @@ use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::{Shown, ShownRow};
 use crate::diagnosis::turn_text::{PartPlace, TurnText, TurnToken};
 use crate::error::{Context, Error, Result};
-use crate::files::sha256;
+use crate::files::{first_bytes, sha256};
 use crate::table::{Alternative, KnownConflict, TokenChunk};
 use crate::tokens::{Part, writes_beside_content};
 use block::Block;
@@ -56,6 +56,8 @@ pub(crate) struct Run<'a> {
     pub data: &'a Value,
     /// How their rows were read: the values of `--map` and `--role`, as `maps` and `roles`.
     pub read: &'a Value,
+    /// The settings on which the tokens of a row depend, in any form: the page only asks whether those of two runs are equal.
+    pub rendering: String,
     pub data_names: String,
     pub model: &'a str,
     pub vocab_size: usize,
@@ -71,13 +73,13 @@ pub(crate) struct Run<'a> {
     pub kinds: Option<(&'a [KnownConflict], &'a Kinds)>,
     /// The total loss and gradient of the run's supervised tokens, of which the page shows shares.
     pub totals: [f64; 2],
-    /// The turns of each shown row; `None` if the data are not available, so that the page shows tokens only.
-    pub turns: Option<&'a HashMap<u32, Vec<Turn>>>,
+    /// Each shown row; `None` if the data are not available, so that the page shows tokens only.
+    pub examples: Option<&'a HashMap<u32, Example>>,
 }
 
 impl Run<'_> {
     pub(crate) fn subject(&self) -> Subject {
-        Subject::new(self.identity, self.thresholds, self.turns.is_some())
+        Subject::new(self.identity, self.thresholds, self.examples.is_some())
     }
 }
 
@@ -191,6 +193,7 @@ struct Header<'a> {
     identity: &'a str,
     data: &'a Value,
     read: &'a Value,
+    rendering: &'a str,
     data_names: &'a str,
     model: &'a str,
     vocab_size: usize,
@@ -234,9 +237,9 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     let mut arrays = Arrays { block, places: block::Places::default() };
     let (mut sources, mut paths, mut words) = (Index::default(), Index::default(), Index::default());
     put_rows(&mut arrays, rows, &mut sources, &mut paths);
-    put_turns(&mut arrays, rows, run.turns);
+    put_turns(&mut arrays, rows, run.examples);
     put_tokens(&mut arrays, tokens, &mut words);
-    put_parts(&mut arrays, run.shown, run.turns);
+    put_parts(&mut arrays, run.shown, run.examples);
     put_alternatives(&mut arrays, tokens, run.alternatives, &mut words);
     let kinds = run.kinds.map(|(conflicts, sums)| put_kinds(&mut arrays, tokens, conflicts, &sums.kinds));
 
@@ -251,6 +254,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         identity: run.identity,
         data: run.data,
         read: run.read,
+        rendering: &run.rendering,
         data_names: &run.data_names,
         model: run.model,
         vocab_size: run.vocab_size,
@@ -313,17 +317,32 @@ fn put_rows<'a>(arrays: &mut Arrays, rows: &'a [ShownRow], sources: &mut Index<&
     arrays.f32("conflictGrad", rows.iter().map(|row| row.row.conflict_grad));
     arrays.f32("meanLogprob", rows.iter().map(|row| row.row.mean_logprob.unwrap_or(f32::NAN)));
     arrays.u32("tokenFrom", ends(rows.iter().map(|row| row.n_tokens)));
+    // Tables of earlier programs have none. Half the bits tell two rows apart well enough.
+    let fingerprints: Option<Vec<u32>> = rows.iter().map(|row| row.row.ids_fingerprint.map(|hash| hash as u32)).collect();
+    if let Some(fingerprints) = fingerprints {
+        arrays.u32("fingerprint", fingerprints.into_iter());
+    }
 }
 
 /// The turns of the rows; none if the data are not available.
-fn put_turns(arrays: &mut Arrays, rows: &[ShownRow], turns: Option<&HashMap<u32, Vec<Turn>>>) {
-    let no_turns = Vec::new();
-    let turns_of = |row: &ShownRow| turns.and_then(|turns| turns.get(&row.row.row)).unwrap_or(&no_turns);
-    let turns = || rows.iter().flat_map(turns_of);
-    arrays.u32("turnFrom", ends(rows.iter().map(|row| turns_of(row).len())));
+fn put_turns(arrays: &mut Arrays, rows: &[ShownRow], examples: Option<&HashMap<u32, Example>>) {
+    let none = Example::default();
+    let example = |row: &ShownRow| examples.and_then(|examples| examples.get(&row.row.row)).unwrap_or(&none);
+    let turns = || rows.iter().flat_map(|row| &example(row).turns);
+    arrays.u32("turnFrom", ends(rows.iter().map(|row| example(row).turns.len())));
     arrays.u8("role", turns().map(|turn| turn.role as u8));
     arrays.u32("textFrom", ends(turns().map(|turn| turn.content.len())));
     arrays.u8("text", turns().flat_map(|turn| turn.content.bytes()));
+    arrays.u32("beside", rows.iter().flat_map(|row| (0..example(row).turns.len()).map(|idx| beside(example(row), idx))));
+}
+
+/// A hash of all that a template may put before the end of this turn, apart from contents and earlier turns: the page does not hold it, but
+/// two rows are the same only as far as it is. Tools and template variables count as part of the first turn.
+fn beside(example: &Example, turn_idx: usize) -> u32 {
+    let Turn { reasoning, tool_calls, tool_call_id, name, written, .. } = &example.turns[turn_idx];
+    let of_row = [&example.tools, &example.template_switches].map(|value| value.as_ref().filter(|_| turn_idx == 0));
+    let all = serde_json::json!([of_row, reasoning, tool_calls, tool_call_id, name, written.role, written.others]);
+    first_bytes(&Sha256::digest(all.to_string())) as u32
 }
 
 fn put_tokens(arrays: &mut Arrays, tokens: &TokenChunk, words: &mut Index<u32>) {
@@ -346,7 +365,7 @@ fn put_tokens(arrays: &mut Arrays, tokens: &TokenChunk, words: &mut Index<u32>) 
 
 /// What the tokens are part of, in the turns that write something beside their content: 1 for reasoning, 2 for a tool call, 3 for what the template
 /// puts around them. 0 for all others.
-fn put_parts(arrays: &mut Arrays, Shown { tokens, texts, .. }: &Shown, turns: Option<&HashMap<u32, Vec<Turn>>>) {
+fn put_parts(arrays: &mut Arrays, Shown { tokens, texts, .. }: &Shown, examples: Option<&HashMap<u32, Example>>) {
     let own: Vec<(u32, u16, TurnToken)> = (0..tokens.len())
         .map(|i| {
             let is_content = tokens.begin[i] < tokens.end[i];
@@ -363,7 +382,8 @@ fn put_parts(arrays: &mut Arrays, Shown { tokens, texts, .. }: &Shown, turns: Op
     let mut parts: Vec<u8> = Vec::with_capacity(own.len());
     for of_turn in own.chunk_by(|(row, turn, _), (next_row, next_turn, _)| (row, turn) == (next_row, next_turn)) {
         let (row, number, _) = of_turn[0];
-        let turn = turns.and_then(|turns| turns.get(&row)?.get(usize::from(number))).filter(|turn| writes_beside_content(turn));
+        let turn = examples.and_then(|examples| examples.get(&row)?.turns.get(usize::from(number)));
+        let turn = turn.filter(|turn| writes_beside_content(turn));
         let tokens: Vec<TurnToken> = of_turn.iter().map(|(_, _, token)| *token).collect();
         match turn.map(|turn| TurnText::of(turn, &tokens, word)) {
             Some(text) => parts.extend(tokens.iter().map(|token| part(text.place(token.pos)))),

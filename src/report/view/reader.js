@@ -166,23 +166,24 @@ function isMasked(page, token) {
   return masks.some((mask) => mask.turn === turn && (mask.end === Infinity || (begin < end && mask.begin < end && begin < mask.end)));
 }
 
-// The bytes of the turn from the first to the last token of the selection, widened to whole characters; null where they have none.
-function chosenSpan(page) {
+// Of each turn with selected tokens the whole, or the bytes from the first to the last of them, widened to whole characters; no span of a turn in
+// which they have none.
+function chosenSpans(page, areWhole) {
   const { run } = page;
   const [from, to] = chosenTokens(page);
-  if (from < 0) return null;
-  const turn = run.turn[page.token];
-  let [begin, end] = [Infinity, 0];
+  const turns = turnsOfRow(run, run.rowOfToken[from]);
+  const spans = new Map();
   for (let token = from; token <= to; token++) {
-    if (run.turn[token] !== turn || run.begin[token] === run.end[token]) continue;
-    begin = Math.min(begin, run.begin[token]);
-    end = Math.max(end, run.end[token]);
+    const turn = run.turn[token];
+    const { begin, end } = spans.get(turn) ?? { begin: Infinity, end: 0 };
+    if (areWhole) spans.set(turn, { turn, begin: 0, end: Infinity });
+    else if (run.begin[token] < run.end[token]) spans.set(turn, { turn, begin: Math.min(begin, run.begin[token]), end: Math.max(end, run.end[token]) });
   }
-  if (begin >= end) return null;
-  const bytes = turnsOfRow(run, run.rowOfToken[page.token])[turn]?.bytes;
-  if (bytes) {
+  const widened = ({ turn, begin, end }) => {
+    const bytes = turns[turn]?.bytes;
+    if (!bytes || areWhole) return { turn, begin, end };
     while (!isBoundary(bytes, begin)) begin--;
-    end = boundaryFrom(bytes, end);
-  }
-  return { turn, begin, end };
+    return { turn, begin, end: boundaryFrom(bytes, end) };
+  };
+  return [...spans.values()].map(widened);
 }

@@ -69,7 +69,14 @@ function show(page) {
 }
 
 function aboutText({ run, after, changes }) {
-  const parts = [`${run.model} on ${run.dataNames}`, run.thresholdsText];
+  const madeOf = (run) => [`${run.model} on ${run.dataNames}`, run.thresholdsText];
+  const parts = madeOf(run);
+  if (after) {
+    const others = madeOf(after).filter((part) => !parts.includes(part));
+    if (others.length) parts.push(`then ${others.join(" · ")}`);
+    const sorting = ({ preset, fdr, ...numbers }) => JSON.stringify(numbers);
+    if (sorting(run.thresholds) !== sorting(after.thresholds)) parts.push("different thresholds: the two runs' conflicts and quadrants are not the same things");
+  }
   if (run.rowsOfRun > run.row.length) {
     const sampled = run.sampled.reduce((n, is) => n + is, 0);
     const ranked = run.row.length - sampled;
@@ -80,7 +87,8 @@ function aboutText({ run, after, changes }) {
   if (run.turnFrom.at(-1) === 0) parts.push("data files not found: tokens alone");
   if (after) {
     const change = Number.isNaN(changes.mean) ? "" : `, mean change of ln p ${changeText(changes.mean)}`;
-    parts.push(`rows paired by ${changes.by}: ${count(changes.shared, "token")} in common${change}`);
+    const isPart = [run, after].some((run) => run.rowsOfRun > run.row.length);
+    parts.push(`rows paired by ${changes.by}: ${count(changes.shared, "token")} in common${isPart ? " on this page" : ""}${change}`);
   }
   return parts.join(" · ");
 }

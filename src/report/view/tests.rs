@@ -25,7 +25,7 @@ fn page_of(text: &str) -> String {
         texts: HashMap::from([(9, text.to_owned())]),
         of_rows: 1,
     };
-    let turns = HashMap::from([(3, vec![Turn::plain(Role::User, text)])]);
+    let examples = HashMap::from([(3, example(&[Turn::plain(Role::User, text)]))]);
     let alternatives = [Alternative { row: 3, pos: 5, rank: 2, token_id: 8, token: text.to_owned(), logprob: -1.25 }];
     let conflicts = [KnownConflict { row: 3, pos: 5, kind: "number".to_owned(), evidence: text.to_owned(), group: 0 }];
     let (data, thresholds) = (json!([{ "path": text, "sha256": "ab" }]), resolve(Thresholds::Fixed, &[]).unwrap());
@@ -34,6 +34,7 @@ fn page_of(text: &str) -> String {
         identity: "x",
         data: &data,
         read: &Value::Null,
+        rendering: String::new(),
         data_names: text.to_owned(),
         model: text,
         vocab_size: 10,
@@ -44,9 +45,13 @@ fn page_of(text: &str) -> String {
         alternatives: &alternatives,
         kinds: Some((&conflicts, &Kinds::default())),
         totals: [1.0, 1.0],
-        turns: Some(&turns),
+        examples: Some(&examples),
     }])
     .unwrap()
+}
+
+fn example(turns: &[Turn]) -> Example {
+    Example { turns: turns.to_vec(), ..Example::default() }
 }
 
 fn chunk(len: usize, fill: impl FnOnce(&mut TokenChunk)) -> TokenChunk {
@@ -162,18 +167,18 @@ fn what_stands_beside_the_content_is_told_from_the_template() {
         ..Turn::plain(Role::Assistant, "Yes")
     };
     let asked = Turn::plain(Role::User, "Yes");
-    let turns = HashMap::from([(3, vec![asked.clone(), calling]), (4, vec![asked, Turn::plain(Role::Assistant, "")])]);
-    let parts = |turns: Option<&HashMap<u32, Vec<Turn>>>| {
+    let rows = [(3, example(&[asked.clone(), calling])), (4, example(&[asked, Turn::plain(Role::Assistant, "")]))];
+    let parts = |examples: Option<&HashMap<u32, Example>>| {
         let mut block = Block::default();
         let mut arrays = Arrays { block: &mut block, places: block::Places::default() };
-        put_parts(&mut arrays, &shown, turns);
+        put_parts(&mut arrays, &shown, examples);
         let packed = BASE64_STANDARD.decode(block.packed(&json!({})).unwrap()).unwrap();
         let mut bytes = Vec::new();
         DeflateDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
         // A header of two bytes behind its length, and one array, each padded to 8.
         bytes[8..17].to_vec()
     };
-    assert_eq!(parts(Some(&turns)), [0, 3, 1, 3, 0, 3, 2, 3, 0]);
+    assert_eq!(parts(Some(&HashMap::from(rows))), [0, 3, 1, 3, 0, 3, 2, 3, 0]);
     assert_eq!(parts(None), [0; 9]);
 }
 
@@ -188,6 +193,7 @@ fn tokens_in_another_order_than_their_rows_are_refused() {
         identity: "",
         data: &data,
         read: &Value::Null,
+        rendering: String::new(),
         data_names: String::new(),
         model: "",
         vocab_size: 2,
@@ -198,7 +204,7 @@ fn tokens_in_another_order_than_their_rows_are_refused() {
         alternatives: &[],
         kinds: None,
         totals: [1.0, 1.0],
-        turns: None,
+        examples: None,
     };
     assert!(page(&[run]).unwrap_err().to_string().contains("order of its rows"));
 }
