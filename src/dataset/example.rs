@@ -1,13 +1,11 @@
 //! The common representation of training examples: one conversation or plain text, whatever format it was read from.
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::fields::embedded_json;
 use crate::error::Result;
 
 /// The position of a record in the input files.
@@ -134,36 +132,10 @@ impl Turn {
         }
     }
 
-    /// The calls of the turn, in their order.
-    pub fn calls(&self) -> impl Iterator<Item = Call<'_>> {
-        let calls = self.tool_calls.iter().filter_map(Value::as_array).flatten();
-        calls.filter_map(|call| {
-            let function = call.get("function")?;
-            let arguments = function.get("arguments").unwrap_or(&Value::Null);
-            let parsed = arguments.as_str().and_then(embedded_json);
-            Some(Call {
-                name: function.get("name")?.as_str()?,
-                arguments: parsed.map_or(Cow::Borrowed(arguments), Cow::Owned),
-                id: call.get("id"),
-            })
-        })
-    }
-
     /// Whether any part of the turn is supervised.
     pub fn is_learnt(&self) -> bool {
         self.weight > 0.0 || self.parts.iter().any(|part| part.weight > 0.0)
     }
-}
-
-/// A tool call of a turn.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Call<'a> {
-    /// The name of the tool.
-    pub name: &'a str,
-    /// The arguments: what the text holds where the row has them as JSON text, since both mean the same.
-    pub arguments: Cow<'a, Value>,
-    /// The call's own `id`.
-    pub id: Option<&'a Value>,
 }
 
 /// The speaker of a turn. `Text` is the single turn of a plain-text row, which is used without a template.

@@ -72,7 +72,7 @@ use crate::error::{Error, Result};
 
 pub use choice::{Choice, Chosen};
 pub use container::Container;
-pub use example::{Call, Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
+pub use example::{Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
 pub(crate) use fields::embedded_json;
 pub use files::Compression;
 pub use format::Format;
@@ -82,6 +82,7 @@ pub use options::ReadOptions;
 pub(crate) use original::Original;
 pub use roles::RoleMap;
 pub use shard::Shard;
+pub use tools::Call;
 
 use example::Parsed;
 
