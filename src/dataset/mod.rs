@@ -82,6 +82,7 @@ pub use options::ReadOptions;
 pub(crate) use original::Original;
 pub use roles::RoleMap;
 pub use shard::Shard;
+pub use tools::Call;
 
 use example::Parsed;
 

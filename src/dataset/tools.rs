@@ -6,12 +6,42 @@
 //! Arguments stay as the row has them: text stays the same text, and an object keeps the order of its keys. Arrow gives every row the keys of all
 //! rows, with null for those that the row lacks; this padding is removed (`without_padding`).
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use super::example::Turn;
 use super::fields::{self, Object, wrong_type};
 use super::literal::is_nothing;
 use crate::error::{Error, Result};
+
+/// A tool call of a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call<'a> {
+    /// The name of the tool.
+    pub name: &'a str,
+    /// The arguments: what the text holds where the row has them as JSON text, since both mean the same.
+    pub arguments: Cow<'a, Value>,
+    /// The call's own `id`.
+    pub id: Option<&'a Value>,
+}
+
+impl Turn {
+    /// The calls of the turn, in their order.
+    pub fn calls(&self) -> impl Iterator<Item = Call<'_>> {
+        let calls = self.tool_calls.iter().filter_map(Value::as_array).flatten();
+        calls.filter_map(|call| {
+            let function = call.get("function")?;
+            let arguments = function.get("arguments").unwrap_or(&Value::Null);
+            let parsed = arguments.as_str().and_then(fields::embedded_json);
+            Some(Call {
+                name: function.get("name")?.as_str()?,
+                arguments: parsed.map_or(Cow::Borrowed(arguments), Cow::Owned),
+                id: call.get("id"),
+            })
+        })
+    }
+}
 
 /// The columns with tool schemas.
 pub(super) const SCHEMAS: [&str; 2] = ["tools", "functions"];

@@ -7,7 +7,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::near_duplicates::{Prompt, words};
-use crate::dataset::{Example, Role, Turn};
+use crate::dataset::{Call, Example, Role, Turn};
+use crate::files::first_bytes;
 
 /// A supervised answer and its prompt, by their hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
     for (turn, idx) in example.turns.iter().zip(0..=u16::MAX) {
         if turn.role == Role::Assistant && has_question && learnt.binary_search(&idx).is_ok() {
             let answer = answer(&answer_text(turn));
-            found.push(Exchange { turn: idx, asked: first_bytes(asked.clone()), answer });
+            found.push(Exchange { turn: idx, asked: first_bytes(&asked.clone().finalize()), answer });
         }
         let text = text(turn);
         has_question = !text.trim().is_empty() || (has_question && turn.role != Role::User);
@@ -62,7 +63,7 @@ pub fn users_say(example: &Example) -> u64 {
     for turn in example.turns.iter().filter(|turn| turn.role == Role::User) {
         hash.update(normalised(&turn.content));
     }
-    first_bytes(hash)
+    first_bytes(&hash.finalize())
 }
 
 /// What the template receives besides the turns.
@@ -77,15 +78,12 @@ fn text(turn: &Turn) -> String {
     reasoning.chain([answer_text(turn)]).collect()
 }
 
-/// The calls of a turn by name and arguments, which may be an object or its JSON text.
+/// The calls of a turn by name and arguments, whose order means nothing.
 fn calls(turn: &Turn) -> impl Iterator<Item = String> {
-    turn.tool_calls.iter().filter_map(Value::as_array).flatten().map(|call| {
-        let function = call.get("function").unwrap_or(call);
-        match (function.get("name").and_then(Value::as_str), function.get("arguments")) {
-            (Some(name), Some(Value::String(arguments))) => format!("{name} {arguments}"),
-            (Some(name), Some(arguments)) => format!("{name} {arguments}"),
-            _ => function.to_string(),
-        }
+    turn.calls().map(|Call { name, arguments, .. }| {
+        let mut arguments = arguments.into_owned();
+        arguments.sort_all_objects();
+        format!("{name} {arguments}")
     })
 }
 
@@ -99,7 +97,7 @@ fn answer(text: &str) -> u64 {
     };
     let plain = normalised(&text.lines().map(unmarked).collect::<String>());
     let is_empty = plain.trim().is_empty();
-    first_bytes(Sha256::new().chain_update(if is_empty { text.trim() } else { &plain }))
+    first_bytes(&Sha256::digest(if is_empty { text.trim() } else { &plain }))
 }
 
 /// The words of a text on one line, and its symbols other than punctuation on the next.
@@ -107,11 +105,6 @@ fn normalised(text: &str) -> String {
     let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
     let signs = text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c));
     words(text).join(" ") + "\n" + &signs.collect::<String>() + "\n"
-}
-
-fn first_bytes(hash: Sha256) -> u64 {
-    let digest = hash.finalize();
-    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
 #[cfg(test)]
@@ -192,6 +185,14 @@ mod tests {
         let [oslo, bergen] = ["Oslo", "Bergen"].map(|town| json!({"town": town}));
         let called = with(call("c1", oslo.clone()));
         assert!(asks_the_same(&called, &with(call("c2", oslo.to_string().into()))));
+        // Arguments as text, with the spaces that Python writes, and in another order.
+        let [object, text, other] = [
+            json!({"town": "Oslo", "days": {"from": 1, "to": 2}}),
+            json!(r#"{ "days": {"to": 2, "from": 1}, "town": "Oslo" }"#),
+            json!(r#"{"town": "Oslo", "days": {"from": 2, "to": 1}}"#),
+        ]
+        .map(|arguments| with(call("c1", arguments)));
+        assert!(asks_the_same(&object, &text) && !asks_the_same(&object, &other));
         assert!(!asks_the_same(&called, &with(call("c1", bergen.clone()))) && !asks_the_same(&called, &with(assistant(""))));
         let reasoned = Turn { reasoning: Some("Let me look.".to_owned()), ..call("c1", oslo.clone()) };
         assert!(!asks_the_same(&called, &with(reasoned.clone())));

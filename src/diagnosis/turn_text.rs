@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::context::InContext;
 use super::kinds::bytes_of;
 use crate::dataset::Turn;
-use crate::tokens::{Part, Stretch, find_parts};
+use crate::tokens::{FoundParts, Part, Stretch, find_parts};
 
 /// A learnt token of a turn, as the table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct TurnText {
     tokens: Vec<(TurnToken, Range<usize>)>,
     /// What is reasoning, and what of a call.
     stretches: Vec<Stretch>,
+    /// The signs between the keys and values of a call.
+    signs: Vec<Range<usize>>,
 }
 
 /// Where a token stands that has no place in the content.
@@ -36,7 +38,7 @@ pub struct TurnText {
 pub struct PartPlace<'a> {
     /// What it is part of.
     pub part: Part,
-    /// The reasoning, or the name, key or value; empty for a token of the template.
+    /// The reasoning, the name, key or value, or the signs between two of them; empty for a token of the template.
     pub text: &'a str,
     /// The bytes of the token in that text.
     pub bytes: Range<usize>,
@@ -62,8 +64,8 @@ impl TurnText {
             }
         }
         let text = as_long_text(bytes);
-        let stretches = find_parts(&text, &content, turn).stretches;
-        TurnText { text, tokens: places, stretches }
+        let FoundParts { stretches, signs, .. } = find_parts(&text, &content, turn);
+        TurnText { text, tokens: places, stretches, signs }
     }
 
     /// Does the turn write this beside its content?
@@ -82,10 +84,12 @@ impl TurnText {
     /// Where the token at this position stands; `None` for a token of the content.
     pub fn place(&self, pos: u32) -> Option<PartPlace<'_>> {
         let bytes = self.bytes_beside_content(pos)?;
-        let own = self.stretches.iter().find(|own| own.range.start < bytes.end && bytes.start < own.range.end);
+        let holds = |range: &Range<usize>| range.start < bytes.end && bytes.start < range.end;
+        let own = self.stretches.iter().find(|own| holds(&own.range)).map(|own| (own.part, &own.range));
+        let own = own.or_else(|| Some((Part::ToolCall, self.signs.iter().find(|range| holds(range))?)));
         Some(match own {
-            Some(Stretch { part, range }) => PartPlace {
-                part: *part,
+            Some((part, range)) => PartPlace {
+                part,
                 text: &self.text[range.clone()],
                 bytes: bytes.start.max(range.start) - range.start..bytes.end.min(range.end) - range.start,
             },
@@ -185,6 +189,9 @@ mod tests {
         assert_eq!(text.place(21), place(Part::ToolCall, "look_up", 4..7));
         assert_eq!(text.place(25), place(Part::ToolCall, "北京", 0..6));
         assert_eq!(text.place(29), place(Part::ToolCall, "3", 0..1));
+        // Between two arguments, and behind the last one.
+        assert_eq!(text.place(26), place(Part::ToolCall, "\", \"", 0..4));
+        assert_eq!(text.place(30), place(Part::ToolCall, "}}", 1..2));
         assert_eq!([text.place(22), text.place(32)], [template, place(Part::Template, "", 0..0)]);
         assert!(text.has(Part::Reasoning) && text.has(Part::ToolCall));
         let context = text.in_context(25).unwrap();

@@ -2,7 +2,8 @@
 //!
 //! A template prints reasoning as it is, and a call in a form of its own: `{"name": "f", "arguments": {"x": 1}}`, XML, a line of code. Whatever the
 //! form, the names, keys and values of the call stand in it one after the other, with little between them, and are looked for in that way.
-//! What lies between them is the template's.
+//! What lies between them is the template's, except the signs between two keys or values, such as `": "`, and those that close them: whether
+//! another argument follows is for the call to say.
 
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::turns::thought;
-use crate::dataset::{Role, Turn, dumps, embedded_json, verbatim};
+use crate::dataset::{Call, Role, Turn, dumps, verbatim};
 
 /// What of a turn a text is, where it is not its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub struct Stretch {
 pub struct FoundParts {
     /// In the order of the text.
     pub stretches: Vec<Stretch>,
+    /// The signs between the keys and values of one call, and those that close them.
+    pub signs: Vec<Range<usize>>,
     /// The calls of the turn, in their order.
     pub calls: Vec<FoundCall>,
 }
@@ -53,7 +56,7 @@ pub struct FoundCall {
 
 /// Does the turn write anything beside its content?
 pub fn writes_beside_content(turn: &Turn) -> bool {
-    turn.role == Role::Assistant && (calls(turn).next().is_some() || reasonings(turn).next().is_some())
+    turn.role == Role::Assistant && (turn.calls().next().is_some() || reasonings(turn).next().is_some())
 }
 
 /// Finds the turn's reasoning and calls in `text`, which may be cut off at its end. `taken` are the bytes that are something else: its content.
@@ -69,19 +72,20 @@ pub fn find_parts(text: &str, taken: &[Range<usize>], turn: &Turn) -> FoundParts
     // All names first: the arguments of a call stand beside its name, and not beside that of another one.
     let mut names = Vec::new();
     let mut cursor = from;
-    for call in calls(turn) {
-        let name = name_of(call).and_then(|name| search.place(&[name.to_owned()], cursor..text.len(), text.len()));
+    for call in turn.calls() {
+        let name = name_of(&call).and_then(|name| search.place(&[name.to_owned()], cursor..text.len(), text.len()));
         cursor = name.as_ref().map_or(cursor, |name| name.end);
         names.push(name);
     }
     names.iter().flatten().for_each(|name| search.take(Part::ToolCall, name.clone()));
-    let mut found = Vec::new();
-    for (idx, call) in calls(turn).enumerate() {
+    let (mut found, mut signs) = (Vec::new(), Vec::new());
+    for (idx, call) in turn.calls().enumerate() {
         let own = &names[idx];
+        let leaves = leaves(&call.arguments);
         let next = names[idx + 1..].iter().flatten().next().map_or(text.len(), |next| next.start);
-        let behind = search.in_order(&leaves(call), own.as_ref().map_or(from, |name| name.end)..next);
+        let behind = search.in_order(&leaves, own.as_ref().map_or(from, |name| name.end)..next);
         // A template may print the arguments before the name.
-        let before = own.as_ref().map(|name| search.in_order(&leaves(call), from..name.start));
+        let before = own.as_ref().map(|name| search.in_order(&leaves, from..name.start));
         let (mut places, skipped) = match before {
             Some(before) if before.0.len() > behind.0.len() => before,
             _ => behind,
@@ -94,17 +98,18 @@ pub fn find_parts(text: &str, taken: &[Range<usize>], turn: &Turn) -> FoundParts
                 places.push(place);
             }
         }
-        let has_name = own.is_some() || name_of(call).is_none();
-        found.push(FoundCall { has_name, has_arguments: !places.is_empty() || leaves(call).is_empty() });
+        signs.extend(signs_around(text, &mut places));
+        let has_name = own.is_some() || name_of(&call).is_none();
+        found.push(FoundCall { has_name, has_arguments: !places.is_empty() || leaves.is_empty() });
         // Some templates print the id, before the name or behind the arguments.
-        if let Some(place) = call.get("id").and_then(|id| search.place(&forms(id), from..next, next)) {
+        if let Some(place) = call.id.and_then(|id| search.place(&forms(id), from..next, next)) {
             search.take(Part::ToolCall, place.clone());
             places.push(place);
         }
         from = places.iter().chain(own).map(|place| place.end).max().unwrap_or(from);
     }
     search.stretches.sort_by_key(|stretch| stretch.range.start);
-    FoundParts { stretches: search.stretches, calls: found }
+    FoundParts { stretches: search.stretches, signs, calls: found }
 }
 
 /// What an assistant may say before its answer: as a field of its own, as Command R's `tool_plan`, or within the content, from where a template may
@@ -115,21 +120,30 @@ fn reasonings(turn: &Turn) -> impl Iterator<Item = &str> {
     own.into_iter().flatten().map(str::trim).filter(|text| !text.is_empty())
 }
 
-fn calls(turn: &Turn) -> impl Iterator<Item = &Value> {
-    turn.tool_calls.as_ref().and_then(Value::as_array).into_iter().flatten()
+fn name_of<'a>(call: &Call<'a>) -> Option<&'a str> {
+    Some(call.name).filter(|name| !name.trim().is_empty())
 }
 
-/// The function that a tool or a call names, with its name: some write it as it is, others under `function`.
-pub(super) fn function(call: &Value) -> &Value {
-    call.get("function").unwrap_or(call)
+/// The signs between neighbours of these places, and those that close the last one.
+fn signs_around(text: &str, places: &mut [Range<usize>]) -> Vec<Range<usize>> {
+    places.sort_by_key(|place| place.start);
+    let mut signs: Vec<Range<usize>> = places.windows(2).map(|two| two[0].end..two[1].start).collect();
+    signs.retain(|between| text.get(between.clone()).is_some_and(|text| text.chars().all(|c| is_sign(c) || c.is_whitespace())));
+    if let Some(last) = places.last() {
+        let behind = &text[last.end..];
+        signs.push(last.end..last.end + behind.find(|c| !is_sign(c)).unwrap_or(behind.len()));
+    }
+    signs.retain(|between| !between.is_empty());
+    signs
 }
 
-fn name_of(call: &Value) -> Option<&str> {
-    function(call).get("name").and_then(Value::as_str).filter(|name| !name.trim().is_empty())
+/// Does JSON, or Python, divide or enclose keys and values by this character?
+fn is_sign(c: char) -> bool {
+    "{}[]()\"'\\,:=".contains(c)
 }
 
 /// The forms of each key and value of a call's arguments, in their order.
-fn leaves(call: &Value) -> Vec<Vec<String>> {
+fn leaves(arguments: &Value) -> Vec<Vec<String>> {
     fn add(value: &Value, leaves: &mut Vec<Vec<String>>) {
         match value {
             Value::Object(fields) => {
@@ -143,9 +157,8 @@ fn leaves(call: &Value) -> Vec<Vec<String>> {
         }
     }
     let mut leaves = Vec::new();
-    if let Some(arguments) = function(call).get("arguments") {
-        let parsed = arguments.as_str().and_then(embedded_json);
-        add(parsed.as_ref().unwrap_or(arguments), &mut leaves);
+    if !arguments.is_null() {
+        add(arguments, &mut leaves);
     }
     leaves.retain(|forms| !forms.is_empty());
     leaves
@@ -310,16 +323,46 @@ mod tests {
         assert_eq!(found(text, &calling(json!([call("f", json!("{\"x\": \"a\"}"))]))), ["c9", "f", "x", "a"]);
     }
 
+    /// A text without its brackets « and », and what they enclose.
+    fn enclosed(text: &str) -> (String, Vec<Range<usize>>) {
+        let (mut plain, mut ranges) = (String::new(), Vec::new());
+        for (idx, piece) in text.split(['«', '»']).enumerate() {
+            if idx % 2 == 1 {
+                ranges.push(plain.len()..plain.len() + piece.len());
+            }
+            plain.push_str(piece);
+        }
+        (plain, ranges)
+    }
+
     #[test]
     fn short_names_are_no_part_of_other_words() {
-        // `a` stands in `name` and `arguments`, `f` in nothing but its place, and 1 in 12.
-        let turn = calling(json!([call("f", json!({ "a": 12, "n": 1, "deep": { "list": ["x", null, { "y": "" }] } }))]));
-        let text = r#"{"name": "f", "arguments": {"a": 12, "n": 1, "deep": {"list": ["x", null, {"y": ""}]}}}"#;
-        assert_eq!(found(text, &turn), ["f", "a", "12", "n", "1", "deep", "list", "x", "null", "y"]);
-        assert_eq!(
-            text.find("\"n\": 1,").map(|at| at + 5),
-            find_parts(text, &[], &turn).stretches.get(4).map(|own| own.range.start)
-        );
+        // `n` and `a` begin `name` and `arguments`, `m` is within them, and 1 begins 12.
+        let turn = calling(json!([call("n", json!({ "a": 12, "m": 1, "deep": { "list": ["x", null, { "y": "" }] } }))]));
+        for text in [
+            r#"{"name": "«n»", "arguments": {"«a»": «12», "«m»": «1», "«deep»": {"«list»": ["«x»", «null», {"«y»": ""}]}}}"#,
+            "call_n_ame «n»(«a»=«12», «m»=«1», «deep»={'«list»': ['«x»', «None», {'«y»': ''}]})",
+            "12 names: «n»\nmain «a» 112 «12» amm «m» 12 «1» «deep» «list» xx «x» «null» y_ «y»",
+        ] {
+            let (text, places) = enclosed(text);
+            let found: Vec<Range<usize>> = find_parts(&text, &[], &turn).stretches.into_iter().map(|own| own.range).collect();
+            assert_eq!(found, places, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_signs_between_arguments_are_the_calls() {
+        let turn =
+            calling(json!([call("f", json!({ "a": "x", "b": [1, 2] })), call("f", json!({ "a": "y" })), call("g", json!({}))]));
+        for text in [
+            r#"{"name": "f", "arguments": {"a«": "»x«", "»b«": [»1«, »2«]}}» {"name": "f", "arguments": {"a«": "»y«"}},» {"name": "g", "arguments": {}}"#,
+            r#"{"arguments": "{\"a«\": \"»x«\", \"»b«\": [»1«, »2«]}",» "name": "f"}"#,
+            "f(a«='»x«', »b«=[»1«, »2«])»; f(a«='»y«')»; g()",
+            "<function=f>\n<parameter=a>\nx\n</parameter>\n<parameter=b>\n[1«, »2«]»\n</parameter>\n</function>",
+        ] {
+            let (text, places) = enclosed(text);
+            assert_eq!(find_parts(&text, &[], &turn).signs, places, "{text}");
+        }
     }
 
     #[test]
