@@ -173,7 +173,7 @@ pub(super) const QWEN35: &str = "{% set ns = namespace(last=0) %}{% for m in mes
 {% else %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}";
 
-/// gpt-oss: only the last answer has its reasoning, and it ends differently than earlier ones and than calls.
+/// gpt-oss: only the last answer has its reasoning, and it ends differently than earlier ones and than calls. A result needs its call.
 pub(super) const GPT_OSS: &str = "{{ '<|start_header_id|>system<|end_header_id|>Be kind<|end|>' }}{% for m in messages %}\
 {% if m.role == 'assistant' %}{{ '<|start_header_id|>assistant' }}{% generation %}\
 {% if m.tool_calls %}{% set ns = namespace(final=false) %}{% for later in messages[loop.index:] %}\
@@ -184,7 +184,8 @@ pub(super) const GPT_OSS: &str = "{{ '<|start_header_id|>system<|end_header_id|>
 {% elif loop.last and not add_generation_prompt %}{% if m.thinking %}\
 {{ ' thinks<|end_header_id|>' + m.thinking + '<|end|><|start_header_id|>assistant' }}{% endif %}\
 {{ ' says<|end_header_id|>' + m.content + '</s>' }}{% else %}{{ ' says<|end_header_id|>' + m.content + '<|end|>' }}{% endif %}\
-{% endgeneration %}{% else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}\
+{% endgeneration %}{% else %}{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}{{ raise_exception('no call') }}{% endif %}\
+{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start_header_id|>assistant' }}{% endif %}";
 
 /// GLM 4.5: a turn ends only where the next begins; every answer has a think block, which is non-empty only after the last question.

@@ -468,9 +468,23 @@ fn find_begin(
         return Ok((prompt.len() + habits.hidden_header.len(), false));
     }
     // Mark the content: the header is before the mark, even if earlier text has changed.
+    let mark = CONTENT.to_string();
+    let content = habits.answers.content(&mark, &[]);
+    let plain = minijinja::context! { role => "assistant", content => content.clone() };
+    // A template may refuse the result of a call that is gone, a content beside reasoning, or leave out the content beside a call (gpt-oss).
+    let own = &conversation.messages[idx];
+    let calling = minijinja::context! { content => content, ..without_reasoning(own).unwrap_or_else(|| own.clone()) };
+    let calls = conversation.turn_of[idx].and_then(|turn| {
+        let mut calls = conversation.turns[turn].tool_calls.clone()?;
+        *calls.pointer_mut("/0/function/name")? = mark.into();
+        Some(minijinja::context! { tool_calls => python::from_json(&calls), ..own.clone() })
+    });
     let mut messages = conversation.messages.clone();
-    messages[idx] = minijinja::context! { role => "assistant", content => habits.answers.content(&CONTENT.to_string(), &[]) };
-    let marked = template.render(&messages, conversation.around, false)?;
+    let mut marked = [Some(plain), Some(calling), calls].into_iter().flatten().filter_map(|message| {
+        messages[idx] = message;
+        template.render(&messages, conversation.around, false).ok()
+    });
+    let marked = marked.find(|marked| marked.contains(CONTENT)).ok_or_else(|| lost(idx))?;
     let before = marked.split_once(CONTENT).map_or("", |(before, _)| before);
     // The header that ends last, since an earlier turn may contain another. Answers without a header begin with their opening.
     let prompt = format!("{}{}", habits.generation_prompt, habits.hidden_header);
