@@ -1164,7 +1164,7 @@ fn bad_files_are_errors_that_name_the_file() {
     let rows: String = (0..50).map(|i| format!("{{\"text\": \"{}\"}}\n", i * 7919 % 10_007)).collect();
     let (packed, zstd) = (gzip(rows.as_bytes()), zstd::encode_all(rows.as_bytes(), 1).unwrap());
     let empty = "expected at least one record, found an empty file";
-    let cases: [(&str, &[u8], &str); 19] = [
+    let cases: [(&str, &[u8], &str); 22] = [
         ("a.jsonl", b"<!DOCTYPE html>", "found a page of HTML"),
         ("a.jsonl", b"", empty),
         ("a.jsonl", b"\n  \n\r\n", empty),
@@ -1174,6 +1174,9 @@ fn bad_files_are_errors_that_name_the_file() {
         ("a.jsonl", b"{\"a\": 1, \"b\": 2}", "cannot tell the format from the columns `a`, `b`"),
         ("a.jsonl", b"{\"text\": \"a", "expected valid JSON, found the end"),
         ("a.jsonl", b"\xFF\xFE{\0", "expected UTF-8, found UTF-16"),
+        ("a.jsonl", b"\xFE\xFF\0{", "expected UTF-8, found UTF-16"),
+        ("a.jsonl", b"\xFF\xFE\0\0{\0\0\0", "expected UTF-8, found UTF-32"),
+        ("a.jsonl", b"\0\0\xFE\xFF\0\0\0{", "expected UTF-8, found UTF-32"),
         ("a.csv", b"text,text\na,b\n", "expected different column names, found `text` twice"),
         ("a.parquet", b"{\"text\": \"a\"}", "expected a Parquet file, which begins with `PAR1`"),
         ("a.parquet", b"PAR1 and then nothing", "cannot read the Parquet file: it is damaged"),

@@ -72,6 +72,11 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
         let matches = glob::glob(input).map_err(|error| {
             Error::usage(format!("`{input}` is not a valid pattern")).caused_by(error).cure("Patterns use *, ?, [abc] and **.")
         })?;
+        if let Some(path) = foreign_name(input) {
+            return Err(Error::new(format!("expected a name in Unicode, as `{input}` matches no other"))
+                .at(path)
+                .cure("Rename the file."));
+        }
         let n_before = paths.len();
         let mut folders = Vec::new();
         for path in matches {
@@ -90,6 +95,15 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
         }
     }
     Ok(paths)
+}
+
+/// Returns a file that the pattern would match if its name were Unicode. Patterns match no others, so that its rows would be missing.
+fn foreign_name(pattern: &str) -> Option<PathBuf> {
+    let (folder, name) = pattern.rsplit_once('/').unwrap_or((".", pattern));
+    let name = glob::Pattern::new(name).ok()?;
+    let folders = glob::glob(if folder.is_empty() { "/" } else { folder }).ok()?.flatten();
+    let mut paths = folders.filter_map(|folder| folder.read_dir().ok()).flatten().flatten().map(|entry| entry.path());
+    paths.find(|path| path.file_name().is_some_and(|file| file.to_str().is_none() && name.matches(&file.to_string_lossy())))
 }
 
 /// The `source` of rows without one of their own: the file's name, preceded by this number of parent folders.
@@ -220,12 +234,19 @@ impl Store {
     pub(super) fn reader(&self) -> Result<Reader> {
         let mut reader = self.unpacked()?;
         let mut start = Vec::new();
-        reader.by_ref().take(3).read_to_end(&mut start).map_err(broken)?;
-        if start == b"\xEF\xBB\xBF" {
-            return Ok(reader);
+        reader.by_ref().take(4).read_to_end(&mut start).map_err(broken)?;
+        // The mark of UTF-32 begins with that of UTF-16; behind the latter, no text begins with NUL.
+        let encoding = match start.as_slice() {
+            [0xFF, 0xFE, 0, 0] | [0, 0, 0xFE, 0xFF] => Some("UTF-32"),
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Some("UTF-16"),
+            _ => None,
+        };
+        if let Some(encoding) = encoding {
+            return Err(Error::new(format!("expected UTF-8, found {encoding}"))
+                .cure(format!("Convert the file: iconv -f {encoding} -t UTF-8.")));
         }
-        if start.starts_with(b"\xFF\xFE") || start.starts_with(b"\xFE\xFF") {
-            return Err(Error::new("expected UTF-8, found UTF-16").cure("Convert the file: iconv -f UTF-16 -t UTF-8."));
+        if start.starts_with(b"\xEF\xBB\xBF") {
+            start.drain(..3);
         }
         Ok(Box::new(io::Cursor::new(start).chain(reader)))
     }
@@ -354,5 +375,30 @@ fn compression(path: &Path) -> Result<Compression> {
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Ok(Compression::Zip),
         [b'7', b'z', 0xBC, 0xAF, ..] => unsupported("a 7-zip archive"),
         _ => Ok(Compression::None),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_pattern_should_match_and_cannot_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [&b"a.jsonl"[..], b"b\xFF.jsonl"] {
+            std::fs::write(folder.path().join(OsStr::from_bytes(name)), "{}").unwrap();
+        }
+        let found = |pattern: &str| expand(&[folder.path().join(pattern).display().to_string()], &mut Vec::new());
+        for pattern in ["*.jsonl", "b*", "*"] {
+            let error = found(pattern).unwrap_err().to_string();
+            assert!(
+                error.contains("expected a name in Unicode, as `") && error.contains("Rename the file."),
+                "{pattern}: {error}"
+            );
+        }
+        assert_eq!(found("a*").unwrap(), [folder.path().join("a.jsonl")]);
     }
 }

@@ -159,10 +159,16 @@ impl FieldMap {
         let mut mapped = Vec::with_capacity(self.rules.len());
         for (target, rule) in &self.rules {
             let value = match rule {
-                Rule::Column(name) => column(&row, name).cloned(),
+                Rule::Column(name) => column(&row, name).and_then(|value| checked_label(target, name, value)).cloned(),
                 Rule::Template(parts) => fill(parts, &row).map(Value::String),
             };
-            let value = value.map_err(|error| Error::new(format!("field map for `{target}`: {}", error.message())))?;
+            let value = value.map_err(|error| {
+                let named = Error::new(format!("field map for `{target}`: {}", error.message()));
+                match error.known_cure() {
+                    Some(cure) => named.cure(cure),
+                    None => named,
+                }
+            })?;
             mapped.push((target.clone(), value));
         }
         let (mut row, mut replaced) = (row, Object::new());
@@ -173,6 +179,18 @@ impl FieldMap {
         row.extend(mapped);
         Ok(Mapped { row, replaced })
     }
+}
+
+/// Returns the value of this column, or an error if the field is a label of the row and the value none.
+fn checked_label<'a>(target: &str, column: &str, value: &'a Value) -> Result<&'a Value> {
+    let is_label = value.is_null() || value.is_string() || value.is_number();
+    if !["id", "source"].contains(&target) || is_label {
+        return Ok(value);
+    }
+    let inner = value.as_object().and_then(|object| object.keys().next()).map(|key| format!("{column}.{key}"));
+    let inner = inner.unwrap_or_else(|| format!("{{{column}}}"));
+    Err(Error::new(format!("expected a text or a number in the column `{column}`, found {}", kind(value)))
+        .cure(format!("Name what identifies the row, such as --map '{target}={inner}'.")))
 }
 
 fn fill(parts: &[Part], row: &Object) -> Result<String> {
@@ -364,13 +382,23 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
         }
         for (rule, expected) in [
-            ("prompt=q", "expected a column `q`, found `cop`, `e`"),
+            ("prompt=q", "expected a column `q`, found `cop`, `e`, `meta`"),
+            ("id=meta", "field map for `id`: expected a text or a number in the column `meta`, found an object"),
+            ("source=meta.ok", "expected a text or a number in the column `meta.ok`, found a boolean"),
             ("prompt={e}", "found null"),
             ("prompt={cop:a|b}", "expected a number from 0 to 1 in the column `cop`, found 7"),
         ] {
-            let error = map(&[rule], serde_json::json!({"cop": 7, "e": null})).unwrap_err();
+            let row = serde_json::json!({"cop": 7, "e": null, "meta": {"key": "a", "ok": true}});
+            let error = map(&[rule], row).unwrap_err();
             assert!(error.message().contains(expected), "{rule}: {error}");
             assert_eq!(error.exit_code(), 1);
         }
+        let row = || serde_json::json!({"cop": 7, "e": null, "meta": {"key": "a", "ok": true}});
+        assert!(map(&["id=meta"], row()).unwrap_err().to_string().contains("--map 'id=meta.key'"));
+        let whole = "{\"key\": \"a\", \"ok\": true}";
+        for (rule, id) in [("id=meta.key", Value::from("a")), ("id=cop", 7.into()), ("id={meta}", whole.into())] {
+            assert_eq!(map(&[rule], row()).unwrap()["id"], id, "{rule}");
+        }
+        assert_eq!(map(&["id=e"], row()).unwrap()["id"], Value::Null);
     }
 }
