@@ -1,5 +1,8 @@
 //! Writes rows as a Parquet table. All values of a column must fit one type: lists have items of one type, and objects have the keys of all objects
 //! (a key that a row lacks is null, and read as absent). Python's NaN is a missing value, hence null, except among floats.
+//!
+//! Chat templates print tools and the arguments of calls as they are, so that there a null is not the same as an absent key, nor `5` as `5.0`: rows
+//! that a table would change in this way are refused.
 
 use std::io::Write;
 
@@ -8,6 +11,7 @@ use polars::prelude::{AnyValue, DataType, IntoColumn, Series};
 use serde_json::Value;
 
 use super::super::fields::{Object, kind};
+use super::super::literal::is_nothing;
 use super::super::verbatim;
 use crate::error::{Context, Error, Result};
 
@@ -149,6 +153,10 @@ impl Shape {
         Ok(match (self, value) {
             (Shape::Boolean, Value::Bool(value)) => AnyValue::Boolean(*value),
             (Shape::Whole, Value::Number(number)) => number.as_i64().map_or(AnyValue::Null, AnyValue::Int64),
+            (Shape::Fraction, Value::Number(number)) if !number.is_f64() && is_printed(path) => {
+                let message = format!("`{path}`: expected whole numbers alone, or fractions, in all rows of a table, found both");
+                return Err(Error::new(message).cure("Write JSON Lines: a chat template prints 5 and 5.0 differently."));
+            }
             (Shape::Fraction, Value::Number(number)) => {
                 let float = number.as_f64().unwrap_or(f64::NAN);
                 let integer = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
@@ -167,6 +175,13 @@ impl Shape {
                 AnyValue::List(Series::from_any_values_and_dtype("".into(), &cells, &item.dtype(), true)?)
             }
             (Shape::Object(fields), Value::Object(object)) => {
+                let absent = |(name, _): &&(String, Shape)| object.get(name).is_none_or(is_nothing);
+                if let Some((name, _)) = fields.iter().find(absent).filter(|_| is_printed(path)) {
+                    let message =
+                        format!("`{path}`: expected `{name}` in every object of a table, found one without it, or with null");
+                    return Err(Error::new(message)
+                        .cure("Write JSON Lines: a chat template would print the null that a table puts there."));
+                }
                 let own = |(name, shape): &(String, Shape)| match object.get(name) {
                     Some(value) => shape.cell(value, &format!("{path}.{name}")),
                     None => Ok(AnyValue::Null),
@@ -179,5 +194,15 @@ impl Shape {
             }
             _ => AnyValue::Null,
         })
+    }
+}
+
+/// Whether chat templates print the value at this path as it is. The calls themselves have known keys, and null among these is read as absent.
+fn is_printed(path: &str) -> bool {
+    let mut keys = path.split('.');
+    match keys.find(|key| ["tools", "functions", "chat_template_kwargs", "tool_calls", "function_call"].contains(key)) {
+        None => false,
+        Some("tool_calls" | "function_call") => keys.next().is_some(),
+        Some(_) => true,
     }
 }

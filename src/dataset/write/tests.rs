@@ -171,6 +171,38 @@ fn what_is_written_reads_as_what_was_decided() {
     assert!(n_written > 1500 && n_masked > 500, "{n_written} {n_masked}");
 }
 
+/// What a template prints as it is stays as it is, or is refused.
+#[test]
+fn a_table_does_not_change_calls_and_tools() {
+    let calling = |id: Option<&str>, arguments: Value| {
+        let mut call = json!({"type": "function", "function": {"name": "f", "arguments": arguments}});
+        id.into_iter().for_each(|id| call["id"] = id.into());
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]})
+    };
+    let tool = |parameters: Value| json!({"messages": [], "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]});
+    let written = |rows: &[Value]| {
+        let rows: Vec<Object> = rows.iter().map(|row| row.as_object().unwrap().clone()).collect();
+        write_parquet(&rows, &mut Vec::new())
+    };
+    for (rows, refused) in [
+        ([calling(None, json!({"x": 1})), calling(Some("c1"), json!({"x": 2}))], None),
+        ([calling(None, json!({"x": 1})), calling(None, json!({"x": null}))], Some("arguments`: expected `x` in every object")),
+        ([calling(None, json!({"x": 1})), calling(None, json!({}))], Some("arguments`: expected `x` in every object")),
+        ([calling(None, json!({"x": 1})), calling(None, json!({"x": 1.5}))], Some("arguments.x`: expected whole numbers alone")),
+        ([calling(None, json!({"x": 1.5})), calling(None, json!({"x": 2}))], Some("arguments.x`: expected whole numbers alone")),
+        ([calling(None, json!("{\"x\": 1}")), calling(None, json!("{}"))], None),
+        ([tool(json!({"x": {"default": 1}})), tool(json!({"x": {"default": 2}}))], None),
+        ([tool(json!({"x": {"default": 1}})), tool(json!({"x": {"default": null}}))], Some("parameters.x`: expected `default`")),
+        ([tool(json!({"x": 1})), tool(json!({"y": 1}))], Some("parameters`: expected `y` in every object")),
+    ] {
+        match (written(&rows), refused) {
+            (Ok(()), None) => {}
+            (Err(error), Some(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (found, expected) => panic!("{rows:?}: {found:?}, {expected:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_table_holds_what_the_rows_hold() {
     let rows = [
