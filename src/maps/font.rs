@@ -59,14 +59,15 @@ pub(super) fn rasterise(text: &str, size: f64, bold: bool, mut pixel: impl FnMut
     }
 }
 
-/// `text`, shortened with an ellipsis if it is wider than `max_width`.
+/// `text`, with an ellipsis in its middle if it is wider than `max_width`: names of a series differ at their ends, where numbers stand, too.
 pub(super) fn elide(text: &str, size: f64, bold: bool, max_width: f64) -> Cow<'_, str> {
     if width(text, size, bold) <= max_width {
         return Cow::Borrowed(text);
     }
-    let mut kept = text.to_owned();
-    while kept.pop().is_some() {
-        let candidate = format!("{}…", kept.trim_end());
+    let chars: Vec<char> = text.chars().collect();
+    for n_kept in (1..chars.len()).rev() {
+        let (begin, end) = (&chars[..n_kept.div_ceil(2)], &chars[chars.len() - n_kept / 2..]);
+        let candidate = format!("{}…{}", String::from_iter(begin).trim_end(), String::from_iter(end).trim_start());
         if width(&candidate, size, bold) <= max_width {
             return Cow::Owned(candidate);
         }
@@ -150,9 +151,15 @@ mod tests {
     #[test]
     fn long_text_is_elided_to_fit() {
         assert_eq!(elide("short", 16.0, false, 100.0), "short");
-        let long = "x".repeat(500);
+        let long = format!("{}end", "x".repeat(500));
         let cut = elide(&long, 16.0, false, 100.0);
-        assert!(cut.ends_with('…') && width(&cut, 16.0, false) <= 100.0 && width(&cut, 16.0, false) > 85.0);
+        assert!(cut.starts_with("xxx") && cut.ends_with("end") && cut.contains('…'), "{cut}");
+        assert!(width(&cut, 16.0, false) <= 100.0 && width(&cut, 16.0, false) > 85.0);
+        // Two names of a series, and the number behind a name.
+        let [first, second] =
+            ["hendrycks_test_subject_00", "hendrycks_test_subject_01"].map(|name| elide(name, 16.0, false, 150.0));
+        assert!(first.ends_with("00") && second.ends_with("01"), "{first} {second}");
+        assert!(elide("a_run_with_a_long_name_1  (-3.5, +1.2)", 16.0, false, 280.0).ends_with("(-3.5, +1.2)"));
         assert_eq!(elide("anything", 16.0, false, 1.0), "…");
     }
 

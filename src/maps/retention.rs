@@ -9,6 +9,7 @@ use super::font;
 use super::scene::{Paint, Scene, Text};
 use super::style::{self, BLUE, GREEN, HEADER_HEIGHT, INK, MARGIN, ORANGE, PAPER, SOFT_INK, TITLE_SIZE, VERMILLION};
 use crate::error::Result;
+use crate::format::thousands;
 
 /// A run: its changes from the base model in percentage points, with 95 % intervals.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Change {
     pub low: f64,
     /// The upper end of the interval.
     pub high: f64,
+    /// The number of items that it is the mean of.
+    pub n: usize,
 }
 
 /// Draws the figure. `base` is the name of the base model.
@@ -52,7 +55,13 @@ pub(super) fn scene(runs: &[Run], base: &str) -> Scene {
         let (low, high) = runs.iter().map(of).fold((-1.0f64, 1.0f64), |(low, high), c| (low.min(c.low), high.max(c.high)));
         let room = 0.06 * (high - low);
         let (from, to) = (low - room, high + room);
-        Axis { label: label.to_owned(), from, to, ticks: round_ticks(from, to, 7) }
+        let n = runs.iter().map(|run| of(run).n as u64);
+        let n = match n.clone().min().zip(n.max()) {
+            Some((fewest, most)) if fewest < most => format!(" (n = {} to {})", thousands(fewest), thousands(most)),
+            Some((n, _)) => format!(" (n = {})", thousands(n)),
+            None => String::new(),
+        };
+        Axis { label: format!("{label}{n}"), from, to, ticks: round_ticks(from, to, 7) }
     };
     let x = axis("target, points gained", |run| run.target);
     let y = axis("general ability, points", |run| run.general);
@@ -114,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_run_is_named_with_its_changes() {
-        let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width };
+        let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width, n: 1200 };
         let run =
             |name: &str, target, general| Run { name: name.into(), target: change(target, 2.0), general: change(general, 0.8) };
         let runs = [
@@ -126,6 +135,7 @@ mod tests {
         let scene = scene(&runs, "SmolLM2-135M-Instruct");
         scene.check_texts();
         assert!(scene.texts().contains(&"2  EAFT  (+8.7, -1.2)"));
+        assert!(scene.texts().contains(&"general ability, points (n = 1,200)"));
         if let Some(folder) = std::env::var_os("MAPS_OUT") {
             scene.save(&Path::new(&folder).join("retention.png")).unwrap();
         }
@@ -135,7 +145,7 @@ mod tests {
     /// Two runs with the same changes, and a third one in the colour of the first.
     #[test]
     fn runs_that_coincide_are_all_to_be_seen() {
-        let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width };
+        let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width, n: 1200 };
         let run =
             |name: &str, target, general| Run { name: name.into(), target: change(target, 2.0), general: change(general, 0.8) };
         let runs = [

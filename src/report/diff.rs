@@ -160,11 +160,11 @@ fn score_lines(movement: &Movement, colours: Colours, width: usize) -> Vec<Strin
 fn retention_lines(retention: &Retention, Colours { bold, dim, red, reset }: Colours) -> Vec<String> {
     let (mut rows, mut colours) = (Vec::new(), vec![bold]);
     for run in &retention.runs {
-        rows.push([run.name.clone()].into_iter().chain(points(&run.target)).chain(points(&run.general)).collect());
+        rows.push(retention_row(retention, run).to_vec());
         let lost = run.general.difference.ci95.is_some_and(|[_, high]| high < 0.0);
         colours.push(if lost { red } else { "" });
     }
-    let table = laid_out(&["run", ">target", "95 % interval", ">general", "95 % interval"], &rows);
+    let table = laid_out(&["run", ">target", "95 % interval", ">n", ">general", "95 % interval", ">n"], &rows);
     let mut lines = vec![format!("{bold}{}{reset} -> {} runs, in points\n", retention.before, retention.runs.len())];
     lines.extend(table.iter().zip(colours).map(|(line, on)| in_colour(line, on, reset)));
     lines.extend(warnings_of_runs(retention).map(|warning| format!("{dim}{warning}{reset}")));
@@ -331,8 +331,7 @@ fn of_scores(movement: &Movement) -> Vec<Block> {
 fn of_retention(retention: &Retention) -> Vec<Block> {
     let mut rows = Vec::new();
     for run in &retention.runs {
-        let cells = points(&run.target).into_iter().chain(points(&run.general)).map(plain);
-        rows.push([plain(&run.name)].into_iter().chain(cells).collect());
+        rows.push(retention_row(retention, run).map(plain).into());
     }
     let mut notes: Vec<Vec<Inline>> = Vec::new();
     for run in &retention.runs {
@@ -340,14 +339,14 @@ fn of_retention(retention: &Retention) -> Vec<Block> {
         notes.push(vec![strong(&run.name), plain(format!(": target {target}; general {general}"))]);
     }
     notes.extend(warnings_of_runs(retention).map(|warning| vec![plain(warning)]));
-    let head = vec!["run", ">target gain", "95 % interval", ">general change", "95 % interval"];
+    let head = vec!["run", ">target gain", "95 % interval", ">n", ">general change", "95 % interval", ">n"];
     vec![
         Block::Title(format!("What was gained and what was forgotten since {}", retention.before)),
         Block::Figure { name: "retention", shows: "target gain against general change" },
         Block::Table { head, rows },
         Block::Paragraph(vec![plain(
-            "Points of the macro averages, after minus before on the same items, a group of tasks counting as one by its items; the 95 % \
-             intervals add up the tasks' own (Tango's; a bootstrap over groups of items).",
+            "Points of the macro averages over n items, after minus before on the same items, a group of tasks counting as one by its items; \
+             the 95 % intervals add up the tasks' own (Tango's; a bootstrap over groups of items).",
         )]),
         Block::List(notes),
     ]
@@ -534,16 +533,37 @@ fn movement_figure(movement: &Movement) -> maps::movement::Movement {
     }
 }
 
+/// The name of a run, and of both averages the points, the interval and the number of items.
+fn retention_row(retention: &Retention, run: &Run) -> [String; 7] {
+    let [target, target_interval] = points(&run.target);
+    let [general, general_interval] = points(&run.general);
+    let [n_target, n_general] = items(retention, run).map(|n| thousands(n as u64));
+    [run.name.clone(), target, target_interval, n_target, general, general_interval, n_general]
+}
+
+/// The numbers of items behind the averages over the target tasks and over the others.
+fn items(retention: &Retention, run: &Run) -> [usize; 2] {
+    [(&run.target, &run.target_tasks), (&run.general, &run.general_tasks)].map(|(average, all)| {
+        let members = |name: &String| all.groups.get(name).map_or_else(|| vec![name.clone()], |group| group.tasks.clone());
+        let tasks: BTreeSet<String> = average.tasks.iter().flat_map(members).collect();
+        let is_counted = |task: &&String| !retention.left_out.contains(task);
+        tasks.iter().filter(is_counted).filter_map(|task| all.tasks.get(task)).map(|task| task.n).sum()
+    })
+}
+
 fn retention_figure(retention: &Retention) -> Vec<maps::retention::Run> {
-    let change = |average: &MacroChange| {
+    let change = |average: &MacroChange, n: usize| {
         let value = 100.0 * average.difference.value;
         let [low, high] = average.difference.ci95.map_or([value; 2], |ends| ends.map(|end| 100.0 * end));
-        maps::retention::Change { value, low, high }
+        maps::retention::Change { value, low, high, n }
     };
-    let run = |run: &crate::eval::retention::Run| maps::retention::Run {
-        name: run.name.clone(),
-        target: change(&run.target),
-        general: change(&run.general),
+    let run = |run: &Run| {
+        let [n_target, n_general] = items(retention, run);
+        maps::retention::Run {
+            name: run.name.clone(),
+            target: change(&run.target, n_target),
+            general: change(&run.general, n_general),
+        }
     };
     retention.runs.iter().map(run).collect()
 }

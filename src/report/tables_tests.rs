@@ -55,6 +55,47 @@ impl Any {
         let MeanChange { before, after, difference } = self.mean();
         MacroChange { tasks: vec!["task".to_owned()], before, after, difference }
     }
+
+    fn metric(&mut self) -> MetricChange {
+        MetricChange {
+            before: self.real(),
+            after: self.real(),
+            difference: self.estimate(Any::real),
+            lower_is_better: self.0.below(2) > 0,
+            is_share: self.0.below(2) > 0,
+            p: Some(self.share()),
+            p_holm: Some(self.share()),
+        }
+    }
+
+    fn task(&mut self) -> TaskChange {
+        TaskChange {
+            n: self.n() as usize,
+            n_groups: None,
+            primary: "exact_match".to_owned(),
+            metrics: [("exact_match".to_owned(), self.metric())].into(),
+            mean_over_subjects: Some(self.mean()),
+            flips: Some(Flips::default()),
+            detectable_drop: None,
+            items_only_before: Vec::new(),
+            items_only_after: Vec::new(),
+            data_differs: false,
+            few_shot: None,
+            prompts_differ: 0,
+            whole_texts: false,
+            examples_differ: None,
+        }
+    }
+
+    fn group(&mut self, tasks: &[&str]) -> GroupChange {
+        GroupChange {
+            tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
+            primary: "exact_match".to_owned(),
+            n: 3,
+            by_items: self.mean(),
+            mean_over_tasks: self.mean(),
+        }
+    }
 }
 
 /// Calls `check` with several hundred sequences of random numbers.
@@ -174,44 +215,12 @@ fn of_movements_and_what_was_learnt() {
 #[test]
 fn of_two_evaluations() {
     for_any(|any| {
-        let metric = |any: &mut Any| MetricChange {
-            before: any.real(),
-            after: any.real(),
-            difference: any.estimate(Any::real),
-            lower_is_better: any.0.below(2) > 0,
-            is_share: any.0.below(2) > 0,
-            p: Some(any.share()),
-            p_holm: Some(any.share()),
-        };
-        let task = |any: &mut Any| TaskChange {
-            n: any.n() as usize,
-            n_groups: None,
-            primary: "exact_match".to_owned(),
-            metrics: [("exact_match".to_owned(), metric(any))].into(),
-            mean_over_subjects: Some(any.mean()),
-            flips: Some(Flips::default()),
-            detectable_drop: None,
-            items_only_before: Vec::new(),
-            items_only_after: Vec::new(),
-            data_differs: false,
-            few_shot: None,
-            prompts_differ: 0,
-            whole_texts: false,
-            examples_differ: None,
-        };
-        let group = GroupChange {
-            tasks: vec!["one".to_owned()],
-            primary: "exact_match".to_owned(),
-            n: 3,
-            by_items: any.mean(),
-            mean_over_tasks: any.mean(),
-        };
         let comparison = Comparison {
             before: "a".to_owned(),
             after: "b".to_owned(),
             engines: None,
-            tasks: [("one".to_owned(), task(any)), ("a_task_of_a_long_name".to_owned(), task(any))].into(),
-            groups: [("group".to_owned(), group)].into(),
+            tasks: [("one".to_owned(), any.task()), ("a_task_of_a_long_name".to_owned(), any.task())].into(),
+            groups: [("group".to_owned(), any.group(&["one"]))].into(),
             macro_average: Some(any.average()),
             tasks_only_before: Vec::new(),
             tasks_only_after: Vec::new(),
@@ -257,21 +266,29 @@ fn of_several_runs() {
             tasks_only_after: Vec::new(),
             skipped: Vec::new(),
         };
+        let mut task = |n: usize| TaskChange { n, ..any.task() };
+        // A group of two tasks and a task, and one that not all runs have.
+        let tasks = [("g_1", 10), ("g_2", 20), ("t", 4000), ("other", 7)].map(|(name, n)| (name.to_owned(), task(n)));
+        let own = task(5);
+        let groups = [("g".to_owned(), any.group(&["g_1", "g_2"]))].into();
+        let general_tasks = Comparison { tasks: tasks.into(), groups, ..nothing.clone() };
         let run = Run {
             name: "run".to_owned(),
-            target: any.average(),
-            general: any.average(),
+            target: MacroChange { tasks: vec!["own".to_owned()], ..any.average() },
+            general: MacroChange { tasks: vec!["g".to_owned(), "t".to_owned()], ..any.average() },
             target_groups: [].into(),
-            target_tasks: nothing.clone(),
-            general_tasks: nothing,
+            target_tasks: Comparison { tasks: [("own".to_owned(), own)].into(), ..nothing },
+            general_tasks,
         };
         let points = |average: &MacroChange| format!("{:+.2}", 100.0 * average.difference.value);
         let expected = [points(&run.target), points(&run.general)];
-        let text = diff_of(What::Retention(Retention { before: "a".to_owned(), runs: vec![run], left_out: Vec::new() }), 80);
+        let left_out = vec!["g_2".to_owned(), "other".to_owned()];
+        let text = diff_of(What::Retention(Retention { before: "a".to_owned(), runs: vec![run], left_out }), 80);
         let found = cells(&text, "run  ");
         let [head, row] = &found[..] else { panic!("{text}") };
-        assert_eq!((head.len(), row.len()), (5, 5), "{text}");
-        assert_eq!([row[1], row[3]], expected, "{text}");
+        assert_eq!((head.len(), row.len()), (7, 7), "{text}");
+        assert_eq!([row[1], row[4]], expected, "{text}");
+        assert_eq!([row[3], row[6]], ["5", "4,010"], "{text}");
     });
 }
 
