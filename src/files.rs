@@ -72,6 +72,9 @@ pub(crate) fn identified(path: &Path) -> PathBuf {
     })
 }
 
+/// The file in a folder by which [`hold`] locks it; it stays there.
+pub(crate) const LOCK_FILE: &str = ".lock";
+
 /// A lock on a folder: while this lives, no other process of this program writes into it.
 #[must_use]
 pub(crate) struct Held {
@@ -84,7 +87,7 @@ pub(crate) fn hold(folder: &Path) -> Result<Held> {
     refuse_dash(folder)?;
     fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
     // The lock file is never removed: otherwise a third process could create a new one while a second one waits on the old one.
-    let path = folder.join(".lock");
+    let path = folder.join(LOCK_FILE);
     let lock =
         File::options().create(true).truncate(false).write(true).open(&path).context_at(&path, "cannot create the file")?;
     match lock.try_lock() {

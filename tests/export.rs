@@ -329,7 +329,7 @@ fn no_file_that_is_read_or_written_already_is_written() {
         (vec!["--out", "./rows.jsonl"], "--out names a data file of the run"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "rows.jsonl"], "--rewrite-candidates names a data file of the run"),
         (vec!["--out", &file, "--decisions", &file], "--out names the file of --decisions"),
-        (vec!["--out", "run/tokens.parquet"], "--out names a file of the run"),
+        (vec!["--out", "run/tokens.parquet"], "run/tokens.parquet: the file is not an earlier export"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "a.jsonl"], "--rewrite-candidates names --out"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "run/../a.changes.jsonl"], "names the file of changes"),
         (vec!["--out", "-"], "`-` is not a file"),

@@ -80,6 +80,7 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
         command: command_line.to_owned(),
     };
     refuse_unheard(&job, typed)?;
+    args.out.iter().try_for_each(|out| diff::check_out(&job, out))?;
     let watch = Terminal::new();
     let diff = diff::run(&job, &watch)?;
     drop(watch);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::card;
 use crate::error::{Context, Error, Result};
-use crate::files::{file_name, identified, read_json};
+use crate::files::{LOCK_FILE, file_name, identified, read_json};
 use crate::format::counted;
 use crate::provenance::Provenance;
 
@@ -161,7 +161,7 @@ impl Found {
         if is_archive {
             self.archives.push(inside);
         } else if is_data_file(&inside) && (path.is_file() || path.is_symlink()) {
-            let list = if is_about_data(&path) { &mut self.own } else { &mut self.files };
+            let list = if file_about_data(&path).is_some() { &mut self.own } else { &mut self.files };
             list.push(inside);
         }
     }
@@ -174,7 +174,7 @@ fn is_run(folder: &Path) -> bool {
         let made = read_json::<Provenance>(&folder.join(record));
         made.is_ok_and(|made| made.is_some_and(|made| made.program == env!("CARGO_PKG_NAME")))
     };
-    let is_begun = || is_there(&".lock") && ["parts", "train.toml", "answers.part.jsonl"].iter().any(is_there);
+    let is_begun = || is_there(&LOCK_FILE) && ["parts", "train.toml", "answers.part.jsonl"].iter().any(is_there);
     let is_comparison = || ["diff.json", "diff.md", "diff.html"].iter().all(is_there);
     ["run.json", "scores.json"].iter().any(is_own) || is_begun() || is_comparison()
 }
@@ -191,7 +191,7 @@ fn answers(run: &Path) -> Result<Vec<PathBuf>> {
 
 /// Prefixes (without white space) of files by this program that lie beside data but hold no rows, with their descriptions.
 pub(super) const ABOUT_DATA: [(&[u8], &str); 2] = [
-    (b"{\"changes\":1,\"run\":", "the changes that `diagnose export` has made to data"),
+    (b"{\"changes\":1,\"run\":", CHANGES),
     (b"{\"decisions\":1,\"run\":", "decisions about a run, which `diagnose export --decisions` takes"),
 ];
 
@@ -201,10 +201,19 @@ pub(super) fn about_data(head: &[u8]) -> Option<&'static str> {
     ABOUT_DATA.iter().find(|(mark, _)| begin.starts_with(mark)).map(|(_, name)| *name)
 }
 
-fn is_about_data(path: &Path) -> bool {
+const CHANGES: &str = "the changes that `diagnose export` has made to data";
+
+/// What the file describes, as for [`about_data`].
+fn file_about_data(path: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
     // Whoever reads the file later reports an unreadable one.
-    File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).is_ok() && about_data(&head).is_some()
+    File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).ok()?;
+    about_data(&head)
+}
+
+/// Whether the file lists the changes that an export made.
+pub(crate) fn are_changes(path: &Path) -> bool {
+    file_about_data(path) == Some(CHANGES)
 }
 
 fn has_word(inside: &Path, names: &[&str]) -> bool {

@@ -9,6 +9,7 @@ use super::eval::{self, KnownModel, Way};
 use super::folders::{names, whole};
 use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
+use super::work::{COMPARISON_FILE, Work, check_free};
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
@@ -209,9 +210,19 @@ impl Job {
     }
 }
 
+/// Returns an error if what [`write`] writes would replace files of other origin.
+pub(crate) fn check_out(job: &Job, out: &Path) -> Result<()> {
+    check_free(out, Work::Comparison)?;
+    match kind(&job.before, job)? {
+        SideKind::ScoreRun => view::check_page(&out.join(view::COMPARED_FILE)),
+        _ => Ok(()),
+    }
+}
+
 /// Writes diff.json, diff.md, diff.html, and the figure as PNG and SVG; for two score runs also learnt.parquet and compared.html.
 pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
+    write_json(&out.join(COMPARISON_FILE), diff)?;
     for extension in ["png", "svg"] {
         report::draw(diff, out, extension)?;
     }
@@ -224,7 +235,6 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     if let What::Scores(movement) = &diff.what {
         write_learnt_rows(movement, out)?;
     }
-    write_json(&out.join("diff.json"), diff)?;
     let [markdown, html] = report::documents(diff, command, &svg);
     write_text(&out.join("diff.md"), &markdown)?;
     write_text(&out.join("diff.html"), &html)

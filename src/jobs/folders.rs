@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::train;
-use super::work::OPTIONS_FILE;
+use super::work::{COMPARISON_FILE, OPTIONS_FILE};
 use crate::error::Error;
 use crate::eval::results::{SCORES_FILE, read_scores};
 use crate::format::count;
@@ -50,7 +50,7 @@ pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
 
 /// Whether a folder given as data is empty or holds something else that this program recognises.
 pub(crate) fn is_no_data(folder: &Path) -> bool {
-    let known = [OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];
+    let known = [OPTIONS_FILE, SCORES_FILE, COMPARISON_FILE, PARTS_FOLDER, "config.json", "adapter_config.json"];
     let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     is_empty || known.iter().any(|name| folder.join(name).exists())
 }
@@ -111,7 +111,7 @@ fn known(folder: &Path) -> Option<Error> {
         let what = format!("this is the folder of an evaluation ({}), not of scores", tasks.unwrap_or_default());
         return Some(of(&what).cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another."));
     }
-    let (what, cure) = if is_there("diff.json") {
+    let (what, cure) = if is_there(COMPARISON_FILE) {
         ("this is the folder of a comparison, not of scores", "Read its diff.md.".to_owned())
     } else if is_there(PARTS_FOLDER) {
         ("this is the folder of a run that was not finished", "Run the command that started it again.".to_owned())
