@@ -66,6 +66,8 @@ fn a_folder_with_files_of_other_origin_is_refused() {
         }
         assert_eq!(std::fs::read(notes).unwrap(), MINE);
     }
+    let scored = workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--out", "3-own", "--json"]);
+    assert_eq!(scored.ok().json()["out"], "3-own");
     // The options of a person's own are not replaced by those that a run saves.
     std::fs::create_dir(workdir.path("mine")).unwrap();
     let options = "# A comment of mine.\nmax_steps = 1\nbatch_size = 4\nwarmup_steps = 0\n";

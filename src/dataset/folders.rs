@@ -14,6 +14,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::card;
 use crate::error::{Context, Error, Result};
 use crate::files::{LOCK_FILE, file_name, identified, read_json};
@@ -185,8 +187,22 @@ fn answers(run: &Path) -> Result<Vec<PathBuf>> {
     if answers.is_file() {
         return Ok(vec![answers]);
     }
-    let cure = format!("Name the data files, individually or by a pattern such as '{}'.", run.join("*.jsonl").display());
+    let cure = match &data_of(run)[..] {
+        [] => "Name the data files themselves.".to_owned(),
+        [file] => format!("Name the data files themselves; that of the run is {file}."),
+        [file, others @ ..] => {
+            let others = counted(others.len() as u64, "other", "others");
+            format!("Name the data files themselves; those of the run are {file} and {others}, which its run.json lists.")
+        }
+    };
     Err(Error::usage("this is a run folder of this program, not data").at(run).cure(cure))
+}
+
+/// The data files that a run has read, according to its record; none if it has no record, or one without them.
+fn data_of(run: &Path) -> Vec<String> {
+    let record = read_json::<Value>(&run.join("run.json")).ok().flatten().unwrap_or_default();
+    let files = record["data"].as_array().into_iter().flatten();
+    files.filter_map(|file| file["path"].as_str()).map(str::to_owned).collect()
 }
 
 /// Prefixes (without white space) of files by this program that lie beside data but hold no rows, with their descriptions.

@@ -395,7 +395,7 @@ impl Export<'_> {
         if let Some(peer) = &mut self.peer {
             peer.read(&original.place, &example);
         }
-        self.exported.columns_left_out.extend(write::left_out(self.job.target, original));
+        self.exported.columns_left_out.extend(write::left_out(self.job.target, original, &options.mapping));
         self.exported.rows_masked += u64::from(changes.iter().any(|change| matches!(change.what, What::Mask { .. })));
         self.exported.rows_weighted += u64::from(changes.iter().any(|change| change.what == What::Weight));
         self.changes.extend(changes);
