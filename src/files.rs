@@ -72,7 +72,7 @@ pub(crate) fn identified(path: &Path) -> PathBuf {
     })
 }
 
-/// Locked while a command works in its folder.
+/// The file in a folder by which [`hold`] locks it; it stays there.
 pub(crate) const LOCK_FILE: &str = ".lock";
 
 /// A lock on a folder: while this lives, no other process of this program writes into it.

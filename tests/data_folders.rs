@@ -91,6 +91,11 @@ fn what_a_pattern_matches_is_read_or_named() {
     let dataset = open().unwrap();
     assert_eq!(dataset.files().len(), 2);
     assert!(dataset.notes()[0].contains("1 matching folder is not read"), "{:?}", dataset.notes());
+    // Overlapping patterns name a file twice.
+    let both = [all.clone(), data.path().join("./b.jsonl").display().to_string()];
+    let dataset = Dataset::open(&both, &ReadOptions::default()).unwrap();
+    let said = dataset.notes().join("\n");
+    assert!(dataset.files().len() == 3 && said.contains("1 file is named twice and read twice"), "{said}");
     symlink("gone", data.path().join("d.jsonl")).unwrap();
     let error = open().unwrap_err().to_string();
     assert!(error.contains("d.jsonl: expected a data file, cannot open it"), "{error}");
@@ -129,8 +134,9 @@ fn what_this_program_wrote_is_no_data() {
     // Rollouts are data if given explicitly; scores and training runs are not.
     let (files, said) = read(&workdir.path("data/written")).unwrap();
     assert_eq!((files, said.as_str()), (vec!["rollouts.jsonl".to_owned()], ""));
-    for named in ["data/runs/scored", "data/begun", "data/tuning"] {
-        check_refused(&workdir.path(named), &["exit 2", "a run folder of this program, not data", "Name the data files"]);
+    for (named, cure) in [("data/runs/scored", "that of the run is data/rows.jsonl"), ("data/begun", ""), ("data/tuning", "")] {
+        let cure = ["exit 2", "a run folder of this program, not data", "Name the data files", cure];
+        check_refused(&workdir.path(named), &cure);
     }
     for (named, what) in [("data/more.changes.jsonl", "the changes"), ("data/decisions (1).jsonl", "decisions about a run")] {
         let error = Dataset::open(&[workdir.path(named).display().to_string()], &ReadOptions::default()).unwrap_err();

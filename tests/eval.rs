@@ -413,6 +413,9 @@ fn benchmarks_read_the_users_copy_of_their_rows() {
     refused("copa=nowhere.jsonl", "nowhere.jsonl");
     let listed = workdir.run(&["eval", "--tasks", "list"]).ok();
     assert!(["probe ", "hellaswag ", "xcopa_zh "].iter().all(|name| listed.stdout.contains(name)), "{}", listed.stdout);
+    let listed = workdir.run(&["eval", "--tasks", "list", "--json"]).ok().json();
+    let tasks: Vec<&Value> = listed.as_array().unwrap().iter().map(|task| &task["task"]).collect();
+    assert!(tasks.len() > 20 && tasks.contains(&&"probe".into()) && tasks.contains(&&"hellaswag".into()), "{tasks:?}");
 }
 
 /// Made by a script beside it.

@@ -161,6 +161,19 @@ fn what_cannot_be_read_of_a_table_is_named() {
     }
 }
 
+/// A mapped column is in the text; the row's own column of the mapped meaning, and those that nothing reads, are not.
+#[test]
+fn what_a_map_reads_is_not_said_to_be_left_out() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = json!({"qq": "What?", "a1": "This", "a2": "that", "answer": "Nothing.", "more": 7});
+    workdir.write("rows.jsonl", row.to_string());
+    let maps = ["--map", "prompt=qq", "--map", "completion={a1} and {a2}"];
+    workdir.run(&[&["rows.jsonl", "--model", "tiny.gguf", "--out", "run"], &maps[..]].concat()).ok();
+    let exported = export(&workdir, &["--format", "messages", "--out", "clean.jsonl"]);
+    assert_eq!(exported["columns_left_out"], json!(["answer", "more"]));
+}
+
 #[test]
 fn every_format_has_the_same_supervised_tokens() {
     let workdir = scored(ROWS);
@@ -329,7 +342,7 @@ fn no_file_that_is_read_or_written_already_is_written() {
         (vec!["--out", "./rows.jsonl"], "--out names a data file of the run"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "rows.jsonl"], "--rewrite-candidates names a data file of the run"),
         (vec!["--out", &file, "--decisions", &file], "--out names the file of --decisions"),
-        (vec!["--out", "run/tokens.parquet"], "--out names a file of the run"),
+        (vec!["--out", "run/tokens.parquet"], "run/tokens.parquet: the file is not an earlier export"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "a.jsonl"], "--rewrite-candidates names --out"),
         (vec!["--out", "a.jsonl", "--rewrite-candidates", "run/../a.changes.jsonl"], "names the file of changes"),
         (vec!["--out", "-"], "`-` is not a file"),

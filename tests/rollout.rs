@@ -38,6 +38,7 @@ const COMMAND: [&str; 8] = ["rollout", "rows.jsonl", "--model", "tiny.gguf", "--
 fn answers_are_rows_that_score_as_the_model_drew_them() {
     let workdir = workdir(100);
     let printed = workdir.run(&[&COMMAND[..], &["--out", "run", "--json"]].concat()).ok().json();
+    assert_eq!(printed["out"], "run");
     assert_eq!((&printed["prompts"], &printed["counts"]["answers"]), (&json!(100), &json!(200)));
     let rows = rows(&read(&workdir, "run"));
     for (i, row) in rows.iter().enumerate() {

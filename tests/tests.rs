@@ -30,6 +30,7 @@ mod joining;
 mod layers;
 mod malformed;
 mod memory;
+mod own_files;
 mod own_rows;
 mod packaging;
 mod parity;

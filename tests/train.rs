@@ -705,6 +705,9 @@ fn help_fits_two_screens_and_all_options_are_listed() {
     assert!(help.lines().count() <= 100, "{} lines:\n{help}", help.lines().count());
     assert!(help.contains("--batch-size") && !help.contains("--beta1"), "{help}");
     let all = workdir.run(&["train", "--list-options"]).ok().stdout;
+    let listed = workdir.run(&["train", "--list-options", "--json"]).ok().json();
+    let of_json: Vec<&str> = listed.as_array().unwrap().iter().map(|option| option["option"].as_str().unwrap()).collect();
+    assert!(of_json.len() > 20 && of_json.iter().all(|name| all.contains(&format!("\n  {name} "))), "{of_json:?}");
     assert!(all.contains("batch-size") && all.contains("beta1") && all.contains("[default: 0.9]"), "{all}");
 }
 

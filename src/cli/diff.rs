@@ -81,6 +81,7 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
     };
     let sides = diff::open(&job)?;
     refuse_unheard(&job, &sides, typed)?;
+    args.out.iter().try_for_each(|out| diff::check_out(&sides, out))?;
     let watch = Terminal::new();
     let diff = diff::run(&job, sides, &watch)?;
     drop(watch);

@@ -197,7 +197,10 @@ impl Written {
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.tasks == ["list"] {
-        return output::print(&benchmarks::list());
+        return output::print(&match args.json {
+            true => output::json(&benchmarks::listed())?,
+            false => benchmarks::list(),
+        });
     }
     let batch = args.options.written.batch;
     let servers = args.servers.options(LEAST_TOP_K)?;
@@ -216,7 +219,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let eval::Outcome { out, scores, tasks: _ } = eval::run(&job, &watch)?;
     drop(watch);
     output::print(&match args.json {
-        true => output::json(&scores)?,
+        true => output::json_in(&out, &scores)?,
         false => table(&scores, &out.display().to_string(), output::coloured()),
     })
 }

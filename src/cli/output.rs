@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -47,6 +48,17 @@ pub(super) fn json(found: &impl Serialize) -> Result<String> {
     // They occur only inside strings, and each fits into a single escape.
     let escaped = |c: char| if acts(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
     Ok(text.chars().map(escaped).collect())
+}
+
+/// Like [`json`], for what a folder holds, preceded by the folder.
+pub(super) fn json_in(folder: &Path, found: &impl Serialize) -> Result<String> {
+    #[derive(Serialize)]
+    struct In<'a, T> {
+        out: &'a Path,
+        #[serde(flatten)]
+        found: &'a T,
+    }
+    json(&In { out: folder, found })
 }
 
 /// Prints lines to standard error, wrapped at words to the width of the terminal, if it is one. The lines may quote data and name files, none of

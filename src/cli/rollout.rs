@@ -98,7 +98,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let outcome = rollout::run(&job, &watch)?;
     drop(watch);
     output::print(&match args.json {
-        true => output::json(&outcome.record)?,
+        true => output::json_in(&outcome.out, &outcome.record)?,
         false => {
             let path = outcome.rollouts();
             let command = scoring_command(&job, &path);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::output::{self, quoted};
 use super::progress::Terminal;
@@ -144,6 +144,17 @@ fn all_options() -> String {
     text
 }
 
+/// The same, as JSON.
+fn options_as_json() -> Result<String> {
+    let of_group = |group: OptionGroup| DECLARED.iter().filter(move |declared| declared.group == group);
+    let options: Vec<Value> = OptionGroup::ALL
+        .into_iter()
+        .flat_map(of_group)
+        .map(|declared| json!({"option": declared.name(), "group": declared.group.title(), "help": help(declared)}))
+        .collect();
+    output::json(&options)
+}
+
 /// The typed options as a table.
 fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
     let mut table = toml::Table::new();
@@ -172,7 +183,7 @@ fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.list_options {
-        return output::print(&all_options());
+        return output::print(&if args.json { options_as_json()? } else { all_options() });
     }
     let (options, remarks) = Options::resolve_with_remarks(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
     remarks.iter().for_each(|remark| output::say(remark));

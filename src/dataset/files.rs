@@ -4,6 +4,7 @@
 //! The first bytes determine the compression, never the file's name. Inputs that can be read only once (the standard input, a pipe) are copied to a
 //! temporary file, because every file is read three times: to hash it, to detect its format, and to read it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use super::folders;
 use crate::error::{Context, Error, Result};
-use crate::files::{for_each_chunk, hex, refuse_pointer};
+use crate::files::{for_each_chunk, hex, identified, refuse_pointer};
 use crate::format::counted;
 
 pub(super) type Reader = Box<dyn BufRead + Send>;
@@ -93,6 +94,12 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
             let what = counted(folders.len() as u64, "matching folder is not read", "matching folders are not read");
             notes.push(format!("{input}: {what}, such as {}; name what to read", first.display()));
         }
+    }
+    let mut seen = HashSet::new();
+    let again: Vec<&PathBuf> = paths.iter().filter(|path| !seen.insert(identified(path))).collect();
+    if let Some(first) = again.first() {
+        let what = counted(again.len() as u64, "file is named twice and read twice", "files are named twice and read twice");
+        notes.push(format!("{what}, such as {}", first.display()));
     }
     Ok(paths)
 }

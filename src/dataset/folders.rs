@@ -14,11 +14,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::card;
 use crate::error::{Context, Error, Result};
-use crate::files::{file_name, identified};
+use crate::files::{file_name, identified, read_json};
 use crate::format::counted;
-use crate::provenance::{ROLLOUTS_FILE, is_own_folder};
+use crate::provenance::{ROLLOUTS_FILE, RUN_FILE, is_own_folder};
 
 pub(super) const CURE: &str = "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, optionally compressed; name other files individually.";
 
@@ -161,7 +163,7 @@ impl Found {
         if is_archive {
             self.archives.push(inside);
         } else if is_data_file(&inside) && (path.is_file() || path.is_symlink()) {
-            let list = if is_about_data(&path) { &mut self.own } else { &mut self.files };
+            let list = if file_about_data(&path).is_some() { &mut self.own } else { &mut self.files };
             list.push(inside);
         }
     }
@@ -173,13 +175,27 @@ fn answers(run: &Path) -> Result<Vec<PathBuf>> {
     if answers.is_file() {
         return Ok(vec![answers]);
     }
-    let cure = format!("Name the data files, individually or by a pattern such as '{}'.", run.join("*.jsonl").display());
+    let cure = match &data_of(run)[..] {
+        [] => "Name the data files themselves.".to_owned(),
+        [file] => format!("Name the data files themselves; that of the run is {file}."),
+        [file, others @ ..] => {
+            let others = counted(others.len() as u64, "other", "others");
+            format!("Name the data files themselves; those of the run are {file} and {others}, which its run.json lists.")
+        }
+    };
     Err(Error::usage("this is a run folder of this program, not data").at(run).cure(cure))
+}
+
+/// The data files that a run has read, according to its record; none if it has no record, or one without them.
+fn data_of(run: &Path) -> Vec<String> {
+    let record = read_json::<Value>(&run.join(RUN_FILE)).ok().flatten().unwrap_or_default();
+    let files = record["data"].as_array().into_iter().flatten();
+    files.filter_map(|file| file["path"].as_str()).map(str::to_owned).collect()
 }
 
 /// Prefixes (without white space) of files by this program that lie beside data but hold no rows, with their descriptions.
 pub(super) const ABOUT_DATA: [(&[u8], &str); 2] = [
-    (b"{\"changes\":1,\"run\":", "the changes that `diagnose export` has made to data"),
+    (b"{\"changes\":1,\"run\":", CHANGES),
     (b"{\"decisions\":1,\"run\":", "decisions about a run, which `diagnose export --decisions` takes"),
 ];
 
@@ -189,10 +205,19 @@ pub(super) fn about_data(head: &[u8]) -> Option<&'static str> {
     ABOUT_DATA.iter().find(|(mark, _)| begin.starts_with(mark)).map(|(_, name)| *name)
 }
 
-fn is_about_data(path: &Path) -> bool {
+const CHANGES: &str = "the changes that `diagnose export` has made to data";
+
+/// What the file describes, as for [`about_data`].
+fn file_about_data(path: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
     // Whoever reads the file later reports an unreadable one.
-    File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).is_ok() && about_data(&head).is_some()
+    File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).ok()?;
+    about_data(&head)
+}
+
+/// Whether the file lists the changes that an export made.
+pub(crate) fn are_changes(path: &Path) -> bool {
+    file_about_data(path) == Some(CHANGES)
 }
 
 fn has_word(inside: &Path, names: &[&str]) -> bool {

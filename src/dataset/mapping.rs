@@ -141,6 +141,14 @@ impl FieldMap {
         })
     }
 
+    /// Whether a mapped field takes the place of this column of the row's own.
+    pub(super) fn replaces(&self, column: &str) -> bool {
+        let is_same = |(fields, names): &(&[&str], &[&[&str]])| {
+            fields.iter().any(|field| self.has_target(field)) && names.iter().any(|names| names.contains(&column))
+        };
+        self.has_target(column) || SAME.iter().any(is_same)
+    }
+
     /// Returns the definition of the field in `--map`, as a template.
     pub(super) fn template(&self, field: &str) -> Option<String> {
         let at = self.rules.iter().position(|(target, _)| target == field)?;

@@ -75,6 +75,7 @@ pub use container::Container;
 pub use example::{Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
 pub(crate) use fields::embedded_json;
 pub use files::Compression;
+pub(crate) use folders::are_changes;
 pub use format::Format;
 pub(crate) use literal::{dumps, line, verbatim};
 pub use mapping::FieldMap;

@@ -7,6 +7,7 @@ use super::eval::{self, KnownModel, Way};
 use super::folders::{names, whole};
 use super::score::{RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
+use super::work::{Work, check_free};
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
@@ -293,9 +294,21 @@ impl Job {
     }
 }
 
+/// Returns an error if what [`write`] writes would replace files of other origin.
+pub(crate) fn check_out(sides: &Sides, out: &Path) -> Result<()> {
+    check_free(out, Work::Comparison)?;
+    match sides {
+        Sides::Runs(_) => view::check_page(&out.join(view::COMPARED_FILE)),
+        Sides::Evaluations(_) => Ok(()),
+    }
+}
+
 /// Writes diff.json, diff.md, diff.html, and the figure as PNG and SVG; for two score runs also learnt.parquet and compared.html.
 pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
+    let [json, md, html] = DIFF_FILES.map(|name| out.join(name));
+    // First, since an interrupted comparison is recognised by it.
+    write_json(&json, diff)?;
     report::draw(diff, out, "png")?;
     let figure = report::draw(diff, out, "svg")?;
     let svg = std::fs::read_to_string(&figure).context_at(&figure, "cannot read the figure")?;
@@ -304,8 +317,6 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     if let What::Scores(movement) = &diff.what {
         write_learnt_rows(movement, out)?;
     }
-    let [json, md, html] = DIFF_FILES.map(|name| out.join(name));
-    write_json(&json, diff)?;
     let [as_markdown, as_html] = report::documents(diff, command, svg);
     write_text(&md, &as_markdown)?;
     write_text(&html, &as_html)

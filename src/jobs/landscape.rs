@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::folders::names;
 use super::score::{RunRecord, read_finished_report, read_record};
+use super::work::{LANDSCAPES_FILE, Work, check_free};
 use crate::diagnosis::Report;
 use crate::diagnosis::landscape::Landscape;
 use crate::error::{Context, Error, Result};
@@ -63,6 +64,8 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
             .cure("Name runs whose models share a tokenizer."));
         }
     }
+    let out = job.out.clone().unwrap_or_else(|| last.join("landscapes"));
+    check_free(&out, Work::Landscapes)?;
     let landscapes: Vec<Landscape> = runs.iter().map(|run| Landscape::read(&run.tables)).collect::<Result<_>>()?;
     let sides: Vec<Side> = runs
         .iter()
@@ -76,8 +79,6 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
         })
         .collect();
 
-    let out = job.out.clone().unwrap_or_else(|| last.join("landscapes"));
-    std::fs::create_dir_all(&out).context_at(&out, "cannot create the folder")?;
     let panels: Vec<Panel> = runs.iter().map(panel).collect::<Result<_>>()?;
     let thresholds = &first.report.summary.thresholds;
     let caption = Caption {
@@ -85,14 +86,15 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
         data: runs.iter().map(|run| run.record.data_names()).collect::<Vec<_>>().join(" beside "),
         thresholds: thresholds.to_string(),
     };
-    for extension in ["png", "svg"] {
-        draw(&panels, &Cuts::of(thresholds), &caption, &out.join(format!("landscapes.{extension}")))?;
-    }
     let text = text(&sides, &thresholds.to_string());
     let markdown = format!("# Runs side by side\n\n![where the tokens lie](landscapes.png)\n\n{text}");
-    write_text(&out.join("landscapes.md"), &markdown)?;
     let outcome = Outcome { out, thresholds: thresholds.to_string(), runs: sides, text };
-    write_json(&outcome.out.join("landscapes.json"), &outcome)?;
+    std::fs::create_dir_all(&outcome.out).context_at(&outcome.out, "cannot create the folder")?;
+    write_json(&outcome.out.join(LANDSCAPES_FILE), &outcome)?;
+    for extension in ["png", "svg"] {
+        draw(&panels, &Cuts::of(thresholds), &caption, &outcome.out.join(format!("landscapes.{extension}")))?;
+    }
+    write_text(&outcome.out.join("landscapes.md"), &markdown)?;
     Ok(outcome)
 }
 

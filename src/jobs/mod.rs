@@ -15,7 +15,7 @@
 //! reopened.rs  a score run, reopened together with its data
 //! decisions.rs what a person decided about the rows of a run
 //! folders.rs   recognises run folders, expands globs, and names what another folder holds
-//! work.rs      the files of run folders, and which command a folder belongs to, so that no command overwrites another's
+//! work.rs      the files of run folders, and what a command may write over: its own earlier files, never another's or a person's
 //! found.rs     a model, before the data are read
 //! answer.rs    a sampled answer
 //! author.rs    what generates answers: this program, or servers

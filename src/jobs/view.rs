@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::folders;
 use super::score::{RunRecord, find_data, read_finished_report, read_record};
-use super::work::VIEW_FILE;
+use super::work::{VIEW_FILE, check_replaceable};
 use crate::dataset::{Chosen, Dataset, Example};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
@@ -48,12 +48,22 @@ pub(crate) struct Written {
     pub stays: bool,
 }
 
+/// Returns an error if a page is to be written over a file that is not one.
+pub(super) fn check_page(path: &Path) -> Result<()> {
+    check_replaceable(path, "a page of this program", |path| Ok(!Subject::of_page(path)?.is_empty()))
+}
+
 /// Writes the requested page.
 pub(crate) fn view(job: &Job) -> Result<Written> {
     if !(1..=2).contains(&job.runs.len()) {
         return Err(Error::usage(format!("expected one run, or two to compare, found {}", job.runs.len()))
             .cure("Name one run folder, or two: before and after."));
     }
+    let path = job.out.clone().unwrap_or_else(|| {
+        let name = if job.runs.len() == 1 { VIEW_FILE } else { COMPARED_FILE };
+        job.runs.last().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
+    });
+    check_page(&path)?;
     let mut opened = Vec::new();
     let mut refused = Vec::new();
     for folder in &job.runs {
@@ -84,17 +94,7 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
         let own = Seen::of(folder, record, data.ok(), job.most_tokens, seen.first())?;
         seen.push(Seen { title: name, ..own });
     }
-    let path = job.out.clone().unwrap_or_else(|| {
-        let name = if job.runs.len() == 1 { VIEW_FILE } else { COMPARED_FILE };
-        job.runs.last().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
-    });
     let (own, standing): (Vec<_>, _) = (seen.iter().map(|seen| seen.run().subject()).collect(), Subject::of_page(&path)?);
-    let is_other = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0);
-    if job.out.is_some() && standing.is_empty() && is_other(&path) {
-        return Err(Error::usage("expected the name of a new file, or of a page of this program, found another file")
-            .at(path)
-            .cure("Name a new file, such as page.html."));
-    }
     // If the data are gone, a page with their texts is the only copy left.
     let is_of_them = standing.len() == own.len() && standing.iter().zip(&own).all(|(standing, own)| standing.is_like(own));
     let stays = is_of_them && standing.iter().zip(&own).any(|(standing, own)| standing.has_texts && !own.has_texts);

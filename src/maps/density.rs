@@ -82,9 +82,10 @@ pub(super) fn scene(data: &Density, shares: [f64; 4], cuts: &Cuts, caption: &Cap
     let scale = LogScale { from: 1.0, to: most.max(10.0) };
     plane::draw_cells(&mut scene, &frame, grid, &scale);
     plane::draw_bounds(&mut scene, &frame, data.vocab_size);
-    plane::label_bounds(&mut scene, &frame, data.vocab_size);
     let labels = std::array::from_fn(|idx| [QUADRANT_NAMES[idx].to_owned(), format!("{} of tokens", percent(shares[idx]))]);
     plane::draw_quadrants(&mut scene, &frame, cuts, &labels);
+    // Above the lines of the thresholds, which may lie where the labels are.
+    plane::label_bounds(&mut scene, &frame, data.vocab_size);
 
     let (base, left) = (HEADER_HEIGHT + TOP_MARGINAL, frame.right() + GAP);
     let longest = |counts: &[f64]| counts.iter().copied().fold(1.0, f64::max);

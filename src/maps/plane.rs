@@ -153,8 +153,8 @@ pub(super) fn label_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) 
     let small = Text { size: NOTE_SIZE, ..Text::small(SOFT_INK) };
     let x = logit(0.86);
     let (right, y) = frame.at(x, upper_bound(x, vocab_size).sqrt());
-    scene.text(right + 12.0, y - 2.0, "upper bound h(p) + (1−p) ln(V−1)", small);
-    scene.text(frame.x_at(logit(0.3)), frame.bottom() - 12.0, "lower bound h(p)", small);
+    scene.veiled_text(right + 12.0, y - 2.0, "upper bound h(p) + (1−p) ln(V−1)", small);
+    scene.veiled_text(frame.x_at(logit(0.3)), frame.bottom() - 12.0, "lower bound h(p)", small);
 }
 
 /// The height of the strips above and below the plane that hold the names of the quadrants: every cell of the plane itself may

@@ -360,6 +360,29 @@ impl Scene {
         self.shapes.iter().filter_map(of).collect()
     }
 
+    /// The texts over which a line of this colour is drawn later.
+    pub fn texts_struck_by(&self, paint: Paint) -> Vec<&str> {
+        let crosses = |a: (f64, f64, f64, f64), from: Point, to: Point| {
+            let ((left, right), (top, bottom)) = ((from.0.min(to.0), from.0.max(to.0)), (from.1.min(to.1), from.1.max(to.1)));
+            a.0 < right && left < a.2 && a.1 < bottom.max(top + 1.0) && top < a.3
+        };
+        let mut struck = Vec::new();
+        for (idx, shape) in self.shapes.iter().enumerate() {
+            let Shape::Text { at, text, style } = shape else { continue };
+            let place = text_box(*at, text, style);
+            let is_struck = self.shapes[idx + 1..].iter().any(|shape| match shape {
+                Shape::Path { points, paint: other, .. } if *other == paint => {
+                    points.windows(2).any(|pair| crosses(place, pair[0], pair[1]))
+                }
+                _ => false,
+            });
+            if is_struck {
+                struck.push(text.as_str());
+            }
+        }
+        struck
+    }
+
     /// Panics if two texts overlap or a text leaves the picture.
     pub fn check_texts(&self) {
         let boxes: Vec<_> = self

@@ -321,6 +321,7 @@ fn cuts_of_every_preset_are_drawn() {
     ] {
         let scene = density::scene(&density_of(&tokens), [0.25; 4], &Cuts { probability, entropies, tail: None }, &caption());
         scene.check_texts();
+        assert_eq!(scene.texts_struck_by(style::CUT), [""; 0]);
         let folder = tempfile::tempdir().unwrap();
         check_files(&scene, &folder.path().join("density"));
     }

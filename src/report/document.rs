@@ -113,9 +113,12 @@ pub(super) fn html(blocks: &[Block], figure: &str) -> String {
 /// Escapes text for Markdown, on one line.
 pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
         match c {
             '\n' | '\r' => escaped.push(' '),
+            // Before a name or a number it may be the beginning of an entity, such as `&amp;`.
+            '&' if chars.peek().is_some_and(|next| next.is_ascii_alphanumeric() || *next == '#') => escaped.push_str("\\&"),
             '|' | '<' | '*' | '_' | '`' | '[' | '#' | '\\' => {
                 escaped.push('\\');
                 escaped.push(c);
@@ -138,17 +141,17 @@ mod tests {
     fn the_same_blocks_in_both_languages_and_no_markup_from_the_text() {
         let blocks = [
             Block::Title("a_b <i>".into()),
-            Block::Paragraph(vec![strong("5 < 6"), plain(" & [x](y)")]),
+            Block::Paragraph(vec![strong("5 < 6"), plain(" & [x](y) &amp;")]),
             Block::Table { head: vec!["task", ">n"], rows: vec![vec![plain("a|b\nc"), Inline::Code("`<script>".into())]] },
             Block::List(vec![vec![plain("x"), Inline::Code("y".into())]]),
             Block::Figure { name: "forest", shows: "differences" },
             Block::Code("diagnose diff a b".into()),
         ];
-        let expected = "# a\\_b \\<i>\n\n**5 \\< 6** & \\[x](y)\n\n| task | n |\n|---|---:|\n| a\\|b c | `ˋ<script>` |\n\n- x`y`\n\n\
+        let expected = "# a\\_b \\<i>\n\n**5 \\< 6** & \\[x](y) \\&amp;\n\n| task | n |\n|---|---:|\n| a\\|b c | `ˋ<script>` |\n\n- x`y`\n\n\
                         ![differences](forest.png)\n\n```\ndiagnose diff a b\n```\n\n";
         assert_eq!(markdown(&blocks), expected);
         let html = html(&blocks, "<svg>forest</svg>");
-        let expected = "<section class=\"diagnose\">\n<h1>a_b &lt;i&gt;</h1>\n<p><strong>5 &lt; 6</strong> &amp; [x](y)</p>\n<table>\n\
+        let expected = "<section class=\"diagnose\">\n<h1>a_b &lt;i&gt;</h1>\n<p><strong>5 &lt; 6</strong> &amp; [x](y) &amp;amp;</p>\n<table>\n\
             <thead><tr><th>task</th><th style=\"text-align:right\">n</th></tr></thead>\n<tbody>\n\
             <tr><td>a|b\nc</td><td style=\"text-align:right\"><code>`&lt;script&gt;</code></td></tr>\n</tbody>\n</table>\n\
             <ul>\n<li>x<code>y</code></li>\n</ul>\n<figure role=\"img\" aria-label=\"differences\">\n\

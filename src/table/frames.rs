@@ -40,7 +40,7 @@ pub(super) fn text_column<'a>(name: &str, texts: impl Iterator<Item = &'a str>) 
 }
 
 /// The metadata key for the name of the table.
-const TABLE_KEY: &str = "diagnose.table";
+pub(super) const TABLE_KEY: &str = "diagnose.table";
 
 /// Writes a Parquet file atomically; `fill` writes the batches, one row group each. `table` is the file's name without extension.
 pub(super) fn write_frames(

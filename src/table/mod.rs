@@ -45,7 +45,7 @@ pub use finish::{Finished, THRESHOLDS_KEY, finish, sort_again};
 pub use in_context::{IN_CONTEXT_FILE, PromptedToken, write_in_context};
 pub(crate) use join::join_shards;
 pub use learnt::{LEARNT_FILE, LearntRow, write_learnt};
-pub(crate) use offline::{ANSWERS_FOLDER, Answers, SEQUENCES_FILE, write_sequences};
+pub(crate) use offline::{ANSWERS_FOLDER, Answers, SEQUENCES_FILE, are_sequences, write_sequences};
 pub use quantiles::{quantile_of, quantiles};
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};
 pub use rows::{Row, RowMasses, read_rows};

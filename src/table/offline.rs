@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use polars::prelude as pl;
 use polars::prelude::{IntoColumn, ListBuilderTrait};
 
-use super::frames::write_frames;
-use super::read::RowGroups;
+use super::frames::{TABLE_KEY, write_frames};
+use super::read::{RowGroups, read_provenance};
 use crate::engine::bounds::{LEAST_TOP_K, Position, TopTokens};
 use crate::error::{Context, Error, Result};
 use crate::files::{file_sha256, sha256};
@@ -22,6 +22,8 @@ use crate::tokens::Sequence;
 
 pub(crate) const SEQUENCES_FILE: &str = "sequences.parquet";
 pub(crate) const ANSWERS_FOLDER: &str = "answers";
+/// The name of the table of sequences in its metadata.
+const SEQUENCES: &str = "sequences";
 
 const COLUMNS: [&str; 7] = ["row", "pos", "token_id", "logprob", "rank", "top_ids", "top_logprobs"];
 
@@ -37,7 +39,7 @@ pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<
     let fields = [("row", pl::DataType::UInt32), ("ids", list.clone()), ("targets", list)];
     let schema: pl::Schema = fields.into_iter().map(|(name, dtype)| pl::Field::new(name.into(), dtype)).collect();
     let mut n_written = 0;
-    write_frames(path, "sequences", &schema, &[], |writer| {
+    write_frames(path, SEQUENCES, &schema, &[], |writer| {
         for batch in batches {
             let batch = batch?;
             let targets: Vec<Vec<u32>> =
@@ -54,6 +56,12 @@ pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<
         Ok(())
     })?;
     Ok(n_written)
+}
+
+/// Whether the file is one that [`write_sequences`] wrote.
+pub(crate) fn are_sequences(path: &Path) -> bool {
+    let is_name = |(key, value): &(String, String)| key == TABLE_KEY && value == SEQUENCES;
+    path.is_file() && read_provenance(path).is_ok_and(|provenance| provenance.iter().any(is_name))
 }
 
 /// Reads the answers in a folder, in the order of the sequences.

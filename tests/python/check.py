@@ -17,7 +17,7 @@ here = os.getcwd()
 data, work = str(Path(sys.argv[1]).resolve()), Path(sys.argv[2]).resolve()
 
 # The example of the README.
-run = diagnose_sft.run(data, limit=5, out=work / "runs" / "from-python", quiet=True)
+run = diagnose_sft.run(data, limit=5, out=work / "runs" / "from-python", quiet=True, json=True)
 assert run.rows.height == 5 and run.tokens.height > 50, (run.rows, run.tokens)
 assert set(run.tokens["quadrant"].unique()) <= {"confident_conflict", "uncertain", "confident", "hesitant"}
 assert run.summary["overall"]["tokens"] == run.tokens.height and run.record["version"] and run.figures and "# " in run.report

@@ -54,6 +54,8 @@ def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **opt
     Raises `subprocess.CalledProcessError`, with the program's own message as its `stderr`, if it fails.
     """
     inputs = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    # Its output is always asked for as JSON.
+    options.pop("json", None)
     for name in _OF_A_TERMINAL.intersection(options):
         raise TypeError(f"`{name}` scores nothing: type `diagnose --{name}` in a terminal")
     command = [program()]

@@ -75,13 +75,15 @@ pub(crate) fn conversation(example: &Example, reading: &Reading) -> Result<Objec
     Ok(written)
 }
 
-/// Returns the columns of the row that the format does not keep.
-pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
+/// Returns the columns of the row that the format does not keep; `mapping` is the one by which the row was read.
+pub(crate) fn left_out(target: Target, original: &Original, mapping: &FieldMap) -> Vec<String> {
     let (Some(object), true) = (&original.object, target != Target::Read) else { return Vec::new() };
     // The example holds the columns that it was read from; `conversation` and lists in `OTHER_LISTS` hold its turns.
     let is_read = |key: &str| FIELDS.contains(&key) || ASKED.contains(&key) || ANSWERED.contains(&key) || key == "conversation";
     let is_list = |key: &str, value: &Value| OTHER_LISTS.contains(&key) && value.is_array();
-    let is_held = |key: &str, value: &Value| is_nothing(value) || (is_read(key) && key != "planted") || is_list(key, value);
+    let is_own = |key: &str, value: &Value| (is_read(key) && key != "planted") || is_list(key, value);
+    let is_held =
+        |key: &str, value: &Value| is_nothing(value) || mapping.takes(key) || (is_own(key, value) && !mapping.replaces(key));
     object.iter().filter(|(key, value)| !is_held(key, value)).map(|(key, _)| key.clone()).collect()
 }
 

@@ -49,8 +49,8 @@ fn rows_by_hand() {
         json!({"id": "a", "instruction": "Née?", "input": "", "output": "é, yes.", "system": "Be brief.",
             "history": [["Capital of France?", "It is Lyon."]]}),
     );
-    assert_eq!(left_out(Target::Alpaca, &original), ["note"]);
-    assert!(left_out(Target::Read, &original).is_empty());
+    assert_eq!(left_out(Target::Alpaca, &original, &FieldMap::default()), ["note"]);
+    assert!(left_out(Target::Read, &original, &FieldMap::default()).is_empty());
 }
 
 #[test]

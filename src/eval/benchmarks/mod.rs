@@ -19,6 +19,7 @@ mod rows;
 use std::fmt::Write;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::Value;
 
 use self::rows::Row;
@@ -226,16 +227,27 @@ fn questions(benchmark: &Benchmark, rows: &rows::Rows) -> Result<Vec<tasks::Item
     }
 }
 
-/// The text that `--tasks list` prints.
-pub fn list() -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let _ = writeln!(
-        text,
-        "{:<17} {:<11} {:<25} {:<32} what, and where the data come from",
-        "task", "prompt", "metric", "examples of --fewshot"
-    );
-    let mut row = |name: &str, kind: TaskKind, written: Option<&Spec>, examples: &str, about: &str, source: &str| {
+/// A task that `--tasks list` shows.
+#[derive(Debug, Serialize)]
+pub struct Listed {
+    task: &'static str,
+    prompt: &'static str,
+    metric: &'static str,
+    /// Where the examples of `--fewshot` come from.
+    examples: &'static str,
+    about: &'static str,
+    /// Where the data come from.
+    source: String,
+}
+
+impl Listed {
+    fn of(
+        task: &'static str,
+        kind: TaskKind,
+        written: Option<&Spec>,
+        [examples, about]: [&'static str; 2],
+        source: String,
+    ) -> Listed {
         let prompt = match kind {
             TaskKind::Choice => "choices",
             TaskKind::Partial => "partial",
@@ -244,18 +256,16 @@ pub fn list() -> String {
             TaskKind::Rows => "rows",
             TaskKind::Written => "written",
         };
-        let metric = primary(kind, name).or(written.map(|spec| spec.primary)).unwrap_or_default();
-        let _ = writeln!(text, "{name:<17} {prompt:<11} {metric:<25} {examples:<32} {about}; {source}");
-    };
-    row(
-        tasks::PROBE,
-        TaskKind::Choice,
-        None,
-        "its own other items",
-        "320 questions of general knowledge, two languages",
-        "shipped with the program",
-    );
-    for benchmark in BENCHMARKS {
+        let metric = primary(kind, task).or(written.map(|spec| spec.primary)).unwrap_or_default();
+        Listed { task, prompt, metric, examples, about, source }
+    }
+}
+
+/// The tasks that need no file of the user's, or whose files have a known form.
+pub fn listed() -> Vec<Listed> {
+    let probe = ["its own other items", "320 questions of general knowledge, two languages"];
+    let mut listed = vec![Listed::of(tasks::PROBE, TaskKind::Choice, None, probe, "shipped with the program".to_owned())];
+    listed.extend(BENCHMARKS.iter().map(|benchmark| {
         let examples = match &benchmark.examples {
             Own => "its own other items",
             Drawn(_) if benchmark.written.is_some() => "the training split, by seed",
@@ -269,7 +279,22 @@ pub fn list() -> String {
             Hub { sets: [single], .. } => format!("hub: {single}"),
             Hub { sets, .. } => format!("hub: {} and {} more", sets[0], sets.len() - 1),
         };
-        row(benchmark.name, benchmark.kind, benchmark.written, examples, benchmark.about, &source);
+        Listed::of(benchmark.name, benchmark.kind, benchmark.written, [examples, benchmark.about], source)
+    }));
+    listed
+}
+
+/// The text that `--tasks list` prints.
+pub fn list() -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{:<17} {:<11} {:<25} {:<32} what, and where the data come from",
+        "task", "prompt", "metric", "examples of --fewshot"
+    );
+    for Listed { task, prompt, metric, examples, about, source } in listed() {
+        let _ = writeln!(text, "{task:<17} {prompt:<11} {metric:<25} {examples:<32} {about}; {source}");
     }
     let _ = write!(
         text,

@@ -32,6 +32,7 @@ use crate::files::{hold, sha256};
 use crate::jobs::journal::Journal;
 use crate::jobs::provenance_of;
 use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::work::{Work, check_free};
 use crate::model::{Model, ModelName, Reference};
 use desk::{Answering, Desk, notes};
 use folder::Folder;
@@ -97,6 +98,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let identity = found.identity(way)?;
     let scores = Scores { provenance, command: job.command.clone(), identity, server: None, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking, &tasks)));
+    check_free(&out, Work::Evaluation)?;
     let _held = hold(&out)?;
     let mut folder = Folder::open(&out, scores)?;
     let writes = writes(&tasks);

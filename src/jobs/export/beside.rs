@@ -10,6 +10,8 @@ use crate::files::{file_name, write_json, write_text};
 use crate::json;
 
 const DATASET_INFO: &str = "dataset_info.json";
+/// How axolotl's settings begin.
+const HEAD: &str = "# Written by diagnose export";
 
 /// The path of the settings file that the format needs besides the data.
 pub(super) fn path(target: Target, out: &Path) -> Option<PathBuf> {
@@ -22,6 +24,14 @@ pub(super) fn path(target: Target, out: &Path) -> Option<PathBuf> {
 
 fn stem(out: &Path) -> String {
     out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Whether a settings file may be written over: one that only receives another entry, or that an export wrote.
+pub(super) fn is_own(target: Target, path: &Path) -> Result<bool> {
+    match target {
+        Target::Axolotl => Ok(std::fs::read(path).context_at(path, "cannot read the file")?.starts_with(HEAD.as_bytes())),
+        _ => Ok(true),
+    }
 }
 
 /// Writes the settings file and returns its path. `turn_ends` are the control tokens that end answers, if the run records them.
@@ -55,7 +65,7 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Optio
                     .to_owned(),
             };
             let text = format!(
-                "# Written by diagnose export: axolotl's settings for {name}. Each answer says whether it is learnt.\n\
+                "{HEAD}: axolotl's settings for {name}. Each answer says whether it is learnt.\n\
                  {ends}datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
                  message_property_mappings:\n      role: role\n      content: content\n    roles_to_train: []\n    train_on_eos: turn\n    \
                  message_field_training: train\n    message_field_training_detail: train_detail\n",

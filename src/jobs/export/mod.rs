@@ -29,8 +29,9 @@ use serde_json::json;
 use super::decisions::Decisions;
 use super::reopened::Reopened;
 use super::score::sorted_by;
+use super::work::check_replaceable;
 use crate::dataset::write::{self, Reading, Target};
-use crate::dataset::{self, Container, DataFile, Example, Original, Role, Turn, WeightedPart};
+use crate::dataset::{self, Container, DataFile, Example, Original, Role, Turn, WeightedPart, are_changes};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
 use crate::files::{identified, write_atomically};
@@ -192,7 +193,7 @@ fn check_extension(out: &Path) -> Result<()> {
     }
 }
 
-/// Returns an error if an output file is an input file, one of the run's files, or another output file.
+/// Returns an error if an output file is an input file, another output file, or a file that no export has written.
 fn check_places(job: &Job, files: &[DataFile]) -> Result<()> {
     let read = files.iter().map(|file| (file.path.as_path(), "a data file of the run"));
     let read = read.chain(job.decisions.iter().map(|path| (path.as_path(), "the file of --decisions")));
@@ -204,22 +205,26 @@ fn check_places(job: &Job, files: &[DataFile]) -> Result<()> {
         (beside, "the file for the trainer beside --out"),
         (job.rewrite.clone(), "--rewrite-candidates"),
     ];
-    let run = identified(&job.run);
     for (path, what) in written.into_iter().filter_map(|(path, what)| path.map(|path| (path, what))) {
         let place = identified(&path);
-        // An earlier export into the run's folder may be replaced; the run itself has no JSON Lines files that users name.
-        let is_of_run = place.parent() == Some(run.as_path())
-            && place.exists()
-            && place.extension().is_none_or(|extension| extension != "jsonl");
         let other = taken.iter().find(|(other, _)| *other == place).map(|(_, other)| *other);
-        if let Some(other) = other.or(is_of_run.then_some("a file of the run")) {
+        if let Some(other) = other {
             return Err(Error::usage(format!("{what} names {other}, which is not overwritten"))
                 .at(path)
                 .cure("Name another file."));
         }
         taken.push((place, what));
     }
-    Ok(())
+    let changes = changes_path(&job.out);
+    check_replaceable(&job.out, "an earlier export, beside which its changes lie", |_| Ok(are_changes(&changes)))?;
+    check_replaceable(&changes, "the changes of an earlier export", |path| Ok(are_changes(path)))?;
+    if let Some(path) = beside::path(job.target, &job.out) {
+        check_replaceable(&path, "one that an earlier export wrote for the trainer", |path| beside::is_own(job.target, path))?;
+    }
+    match &job.rewrite {
+        Some(path) => check_replaceable(path, "a file of candidates, all of them still without an answer", rewrite::are_open),
+        None => Ok(()),
+    }
 }
 
 fn is_table(out: &Path) -> bool {
@@ -391,7 +396,7 @@ impl Export<'_> {
         if let Some(peer) = &mut self.peer {
             peer.read(&original.place, &example);
         }
-        self.exported.columns_left_out.extend(write::left_out(self.job.target, original));
+        self.exported.columns_left_out.extend(write::left_out(self.job.target, original, &options.mapping));
         self.exported.rows_masked += u64::from(changes.iter().any(|change| matches!(change.what, What::Mask { .. })));
         self.exported.rows_weighted += u64::from(changes.iter().any(|change| change.what == What::Weight));
         self.changes.extend(changes);

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::dataset::{Example, Role};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::table::{Column, Quadrant, Row, TOKENS_FILE, read_chunks, texts_of};
 
 /// One answer; a person or a stronger model fills in `rewrite`.
@@ -85,6 +85,13 @@ pub(super) fn choices(run: &Path) -> Result<BTreeMap<(u32, u16), Vec<Choice>>> {
         (choice.data, choice.model) = (text(choice.ids.0), text(choice.ids.1));
     }
     Ok(choices)
+}
+
+/// Whether every line of the file is a candidate without a new answer.
+pub(super) fn are_open(path: &Path) -> Result<bool> {
+    let text = std::fs::read(path).context_at(path, "cannot read the file")?;
+    // The field is the last one of a candidate.
+    Ok(text.split(|&byte| byte == b'\n').all(|line| line.is_empty() || line.ends_with(b",\"rewrite\":\"\"}")))
 }
 
 /// The candidates of one row.

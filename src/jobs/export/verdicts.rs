@@ -295,7 +295,8 @@ impl Seen {
             return verdict;
         }
         let dropped = wanted.drop.iter().find(|rule| match rule {
-            DropRule::Mass(nats) => sums.conflicts > 0 && sums.mass >= *nats,
+            // As the table of rows has it, from which the number may be taken: with as many digits.
+            DropRule::Mass(nats) => sums.conflicts > 0 && row.conflict_surplus >= *nats as f32,
             DropRule::Rows(rows) => rows.contains(&row.row),
             DropRule::Kind(_) => self.kinds.get(&row.row).is_some_and(|rules| rules.contains(rule)),
             DropRule::Inexpressible => false,
@@ -419,6 +420,26 @@ mod tests {
         assert!((change.mass - 5.0).abs() < 1e-5 && (change.loss.unwrap() - 7.5).abs() < 1e-5, "{change:?}");
         let masks = verdict(Wanted { mask: vec!["turn-mass=0".parse().unwrap()], ..wanted() }).masks;
         assert_eq!(masks.iter().map(|(mask, _)| mask.turn).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    /// A number from rows.parquet means the same row again, whether it is written with the digits of f32 or of f64.
+    #[test]
+    fn a_row_is_dropped_at_its_own_mass() {
+        for nats in (0..40).map(|i| 3.0 + 0.37 * i as f32) {
+            let folder = tempfile::tempdir().unwrap();
+            let tokens = vec![token(0, (-nats).exp(), 0.1), token(1, (-nats - 0.3).exp(), 0.7)];
+            write_parts(folder.path(), &[&[Example { row: 0, source: "a", tokens }]]);
+            finish(folder.path(), "test", |_, _, _| Quadrant::ConfidentConflict).unwrap();
+            let rows = read_rows(&folder.path().join(ROWS_FILE)).unwrap();
+            let mass = rows[0].conflict_surplus;
+            for written in [mass.to_string(), f64::from(mass).to_string()] {
+                let rule = format!("mass={written}");
+                let wanted = Wanted { drop: vec![rule.parse().unwrap()], ..wanted() };
+                assert_eq!(verdicts(folder.path(), &rows, &wanted).unwrap().0.len(), 1, "{rule}");
+            }
+            let more = Wanted { drop: vec![DropRule::Mass(f64::from(mass.next_up()))], ..wanted() };
+            assert!(verdicts(folder.path(), &rows, &more).unwrap().0.is_empty());
+        }
     }
 
     #[test]

@@ -10,12 +10,12 @@ use crate::error::{Context, Error, Result};
 use crate::files::write_text;
 use crate::jobs::served::{text_of, usual_len};
 use crate::jobs::watch::Watch;
+use crate::jobs::work::{OFFLINE_SCRIPT_FILE, Work, check_free};
 use crate::model::Served;
 use crate::table::{ANSWERS_FOLDER, SEQUENCES_FILE, write_sequences};
 use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, rendered};
 
 const SCRIPT: &str = include_str!("emit/vllm_offline.py");
-const SCRIPT_FILE: &str = "vllm_offline.py";
 
 /// The result of `emit`.
 pub(crate) struct Emitted {
@@ -31,6 +31,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
             .at(out)
             .cure("Choose another folder with --out, or remove this one."));
     }
+    check_free(out, Work::Offline)?;
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     watch.opened(dataset.files());
     let (mut served, _) = text_of(&job.model, "--emit", &job.load, watch)?;
@@ -61,7 +62,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
         return Err(nothing_to_score().cure(audit.lines().join("\n  ")));
     }
     watch.audited(&audit);
-    let script = out.join(SCRIPT_FILE);
+    let script = out.join(OFFLINE_SCRIPT_FILE);
     write_text(&script, &SCRIPT.replace("TOP_LOGPROBS", &top_k.to_string()))?;
     Ok(Emitted { sequences, script })
 }
