@@ -134,10 +134,8 @@ fn reasoning_and_calls_have_kinds_and_sentences() {
     let found = conflicts();
     let of_row = |row: u32| found.iter().filter(move |conflict| conflict.0 == row);
     let template: String = of_row(0).filter(|(_, _, kind, _)| kind == "template").map(|(_, text, ..)| text.as_str()).collect();
-    assert_eq!(
-        template,
-        "<think>\n\n</think>\n\n\n<tool_call>\n{\"name\": \"\", \"arguments\": {\"\": \"\", \"\": }}\n</tool_call><|im_end|>"
-    );
+    // The signs between and behind the arguments are the call's.
+    assert_eq!(template, "<think>\n\n</think>\n\n\n<tool_call>\n{\"name\": \"\", \"arguments\": {\"\n</tool_call><|im_end|>");
     for number in ["7", "3"] {
         assert!(of_row(0).any(|(_, text, kind, _)| text == number && kind == "number"), "{number}: {found:?}");
     }

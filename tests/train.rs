@@ -647,7 +647,7 @@ fn what_transformers_alone_applies_in_training_is_named_before_the_first_step() 
     let workdir = prepared(8);
     let model = tiny_folder(&workdir);
     let options = |more: &[&'static str]| {
-        let train = ["train", "rows.jsonl", "--model", model.to_str().unwrap(), "--batch-size", "4"];
+        let train = ["train", "rows.jsonl", "--model", model.to_str().unwrap(), "--batch-size", "4", "--warmup-steps", "0"];
         workdir.run(&[&train[..], more].concat()).ok().stderr
     };
     assert!(!options(&["--dry-run"]).contains("config.json asks"));

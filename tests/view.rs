@@ -1041,7 +1041,7 @@ fn a_page_replaces_nothing_but_pages() {
     for file in ["run.jsonl", "run/tokens.parquet", "run/run.json", "tiny.gguf"] {
         let before = std::fs::read(workdir.path(file)).unwrap();
         let ran = workdir.run(&["view", "run", "--out", file]);
-        assert!(ran.code == Some(2) && ran.stderr.contains("or of a page of this program"), "{file}: {}", ran.stderr);
+        assert!(ran.code == Some(2) && ran.stderr.contains("not a page of this program"), "{file}: {}", ran.stderr);
         assert!(std::fs::read(workdir.path(file)).unwrap() == before, "{file} has changed");
     }
     workdir.write("empty.html", "");

@@ -148,10 +148,10 @@ fn stands(whole: &str, text: &str) -> bool {
     !text.is_empty() && plain(whole).contains(&text)
 }
 
-/// The names of tools.
+/// The names of tools, which stand under `function`, or in the tool itself.
 fn names(tools: Option<&Value>) -> impl Iterator<Item = &str> {
     let tools = tools.and_then(Value::as_array).into_iter().flatten();
-    tools.filter_map(|tool| tool.pointer("/function/name")?.as_str())
+    tools.filter_map(|tool| tool.get("function").unwrap_or(tool).get("name")?.as_str())
 }
 
 /// What the template makes of an answer, less the content.
