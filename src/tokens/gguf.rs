@@ -36,7 +36,7 @@ pub struct GgufVocabulary {
     pub pre: Option<String>,
     /// The tokens in the vocabulary's encoding; the index is the token id.
     pub tokens: Vec<String>,
-    /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. If empty, all are normal.
+    /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; one for each token.
     pub token_types: Vec<i32>,
     /// For `llama`: tokens with larger scores are merged earlier.
     pub scores: Vec<f32>,
@@ -141,9 +141,12 @@ pub(super) fn inner_from_gguf(vocabulary: GgufVocabulary) -> Result<Parts> {
     if n_tokens == 0 {
         return Err(broken("expected a vocabulary in tokenizer.ggml.tokens, found none"));
     }
-    if !matches!(vocabulary.token_types.len(), n if n == 0 || n == n_tokens) {
+    // Without them nothing tells a control token from text.
+    if vocabulary.token_types.len() != n_tokens {
         let n_types = vocabulary.token_types.len();
-        return Err(broken(format!("expected one token type for each of {n_tokens} tokens, found {n_types}")));
+        return Err(broken(format!(
+            "expected one token type (tokenizer.ggml.token_type) for each of {n_tokens} tokens, found {n_types}"
+        )));
     }
     for (name, id) in [("bos", vocabulary.bos), ("eos", vocabulary.eos)] {
         if let Some(id) = id.filter(|&id| id as usize >= n_tokens) {

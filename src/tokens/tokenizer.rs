@@ -746,7 +746,9 @@ mod tests {
         check(GgufVocabulary { merges: vec!["q zz".into()], ..byte_vocabulary() }, "do not match");
         check(GgufVocabulary { scores: vec![], ..sentence_vocabulary() }, "one score");
         check(GgufVocabulary { eos: Some(9999), ..byte_vocabulary() }, "9999");
-        check(GgufVocabulary { token_types: vec![1], ..byte_vocabulary() }, "one token type");
+        for token_types in [vec![1], vec![]] {
+            check(GgufVocabulary { token_types, ..byte_vocabulary() }, "one token type");
+        }
         check(GgufVocabulary { tokens: vec![], ..byte_vocabulary() }, "found none");
     }
 }
