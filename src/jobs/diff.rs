@@ -206,12 +206,8 @@ fn other_rounding([before, after]: [&str; 2], made: [(&Provenance, &String); 2])
 
 /// How the rows of two score runs correspond if they did not read the same files in the same way; `None` if they did.
 fn other_data([before, after]: &[Run; 2]) -> Option<Pairing> {
-    let read = |run: &Run| {
-        let hashes: Vec<String> = run.record.data.iter().map(|file| file.sha256.clone()).collect();
-        (hashes, run.record.read.clone().unwrap_or_default())
-    };
     let alike = other_rendering([&before.record, &after.record]).is_empty();
-    (read(before) != read(after)).then(|| Pairing::of_other_data(&before.rows, &after.rows, alike))
+    (!before.record.reads_like(&after.record)).then(|| Pairing::of_other_data(&before.rows, &after.rows, alike))
 }
 
 /// The settings by which two runs tokenize a row differently; after a different token, a model scores the same token differently.

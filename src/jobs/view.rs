@@ -243,13 +243,9 @@ impl<'a> Seen<'a> {
 
 /// The numbers of the rows that belong to those that the first run shows, by the rule of the page (`compare.js`).
 fn partners(first: &Seen, record: &RunRecord, rows: &[Row]) -> HashSet<u32> {
-    let read = |record: &RunRecord| {
-        let hashes: Vec<String> = record.data.iter().map(|file| file.sha256.clone()).collect();
-        (hashes, record.read.clone().unwrap_or_default())
-    };
     let shown = || first.shown.rows.iter().map(|row| &row.row);
     let have_ids = shown().any(|row| row.id.is_some()) && rows.iter().any(|row| row.id.is_some());
-    let by_id = have_ids && read(first.record) != read(record);
+    let by_id = have_ids && !first.record.reads_like(record);
     let numbers: HashSet<u32> = shown().map(|row| row.row).collect();
     let ids: HashSet<&str> = shown().filter_map(|row| row.id.as_deref()).collect();
     let belongs = |row: &&Row| match by_id {

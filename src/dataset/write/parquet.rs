@@ -160,18 +160,18 @@ impl Shape {
             Err(Error::new(format!("`{path}`: {found}, which a chat template may print"))
                 .cure("Write JSON Lines, which allow different rows."))
         };
+        // A row may lack the whole of it; what it has of it is printed.
+        let is_inside = is_printed || PRINTED.contains(&path.rsplit('.').next().unwrap_or(path));
         match (self, value) {
             (Shape::Object(fields), Value::Object(object)) => {
-                let is_printed = is_printed || path.rsplit('.').next().is_some_and(|key| PRINTED.contains(&key));
-                if let (true, Some((key, _))) = (is_printed, fields.iter().find(|(key, _)| !object.contains_key(key))) {
+                if let (true, Some((key, _))) = (is_inside, fields.iter().find(|(key, _)| !object.contains_key(key))) {
                     return refused(&format!("a table has the key `{key}` in every row or in none, and one lacks it"));
                 }
                 let of = |key: &String| fields.iter().find(|(name, _)| name == key).map_or(&Shape::Null, |(_, shape)| shape);
-                object.iter().try_for_each(|(key, value)| of(key).check_printed(value, &format!("{path}.{key}"), is_printed))
+                object.iter().try_for_each(|(key, value)| of(key).check_printed(value, &format!("{path}.{key}"), is_inside))
             }
             (Shape::List(item), Value::Array(list)) => {
-                let is_printed = is_printed || PRINTED.contains(&path.rsplit('.').next().unwrap_or(path));
-                list.iter().try_for_each(|value| item.check_printed(value, path, is_printed))
+                list.iter().try_for_each(|value| item.check_printed(value, path, is_inside))
             }
             (_, Value::Null) if is_printed => refused("a table does not tell null from a missing key"),
             (Shape::Fraction, Value::Number(number)) if is_printed && !number.is_f64() => {

@@ -10,6 +10,7 @@ use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::population::Population;
 use crate::error::{Error, Result};
 use crate::jobs::decisions::{Decisions, Mask};
+use crate::stats::PerRow;
 use crate::table::{CONFLICTS_FILE, Column, KnownConflict, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, read_conflicts};
 
 /// The requested rules and decisions.
@@ -107,6 +108,13 @@ impl Place {
     }
 }
 
+/// The tokens of the row being read, each with whether a rule masks it.
+#[derive(Default)]
+struct OpenRow {
+    row: u32,
+    tokens: Vec<(Place, bool)>,
+}
+
 /// A character has up to four bytes, each of which may be a token: a mask of one is widened to at most three beside it.
 const BESIDE: usize = 3;
 
@@ -177,17 +185,15 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
     ];
     let by_turn = wanted.mask.iter().any(|rule| matches!(rule, MaskRule::TurnMass(_)));
     let mut seen = Seen::default();
-    // The tokens of the row being read, each with whether a rule masks it.
-    let mut of_row: Vec<(Place, bool)> = Vec::new();
-    let mut last_row = None;
+    let mut open = PerRow::<OpenRow>::default();
     for chunk in read_chunks(&tables, &columns) {
         let chunk: TokenChunk = chunk?;
         for i in 0..chunk.len() {
             let (row, loss) = (chunk.row[i], -f64::from(chunk.logprob[i]));
-            if last_row.is_some_and(|last| last != row) {
-                seen.close(last_row.take(), &mut of_row, wanted);
+            if let Some(ended) = open.go_to(row) {
+                seen.close(&ended, wanted);
             }
-            last_row = Some(row);
+            open.sums.row = row;
             let surplus = loss - f64::from(chunk.entropy[i]);
             let is_conflict = chunk.quadrant[i] == Quadrant::ConfidentConflict;
             let sums = seen.sums.entry(row).or_default();
@@ -216,10 +222,12 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
                 seen.turns.entry((row, place.turn)).or_default().add(&place);
             }
             let is_masked = is_conflict && seen.apply(wanted, row, place, kinds.get(&(row, chunk.pos[i])).copied());
-            of_row.push((place, is_masked));
+            open.sums.tokens.push((place, is_masked));
         }
     }
-    seen.close(last_row, &mut of_row, wanted);
+    if let Some(ended) = open.end() {
+        seen.close(&ended, wanted);
+    }
     Ok(seen)
 }
 
@@ -236,18 +244,16 @@ fn kinds_of_conflicts(run: &Path, wanted: &Wanted) -> Result<HashMap<(u32, u32),
 
 impl Seen {
     /// Keeps those of the row's tokens that its masks may take out of the loss.
-    fn close(&mut self, row: Option<u32>, tokens: &mut Vec<(Place, bool)>, wanted: &Wanted) {
-        let Some(row) = row else { return };
-        let is_decided = wanted.decisions.rows.get(&row).is_some_and(|decision| !decision.masks.is_empty());
+    fn close(&mut self, OpenRow { row, tokens }: &OpenRow, wanted: &Wanted) {
+        let is_decided = wanted.decisions.rows.get(row).is_some_and(|decision| !decision.masks.is_empty());
         let is_near = |idx: usize| {
             let near = idx.saturating_sub(BESIDE)..tokens.len().min(idx + BESIDE + 1);
             tokens[near].iter().any(|(_, is_masked)| *is_masked)
         };
-        if is_decided || self.masked.contains_key(&row) {
+        if is_decided || self.masked.contains_key(row) {
             let places = (0..tokens.len()).filter(|&idx| is_decided || is_near(idx)).map(|idx| tokens[idx].0).collect();
-            self.places.insert(row, places);
+            self.places.insert(*row, places);
         }
-        tokens.clear();
     }
 
     /// Applies the rules about single conflicts to the one at `place`, and returns whether one of them masks it.

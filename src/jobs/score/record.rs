@@ -114,6 +114,12 @@ impl ReadRecord {
 }
 
 impl RunRecord {
+    /// Whether both runs read the same files in the same way, and so have the same rows under the same numbers.
+    pub(crate) fn reads_like(&self, other: &RunRecord) -> bool {
+        let hashes = |run: &RunRecord| run.data.iter().map(|file| file.sha256.clone()).collect::<Vec<_>>();
+        hashes(self) == hashes(other) && self.read.clone().unwrap_or_default() == other.read.clone().unwrap_or_default()
+    }
+
     /// Which records of the data were read.
     pub(crate) fn choice(&self) -> Choice {
         match (self.sample, self.seed) {
