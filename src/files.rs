@@ -190,6 +190,21 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
     Ok(())
 }
 
+/// Removes a folder, if it is there, that must never be found with a part of its files: it gets another name first. What a killed
+/// call left under that name is removed, too.
+pub(crate) fn retire(folder: &Path) -> Result<()> {
+    let retired = folder.with_file_name(format!(".{}.retired", file_name(folder).trim_start_matches('.')));
+    let remove = || match retired.exists() {
+        true => fs::remove_dir_all(&retired).context_at(&retired, "cannot remove the folder"),
+        false => Ok(()),
+    };
+    remove()?;
+    if folder.exists() {
+        fs::rename(folder, &retired).context_at(folder, "cannot put the folder away")?;
+    }
+    remove()
+}
+
 /// Returns an error if the file is a pointer that Git LFS or git-annex left in place of a large file. A file that cannot be
 /// opened is left for the caller to report.
 pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
@@ -365,6 +380,20 @@ mod tests {
         in_new_folder(&folder, |partial| write_synced(&partial.join("weights"), b"new")).unwrap();
         assert_eq!(fs::read_to_string(folder.join("weights")).unwrap(), "new");
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_retired_folder_leaves_nothing_behind() {
+        let parent = tempfile::tempdir().unwrap();
+        let [folder, retired] = [".parts", ".parts.retired"].map(|name| parent.path().join(name));
+        // The state after a kill within the removal, and then a new folder of the same name.
+        for path in [&retired, &folder] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("part"), "").unwrap();
+        }
+        retire(&folder).unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        retire(&folder).unwrap();
     }
 
     #[test]

@@ -1088,6 +1088,7 @@ fn lines_that_end_in_carriage_returns_alone_are_named() {
     let row = r#"{"prompt": "a", "completion": "b"}"#;
     for (name, text) in [
         ("a.csv", "prompt,completion\ra,b\rc,d\r".to_owned()),
+        ("lines.csv", "prompt,completion\ra,\"b\nc\"\rd,e\r".to_owned()),
         ("a.dat", "prompt,completion\ra,b".to_owned()),
         ("a.tsv", "prompt\tcompletion\ra\tb".to_owned()),
         ("a.txt", "one\rtwo\r".to_owned()),

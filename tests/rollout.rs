@@ -100,6 +100,26 @@ fn answers_are_rows_that_score_as_the_model_drew_them() {
     assert!(scored.stderr.contains("do not match the row"), "{}", scored.stderr);
 }
 
+/// A mask is decided about the text of an answer, and holds for the tokens that were drawn.
+#[test]
+fn masked_parts_of_answers_are_not_learnt() {
+    let workdir = workdir(6);
+    workdir.run(&[&COMMAND[..], &["--out", "run"]].concat()).ok();
+    let scored = |data: &str, out: &str| -> u64 {
+        let score = ["--model", "tiny.gguf", "--thresholds", "p=0.004,H=9", "--no-view", "--json"];
+        let report = workdir.run(&[&[data, "--out", out], &score[..]].concat()).ok().json();
+        assert_eq!(report["on_policy"]["rows"], 12, "{report}");
+        report["overall"]["tokens"].as_u64().unwrap()
+    };
+    let before = scored("run/rollouts.jsonl", "scores");
+    workdir.run(&["export", "scores", "--out", "masked.jsonl", "--mask", "conflicts"]).ok();
+    let changes = rows(&std::fs::read_to_string(workdir.path("masked.changes.jsonl")).unwrap());
+    let masks = changes.iter().filter(|change| change["action"] == "mask");
+    let masked: u64 = masks.map(|mask| mask["tokens"].as_u64().unwrap()).sum();
+    assert!(masked > 100 && masked + 100 < before, "{masked} of {before}");
+    assert_eq!(scored("masked.jsonl", "again"), before - masked);
+}
+
 #[test]
 fn a_killed_run_and_another_batch_give_the_same_answers() {
     killed_and_written_again(300, &COMMAND);

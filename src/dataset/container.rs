@@ -104,7 +104,10 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         let error = Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}"));
         return Err(if cure.is_empty() { error } else { error.cure(cure) });
     }
-    if ends_lines_with_returns(text) {
+    let is_csv = matches!(extension.as_str(), "csv" | "tsv");
+    // A line feed in a cell does not end the header.
+    let header = text.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    if ends_lines_with_returns(text) || is_csv && header.contains(&b'\r') {
         return Err(Error::new(
             "expected lines that end in a line feed, found some that end in a carriage return only, as on old Macs",
         )
@@ -112,7 +115,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
     }
     match extension.as_str() {
         "parquet" => return Err(Error::new("expected a Parquet file, which begins with `PAR1`, found something else")),
-        "csv" | "tsv" => return Ok(Container::Csv),
+        _ if is_csv => return Ok(Container::Csv),
         _ if is_text_by_name => return Ok(Container::Text),
         _ => {}
     }

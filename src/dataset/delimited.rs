@@ -43,7 +43,7 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
             budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
             match reader.read_byte_record(&mut record) {
                 Ok(false) => return None,
-                Ok(true) if record.as_slice() == b"\r" => continue,
+                Ok(true) if record.len() == 1 && record.as_slice() == b"\r" => continue,
                 Ok(true) if record.as_slice() == b"\0" => return None,
                 Ok(true) => {
                     // The record's own position would be that of the blank lines before it.
@@ -166,6 +166,8 @@ mod tests {
         assert_eq!(read("a\tb,c\td\n1\t2\t3\r\n"), r#"2: {"a":"1","b,c":"2","d":"3"}"#);
         assert_eq!(read("a,b\r\n\r\n1,\"x\r\n\"\r\n2,y"), r#"3: {"a":"1","b":"x\r\n"}; 5: {"a":"2","b":"y"}"#);
         assert_eq!(read("a,b\n1,\"2\n3\n"), "2: expected a closing quote, found the end of the file");
+        // Cells without text are a row, a blank line is none.
+        assert_eq!(read("a,b\r\n,\r\n\r\n1,2\r\n"), r#"2: {"a":"","b":""}; 4: {"a":"1","b":"2"}"#);
         assert_eq!(read("a;b\n1;2"), r#"2: {"a":"1","b":"2"}"#);
         assert_eq!(read("a,b\n1\n1,2"), r#"2: expected 2 cells as in the header, found 1; 3: {"a":"1","b":"2"}"#);
     }

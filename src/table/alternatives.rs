@@ -17,6 +17,7 @@ use polars::prelude::IntoColumn;
 use super::frames::{TextColumn, write_frames};
 use super::read::{RowGroups, strings};
 use crate::error::{Context, Result};
+use crate::files::retire;
 use crate::kernels::TokenStatistics;
 
 /// The name of the file in a run folder.
@@ -120,7 +121,7 @@ pub(super) fn set_aside(run: &Path, parts: impl Iterator<Item = PathBuf>) -> Res
 pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>) -> Result<()> {
     let waiting = run.join(WAITING_FOLDER);
     if !waiting.exists() {
-        return Ok(());
+        return retire(&waiting);
     }
     let rows = rows()?;
     let mut paths = Vec::new();
@@ -148,7 +149,8 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
             }
         }
     })?;
-    fs::remove_dir_all(&waiting).context_at(&waiting, "cannot remove the folder")
+    // From a partly deleted folder, the next command would make the table again with what is left.
+    retire(&waiting)
 }
 
 /// Selects the choices of these rows, so that no other texts are read.
@@ -242,9 +244,11 @@ mod tests {
         let expected = [of(1, 2), of(1, 3), of(9, 2), of(9, 3)];
         assert_eq!(read_alternatives(folder.path()).unwrap(), expected);
         assert!(!folder.path().join(WAITING_FOLDER).exists());
-        // No tables are waiting: the table stays, and `rows` is not called.
+        // No tables are waiting, though a kill may have left some that were being removed: the table stays, and `rows` is not called.
+        fs::create_dir(folder.path().join(".alternatives.retired")).unwrap();
         keep_alternatives(folder.path(), || panic!("asked")).unwrap();
         assert_eq!(read_alternatives(folder.path()).unwrap(), expected);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! Tokens are streamed by row group; only the table of rows is held in memory. Both files are replaced atomically, and the parts are deleted only
 //! after both are complete, so a run that is killed at any point can still be finished.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use polars::prelude as pl;
@@ -16,8 +15,9 @@ use super::read::{RowGroups, column_of, strings};
 use super::rows::{RowMass, RowMasses, add_masses, read_rows, write_rows};
 use super::write::finished_parts;
 use super::{Column, Quadrant, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE, read_provenance};
+use crate::files::retire;
 use crate::provenance::PARTS_FOLDER;
-use crate::{Context, Error, Result};
+use crate::{Error, Result};
 
 /// The size of a finished run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +44,8 @@ pub fn finish(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Qua
     let rows: Vec<PathBuf> = parts.iter().map(|part| part.rows.clone()).collect();
     let finished = write_tables(run, &tokens, &rows, thresholds, label)?;
     set_aside(run, parts.iter().map(|part| part.alternatives.clone()))?;
-    // A single rename removes all parts at once: a partly deleted folder must never look like a run to be finished.
-    let parts = run.join(PARTS_FOLDER);
-    let retired = run.join(".parts.joined");
-    if retired.exists() {
-        fs::remove_dir_all(&retired).context_at(&retired, "cannot remove the folder")?;
-    }
-    fs::rename(&parts, &retired).context_at(&parts, "cannot put the joined parts away")?;
-    fs::remove_dir_all(&retired).context_at(&retired, "cannot remove the folder")?;
+    // A partly deleted folder would look like a run to be finished.
+    retire(&run.join(PARTS_FOLDER))?;
     Ok(finished)
 }
 

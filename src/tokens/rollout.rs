@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::audit::Drawn;
-use super::render::{Rendered, Renderer};
+use super::render::{Rendered, Renderer, n_white, weight_at};
 use super::template::ChatTemplate;
 use super::tokenizer::Token;
 use super::turns::{Habits, Layout};
@@ -152,24 +152,26 @@ impl Renderer {
         }
         // The model did not draw what the template writes after a truncated answer.
         let has_same = sequence.ids[n_prompt..].starts_with(&rollout.ids);
-        sequence.ids.truncate(n_prompt);
-        sequence.ids.extend_from_slice(&rollout.ids);
-        sequence.supervised.truncate(n_prompt);
-        let n_weights = sequence.n_targets();
-        sequence.supervised.resize(n_prompt + rollout.ids.len(), turn.weight > 0.0);
-        rendered.target_weights.truncate(n_weights);
-        if turn.weight > 0.0 {
-            rendered.target_weights.resize(n_weights + rollout.ids.len(), turn.weight);
-        }
-        sequence.spans.truncate(n_prompt);
         let places = places_in_text(&bytes);
         let mut at = 0;
-        for &id in &rollout.ids[..n_text] {
-            let next = at + self.tokenizer.bytes(id).len();
-            sequence.spans.push(Span { turn: answer.turn as u16, begin: places[at], end: places[next] });
-            at = next;
+        let drawn = rollout.ids.iter().enumerate().map(|(n, &id)| {
+            let n_bytes = if n < n_text { self.tokenizer.bytes(id).len() } else { 0 };
+            let (begin, end) = if n < n_text { (places[at], places[at + n_bytes]) } else { (0, 0) };
+            let first = begin as usize + n_white(&bytes[at..at + n_bytes]);
+            let weight = if n_bytes > 0 { weight_at(turn, first) } else { turn.weight };
+            at += n_bytes;
+            (Span { turn: answer.turn as u16, begin, end }, weight)
+        });
+        sequence.ids.truncate(n_prompt);
+        sequence.supervised.truncate(n_prompt);
+        sequence.spans.truncate(n_prompt);
+        rendered.target_weights.truncate(sequence.n_targets());
+        for (&id, (span, weight)) in rollout.ids.iter().zip(drawn) {
+            sequence.ids.push(id);
+            sequence.spans.push(span);
+            sequence.supervised.push(weight > 0.0);
+            rendered.target_weights.extend((weight > 0.0).then_some(weight));
         }
-        sequence.spans.resize(sequence.ids.len(), Span { turn: answer.turn as u16, begin: 0, end: 0 });
         if has_same { Drawn::Same } else { Drawn::Respelt }
     }
 }

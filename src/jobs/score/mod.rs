@@ -42,8 +42,8 @@ pub(crate) use record::{RunRecord, read_record};
 pub(crate) use shards::{Joining, joined};
 pub(crate) use sorted::{read_finished_report, sorted_by};
 
-use crate::error::{Context, Result};
-use crate::files::hold;
+use crate::error::Result;
+use crate::files::{hold, retire};
 use crate::jobs::watch::Watch;
 use crate::jobs::work::{Work, check_free};
 use crate::provenance::PARTS_FOLDER;
@@ -58,10 +58,7 @@ pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {
         && let Err(changed) = plan.dataset.check_unchanged()
     {
         // It is unknown which rows these parts belong to.
-        let parts = plan.out.join(PARTS_FOLDER);
-        if parts.exists() {
-            std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
-        }
+        retire(&plan.out.join(PARTS_FOLDER))?;
         return Err(changed.cure("Its scores are not kept: run the command again, and do not change the data while it runs."));
     }
     finish::finish(&plan, stages, watch)

@@ -18,7 +18,7 @@ use crate::dataset::Shard;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
-use crate::files::{file_name, hold, read_json, write_json};
+use crate::files::{file_name, hold, read_json, retire, write_json};
 use crate::jobs::folders;
 use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
@@ -261,9 +261,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
     let ends = |row: &crate::table::Row| part_ends.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
     let folders: Vec<PathBuf> = shards.iter().map(|found| found.folder.clone()).collect();
     let parts = out.join(JOINING_FOLDER);
-    if parts.exists() {
-        std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
-    }
+    retire(&parts)?;
     join_shards(&parts, &folders, ends, &provenance(&record.identity, &record.model))?;
     write_json(&parts.join(IDENTITY_FILE), &identity)?;
     join_others(shards, out)?;
