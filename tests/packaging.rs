@@ -121,6 +121,8 @@ fn check_reads_the_options_that_lie_beside_the_data() {
     assert_eq!(learnt(&check(&["--supervise", "assistant", "--limit", "3"])), whole);
     let train = workdir.run(&["train", "rows.jsonl", "--model", "tiny.gguf", "--dry-run", "--out", "tuned"]);
     assert!(train.stderr.contains("diagnose.toml is not for `train`"), "{}", train.stderr);
+    let eval = workdir.run(&["eval", "--tasks", "rows.jsonl", "--model", "tiny.gguf", "--out", "scores"]).ok();
+    assert!(eval.stderr.contains("diagnose.toml is not for `eval`"), "{}", eval.stderr);
     workdir.write("rows.toml", "supervise = 'all'\nmodle = 'x'\n");
     let wrong = workdir.run(&["check", "rows.jsonl", "--config", "rows.toml"]);
     assert!(wrong.code == Some(2) && wrong.stderr.contains("there is no option `modle`"), "{}", wrong.stderr);

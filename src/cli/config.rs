@@ -3,6 +3,7 @@
 //! beside the data are relative to its folder, so that it means the same wherever the command runs. A file that was found may have come with the
 //! data, from anyone: it sets neither what is written where nor what is sent to whom.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::num::{IntErrorKind, ParseIntError};
 use std::path::{Path, PathBuf};
@@ -40,7 +41,11 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         None => (&command, &matches, 1),
         Some((name @ "check", of_own)) => (command.find_subcommand(name).unwrap_or(&command), of_own, 2),
         Some((name, of_other)) => {
-            if let Some(file) = beside_data(of_other) {
+            // The files of rows among the tasks of an evaluation are data, too.
+            let tasks = of_other.try_get_many::<String>("tasks").ok().flatten().unwrap_or_default();
+            let files: BTreeSet<PathBuf> =
+                beside_data(of_other).into_iter().chain(tasks.filter_map(|task| beside(Path::new(task)))).collect();
+            for file in files {
                 say(&format!("{} is not for `{name}`: it has options of scoring and of `check`", file.display()));
             }
             return Ok(matches);
@@ -132,7 +137,11 @@ fn no_number(error: &clap::Error) -> Option<Error> {
 
 /// The options file beside the first data file, if there is one.
 fn beside_data(matches: &ArgMatches) -> Option<PathBuf> {
-    let first = Path::new(matches.try_get_many::<String>("datasets").ok()??.next()?);
+    beside(Path::new(matches.try_get_many::<String>("datasets").ok()??.next()?))
+}
+
+/// The options file beside this file, or in this folder.
+fn beside(first: &Path) -> Option<PathBuf> {
     // A folder of data may contain it; standard input and globs have no neighbours. A run folder is not data.
     let folder = if first.is_dir() { first } else { first.is_file().then(|| first.parent())?? };
     Some(folder.join(NAME)).filter(|file| file.is_file() && !folder.join(RUN_FILE).is_file())

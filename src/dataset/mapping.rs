@@ -23,7 +23,7 @@ use std::str::Chars;
 
 use serde_json::Value;
 
-use super::chat::{MESSAGES, SYSTEM};
+use super::chat::{MESSAGES, SYSTEM, looks_like_turn};
 use super::fields::{self, Object, kind, list_keys};
 use super::pairs::{ANSWERED, ASKED};
 use super::{literal, tools};
@@ -168,7 +168,11 @@ impl FieldMap {
         for (target, rule) in &self.rules {
             let value = match rule {
                 Rule::Column(name) => column(&row, name).and_then(|value| checked_label(target, name, value)).cloned(),
-                Rule::Template(parts) => fill(parts, &row).map(Value::String),
+                Rule::Template(parts) => match &parts[..] {
+                    // Braces around the only column ask for no text where it has turns.
+                    [Part::Column(name)] if !is_label(target) && holds_turns(&row, name) => column(&row, name).cloned(),
+                    _ => fill(parts, &row).map(Value::String),
+                },
             };
             let value = value.map_err(|error| {
                 let named = Error::new(format!("field map for `{target}`: {}", error.message()));
@@ -189,10 +193,14 @@ impl FieldMap {
     }
 }
 
+/// Whether the field names the row or its source.
+fn is_label(target: &str) -> bool {
+    ["id", "source"].contains(&target)
+}
+
 /// Returns the value of this column, or an error if the field is a label of the row and the value none.
 fn checked_label<'a>(target: &str, column: &str, value: &'a Value) -> Result<&'a Value> {
-    let is_label = value.is_null() || value.is_string() || value.is_number();
-    if !["id", "source"].contains(&target) || is_label {
+    if !is_label(target) || value.is_null() || value.is_string() || value.is_number() {
         return Ok(value);
     }
     let inner = value.as_object().and_then(|object| object.keys().next()).map(|key| format!("{column}.{key}"));
@@ -209,6 +217,10 @@ fn fill(parts: &[Part], row: &Object) -> Result<String> {
             Part::Column(name) => match column(row, name)? {
                 nothing if literal::is_nothing(nothing) => {
                     return Err(Error::new(format!("expected a value in the column `{name}`, found {}", kind(nothing))));
+                }
+                _ if holds_turns(row, name) => {
+                    return Err(Error::new(format!("the column `{name}` holds a list of turns, which is not a text"))
+                        .cure(format!("Map the column alone, as in FIELD={name}, or give the rows a column with the text.")));
                 }
                 value => match fields::text(value) {
                     Some(value) => text.push_str(&value),
@@ -254,6 +266,12 @@ fn column<'a>(row: &'a Object, name: &str) -> Result<&'a Value> {
     row.get(name)
         .or_else(nested)
         .ok_or_else(|| Error::new(format!("expected a column `{name}`, found {}", list_keys(row.keys()))))
+}
+
+/// Whether the column holds a list of turns.
+fn holds_turns(row: &Object, name: &str) -> bool {
+    let turns = column(row, name).ok().and_then(Value::as_array);
+    turns.is_some_and(|turns| !turns.is_empty() && turns.iter().all(|turn| turn.is_object() && looks_like_turn(turn)))
 }
 
 fn parse_rule(rule: &str) -> Result<(String, Rule)> {
@@ -365,6 +383,8 @@ mod tests {
         check("completion=It is {cop:A. {a}|B. {b}}.", "completion", "It is B. y.".into());
         check("completion={cop:|{cop:|deep}}", "completion", "deep".into());
         check("text={meta.w}", "text", "[1, 2]".into());
+        let turns = || serde_json::json!([{"role": "assistant", "content": "c"}]);
+        assert_eq!(map(&["completion={t}"], serde_json::json!({"t": turns()})).unwrap()["completion"], turns());
     }
 
     #[test]
@@ -390,13 +410,16 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
         }
         for (rule, expected) in [
-            ("prompt=q", "expected a column `q`, found `cop`, `e`, `meta`"),
+            ("prompt=q", "expected a column `q`, found `cop`, `e`, `meta`, `t`"),
             ("id=meta", "field map for `id`: expected a text or a number in the column `meta`, found an object"),
             ("source=meta.ok", "expected a text or a number in the column `meta.ok`, found a boolean"),
             ("prompt={e}", "found null"),
+            ("prompt=Q: {t}", "the column `t` holds a list of turns, which is not a text"),
+            ("id={t}", "the column `t` holds a list of turns"),
             ("prompt={cop:a|b}", "expected a number from 0 to 1 in the column `cop`, found 7"),
         ] {
-            let row = serde_json::json!({"cop": 7, "e": null, "meta": {"key": "a", "ok": true}});
+            let turns = [serde_json::json!({"from": "human", "value": "q"})];
+            let row = serde_json::json!({"cop": 7, "e": null, "meta": {"key": "a", "ok": true}, "t": turns});
             let error = map(&[rule], row).unwrap_err();
             assert!(error.message().contains(expected), "{rule}: {error}");
             assert_eq!(error.exit_code(), 1);

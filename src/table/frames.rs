@@ -6,6 +6,8 @@ use std::path::Path;
 
 use polars::prelude as pl;
 use polars::prelude::IntoColumn;
+use polars_arrow::datatypes::{ArrowDataType, IntegerType};
+use polars_parquet::write::schema_to_metadata_key;
 
 use crate::error::{Context, Result};
 use crate::files::write_atomically;
@@ -51,7 +53,8 @@ pub(super) fn write_frames(
     fill: impl FnOnce(&mut pl::BatchedWriter<&mut BufWriter<File>>) -> Result<()>,
 ) -> Result<()> {
     let others = provenance.iter().filter(|(key, _)| key != TABLE_KEY).cloned();
-    let known: Vec<(String, String)> = others.chain([(TABLE_KEY.to_owned(), table.to_owned())]).collect();
+    let known: Vec<(String, String)> =
+        others.chain([(TABLE_KEY.to_owned(), table.to_owned())]).chain(arrow_schema(schema)).collect();
     write_atomically(path, |file| {
         let mut writer = pl::ParquetWriter::new(file)
             .with_compression(COMPRESSION)
@@ -62,6 +65,24 @@ pub(super) fn write_frames(
         writer.finish().context("cannot write the table")?;
         Ok(())
     })
+}
+
+/// Returns the metadata by which Arrow's readers know the types of the columns. polars would write that the codes of texts are unsigned, which pandas
+/// cannot read with pyarrow 21 and 22; all of them are in the range of the signed type as well.
+fn arrow_schema(schema: &pl::Schema) -> Option<(String, String)> {
+    let field = |(name, dtype): (&pl::PlSmallStr, &pl::DataType)| {
+        let mut field = dtype.to_arrow_field(name.clone(), pl::CompatLevel::newest());
+        if let ArrowDataType::Dictionary(codes, ..) = &mut field.dtype {
+            *codes = match *codes {
+                IntegerType::UInt8 => IntegerType::Int8,
+                IntegerType::UInt32 => IntegerType::Int32,
+                other => other,
+            };
+        }
+        (name.clone(), field)
+    };
+    let entry = schema_to_metadata_key(&schema.iter().map(field).collect());
+    entry.value.map(|value| (entry.key, value))
 }
 
 /// The table consists mostly of random float mantissas, which are incompressible; LZ4 wastes least time on them, and compresses codes and positions

@@ -4,6 +4,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 
+use polars::prelude as pl;
+use polars::prelude::SerReader;
+use polars_arrow::datatypes::{ArrowDataType, IntegerType};
+
 use super::testing::{Example, push, random_examples, token, write_parts};
 use super::*;
 use crate::Result;
@@ -109,6 +113,25 @@ fn parts_and_one_piece_give_the_same_table() {
     let (whole, split) = (of(whole.path()), of(split.path()));
     assert_eq!(whole, split);
     assert_eq!(whole.0[0].row, parts.iter().flat_map(|chunk| chunk.row.clone()).collect::<Vec<_>>());
+}
+
+/// pandas cannot read unsigned ones with pyarrow 21 and 22.
+#[test]
+fn codes_of_texts_are_signed_in_what_readers_are_told() {
+    let run = tempfile::tempdir().unwrap();
+    write_parts(run.path(), &[&random_examples(1, 0..5)]);
+    finish(run.path(), "test", by_p_and_h).unwrap();
+    let mut n_texts = 0;
+    for file in [TOKENS_FILE, ROWS_FILE] {
+        let mut reader = pl::ParquetReader::new(fs::File::open(run.path().join(file)).unwrap());
+        for field in reader.schema().unwrap().iter_values() {
+            if let ArrowDataType::Dictionary(codes, ..) = &field.dtype {
+                n_texts += 1;
+                assert!(matches!(codes, IntegerType::Int8 | IntegerType::Int32), "{file} {}: {codes:?}", field.name);
+            }
+        }
+    }
+    assert!(n_texts >= 4, "{n_texts}");
 }
 
 #[test]

@@ -172,8 +172,8 @@ const CHECKS: &[Check] = &[
         name: UNUSED,
         holds: |row| !row.unused_switches.is_empty(),
         finding: "have keys that look like switches but have no effect",
-        meaning: "The turns or parts that they should exclude are still learnt.",
-        cure: "Set `weight` (0 excludes from the loss) on the turn or part, or remove the keys if they mean something else.",
+        meaning: "The turns or parts that they should exclude are still learnt, and a variable that the chat template does not read changes nothing.",
+        cure: "Set `weight` (0 excludes from the loss) on the turn or part, correct the name of the variable, or remove the keys if they mean something else.",
     },
     Check {
         name: UNREAD,

@@ -389,10 +389,18 @@ impl Renderer {
 
     /// Returns the keys of the row that look like switches and were not used, including variables that the template does not know.
     fn unused_switches(&self, example: &Example) -> Vec<String> {
-        let knows = |name: &str| self.template_of(example).is_some_and(|(template, _)| template.spells(name));
-        let variables = example.template_switches.iter().filter_map(|switches| switches.as_object()).flatten();
-        let unknown = variables.filter(|(name, _)| !knows(name)).map(|(name, _)| format!("chat_template_kwargs.{name}"));
-        example.unused.iter().cloned().chain(unknown).collect()
+        let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
+        let reads = |name: &str| self.template_of(example).is_some_and(|(template, _)| template.reads(name));
+        let unknown = |switches: &Option<serde_json::Value>, written: &str| -> Vec<String> {
+            let names = switches.iter().filter_map(|switches| switches.as_object()).flatten().map(|(name, _)| name);
+            names.filter(|name| !reads(name)).map(|name| format!("{written}.{name}")).collect()
+        };
+        let mut unused = example.unused.clone();
+        unused.extend(unknown(&example.template_switches, "chat_template_kwargs"));
+        if !is_text {
+            unused.extend(unknown(&self.options.template_switches, "--chat-template-kwargs"));
+        }
+        unused
     }
 
     /// Returns the row's own names of roles that the template does not know, and that are replaced by standard ones.

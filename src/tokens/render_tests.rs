@@ -760,12 +760,25 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
 }
 
 #[test]
-fn a_variable_that_the_template_does_not_know_is_named() {
-    let renderer =
-        Renderer::new(byte_tokenizer(), Some(ChatTemplate::new(CHATML, None, None).unwrap()), RenderOptions::default()).unwrap();
-    let switches = serde_json::json!({"enable_thinking": false, "message": 1});
-    let example = Example { template_switches: Some(switches), ..example(vec![user("q"), assistant("a")]) };
-    assert_eq!(renderer.render(0, &example).unwrap().audit.unused_switches, ["chat_template_kwargs.enable_thinking"]);
+fn a_variable_that_the_template_does_not_read_is_named() {
+    let unused = |template: &str, of_row: serde_json::Value, of_options: serde_json::Value| {
+        let template = ChatTemplate::new(template, None, None).unwrap();
+        let options = RenderOptions { template_switches: Some(of_options), ..RenderOptions::default() };
+        let renderer = Renderer::new(byte_tokenizer(), Some(template), options).unwrap();
+        let example = Example { template_switches: Some(of_row), ..example(vec![user("q"), assistant("a")]) };
+        renderer.render(0, &example).unwrap().audit.unused_switches
+    };
+    // A part of a word of the template is no variable, nor is a name that the template assigns before it reads it.
+    let found =
+        unused(CHATML, serde_json::json!({"enable_thinking": false, "message": 1, "mess": 1}), serde_json::json!({"role": 1}));
+    let of_row = ["enable_thinking", "message", "mess"].map(|name| format!("chat_template_kwargs.{name}"));
+    assert_eq!(found, [&of_row[..], &["--chat-template-kwargs.role".to_owned()]].concat());
+    let reads = "{% macro m() %}{{ in_macro }}{% endmacro %}{% if not date is defined %}{% set date = 'today' %}{% endif %}{{ date }}{{ m() }}\
+                 {% set think = think | default(true) %}{% if ns is defined and ns.deep %}x{% endif %}{% for message in messages %}\
+                 {{ message.role }}:{{ message.content }}{% if loop.last and effort == 'high' %}!{% endif %}<|end|>{% endfor %}\
+                 {% if add_generation_prompt %}assistant:{% endif %}";
+    let known = serde_json::json!({"in_macro": 1, "date": "d", "think": false, "ns": {"deep": false}});
+    assert_eq!(unused(reads, known, serde_json::json!({"effort": "low"})), Vec::<String>::new());
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! `{% generation %} .. {% endgeneration %}`, which encloses what the model should write: it becomes two marks that no text can contain, from which
 //! [`ChatTemplate::render_marked`] derives the ranges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ use crate::files::sha256;
 pub struct ChatTemplate {
     environment: Environment<'static>,
     sha256: String,
+    /// The names that the template reads and does not assign itself.
+    variables: HashSet<String>,
     has_generation_tags: bool,
     /// Variables with Transformers' names of special tokens: `bos_token`, `pad_token`. An absent one is undefined.
     special_tokens: BTreeMap<String, String>,
@@ -36,6 +38,16 @@ pub struct ChatTemplate {
     now: Arc<AtomicU64>,
     /// The template named `tool_use`, which Transformers uses for conversations with tools.
     tool_use: Option<Box<ChatTemplate>>,
+}
+
+/// Returns the variables in `{% set x = x | default(..) %}`, which minijinja takes for assigned before they are read.
+fn set_from_themselves(source: &str) -> impl Iterator<Item = String> {
+    source.split("{%").filter_map(|block| {
+        let statement = block.split("%}").next()?.trim_matches(['-', '+']).trim_start().strip_prefix("set ")?;
+        let (name, value) = statement.split_once('=')?;
+        let mut words = value.split(|c: char| !c.is_alphanumeric() && c != '_');
+        words.any(|word| word == name.trim()).then(|| name.trim().to_owned())
+    })
 }
 
 /// The variables of a template besides the messages.
@@ -79,9 +91,13 @@ impl ChatTemplate {
             .add_template_owned(NAME, translated)
             .context("the chat template does not compile")
             .map_err(|error| error.cure(cure))?;
+        let template = environment.get_template(NAME).context("the chat template does not compile")?;
+        let mut variables = template.undeclared_variables(false);
+        variables.extend(set_from_themselves(template.source()));
         Ok(Self {
             environment,
             sha256: sha256(source),
+            variables,
             has_generation_tags,
             special_tokens: [("bos_token", bos), ("eos_token", eos)]
                 .into_iter()
@@ -98,7 +114,12 @@ impl ChatTemplate {
         self
     }
 
-    /// Whether the source contains this text, such as a role in quotes or the name of a variable.
+    /// Whether a variable of this name can change what the template prints.
+    pub(super) fn reads(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+
+    /// Whether the source contains this text, such as a role in quotes.
     pub(super) fn spells(&self, text: &str) -> bool {
         self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(text))
     }
