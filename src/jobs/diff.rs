@@ -212,13 +212,8 @@ fn other_data([before, after]: &[Run; 2]) -> Option<Pairing> {
 
 /// The settings by which two runs tokenize a row differently; after a different token, a model scores the same token differently.
 fn other_rendering([a, b]: [&RunRecord; 2]) -> Vec<&'static str> {
-    let others = [
-        (a.template_sha256 != b.template_sha256, "the template"),
-        (a.system != b.system, "the system prompt (--system)"),
-        (a.template_switches != b.template_switches, "the template's variables (--chat-template-kwargs)"),
-        (a.append_eos != b.append_eos, "the end of plain texts (--append-eos)"),
-    ];
-    others.into_iter().filter_map(|(differs, what)| differs.then_some(what)).collect()
+    let pairs = a.rendering().into_iter().zip(b.rendering());
+    pairs.filter(|(a, b)| a != b).map(|((what, _), _)| what).collect()
 }
 
 /// Differences between two score runs that change tokens, quadrants or numbers independently of the models, as sentences without full stops.

@@ -265,8 +265,8 @@ fn gates(tables: &[PathBuf]) -> Result<Vec<(String, Weight)>> {
 
 /// The settings on which the tokens of a row depend: runs in which they are equal give rows with the same text the same tokens.
 fn rendering(record: &RunRecord) -> String {
-    let RunRecord { template_sha256, system, template_switches, append_eos, max_len, vocab_size, .. } = record;
-    serde_json::json!([template_sha256, system, template_switches, append_eos, max_len, vocab_size]).to_string()
+    let settings = record.rendering().map(|(_, value)| value);
+    serde_json::json!([settings, record.max_len, record.vocab_size]).to_string()
 }
 
 /// The shown rows as the data have them. Reading stops after the last of them.
