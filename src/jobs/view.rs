@@ -269,16 +269,13 @@ fn rendering(record: &RunRecord) -> String {
     serde_json::json!([settings, record.max_len, record.vocab_size]).to_string()
 }
 
-/// The shown rows as the data have them. Reading stops after the last of them.
+/// The shown rows as the data have them.
 fn examples_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, Example>> {
-    let mut lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
+    let lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
     let mut examples = HashMap::new();
-    for record in dataset.chosen(chosen) {
-        if lines.is_empty() {
-            break;
-        }
+    for record in dataset.chosen(&chosen.only(lines.keys().copied())) {
         let record = record?;
-        let Some(line) = lines.remove(&record.row) else { continue };
+        let line = lines[&record.row];
         let unlike = |found: &str| {
             Error::new(format!("expected row {} of the run at line {line}, found {found}", record.row))
                 .at_line(&*record.place.path, record.place.line)

@@ -322,15 +322,10 @@ fn main_kinds(kinds: &HashMap<(u32, u32), ConflictKind>) -> BTreeMap<u32, Confli
 
 fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example>> {
     let mut examples = HashMap::new();
-    for record in plan.dataset.chosen(&plan.chosen) {
+    for record in plan.dataset.chosen(&plan.chosen.only(rows.iter().copied())) {
         let record = record?;
-        if rows.contains(&record.row)
-            && let Ok(example) = record.example
-        {
+        if let Ok(example) = record.example {
             examples.insert(record.row, example);
-        }
-        if examples.len() == rows.len() {
-            break;
         }
     }
     Ok(examples)

@@ -502,10 +502,7 @@ impl Alike {
 /// The texts of these answers.
 fn answers_of(answers: &BTreeSet<AnswerAt>, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<AnswerAt, String>> {
     let mut texts = HashMap::new();
-    if answers.is_empty() {
-        return Ok(texts);
-    }
-    for record in dataset.chosen(chosen) {
+    for record in dataset.chosen(&chosen.only(answers.iter().map(|(row, _)| *row))) {
         let record = record?;
         let Ok(example) = &record.example else { continue };
         for &(row, turn) in answers.range((record.row, 0)..=(record.row, u16::MAX)) {
