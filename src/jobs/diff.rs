@@ -306,7 +306,7 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     // An SVG inside HTML has no XML declaration.
     let svg = &svg[svg.find("<svg").unwrap_or_default()..];
     if let What::Scores(movement) = &diff.what {
-        write_learnt_rows(movement, out)?;
+        write_rows(movement, out)?;
     }
     let [as_markdown, as_html] = report::documents(diff, command, svg);
     write_text(&md, &as_markdown)?;
@@ -358,6 +358,7 @@ fn compare_scores([before, after]: &[Run; 2], pairing: &Pairing) -> Result<Movem
     let kinds: Option<HashMap<(u32, u32), ConflictKind>> =
         conflicts.exists().then(|| read_conflicts(&conflicts).map(by_place).collect::<Result<_>>()).transpose()?;
     let mut movement = movement::compare(&before.folder, &after.folder, pairing, kinds.as_ref())?;
+    movement.learnt.identities = [before, after].map(|run| run.record.identity.clone());
     let places: HashMap<u32, String> = before.rows.iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());
     // If the data have moved or changed, places remain without sentences.
@@ -370,7 +371,7 @@ fn compare_scores([before, after]: &[Run; 2], pairing: &Pairing) -> Result<Movem
 }
 
 /// Writes a table of all rows and the page with both runs side by side.
-fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
+fn write_rows(movement: &Movement, out: &Path) -> Result<()> {
     let rows: Vec<LearntRow> = movement
         .learnt
         .all_rows
@@ -384,10 +385,8 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
             verdict: row.verdict.map_or("", Verdict::name),
         })
         .collect();
-    let identity = |side: &str, run: &str| -> Result<(String, String)> {
-        Ok((format!("diagnose.{side}"), read_record(Path::new(run))?.identity))
-    };
-    let provenance = [identity("before", &movement.before)?, identity("after", &movement.after)?];
+    let [before, after] = movement.learnt.identities.clone();
+    let provenance = [("diagnose.before".to_owned(), before), ("diagnose.after".to_owned(), after)];
     write_learnt(&out.join(LEARNT_FILE), &rows, &provenance)?;
     let runs = vec![PathBuf::from(&movement.before), PathBuf::from(&movement.after)];
     let page = view::Job { runs, data: Vec::new(), out: Some(out.join(view::COMPARED_FILE)), most_tokens: view::MOST_TOKENS };
