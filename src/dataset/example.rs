@@ -132,6 +132,12 @@ impl Turn {
         }
     }
 
+    /// Excludes the whole turn from the loss.
+    pub(crate) fn mask(&mut self) {
+        self.weight = 0.0;
+        self.parts.clear();
+    }
+
     /// Whether any part of the turn is supervised.
     pub fn is_learnt(&self) -> bool {
         self.weight > 0.0 || self.parts.iter().any(|part| part.weight > 0.0)

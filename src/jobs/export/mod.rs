@@ -504,8 +504,7 @@ fn forget_history(example: &mut Example) {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     for (idx, turn) in example.turns.iter_mut().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
         if Some(idx) != last {
-            turn.weight = 0.0;
-            turn.parts.clear();
+            turn.mask();
         }
     }
 }
@@ -519,9 +518,6 @@ fn whole_characters(text: &str, (begin, end): (u32, u32)) -> (u32, u32) {
 fn apply(turn: &mut Turn, span: Option<(u32, u32)>) {
     match span {
         Some((begin, end)) => turn.parts.push(WeightedPart { begin: begin as usize, end: end as usize, weight: 0.0 }),
-        None => {
-            turn.weight = 0.0;
-            turn.parts.clear();
-        }
+        None => turn.mask(),
     }
 }
