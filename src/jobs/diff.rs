@@ -8,7 +8,7 @@ use super::folders::{names, whole};
 use super::score::{RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use super::work::{Work, check_free};
-use crate::diagnosis::kinds::ConflictKind;
+use crate::diagnosis::kinds::kinds_by_place;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
 use crate::diagnosis::paired::{Pairing, Partners};
@@ -23,9 +23,7 @@ use crate::jobs::watch::Watch;
 use crate::model::{DEFAULT_MODEL, Info, ModelName, Reference};
 use crate::provenance::{DIFF_FILES, Provenance, SCORES_FILE};
 use crate::report::diff::{self as report, Diff, Distance, What};
-use crate::table::{
-    CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, Row, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
-};
+use crate::table::{CONFLICTS_FILE, LEARNT_FILE, LearntRow, ROWS_FILE, Row, TOKENS_FILE, read_rows, write_learnt};
 
 /// A comparison as the user requested it.
 pub(crate) struct Job {
@@ -353,10 +351,7 @@ fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
 /// Compares two score runs; listed tokens get their sentences if the data of the first run are available.
 fn compare_scores([before, after]: &[Run; 2], pairing: &Pairing) -> Result<Movement> {
     let conflicts = before.folder.join(CONFLICTS_FILE);
-    let by_place = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
-    let by_place = |conflict: Result<KnownConflict>| conflict.and_then(by_place);
-    let kinds: Option<HashMap<(u32, u32), ConflictKind>> =
-        conflicts.exists().then(|| read_conflicts(&conflicts).map(by_place).collect::<Result<_>>()).transpose()?;
+    let kinds = conflicts.exists().then(|| kinds_by_place(&conflicts)).transpose()?;
     let mut movement = movement::compare(&before.folder, &after.folder, pairing, kinds.as_ref())?;
     movement.learnt.identities = [before, after].map(|run| run.record.identity.clone());
     let places: HashMap<u32, String> = before.rows.iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
