@@ -33,7 +33,7 @@ use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe};
-pub(crate) use slots::{Slots, check_axolotl};
+pub(crate) use slots::Reader;
 
 /// The program that trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
