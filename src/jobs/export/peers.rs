@@ -43,7 +43,7 @@ impl Peer {
     pub(super) fn read(&mut self, place: &Place, example: &Example) {
         if let Err(error) = self.reader.check(example) {
             self.unlike += 1;
-            self.example.get_or_insert_with(|| format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
+            self.example.get_or_insert_with(|| format!("{place}: {}", error.reason()));
         }
     }
 
