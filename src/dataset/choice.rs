@@ -32,7 +32,7 @@ pub struct Chosen {
     pub drawn_from: Option<u64>,
     /// The machine's share of the chosen records, or `None` for all of them.
     pub shard: Option<Shard>,
-    /// The sampled record numbers in ascending order.
+    /// The numbers of the selected records in ascending order, unless they are all or the first ones.
     drawn: Option<Arc<Vec<u32>>>,
 }
 
@@ -40,6 +40,13 @@ impl Chosen {
     /// Restricts the selection to one machine's share.
     pub fn in_shard(self, shard: Option<Shard>) -> Chosen {
         Chosen { shard, ..self }
+    }
+
+    /// Restricts the selection to these of its records; nothing is read behind the last of them.
+    pub(crate) fn only(&self, rows: impl IntoIterator<Item = u32>) -> Chosen {
+        let mut rows: Vec<u32> = rows.into_iter().collect();
+        rows.sort_unstable();
+        Chosen { drawn: Some(Arc::new(rows)), ..self.clone() }
     }
 
     /// Returns a remark for reports if not all records are read.
@@ -77,7 +84,7 @@ impl Dataset {
     /// Iterates over the chosen records in order, with the errors of [`Dataset::records`].
     pub fn chosen(&self, chosen: &Chosen) -> impl Iterator<Item = Result<Record>> + Send + use<> {
         let drawn = chosen.drawn.clone();
-        // Nothing is read behind the last record of a sample.
+        // Nothing is read behind the last selected record.
         let most = match (chosen.choice, &drawn) {
             (_, Some(drawn)) => drawn.last().map_or(0, |last| u64::from(*last) + 1),
             (Choice::First(limit), None) => limit,
@@ -120,5 +127,10 @@ mod tests {
         assert!(small.is_sorted() && small.iter().all(|row| large.contains(row)));
         assert_ne!(small, sample(10, 4));
         assert_eq!(small, sample(10, 3));
+        let chosen = dataset.choose(Choice::First(20)).unwrap();
+        let rows = |wanted: &[u32]| -> Vec<u32> {
+            dataset.chosen(&chosen.only(wanted.iter().copied())).map(|record| record.unwrap().row).collect()
+        };
+        assert_eq!((rows(&[12, 3, 7]), rows(&[])), (vec![3, 7, 12], vec![]));
     }
 }

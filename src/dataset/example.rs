@@ -1,5 +1,6 @@
 //! The common representation of training examples: one conversation or plain text, whatever format it was read from.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +16,12 @@ pub struct Place {
     pub path: Arc<PathBuf>,
     /// The line of the record's first byte, counted from 1; in tables, the row number.
     pub line: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
 }
 
 /// One conversation, or one plain text, to train on.
@@ -130,6 +137,12 @@ impl Turn {
             parts: Vec::new(),
             written: Written::default(),
         }
+    }
+
+    /// Excludes the whole turn from the loss.
+    pub(crate) fn mask(&mut self) {
+        self.weight = 0.0;
+        self.parts.clear();
     }
 
     /// Whether any part of the turn is supervised.

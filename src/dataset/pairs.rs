@@ -15,7 +15,6 @@ use super::chat::{self, Reading};
 use super::example::{Role, Turn, WeightedPart};
 use super::fields::{self, Object, kind, list, wrong_type};
 use super::literal::is_nothing;
-use super::switches::unlearn;
 use crate::error::{Error, Result};
 
 /// Column names of a prompt, and of an answer.
@@ -112,12 +111,12 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
             .count();
         let last = chosen.iter().rposition(|turn| turn.role == Role::Assistant).unwrap_or(0);
         let n_given = if rejected.is_empty() { last } else { n_common.min(last) };
-        unlearn_answers(&mut chosen[..n_given]);
+        mask_answers(&mut chosen[..n_given]);
         turns = chosen;
     } else {
         turns = match before {
             Some(mut turns) => {
-                unlearn_answers(&mut turns);
+                mask_answers(&mut turns);
                 turns.append(&mut chosen);
                 turns
             }
@@ -125,7 +124,7 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
                 let n_learnt = chosen.len();
                 let mut turns = behind_prompt(row, &ASKED, chosen, reading)?;
                 let n_given = turns.len() - n_learnt;
-                unlearn_answers(&mut turns[..n_given]);
+                mask_answers(&mut turns[..n_given]);
                 turns
             }
         };
@@ -135,8 +134,8 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
 }
 
 /// Excludes the answers from the loss, since they belong to the context of a later one.
-fn unlearn_answers(turns: &mut [Turn]) {
-    turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(unlearn);
+fn mask_answers(turns: &mut [Turn]) {
+    turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(Turn::mask);
 }
 
 fn is_whole(answer: &[Turn]) -> bool {
@@ -185,7 +184,7 @@ fn behind_prompt(row: &Object, asked: &[&str], mut answer: Vec<Turn>, reading: &
     let (key, value) = fields::required(row, asked, "")?;
     let mut turns = history(row, reading)?;
     let mut prompt = side(value, key, Role::User, reading)?;
-    unlearn_answers(&mut prompt);
+    mask_answers(&mut prompt);
     turns.append(&mut prompt);
     if let Some(text) = value.as_str().filter(|text| transcript(text).is_some()) {
         let begun = turns.pop_if(|turn| turn.role == Role::Assistant).and_then(|_| Some(text.rsplit_once(ASSISTANT)?.1));

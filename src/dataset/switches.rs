@@ -234,7 +234,7 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
                 ))
                 .cure("Keep only one of them."));
             }
-            unlearn(turn);
+            turn.mask();
         }
     }
     // NVIDIA's files list the speakers that are not supervised.
@@ -275,12 +275,6 @@ fn is_asked_for(turn: &Turn) -> bool {
     turn.role == Role::Assistant && turn.written.has_switch && turn.weight > 0.0
 }
 
-/// Excludes the whole turn from the loss.
-pub(super) fn unlearn(turn: &mut Turn) {
-    turn.weight = 0.0;
-    turn.parts.clear();
-}
-
 fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
     let mask = list(value, LOSS_MASK)?;
     let answers: Vec<usize> = (0..turns.len()).filter(|&turn| turns[turn].role == Role::Assistant).collect();
@@ -311,7 +305,7 @@ fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
             ))
             .cure("Keep only one of them."));
         } else if !is_learnt {
-            unlearn(turn);
+            turn.mask();
         } else if turn.role != Role::Assistant {
             return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is not an answer"))
                 .cure("Only assistant turns can be chosen individually; --supervise all learns the whole text."));

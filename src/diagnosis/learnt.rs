@@ -78,6 +78,9 @@ pub struct Learnt {
     /// All rows; they go into a table of their own.
     #[serde(skip)]
     pub all_rows: Vec<RowChange>,
+    /// The identities of the run before and the run after; they go into that table.
+    #[serde(skip)]
+    pub identities: [String; 2],
 }
 
 /// What training did to a group of tokens, in numbers.

@@ -58,7 +58,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
         }
         item.examples = shots;
     }
-    task.few_shot = Some(FewShot { n: n as u32, seed: is_drawn.then_some(seed), file_sha256 });
+    task.few_shot = FewShot { n: n as u32, seed: is_drawn.then_some(seed), file_sha256 };
     Ok(())
 }
 
@@ -165,7 +165,7 @@ mod tests {
         let shot = |question: &str, answer: &str| Shot { question: question.into(), between: " ".into(), answer: answer.into() };
         assert_eq!(task.items[0].examples, [shot("Q2", "a2"), shot("Q4", "a4")]);
         assert_eq!(task.items[1].examples, [shot("Q3", "b3"), shot("Q5", "b5")]);
-        assert_eq!(task.few_shot, Some(FewShot { n: 2, seed: None, file_sha256: None }));
+        assert_eq!(task.few_shot, FewShot { n: 2, seed: None, file_sha256: None });
         let mut text = parse("t", "t.txt", b"abc").unwrap();
         assert!(apply(&mut text, 1, 0).is_err() && apply(&mut text, 0, 0).is_ok());
     }

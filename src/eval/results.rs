@@ -113,23 +113,9 @@ pub struct TaskScores {
     pub data: String,
     /// SHA-256 of the data, in hexadecimal.
     pub data_sha256: String,
-    /// The number of examples before every question (`--fewshot`).
-    pub few_shot: u32,
-    /// The seed for drawing the examples; `None` if none were drawn.
-    #[serde(default)]
-    pub seed: Option<u64>,
-    /// SHA-256 of the file given by `--fewshot-from`, in hexadecimal; `None` if the examples are the task's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub few_shot_sha256: Option<String>,
-    /// Which items were evaluated.
+    /// How the task was evaluated.
     #[serde(flatten)]
-    pub chosen: Chosen,
-    /// How the questions were asked.
-    #[serde(flatten)]
-    pub asked: Asked,
-    /// How answers were generated, if the model writes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub writing: Option<Writing>,
+    pub settings: Settings,
     /// How answers ended, if the model writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endings: Option<Endings>,
@@ -161,22 +147,31 @@ pub struct Work {
 }
 
 /// Everything that determines a task's scores besides the model and the data.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Which items are evaluated.
-    pub chosen: Chosen,
     /// The examples before every question.
-    pub few_shot: Option<FewShot>,
+    #[serde(flatten)]
+    pub few_shot: FewShot,
+    /// Which items are evaluated.
+    #[serde(flatten)]
+    pub chosen: Chosen,
     /// How the questions are asked.
+    #[serde(flatten)]
     pub asked: Asked,
     /// How answers are generated; `None` if the model writes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writing: Option<Writing>,
 }
 
 impl Settings {
     /// The settings of a task.
     pub fn new(task: &Task, chosen: Chosen, asking: &Asking, writing: Option<Writing>) -> Settings {
-        Settings { chosen, few_shot: task.few_shot.clone(), asked: asking.asked(task.kind, task.few_shot.is_some()), writing }
+        Settings { few_shot: task.few_shot.clone(), chosen, asked: asking.asked(task.kind, task.few_shot.n > 0), writing }
+    }
+
+    /// How the questions are asked and the answers generated, in words.
+    pub fn ways(&self) -> Vec<String> {
+        self.asked.words().into_iter().chain(self.writing.iter().flat_map(Writing::words)).collect()
     }
 }
 
@@ -188,10 +183,10 @@ impl std::fmt::Display for Settings {
             Chosen { limit: Some(n), .. } => format!("--limit {n}"),
             _ => "all items".to_owned(),
         };
-        let examples = self.few_shot.as_ref().map_or("no examples".to_owned(), FewShot::words);
-        let ways = self.asked.words().into_iter().chain(self.writing.iter().flat_map(Writing::words));
+        let examples = self.few_shot.words();
         let ends = self.writing.as_ref().map(|writing| format!("end tokens {:?}", writing.ends));
-        write!(f, "{items} and {examples}{}", ways.chain(ends).map(|word| format!(", {word}")).collect::<String>())
+        let ways = self.ways().into_iter().chain(ends);
+        write!(f, "{items} and {examples}{}", ways.map(|way| format!(", {way}")).collect::<String>())
     }
 }
 
@@ -228,7 +223,6 @@ impl TaskScores {
         let primary = task.written.map(|spec| spec.primary).or(primary(task.kind, &task.name)).unwrap_or_default();
         let of_primary = all.iter().find(|metric| metric.name == primary);
         let design = Design::of(samples.iter().map(|sample| (sample.subject.as_deref(), sample.group.as_deref())));
-        let Settings { chosen, few_shot, asked, writing } = settings;
         TaskScores {
             n: samples.len(),
             metrics: all.iter().map(|metric| (metric.name.clone(), estimate(&metric.terms, &design, metric.link))).collect(),
@@ -240,24 +234,12 @@ impl TaskScores {
             version: task.version,
             data: task.path.clone(),
             data_sha256: task.sha256.clone(),
-            few_shot: few_shot.as_ref().map_or(0, |few_shot| few_shot.n),
-            seed: few_shot.as_ref().and_then(|few_shot| few_shot.seed),
-            few_shot_sha256: few_shot.and_then(|few_shot| few_shot.file_sha256),
-            chosen,
-            asked,
-            endings: writing.is_some().then(|| Endings::of(samples)),
-            writing,
+            endings: settings.writing.is_some().then(|| Endings::of(samples)),
+            settings,
             work,
             seconds,
             notes: Vec::new(),
         }
-    }
-
-    /// The settings, reconstructed from the scores.
-    pub fn settings(&self) -> Settings {
-        let few_shot =
-            (self.few_shot > 0).then(|| FewShot { n: self.few_shot, seed: self.seed, file_sha256: self.few_shot_sha256.clone() });
-        Settings { chosen: self.chosen, few_shot, asked: self.asked.clone(), writing: self.writing.clone() }
     }
 }
 
@@ -299,4 +281,35 @@ pub fn write_samples(folder: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
         answers::write(&folder.join(ANSWERS_FILE), tasks)?;
     }
     samples::write(&folder.join(SAMPLES_FILE), tasks)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn scores_keep_their_bytes_and_those_of_an_older_program_are_read() {
+        let written = json!({
+            "n": 2, "metrics": {}, "primary": "exact_match", "kind": "written", "version": 1, "data": "a.jsonl", "data_sha256": "03",
+            "few_shot": 5, "seed": null, "few_shot_sha256": "87", "limit": null, "sample": 2, "sample_seed": 1234, "system": "Be brief.",
+            "chat": { "template_sha256": "b1", "multiturn": true },
+            "writing": {
+                "max_new_tokens": 16, "sampling": { "temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": null }, "stops": ["Q:"], "repeats": 3,
+                "seed": 1234, "ends": [2]
+            },
+            "endings": { "end_token": 1, "stop": 1, "length": 0 },
+            "truncated": 0, "without_system": 0, "unjudged": 0, "tokens": 10, "computed_tokens": 8, "seconds": 1.5
+        });
+        let scores: TaskScores = serde_json::from_str(&written.to_string()).unwrap();
+        assert_eq!(serde_json::to_string(&scores).unwrap(), written.to_string());
+        let mut older = written;
+        ["seed", "few_shot_sha256", "sample", "sample_seed", "writing"]
+            .iter()
+            .for_each(|key| drop(older.as_object_mut().unwrap().remove(*key)));
+        older["few_shot"] = 0.into();
+        let scores: TaskScores = serde_json::from_value(older).unwrap();
+        assert_eq!((scores.settings.few_shot, scores.settings.chosen), (FewShot::default(), Chosen::default()));
+    }
 }

@@ -126,7 +126,7 @@ mod tests {
     use super::super::asking::Asked;
     use super::super::compare::TaskSamples;
     use super::super::metrics::{ChoiceScore, Sample};
-    use super::super::results::{Chosen, Settings};
+    use super::super::results::Settings;
     use super::super::tasks::TaskKind;
     use super::*;
 
@@ -170,7 +170,7 @@ mod tests {
         let asked_otherwise = |system: Option<&str>, mut side: Side| {
             for task in side.tasks.values_mut() {
                 let asked = Asked { system: system.map(str::to_owned), ..Asked::default() };
-                task.settings = Some(Settings { chosen: Chosen::default(), few_shot: None, asked, writing: None });
+                task.settings = Some(Settings { asked, ..Settings::default() });
             }
             side
         };

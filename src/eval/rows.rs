@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::metrics::{ChoiceScore, Sample};
 use super::score::{Said, Say, Scored, take_chunk};
-use super::tasks::{Examples, Item, Task, TaskKind, task_name};
+use super::tasks::{Examples, FewShot, Item, Task, TaskKind, task_name};
 use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
 use crate::error::{Error, Result};
 use crate::files::{file_sha256, sha256};
@@ -76,7 +76,7 @@ pub fn read(path: &Path) -> Result<Task> {
         written: None,
         items: rows.into_iter().map(item).collect(),
         examples: Examples::Own,
-        few_shot: None,
+        few_shot: FewShot::default(),
     })
 }
 

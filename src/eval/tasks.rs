@@ -48,8 +48,8 @@ pub struct Task {
     pub items: Vec<Item>,
     /// The source of the few-shot examples.
     pub examples: Examples,
-    /// The examples before every item; `None` if there are none.
-    pub few_shot: Option<FewShot>,
+    /// The examples before every item.
+    pub few_shot: FewShot,
 }
 
 /// The source of the examples for `fewshot.rs`.
@@ -65,20 +65,26 @@ pub enum Examples {
     File(Vec<Item>, String),
 }
 
-/// The examples before every question.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// The examples before every question; by default there are none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FewShot {
-    /// The number of examples.
+    /// The number of examples (`--fewshot`).
+    #[serde(rename = "few_shot")]
     pub n: u32,
-    /// The seed for drawing them; `None` if nothing was drawn.
+    /// The seed for drawing them; `None` if none were drawn.
+    #[serde(default)]
     pub seed: Option<u64>,
-    /// SHA-256 of the file that they come from, in hexadecimal; `None` if they are the task's own.
+    /// SHA-256 of the file given by `--fewshot-from`, in hexadecimal; `None` if the examples are the task's own.
+    #[serde(rename = "few_shot_sha256", default, skip_serializing_if = "Option::is_none")]
     pub file_sha256: Option<String>,
 }
 
 impl FewShot {
     /// The options that give these examples, for messages.
     pub fn words(&self) -> String {
+        if self.n == 0 {
+            return "no examples".to_owned();
+        }
         let drawn = self.seed.map_or(String::new(), |seed| format!(" --seed {seed}"));
         let from = self
             .file_sha256
@@ -211,7 +217,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
         written: (kind == TaskKind::Written).then_some(&uniform::SPEC),
         items,
         examples: Examples::Own,
-        few_shot: None,
+        few_shot: FewShot::default(),
     })
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
         for (item, exchanges) in chunk.into_iter().zip(asked) {
             found.records += 1;
             let Some(rendered) = found.audit.take(item.row, &item.place, item.rendered, job.read.strict)? else { continue };
-            let place = format!("{}:{}", item.place.path.display(), item.place.line);
+            let place = item.place.to_string();
             let sequence = rendered.sequence;
             lengths.push(rendered.audit.truncated.unwrap_or(sequence.ids.len()));
             if found.shown.len() < job.shown {

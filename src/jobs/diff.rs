@@ -8,7 +8,7 @@ use super::folders::{names, whole};
 use super::score::{RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use super::work::{Work, check_free};
-use crate::diagnosis::kinds::ConflictKind;
+use crate::diagnosis::kinds::kinds_by_place;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
 use crate::diagnosis::paired::{Pairing, Partners};
@@ -23,9 +23,7 @@ use crate::jobs::watch::Watch;
 use crate::model::{DEFAULT_MODEL, Info, ModelName, Reference};
 use crate::provenance::{DIFF_FILES, Provenance, SCORES_FILE};
 use crate::report::diff::{self as report, Diff, Distance, What};
-use crate::table::{
-    CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, Row, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
-};
+use crate::table::{CONFLICTS_FILE, LEARNT_FILE, LearntRow, ROWS_FILE, Row, TOKENS_FILE, read_rows, write_learnt};
 
 /// A comparison as the user requested it.
 pub(crate) struct Job {
@@ -212,13 +210,8 @@ fn other_data([before, after]: &[Run; 2]) -> Option<Pairing> {
 
 /// The settings by which two runs tokenize a row differently; after a different token, a model scores the same token differently.
 fn other_rendering([a, b]: [&RunRecord; 2]) -> Vec<&'static str> {
-    let others = [
-        (a.template_sha256 != b.template_sha256, "the template"),
-        (a.system != b.system, "the system prompt (--system)"),
-        (a.template_switches != b.template_switches, "the template's variables (--chat-template-kwargs)"),
-        (a.append_eos != b.append_eos, "the end of plain texts (--append-eos)"),
-    ];
-    others.into_iter().filter_map(|(differs, what)| differs.then_some(what)).collect()
+    let pairs = a.rendering().into_iter().zip(b.rendering());
+    pairs.filter(|(a, b)| a != b).map(|((what, _), _)| what).collect()
 }
 
 /// Differences between two score runs that change tokens, quadrants or numbers independently of the models, as sentences without full stops.
@@ -311,7 +304,7 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     // An SVG inside HTML has no XML declaration.
     let svg = &svg[svg.find("<svg").unwrap_or_default()..];
     if let What::Scores(movement) = &diff.what {
-        write_learnt_rows(movement, out)?;
+        write_rows(movement, out)?;
     }
     let [as_markdown, as_html] = report::documents(diff, command, svg);
     write_text(&md, &as_markdown)?;
@@ -358,11 +351,9 @@ fn tell_apart([before, after]: [&mut Side; 2], written: [&String; 2]) {
 /// Compares two score runs; listed tokens get their sentences if the data of the first run are available.
 fn compare_scores([before, after]: &[Run; 2], pairing: &Pairing) -> Result<Movement> {
     let conflicts = before.folder.join(CONFLICTS_FILE);
-    let by_place = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
-    let by_place = |conflict: Result<KnownConflict>| conflict.and_then(by_place);
-    let kinds: Option<HashMap<(u32, u32), ConflictKind>> =
-        conflicts.exists().then(|| read_conflicts(&conflicts).map(by_place).collect::<Result<_>>()).transpose()?;
+    let kinds = conflicts.exists().then(|| kinds_by_place(&conflicts)).transpose()?;
     let mut movement = movement::compare(&before.folder, &after.folder, pairing, kinds.as_ref())?;
+    movement.learnt.identities = [before, after].map(|run| run.record.identity.clone());
     let places: HashMap<u32, String> = before.rows.iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());
     // If the data have moved or changed, places remain without sentences.
@@ -375,7 +366,7 @@ fn compare_scores([before, after]: &[Run; 2], pairing: &Pairing) -> Result<Movem
 }
 
 /// Writes a table of all rows and the page with both runs side by side.
-fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
+fn write_rows(movement: &Movement, out: &Path) -> Result<()> {
     let rows: Vec<LearntRow> = movement
         .learnt
         .all_rows
@@ -389,10 +380,8 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
             verdict: row.verdict.map_or("", Verdict::name),
         })
         .collect();
-    let identity = |side: &str, run: &str| -> Result<(String, String)> {
-        Ok((format!("diagnose.{side}"), read_record(Path::new(run))?.identity))
-    };
-    let provenance = [identity("before", &movement.before)?, identity("after", &movement.after)?];
+    let [before, after] = movement.learnt.identities.clone();
+    let provenance = [("diagnose.before".to_owned(), before), ("diagnose.after".to_owned(), after)];
     write_learnt(&out.join(LEARNT_FILE), &rows, &provenance)?;
     let runs = vec![PathBuf::from(&movement.before), PathBuf::from(&movement.after)];
     let page = view::Job { runs, data: Vec::new(), out: Some(out.join(view::COMPARED_FILE)), most_tokens: view::MOST_TOKENS };

@@ -265,20 +265,17 @@ fn gates(tables: &[PathBuf]) -> Result<Vec<(String, Weight)>> {
 
 /// The settings on which the tokens of a row depend: runs in which they are equal give rows with the same text the same tokens.
 fn rendering(record: &RunRecord) -> String {
-    let RunRecord { template_sha256, system, template_switches, append_eos, max_len, vocab_size, .. } = record;
-    serde_json::json!([template_sha256, system, template_switches, append_eos, max_len, vocab_size]).to_string()
+    let settings = record.rendering().map(|(_, value)| value);
+    serde_json::json!([settings, record.max_len, record.vocab_size]).to_string()
 }
 
-/// The shown rows as the data have them. Reading stops after the last of them.
+/// The shown rows as the data have them.
 fn examples_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, Example>> {
-    let mut lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
+    let lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
     let mut examples = HashMap::new();
-    for record in dataset.chosen(chosen) {
-        if lines.is_empty() {
-            break;
-        }
+    for record in dataset.chosen(&chosen.only(lines.keys().copied())) {
         let record = record?;
-        let Some(line) = lines.remove(&record.row) else { continue };
+        let line = lines[&record.row];
         let unlike = |found: &str| {
             Error::new(format!("expected row {} of the run at line {line}, found {found}", record.row))
                 .at_line(&*record.place.path, record.place.line)

@@ -137,88 +137,118 @@ impl Rope {
             Some(Value::String(kind)) => kind.as_str(),
             Some(other) => return Err(Error::new(format!("expected the name of a rope scaling for `rope_type`, found {other}"))),
         };
-        let optional = |key: &str| number(parameters, key);
-        let required = |key: &str| {
-            optional(key)?.ok_or_else(|| Error::new(format!("rope scaling `{kind}` needs `{key}`, which is missing")))
-        };
-        // Transformers computes `beta or 32`, so 0 counts as absent.
-        let nonzero = |key: &str| -> Result<Option<f64>> { Ok(optional(key)?.filter(|&x| x != 0.0)) };
-        let original = || -> Result<f64> {
-            let original = optional("original_max_position_embeddings")?.unwrap_or(max_positions as f64);
-            match original >= 1.0 {
-                true => Ok(original),
-                false => Err(Error::new(format!("`original_max_position_embeddings` is {original}; expected 1 or more"))),
+        let given = Parameters { values: parameters, kind, max_positions };
+        let scaling = given.scaling()?;
+        // Transformers, too, ignores parameters that belong to another kind of scaling.
+        for (key, value) in parameters.as_object().into_iter().flatten() {
+            if !value.is_null() && !KNOWN.contains(&key.as_str()) {
+                return Err(Error::new(format!("rope scaling `{kind}` with `{key}` = {value} is not supported")));
             }
-        };
-        let ratio = || -> Result<f64> { Ok(max_positions as f64 / original()?) };
-        let scaling = match kind {
+        }
+        Ok(Rope { theta: given.optional("rope_theta")?.unwrap_or(theta), scaling })
+    }
+}
+
+/// One set of rope parameters.
+struct Parameters<'a> {
+    values: &'a Value,
+    /// The name of the scaling.
+    kind: &'a str,
+    /// The positions of the model.
+    max_positions: usize,
+}
+
+impl Parameters<'_> {
+    fn optional(&self, key: &str) -> Result<Option<f64>> {
+        number(self.values, key)
+    }
+
+    fn required(&self, key: &str) -> Result<f64> {
+        self.optional(key)?.ok_or_else(|| Error::new(format!("rope scaling `{}` needs `{key}`, which is missing", self.kind)))
+    }
+
+    /// Transformers computes `beta or 32`, so 0 counts as absent.
+    fn nonzero(&self, key: &str) -> Result<Option<f64>> {
+        Ok(self.optional(key)?.filter(|&x| x != 0.0))
+    }
+
+    /// The positions of the original training.
+    fn original(&self) -> Result<f64> {
+        let original = self.optional("original_max_position_embeddings")?.unwrap_or(self.max_positions as f64);
+        match original >= 1.0 {
+            true => Ok(original),
+            false => Err(Error::new(format!("`original_max_position_embeddings` is {original}; expected 1 or more"))),
+        }
+    }
+
+    /// How many times longer the model's sequences are than those of the original training.
+    fn ratio(&self) -> Result<f64> {
+        Ok(self.max_positions as f64 / self.original()?)
+    }
+
+    fn scaling(&self) -> Result<RopeScaling> {
+        Ok(match self.kind {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: required("factor")? },
+            "linear" => RopeScaling::Linear { factor: self.required("factor")? },
             // Scaling begins beyond the model's positions, which no sequence exceeds (`Model::load`).
             "dynamic" => {
-                required("factor")?;
+                self.required("factor")?;
                 RopeScaling::None
             }
             "llama3" => RopeScaling::Llama3 {
-                factor: required("factor")?,
-                low_freq_factor: required("low_freq_factor")?,
-                high_freq_factor: required("high_freq_factor")?,
-                original_max_positions: original()?,
+                factor: self.required("factor")?,
+                low_freq_factor: self.required("low_freq_factor")?,
+                high_freq_factor: self.required("high_freq_factor")?,
+                original_max_positions: self.original()?,
             },
-            "yarn" => {
-                let factor = match parameters.get("factor") {
-                    Some(Value::Null) => ratio()?,
-                    _ => required("factor")?,
-                };
-                let attention_factor = match (optional("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
-                    (Some(attention_factor), ..) => attention_factor,
-                    (None, Some(above), Some(below)) => yarn_mscale(factor, above) / yarn_mscale(factor, below),
-                    _ => yarn_attention_factor(factor),
-                };
-                RopeScaling::Yarn {
-                    factor,
-                    original_max_positions: original()?,
-                    beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
-                    beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
-                    attention_factor,
-                    truncate: flag(parameters, "truncate")?.unwrap_or(true),
-                }
-            }
-            "longrope" => {
-                let original_max_positions = original()?;
-                let factor = optional("factor")?.map_or_else(ratio, Ok)?;
-                let attention_factor = match optional("attention_factor")? {
-                    Some(attention_factor) => attention_factor,
-                    None if factor <= 1.0 => 1.0,
-                    None => (1.0 + factor.ln() / original_max_positions.ln()).sqrt(),
-                };
-                let short_divisors = present(parameters, "short_factor").cloned().unwrap_or_default();
-                let short_divisors: Vec<f64> = serde_json::from_value(short_divisors)
-                    .map_err(|_| Error::new("rope scaling `longrope` needs `short_factor`: expected a list of numbers"))?;
-                RopeScaling::LongRope {
-                    short_divisors,
-                    original_max_positions: original_max_positions as usize,
-                    attention_factor,
-                }
-            }
+            "yarn" => self.yarn()?,
+            "longrope" => self.longrope()?,
             other => {
                 return Err(Error::new(format!(
                     "rope scaling `{other}` is not supported; expected default, linear, dynamic, llama3, yarn or longrope"
                 )));
             }
+        })
+    }
+
+    fn yarn(&self) -> Result<RopeScaling> {
+        let factor = match self.values.get("factor") {
+            Some(Value::Null) => self.ratio()?,
+            _ => self.required("factor")?,
         };
-        // Transformers, too, ignores parameters that belong to another kind of scaling.
-        for (key, value) in parameters.as_object().into_iter().flatten() {
-            if !value.is_null() && !PARAMETERS.contains(&key.as_str()) {
-                return Err(Error::new(format!("rope scaling `{kind}` with `{key}` = {value} is not supported")));
-            }
-        }
-        Ok(Rope { theta: optional("rope_theta")?.unwrap_or(theta), scaling })
+        let scales = (self.optional("attention_factor")?, self.nonzero("mscale")?, self.nonzero("mscale_all_dim")?);
+        let attention_factor = match scales {
+            (Some(attention_factor), ..) => attention_factor,
+            (None, Some(above), Some(below)) => yarn_mscale(factor, above) / yarn_mscale(factor, below),
+            _ => yarn_attention_factor(factor),
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            original_max_positions: self.original()?,
+            beta_fast: self.nonzero("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.nonzero("beta_slow")?.unwrap_or(1.0),
+            attention_factor,
+            truncate: flag(self.values, "truncate")?.unwrap_or(true),
+        })
+    }
+
+    fn longrope(&self) -> Result<RopeScaling> {
+        let original = self.original()?;
+        let factor = self.optional("factor")?.map_or_else(|| self.ratio(), Ok)?;
+        let attention_factor = match self.optional("attention_factor")? {
+            Some(attention_factor) => attention_factor,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        };
+        let short_divisors = present(self.values, "short_factor").cloned().unwrap_or_default();
+        let short_divisors: Vec<f64> = serde_json::from_value(short_divisors)
+            .map_err(|_| Error::new("rope scaling `longrope` needs `short_factor`: expected a list of numbers"))?;
+        Ok(RopeScaling::LongRope { short_divisors, original_max_positions: original as usize, attention_factor })
     }
 }
 
 /// The rope parameters that Transformers knows (`RopeParameters`), and marks that converters leave.
-const PARAMETERS: &[&str] = &[
+const KNOWN: &[&str] = &[
     "rope_type",
     "type",
     "rope_theta",

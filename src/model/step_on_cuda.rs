@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, positions_of};
 use crate::kernels::cuda::{
-    Arena, Array, Buffer, DEVICE_PAGE, Device, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan, StepLists,
-    StepPlan, StepRows, TILE, arena_bytes, draw_words,
+    Arena, Array, Buffer, DEVICE_PAGE, Device, Indices, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan,
+    StepLists, StepPlan, StepRows, TILE, arena_bytes, draw_words,
 };
 use crate::kernels::delta::DeltaShape;
 
@@ -130,11 +130,10 @@ impl OnCuda {
         let buffer = self.room(bytes_of_a_step(&self.sizes, batch.len(), n, words, plan.n_parts()))?;
         let arena = Arena::new(&buffer, Rows::InTiles);
         let logits = arena.array(n_rows * vocabulary, Stored::F32)?;
-        let largest = arena.array(n_rows, Stored::F32)?;
-        let (randoms, scale) = match wanted {
-            Wanted::Drawn { scale, randoms } if randoms.len() == n => (randoms, scale),
+        let randoms = match wanted {
+            Wanted::Drawn { randoms, .. } if randoms.len() == n => randoms,
             Wanted::Drawn { .. } => return Err(Error::new("every draw wants a random number of its own")),
-            _ => (&[][..], 0.0),
+            _ => &[],
         };
         let randoms: Vec<u32> =
             randoms.iter().flat_map(|random| [random.to_bits() as u32, (random.to_bits() >> 32) as u32]).collect();
@@ -165,24 +164,32 @@ impl OnCuda {
         let hidden = arena.array(n_rows * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         device.multiply(hidden, head, logits, false, Rows::InTiles)?;
-        let fetched = match wanted {
-            Wanted::Logits => logits.part(0, n * vocabulary)?,
-            Wanted::Largest => {
-                device.largest_of_rows(logits, largest, vocabulary)?;
-                largest.part(0, n)?
-            }
-            Wanted::Drawn { .. } => {
-                device.largest_of_rows(logits, largest, vocabulary)?;
-                let logits = logits.part(0, n * vocabulary)?;
-                let (room, drawn) = (arena.array(n * draw_words(vocabulary), Stored::F32)?, arena.array(n, Stored::F32)?);
-                device.draw(logits, largest.indices(0, n, vocabulary as u32)?, randoms, scale, room, drawn, vocabulary)?;
-                drawn
-            }
-        };
+        let fetched = self.chosen(logits, n, wanted, randoms, &arena)?;
         let (pinned, len) = (device.pinned(4 * fetched.len())?, fetched.len());
         device.fetch(fetched, &pinned)?;
         device.synchronize()?;
         Ok(Fetched { pinned, len })
+    }
+
+    /// What is wanted of the first `n` rows of the logits. `randoms` are the random numbers of the draws, on the device.
+    fn chosen<'a>(&self, logits: Array<'a>, n: usize, wanted: Wanted, randoms: Indices, arena: &Arena<'a>) -> Result<Array<'a>> {
+        let (device, vocabulary) = (self.device, self.sizes.vocabulary);
+        let largest = || -> Result<Array<'a>> {
+            let largest = arena.array(logits.len() / vocabulary, Stored::F32)?;
+            device.largest_of_rows(logits, largest, vocabulary)?;
+            Ok(largest)
+        };
+        match wanted {
+            Wanted::Logits => logits.part(0, n * vocabulary),
+            Wanted::Largest => largest()?.part(0, n),
+            Wanted::Drawn { scale, .. } => {
+                let largest = largest()?.indices(0, n, vocabulary as u32)?;
+                let logits = logits.part(0, n * vocabulary)?;
+                let (room, drawn) = (arena.array(n * draw_words(vocabulary), Stored::F32)?, arena.array(n, Stored::F32)?);
+                device.draw(logits, largest, randoms, scale, room, drawn, vocabulary)?;
+                Ok(drawn)
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::columns::laid_out;
 use super::terminal::{Colours, in_colour};
 use crate::eval::results::{Chosen, Scores, SubjectScore, TaskScores, Work};
 use crate::eval::tasks::TaskKind;
-use crate::eval::write::{Endings, Writing};
+use crate::eval::write::Endings;
 use crate::format::{count, counted, ends, number, number_with_interval};
 use crate::stats::{Estimate, Interval};
 
@@ -41,7 +41,7 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     line(format!("\n{dim}95 % intervals: {}{reset}", methods(scores)));
     line(format!("\nscores   {bold}{out}/scores.json{reset}"));
     line(format!("samples  {out}/samples.parquet"));
-    if scores.tasks.values().any(|task| task.writing.is_some()) {
+    if scores.tasks.values().any(|task| task.settings.writing.is_some()) {
         line(format!("answers  {out}/answers.parquet"));
     }
     text
@@ -50,7 +50,7 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
 /// Remarks on a task's numbers.
 fn remarks(task: &TaskScores) -> Vec<String> {
     let mut remarks = Vec::new();
-    let ways: Vec<String> = task.asked.words().into_iter().chain(task.writing.iter().flat_map(Writing::words)).collect();
+    let ways = task.settings.ways();
     if !ways.is_empty() {
         remarks.push(ways.join(", "));
     }
@@ -107,7 +107,7 @@ fn which_items(task: &TaskScores) -> Option<String> {
         0 | 1 => String::new(),
         n => format!(" of each of {n} subjects"),
     };
-    match task.chosen {
+    match task.settings.chosen {
         Chosen { sample: Some(n), sample_seed, .. } if n <= largest => {
             let items = count(n as u64, "item");
             Some(format!("{items}{of_each} drawn at random, seed {}", sample_seed.unwrap_or_default()))

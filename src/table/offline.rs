@@ -5,7 +5,8 @@
 //! answers/NNNNN.parquet     row u32, pos u32, token_id u32, logprob f32, rank u32, top_ids list u32, top_logprobs list f32
 //! ```
 //!
-//! Answers are in the order of the sequences and of their targets; the answer files are read in the order of their names.
+//! Answers are in the order of the sequences and of their targets; the answer files are read in the order of their names. The metadata of each name
+//! the model that gave the answers.
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,8 @@ use crate::tokens::Sequence;
 
 pub(crate) const SEQUENCES_FILE: &str = "sequences.parquet";
 pub(crate) const ANSWERS_FOLDER: &str = "answers";
+/// The metadata key of the answers for the model that gave them.
+const MODEL_KEY: &str = "diagnose.model";
 /// The name of the table of sequences in its metadata.
 const SEQUENCES: &str = "sequences";
 
@@ -142,6 +145,31 @@ impl Answers {
         Ok(paths)
     }
 
+    /// Returns the model that gave the answers, with the options on which its numbers depend, if the files name it. Returns an error if they name
+    /// several.
+    pub(crate) fn model(folder: &Path) -> Result<Option<String>> {
+        let mut known: Option<(PathBuf, Option<String>)> = None;
+        for path in Answers::files(folder)? {
+            let named = read_provenance(&path)?.into_iter().find(|(key, _)| key == MODEL_KEY).map(|(_, model)| model);
+            match &known {
+                Some((other, model)) if *model != named => {
+                    let said = |model: &Option<String>| model.clone().unwrap_or_else(|| "no model".to_owned());
+                    return Err(Error::new(format!(
+                        "the answers are of several models: this file names {}, and {} names {}",
+                        said(&named),
+                        other.display(),
+                        said(model)
+                    ))
+                    .at(path)
+                    .cure("Remove the answers of all models but one, and run the driver again with that one."));
+                }
+                Some(_) => {}
+                None => known = Some((path, named)),
+            }
+        }
+        Ok(known.and_then(|(_, model)| model))
+    }
+
     /// Returns the SHA-256 over the hashes of all files in order. File names affect only the order.
     pub(crate) fn hash(folder: &Path) -> Result<String> {
         let hashes = Answers::files(folder)?.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?;
@@ -238,8 +266,12 @@ mod tests {
         Sequence { row, ids: ids.to_vec(), supervised, spans: vec![Span::default(); ids.len()] }
     }
 
-    /// Writes answers `(row, pos, token_id, logprob)` as an engine does, with twenty most probable tokens each.
     fn write_answers(path: &Path, answers: &[(u32, u32, u32, f32)]) {
+        write_answers_of(None, path, answers);
+    }
+
+    /// Writes answers `(row, pos, token_id, logprob)` as an engine does, with twenty most probable tokens each.
+    fn write_answers_of(model: Option<&str>, path: &Path, answers: &[(u32, u32, u32, f32)]) {
         let n = answers.len();
         let top: Vec<u32> = (100..120).collect();
         let mut logprobs =
@@ -259,7 +291,8 @@ mod tests {
             logprobs.finish().into_column(),
         ];
         let frame = pl::DataFrame::new(n, columns).unwrap();
-        write_frames(path, "answers", frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?)).unwrap();
+        let provenance: Vec<_> = model.iter().map(|model| (MODEL_KEY.to_owned(), (*model).to_owned())).collect();
+        write_frames(path, "answers", frame.schema(), &provenance, |writer| Ok(writer.write_batch(&frame)?)).unwrap();
     }
 
     #[test]
@@ -303,6 +336,24 @@ mod tests {
         assert!(of_first(&sequences[2]).contains("the answers end before row 9, token 2"));
         std::fs::rename(out.join(SEQUENCES_FILE), out.join("sent")).unwrap();
         assert!(Answers::open(out, 1000).err().unwrap().to_string().contains("the answers may belong to others"));
+    }
+
+    #[test]
+    fn answers_are_of_one_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        std::fs::create_dir(out.join(ANSWERS_FOLDER)).unwrap();
+        let found = |models: [Option<&str>; 2]| {
+            for (name, model) in ["00000.parquet", "00001.parquet"].into_iter().zip(models) {
+                write_answers_of(model, &out.join(ANSWERS_FOLDER).join(name), &[(3, 1, 8, -6.0)]);
+            }
+            Answers::model(out).map_err(|error| error.to_string())
+        };
+        assert_eq!(found([Some("/m/a dtype=float16"); 2]).unwrap().as_deref(), Some("/m/a dtype=float16"));
+        assert_eq!(found([None; 2]).unwrap(), None, "another program may not name it");
+        let error = found([Some("/m/a"), Some("/m/b")]).unwrap_err();
+        assert!(error.contains("00001.parquet") && error.contains("names /m/b") && error.contains("names /m/a"), "{error}");
+        assert!(found([Some("/m/a"), None]).unwrap_err().contains("names no model"));
     }
 
     #[test]

@@ -335,7 +335,7 @@ impl Audit {
         self.rows += 1;
         for (check, finding) in CHECKS.iter().zip(&mut self.findings) {
             if (check.holds)(audit) {
-                finding.add(row, || format!("{}:{}", place.path.display(), place.line));
+                finding.add(row, || place.to_string());
                 match check.name {
                     UNUSED => finding.count_keys(&audit.unused_switches),
                     UNREAD => {
@@ -357,7 +357,7 @@ impl Audit {
     pub fn add_error(&mut self, row: u32, place: &Place, error: &Error) {
         self.refused += 1;
         if let Some(finding) = self.findings.last_mut() {
-            finding.add(row, || format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
+            finding.add(row, || format!("{place}: {}", error.reason()));
             finding.add_cure(row, error.known_cure().map(str::to_owned));
         }
     }

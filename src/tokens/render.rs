@@ -410,12 +410,11 @@ impl Renderer {
         names.filter(|name| !knows_role(template, name)).cloned().collect()
     }
 
-    /// What a template makes of the row; `None` where it refuses it.
-    fn text_by(&self, template: &(ChatTemplate, Habits), example: &Example) -> Option<String> {
-        let text = |template: &ChatTemplate, _: &Habits, conversation: &Conversation| {
-            template.render(&conversation.messages, conversation.around, false)
-        };
-        self.attempts(template, example, text).ok()
+    /// Returns a template's text of the row, with the generation prompt if `asks` is set.
+    pub(super) fn text_by(&self, template: &(ChatTemplate, Habits), example: &Example, asks: bool) -> Result<String> {
+        self.attempts(template, example, |template, _, conversation| {
+            template.render(&conversation.messages, conversation.around, asks)
+        })
     }
 
     fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
@@ -454,7 +453,7 @@ impl Renderer {
             ..match is_text {
                 true => RowAudit::default(),
                 // Without its tools, a row would have another template.
-                false => lost::lost(example, layout, |changed| self.text_by(self.template_of(example)?, changed)),
+                false => lost::lost(example, layout, |changed| self.text_by(self.template_of(example)?, changed, false).ok()),
             }
         }
     }

@@ -79,20 +79,13 @@ impl Renderer {
     pub fn text(&self, turns: Vec<Turn>, asks: bool) -> Result<String> {
         let example = Example { turns, ..Example::default() };
         let template = self.template_of(&example).ok_or_else(|| Error::usage("the model has no chat template"))?;
-        self.attempts(template, &example, |template, _, conversation| {
-            template.render(&conversation.messages, conversation.around, asks)
-        })
+        self.text_by(template, &example, asks)
     }
 
     /// Returns the answers that the template renders differently once other turns follow: the whole text does not begin with the text up to them.
     pub fn rewritten_turns(&self, example: &Example) -> Result<Vec<usize>> {
         let Some(template) = self.template_of(example) else { return Ok(Vec::new()) };
-        let text = |turns: &[Turn]| {
-            let part = Example { turns: turns.to_vec(), ..example.clone() };
-            self.attempts(template, &part, |template, _, conversation| {
-                template.render(&conversation.messages, conversation.around, false)
-            })
-        };
+        let text = |turns: &[Turn]| self.text_by(template, &Example { turns: turns.to_vec(), ..example.clone() }, false);
         let whole = text(&example.turns)?;
         let answers = (0..example.turns.len()).filter(|&turn| example.turns[turn].role == Role::Assistant);
         let is_rewritten = |turn: &usize| !text(&example.turns[..=*turn]).is_ok_and(|so_far| whole.starts_with(&so_far));
@@ -122,10 +115,7 @@ impl Renderer {
 
     /// Returns the template's text before an answer to the first `n_turns` turns.
     fn generation_prompt(&self, template: &(ChatTemplate, Habits), asked: &Example, n_turns: usize) -> Result<String> {
-        let before = Example { turns: asked.turns[..n_turns].to_vec(), ..asked.clone() };
-        self.attempts(template, &before, |template, _, conversation| {
-            template.render(&conversation.messages, conversation.around, true)
-        })
+        self.text_by(template, &Example { turns: asked.turns[..n_turns].to_vec(), ..asked.clone() }, true)
     }
 
     /// Replaces the tokens of the answer's text by those that were drawn, if they belong to the row.

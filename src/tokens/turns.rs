@@ -198,14 +198,21 @@ impl Habits {
 
     /// Returns the content of a turn in a form that the template renders; the row's own form if it supports both.
     pub(super) fn content(&self, turn: &Turn) -> Value {
-        let contents = if turn.role == Role::Assistant { self.answers } else { self.others };
-        contents.content(&turn.content, &turn.written.parts)
+        self.contents(turn.role == Role::Assistant).content(&turn.content, &turn.written.parts)
+    }
+
+    /// Returns the mark in a form that the template renders in the place of a content.
+    fn mark(&self, is_answer: bool) -> Value {
+        self.contents(is_answer).content(&CONTENT.to_string(), &[])
+    }
+
+    fn contents(&self, is_answer: bool) -> Contents {
+        if is_answer { self.answers } else { self.others }
     }
 
     /// Whether the row has this turn's content in parts that the template does not support, so that their texts are joined.
     pub(super) fn joins_parts(&self, turn: &Turn) -> bool {
-        let contents = if turn.role == Role::Assistant { self.answers } else { self.others };
-        !turn.written.parts.is_empty() && !contents.as_parts
+        !turn.written.parts.is_empty() && !self.contents(turn.role == Role::Assistant).as_parts
     }
 
     /// Finds the special token that closes an answer, in the text of the answer and whatever the template puts after it.
@@ -303,8 +310,18 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
     if template.has_generation_tags() {
         return lay_out_tagged(template, habits, conversation);
     }
+    lay_out_untagged(template, habits, conversation, is_long(conversation.answer_idxs().count()))
+}
+
+/// Like [`lay_out`] for a template without tags. With `by_seams` only some answers are located by rendering, if these agree with their seams.
+pub(super) fn lay_out_untagged(
+    template: &ChatTemplate,
+    habits: &Habits,
+    conversation: &Conversation,
+    by_seams: bool,
+) -> Result<Layout> {
     let text = template.render(&conversation.messages, conversation.around, false)?;
-    let seams = match is_long(conversation.answer_idxs().count()) {
+    let seams = match by_seams {
         true => place_all(template, habits, conversation, &text).map(|contents| Seams::new(&text, contents)),
         false => None,
     };
@@ -313,16 +330,6 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
         Some(found) => found,
         None => find_answers(template, habits, conversation, &text, None)?.unwrap_or_default(),
     };
-    let mut layout = Layout { text, ..found };
-    place_other_contents(template, habits, conversation, &mut layout);
-    Ok(layout)
-}
-
-/// Like [`lay_out`] for a template without tags, but locates every answer by rendering.
-#[cfg(test)]
-pub(super) fn lay_out_by_prefixes(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
-    let text = template.render(&conversation.messages, conversation.around, false)?;
-    let found = find_answers(template, habits, conversation, &text, None)?.unwrap_or_default();
     let mut layout = Layout { text, ..found };
     place_other_contents(template, habits, conversation, &mut layout);
     Ok(layout)
@@ -399,8 +406,7 @@ fn place_all(
         let Some(turn) = turn.map(|turn| &conversation.turns[turn]).filter(|turn| !turn.content.trim().is_empty()) else {
             continue;
         };
-        let contents = if turn.role == Role::Assistant { habits.answers } else { habits.others };
-        let content = contents.content(&CONTENT.to_string(), &[]);
+        let content = habits.mark(turn.role == Role::Assistant);
         messages[idx] = minijinja::context! { content => content, ..messages[idx].clone() };
         marked_idxs.push((idx, turn));
     }
@@ -468,15 +474,14 @@ fn find_begin(
         return Ok((prompt.len() + habits.hidden_header.len(), false));
     }
     // Mark the content: the header is before the mark, even if earlier text has changed.
-    let mark = CONTENT.to_string();
-    let content = habits.answers.content(&mark, &[]);
+    let content = habits.mark(true);
     let plain = minijinja::context! { role => "assistant", content => content.clone() };
     // A template may refuse the result of a call that is gone, a content beside reasoning, or leave out the content beside a call (gpt-oss).
     let own = &conversation.messages[idx];
     let calling = minijinja::context! { content => content, ..without_reasoning(own).unwrap_or_else(|| own.clone()) };
     let calls = conversation.turn_of[idx].and_then(|turn| {
         let mut calls = conversation.turns[turn].tool_calls.clone()?;
-        *calls.pointer_mut("/0/function/name")? = mark.into();
+        *calls.pointer_mut("/0/function/name")? = CONTENT.to_string().into();
         Some(minijinja::context! { tool_calls => python::from_json(&calls), ..own.clone() })
     });
     let mut messages = conversation.messages.clone();
@@ -562,8 +567,7 @@ fn next_content(template: &ChatTemplate, habits: &Habits, conversation: &Convers
     let mut messages = conversation.messages.clone();
     let next = messages.get_mut(idx + 1)?;
     let role = next.get_attr("role").ok()?;
-    let contents = if role.as_str() == Some("assistant") { habits.answers } else { habits.others };
-    *next = minijinja::context! { content => contents.content(&CONTENT.to_string(), &[]), ..next.clone() };
+    *next = minijinja::context! { content => habits.mark(role.as_str() == Some("assistant")), ..next.clone() };
     let marked = template.render(&messages, conversation.around, false).ok()?;
     marked.split_once(CONTENT).map(|(before, _)| before.to_owned())
 }
@@ -653,8 +657,7 @@ fn place_other_contents(template: &ChatTemplate, habits: &Habits, conversation: 
             && !conversation.turns[turn].content.trim().is_empty()
         {
             let role = messages[idx].get_attr("role").unwrap_or_default();
-            let content = habits.others.content(&CONTENT.to_string(), &[]);
-            messages[idx] = minijinja::context! { role => role, content => content, ..messages[idx].clone() };
+            messages[idx] = minijinja::context! { role => role, content => habits.mark(false), ..messages[idx].clone() };
             marked_turns.push(turn);
         }
     }

@@ -269,7 +269,7 @@ impl RowName {
 
 impl fmt::Display for RowName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.place.path.display(), self.place.line)?;
+        write!(f, "{}", self.place)?;
         self.id.as_ref().map_or(Ok(()), |id| write!(f, " (id {id})"))
     }
 }

@@ -32,7 +32,12 @@ mod form;
 mod spelling;
 mod words;
 
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::error::Result;
 use crate::spelling::named;
+use crate::table::{KnownConflict, read_conflicts};
 use form::{is_of_sum, open_end, other_form};
 use spelling::{is_other_ending, is_other_spelling};
 use words::{SMALL_WORDS, has_word, is_counted, is_han, is_listed, is_name, is_number, is_small_word, script, word_around};
@@ -70,6 +75,12 @@ impl ConflictKind {
     pub fn is_of_form(self) -> bool {
         matches!(self, ConflictKind::Template | ConflictKind::Format | ConflictKind::Wording)
     }
+}
+
+/// The kinds of a run's conflicts by row and position, read from its table of conflicts.
+pub(crate) fn kinds_by_place(path: &Path) -> Result<HashMap<(u32, u32), ConflictKind>> {
+    let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
+    read_conflicts(path).map(|conflict| conflict.and_then(kind)).collect()
 }
 
 /// A conflict as the rules see it.

@@ -23,8 +23,6 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// Why the answer ends.
     pub ended: Ended,
-    /// The offset of the stop string in [`Answer::bytes`].
-    stop_at: Option<usize>,
 }
 
 impl Answer {
@@ -37,16 +35,9 @@ impl Answer {
     pub fn text(&self, tokenizer: &Tokenizer) -> String {
         text_of(&self.ids, self.ended, tokenizer)
     }
-
-    /// The text up to the stop string, or all of it if there is none.
-    pub fn text_before_stop(&self, tokenizer: &Tokenizer) -> String {
-        let mut bytes = self.bytes(tokenizer);
-        bytes.truncate(self.stop_at.unwrap_or(bytes.len()));
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
 }
 
-/// The text of an answer's tokens, like [`Answer::text`], if nothing else of it was stored.
+/// Like [`Answer::text`], from the parts of an answer.
 pub fn text_of(ids: &[u32], ended: Ended, tokenizer: &Tokenizer) -> String {
     String::from_utf8_lossy(&bytes_of(ids, ended, tokenizer)).into_owned()
 }
@@ -93,25 +84,24 @@ impl<'a> Writing<'a> {
     pub(super) fn push(&mut self, id: u32) -> Option<Answer> {
         self.ids.push(id);
         if self.ends.contains(&id) {
-            return Some(self.finished(Ended::EndToken, None));
+            return Some(self.finished(Ended::EndToken));
         }
-        if let Some(at) = self.find_stop(id) {
-            return Some(self.finished(Ended::Stop, Some(at)));
+        if self.completes_stop(id) {
+            return Some(self.finished(Ended::Stop));
         }
-        (self.ids.len() >= self.most).then(|| self.finished(Ended::Length, None))
+        (self.ids.len() >= self.most).then(|| self.finished(Ended::Length))
     }
 
-    /// The offset of the first stop string that ends within this token.
-    fn find_stop(&mut self, id: u32) -> Option<usize> {
-        let longest = self.stops.iter().map(String::len).max()?;
+    /// Whether a stop string ends within this token.
+    fn completes_stop(&mut self, id: u32) -> bool {
+        let Some(longest) = self.stops.iter().map(String::len).max() else { return false };
         let begin = (self.bytes.len() + 1).saturating_sub(longest);
         self.bytes.extend_from_slice(self.tokenizer.bytes(id));
         let tail = &self.bytes[begin.min(self.bytes.len())..];
-        let find = |stop: &String| tail.windows(stop.len().max(1)).position(|window| window == stop.as_bytes());
-        self.stops.iter().filter_map(find).min().map(|at| begin + at)
+        self.stops.iter().any(|stop| tail.windows(stop.len().max(1)).any(|window| window == stop.as_bytes()))
     }
 
-    fn finished(&mut self, ended: Ended, stop_at: Option<usize>) -> Answer {
-        Answer { ids: std::mem::take(&mut self.ids), ended, stop_at }
+    fn finished(&mut self, ended: Ended) -> Answer {
+        Answer { ids: std::mem::take(&mut self.ids), ended }
     }
 }

@@ -46,7 +46,7 @@ pub struct Checked {
     pub api: Api,
     /// Their addresses.
     pub urls: Vec<String>,
-    /// The name under which the model is served.
+    /// The name under which the model is served, or by which another program's answers name it; empty if they do not.
     pub model: String,
     /// The origin of the served model, if the servers report it.
     pub root: Option<String>,
@@ -73,9 +73,10 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// The record for answers in a folder, which another program has written.
+    /// The record for answers in a folder, which another program has written with the model `model`.
     pub fn offline(
         folder: &Path,
+        model: String,
         sent_sha256: String,
         asked: TopTokens,
         first: &[Position],
@@ -84,7 +85,7 @@ impl Checked {
         Checked {
             api: Api::Vllm,
             urls: vec![folder.display().to_string()],
-            model: String::new(),
+            model,
             root: None,
             version: Some("offline".to_owned()),
             top_logprobs: asked.top_k,

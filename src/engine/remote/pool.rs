@@ -66,10 +66,6 @@ fn end_of<T>(answer: &Result<T, Trouble>) -> End {
     }
 }
 
-fn resumable(tried: Duration) -> String {
-    format!("Retried for {:.1} s. Run the same command again when the server is up: it resumes.", tried.as_secs_f64())
-}
-
 /// The statistics and bounds of each supervised token of a sequence, in order.
 pub type Scored = Vec<(TokenStatistics, Bounds)>;
 
@@ -171,7 +167,7 @@ impl Pool {
                     // A server may fail at one request and answer others, or answer none at all.
                     let own = began.filter(|_| tries >= LEAST_TRIES).map(|began| began.elapsed());
                     if let Some(tried) = own.max(self.turns.failing_for()).filter(|tried| *tried >= self.patience) {
-                        return Err(error.cure(resumable(tried)));
+                        return Err(error.cure(self.resumable(tried)));
                     }
                     began.get_or_insert_with(Instant::now);
                     self.retries.fetch_add(1, Ordering::Relaxed);
@@ -179,6 +175,12 @@ impl Pool {
                 Err(Trouble::Lasting(error)) => return Err(*error),
             }
         }
+    }
+
+    /// The cure for a server that has failed for this long.
+    fn resumable(&self, tried: Duration) -> String {
+        let others = if self.servers.len() > 1 { ", or without this --server" } else { "" };
+        format!("Retried for {:.1} s. Run the same command again when the server is up{others}: it resumes.", tried.as_secs_f64())
     }
 
     /// Sends one request to one server, and retries transient failures.
@@ -192,7 +194,7 @@ impl Pool {
                 Err(Trouble::Passing(error, after)) => {
                     let tried = began.elapsed();
                     if (tries >= LEAST_TRIES && tried >= self.patience) || self.stopped.load(Ordering::Relaxed) {
-                        return Err(error.cure(resumable(tried)));
+                        return Err(error.cure(self.resumable(tried)));
                     }
                     std::thread::sleep(after.unwrap_or(PAUSE));
                     self.retries.fetch_add(1, Ordering::Relaxed);

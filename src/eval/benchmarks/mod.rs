@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use self::rows::Row;
 use super::metrics::primary;
-use super::tasks::{self, Examples, Task, TaskKind};
+use super::tasks::{self, Examples, FewShot, Task, TaskKind};
 use super::written::{Spec, bfcl, extract, ifeval, math};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
@@ -188,7 +188,7 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
         written: benchmark.written,
         items,
         examples,
-        few_shot: None,
+        few_shot: FewShot::default(),
     })
 }
 

@@ -154,12 +154,8 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
 
 /// The numbers of few-shot examples if they differ, otherwise the options if these differ.
 fn differing_examples(old: &Settings, new: &Settings) -> (Option<[u32; 2]>, Option<[String; 2]>) {
-    let n = |settings: &Settings| settings.few_shot.as_ref().map_or(0, |few_shot| few_shot.n);
-    match (&old.few_shot, &new.few_shot) {
-        _ if n(old) != n(new) => (Some([n(old), n(new)]), None),
-        (Some(a), Some(b)) if a != b => (None, Some([a.words(), b.words()])),
-        _ => (None, None),
-    }
+    let (a, b) = (&old.few_shot, &new.few_shot);
+    if a.n != b.n { (Some([a.n, b.n]), None) } else { (None, (a != b).then(|| [a.words(), b.words()])) }
 }
 
 /// The change of one metric over the items of both sides; `flips` are the items that were right on one side only, if items are

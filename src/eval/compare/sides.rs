@@ -92,7 +92,7 @@ pub fn side_of(scores: &Scores, folder: &Path) -> Result<Side> {
                 .at(folder)
                 .cure("Evaluate the task again.")
         })?;
-        let (settings, primary) = (Some(task.settings()), Some(task.primary.clone()));
+        let (settings, primary) = (Some(task.settings.clone()), Some(task.primary.clone()));
         let data_sha256 = Some(task.data_sha256.clone());
         tasks.insert(name.clone(), TaskSamples { settings, primary, data_sha256, ..TaskSamples::of(task.kind, own) });
     }

@@ -40,8 +40,8 @@ impl Folder {
 
     /// Returns an error if the folder has scores of the task with other items, examples or settings: two sets of scores cannot share one name.
     pub(super) fn check(&self, task: &Task, settings: &Settings) -> Result<()> {
-        let Some(was) = self.scores.tasks.get(&task.name).map(TaskScores::settings) else { return Ok(()) };
-        if was == *settings {
+        let Some(was) = self.scores.tasks.get(&task.name).map(|scores| &scores.settings) else { return Ok(()) };
+        if was == settings {
             return Ok(());
         }
         Err(Error::new(format!("the folder holds the scores of `{}` with {was}; requested: {settings}", task.name))
@@ -55,7 +55,7 @@ impl Folder {
     pub(super) fn holds(&self, task: &Task, settings: &Settings) -> bool {
         self.scores.tasks.get(&task.name).is_some_and(|scores| {
             (scores.version, &scores.data_sha256) == (task.version, &task.sha256)
-                && scores.settings() == *settings
+                && scores.settings == *settings
                 && self.samples.get(&task.name).is_some_and(|samples| samples.len() == scores.n)
         })
     }

@@ -6,7 +6,7 @@
 //! interrupted task and are dropped. Generated answers and servers' scores are kept one by one in a journal per task until the task is finished.
 //!
 //! ```text
-//! found.rs        the model, before it is used
+//! source.rs       what runs the model, before it is used
 //! way.rs          the settings of an evaluation
 //! desk.rs         a task and the model -> samples
 //! folder.rs       the evaluation folder
@@ -14,7 +14,7 @@
 
 mod desk;
 mod folder;
-mod found;
+mod source;
 mod way;
 
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ use crate::jobs::work::{Work, check_free};
 use crate::model::{Model, ModelName, Reference};
 use desk::{Answering, Desk, notes};
 use folder::Folder;
-use found::FoundModel;
+use source::Source;
 use way::writes;
 pub(crate) use way::{ChatWay, SEED, Way, WrittenWay};
 
@@ -87,15 +87,15 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     }
     way.check_says(&tasks)?;
     let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
-    let found = FoundModel::find(&job.model, job.servers.as_ref(), way, &tasks, watch)?;
-    let (reference, max_len) = (found.reference(), found.max_len());
+    let source = Source::find(&job.model, job.servers.as_ref(), way, &tasks, watch)?;
+    let (reference, max_len) = (source.reference(), source.max_len());
     let asking = way.asking(reference, &tasks, max_len)?;
     let answering = writes(&tasks).then(|| Answering::of(reference, &asking, way.written.sampling)).transpose()?;
     if let Some(answering) = &answering {
-        found.check_way(&answering.sampling)?;
+        source.check_way(&answering.sampling)?;
     }
-    let provenance = provenance_of(started, found.device()?, job.servers.is_some());
-    let identity = found.identity(way)?;
+    let provenance = provenance_of(started, source.device()?, job.servers.is_some());
+    let identity = source.identity(way)?;
     let scores = Scores { provenance, command: job.command.clone(), identity, server: None, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking, &tasks)));
     check_free(&out, Work::Evaluation)?;
@@ -114,7 +114,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             false => open.push((task, settings)),
         }
     }
-    let Some(author) = found.author(!open.is_empty(), writes, &out, watch)? else {
+    let Some(author) = source.author(!open.is_empty(), writes, &out, watch)? else {
         return Ok(Outcome { out, scores: folder.scores, tasks: names });
     };
     folder.scores.server = author.checked().cloned();

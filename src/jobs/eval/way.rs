@@ -162,13 +162,13 @@ impl Way {
     /// The settings in words, for the name of a folder; empty for the defaults: all items, no examples, questions without a template.
     pub(super) fn settings(&self, asking: &Asking, tasks: &[Task]) -> String {
         let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
-        let draws_examples = tasks.iter().any(|task| task.few_shot.as_ref().is_some_and(|few_shot| few_shot.seed.is_some()));
+        let draws_examples = tasks.iter().any(|task| task.few_shot.seed.is_some());
         let drawn = (self.sample.is_some() || draws_examples).then_some(self.seed as usize);
         // Zero examples is also a choice, where a task has some by default.
         let options =
             [option("limit", self.limit), option("sample", self.sample), option("fewshot", self.few_shot), option("seed", drawn)];
         let mut options: Vec<String> = options.into_iter().flatten().collect();
-        options.extend(tasks.iter().filter_map(|task| Some(format!("from {}", task.few_shot.as_ref()?.file_sha256.as_ref()?))));
+        options.extend(tasks.iter().filter_map(|task| Some(format!("from {}", task.few_shot.file_sha256.as_ref()?))));
         // A task with its own examples may render several turns differently from one.
         options.extend(asking.asked(TaskKind::Written, true).words());
         let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;
@@ -207,10 +207,9 @@ impl Way {
     fn check_asks(&self, tasks: &[Task]) -> Result<()> {
         let reads_texts = tasks.iter().all(|task| task.kind == TaskKind::Text);
         let texts = "texts are read as they are, in windows";
-        let mut examples = tasks.iter().filter_map(|task| task.few_shot.as_ref()).filter(|few_shot| few_shot.n > 0).peekable();
-        let has_examples = examples.peek().is_some();
+        let has_examples = tasks.iter().any(|task| task.few_shot.n > 0);
         let draws = self.sample.is_some()
-            || examples.any(|few_shot| few_shot.seed.is_some())
+            || tasks.iter().any(|task| task.few_shot.seed.is_some())
             || (writes(tasks) && !self.written.sampling.is_greedy());
         let (chat, as_one) = (self.chat.as_ref(), self.chat.as_ref().is_some_and(|chat| !chat.multiturn));
         let given = [

@@ -41,7 +41,7 @@ use crate::tokens::Supervise;
 pub(crate) use rules::{DropRule, MaskRule};
 
 use changes::{Change, What};
-use peers::{Peer, beside_rows, program};
+use peers::{Peer, beside_rows, program, title};
 use verdicts::{MaskSums, Verdict, Wanted, verdicts};
 
 /// An export as the user requested it.
@@ -152,10 +152,11 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
     }
     export.exported.notes.extend(beside_rows(job.target, &run.record));
     if let Some(program) = program(job.target) {
-        match Peer::of(job.target, &run.record) {
+        match Peer::of(program, &run.record) {
             Ok(peer) => export.peer = Some(peer),
             Err(error) => {
-                export.exported.notes.push(format!("not checked whether {program} learns the same tokens: {}", error.reason()))
+                let (program, why) = (title(program), error.reason());
+                export.exported.notes.push(format!("not checked whether {program} learns the same tokens: {why}"))
             }
         }
     }
@@ -434,7 +435,7 @@ impl Export<'_> {
 
     /// Writes every file but the data: the changes, the settings for the trainer, the rewrite candidates.
     fn write_beside(&mut self) -> Result<()> {
-        self.exported.notes.extend(self.peer.as_ref().and_then(|peer| peer.note(self.job.target)));
+        self.exported.notes.extend(self.peer.as_ref().and_then(Peer::note));
         let head = json!({
             "changes": 1,
             "run": self.run.record.identity,
@@ -504,8 +505,7 @@ fn forget_history(example: &mut Example) {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     for (idx, turn) in example.turns.iter_mut().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
         if Some(idx) != last {
-            turn.weight = 0.0;
-            turn.parts.clear();
+            turn.mask();
         }
     }
 }
@@ -519,9 +519,6 @@ fn whole_characters(text: &str, (begin, end): (u32, u32)) -> (u32, u32) {
 fn apply(turn: &mut Turn, span: Option<(u32, u32)>) {
     match span {
         Some((begin, end)) => turn.parts.push(WeightedPart { begin: begin as usize, end: end as usize, weight: 0.0 }),
-        None => {
-            turn.weight = 0.0;
-            turn.parts.clear();
-        }
+        None => turn.mask(),
     }
 }

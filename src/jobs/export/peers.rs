@@ -8,16 +8,14 @@ use crate::dataset::{Example, Place};
 use crate::error::{Error, Result};
 use crate::format::count;
 use crate::jobs::score::RunRecord;
-use crate::jobs::train::{Slots, check_axolotl};
+use crate::jobs::train::{Program, Reader};
 use crate::model::{ModelName, Reference, text_of};
 use crate::tokens::{RenderOptions, Renderer, Supervise};
 
 /// Another program that reads the rows with the run's model.
 pub(super) struct Peer {
-    renderer: Renderer,
-    /// LLaMA-Factory's version of the template; `None` for axolotl.
-    slots: Option<Slots>,
-    supervise: Supervise,
+    program: Program,
+    reader: Reader,
     /// The number of rows that it tokenizes or supervises differently, and the first of them with the reason.
     unlike: u64,
     example: Option<String>,
@@ -25,7 +23,7 @@ pub(super) struct Peer {
 
 impl Peer {
     /// Returns an error if the model of the run is missing or has changed.
-    pub(super) fn of(target: Target, record: &RunRecord) -> Result<Peer> {
+    pub(super) fn of(program: Program, record: &RunRecord) -> Result<Peer> {
         let path = &record.model.path;
         if !path.exists() {
             return Err(Error::new(format!("the model of the run is not at {} any more", path.display())));
@@ -37,40 +35,41 @@ impl Peer {
         if renderer.template_sha256() != record.template_sha256.as_deref() {
             return Err(Error::new("the run used a different chat template than the model's"));
         }
-        let slots = (target == Target::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
-        Ok(Peer { renderer, slots, supervise: record.supervise, unlike: 0, example: None })
+        let reader = Reader::of(program, renderer, record.supervise)?;
+        Ok(Peer { program, reader, unlike: 0, example: None })
     }
 
     /// Checks a written row.
     pub(super) fn read(&mut self, place: &Place, example: &Example) {
-        let same = match &self.slots {
-            Some(slots) => slots.check(&self.renderer, example, self.supervise),
-            None => check_axolotl(&self.renderer, example, self.supervise),
-        };
-        if let Err(error) = same {
+        if let Err(error) = self.reader.check(example) {
             self.unlike += 1;
-            self.example.get_or_insert_with(|| format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
+            self.example.get_or_insert_with(|| format!("{place}: {}", error.reason()));
         }
     }
 
     /// The result for all rows, as a sentence.
-    pub(super) fn note(&self, target: Target) -> Option<String> {
-        let told = if self.slots.is_some() { " (without a `template` of its own)" } else { "" };
-        let program = program(target)?;
+    pub(super) fn note(&self) -> Option<String> {
+        let told = if self.program == Program::LlamaFactory { " (without a `template` of its own)" } else { "" };
+        let (rows, program) = (count(self.unlike, "row"), title(self.program));
         let example = self.example.as_ref()?;
-        Some(format!(
-            "of {} {program}{told} learns different tokens than the run; for example {example}",
-            count(self.unlike, "row")
-        ))
+        Some(format!("of {rows} {program}{told} learns different tokens than the run; for example {example}"))
     }
 }
 
 /// The program whose reading of rows is implemented here.
-pub(super) fn program(target: Target) -> Option<&'static str> {
+pub(super) fn program(target: Target) -> Option<Program> {
     match target {
-        Target::LlamaFactory => Some("LLaMA-Factory"),
-        Target::Axolotl => Some("axolotl"),
+        Target::LlamaFactory => Some(Program::LlamaFactory),
+        Target::Axolotl => Some(Program::Axolotl),
         _ => None,
+    }
+}
+
+/// The program's name as it spells it.
+pub(super) fn title(program: Program) -> &'static str {
+    match program {
+        Program::LlamaFactory => "LLaMA-Factory",
+        Program::Axolotl => "axolotl",
     }
 }
 

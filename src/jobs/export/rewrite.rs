@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::dataset::{Example, Role};
+use crate::dataset::{Example, Turn};
 use crate::error::{Context, Result};
 use crate::table::{Column, Quadrant, Row, TOKENS_FILE, read_chunks, texts_of};
 
@@ -102,7 +102,7 @@ pub(super) fn candidates<'a>(
 ) -> impl Iterator<Item = Candidate<'a>> {
     choices.range((row.row, 0)..=(row.row, u16::MAX)).filter_map(move |((_, turn), conflicts)| {
         let answer = example.turns.get(usize::from(*turn))?;
-        let said = |turn: &'a crate::dataset::Turn| Said { role: role(turn.role), content: &turn.content };
+        let said = |turn: &'a Turn| Said { role: turn.role.name(), content: &turn.content };
         Some(Candidate {
             row: row.row,
             path: &row.path,
@@ -115,14 +115,4 @@ pub(super) fn candidates<'a>(
             rewrite: "",
         })
     })
-}
-
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-        Role::Tool => "tool",
-        Role::Text => "text",
-    }
 }

@@ -6,12 +6,12 @@ use std::path::Path;
 use super::changes::{Change, What};
 use super::rules::{DropRule, MaskRule};
 use crate::diagnosis::gate::{Gate, Token};
-use crate::diagnosis::kinds::ConflictKind;
+use crate::diagnosis::kinds::{ConflictKind, kinds_by_place};
 use crate::diagnosis::population::Population;
 use crate::error::{Error, Result};
 use crate::jobs::decisions::{Decisions, Mask};
 use crate::stats::PerRow;
-use crate::table::{CONFLICTS_FILE, Column, KnownConflict, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, read_conflicts};
+use crate::table::{CONFLICTS_FILE, Column, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks};
 
 /// The requested rules and decisions.
 pub(crate) struct Wanted {
@@ -235,11 +235,7 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
 fn kinds_of_conflicts(run: &Path, wanted: &Wanted) -> Result<HashMap<(u32, u32), ConflictKind>> {
     let by_kind = wanted.drop.iter().any(|rule| matches!(rule, DropRule::Kind(_)))
         || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
-    if !by_kind {
-        return Ok(HashMap::new());
-    }
-    let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse()?));
-    read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect()
+    if by_kind { kinds_by_place(&run.join(CONFLICTS_FILE)) } else { Ok(HashMap::new()) }
 }
 
 impl Seen {

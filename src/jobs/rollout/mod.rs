@@ -146,10 +146,7 @@ fn write_rows(plan: &Plan, job: &Job, entries: &Entries, file: &mut impl Write) 
 fn row(plan: &Plan, job: &Job, example: &Example, asked: &plan::Asked, entry: &Entry) -> Result<Value> {
     let mut turns = example.turns[..asked.n_turns].to_vec();
     // Earlier answers from the data are not the model's own, so they are not supervised.
-    turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(|turn| {
-        turn.weight = 0.0;
-        turn.parts.clear();
-    });
+    turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(Turn::mask);
     turns.push(Turn::plain(Role::Assistant, entry.text(&plan.tokenizer)));
     let rollout = Rollout {
         row: entry.row,

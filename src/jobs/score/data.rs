@@ -15,23 +15,18 @@ use crate::format::count;
 use crate::table::{Column, read_chunks, texts_of};
 use crate::tokens::writes_beside_content;
 
-/// Calls `read` for each readable row of `wanted`, with the texts of its turns; stops after the last of them.
+/// Calls `read` for each readable row of `wanted`, with the texts of its turns.
 pub(crate) fn read_listed(
     tables: &[PathBuf],
     dataset: &Dataset,
     chosen: &Chosen,
-    mut wanted: BTreeSet<u32>,
+    wanted: BTreeSet<u32>,
     mut read: impl FnMut(u32, &dyn Fn(&Spot) -> Option<InContext>),
 ) -> Result<()> {
     let mut turns: BTreeMap<u32, Vec<Turn>> = BTreeMap::new();
-    let mut records = dataset.chosen(chosen);
-    while !wanted.is_empty()
-        && let Some(record) = records.next()
-    {
+    for record in dataset.chosen(&chosen.only(wanted)) {
         let record = record?;
-        if wanted.remove(&record.row)
-            && let Ok(example) = record.example
-        {
+        if let Ok(example) = record.example {
             turns.insert(record.row, example.turns);
         }
     }

@@ -129,7 +129,11 @@ impl Source {
                 let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;
                 let sent = file_sha256(&folder.join(SEQUENCES_FILE))?;
                 let asked = TopTokens { top_k: answers.top_k, vocab: served.vocab_size };
-                let checked = Checked::offline(&folder, sent, asked, &found, from_own);
+                let model = Answers::model(&folder)?;
+                remarks.extend(
+                    model.iter().map(|model| format!("The answers are of {model}, as it was named where they were given.")),
+                );
+                let checked = Checked::offline(&folder, model.unwrap_or_default(), sent, asked, &found, from_own);
                 remarks.extend(served::remark(&checked));
                 Ok((Engine::Answers(folder, Box::new(checked)), remarks))
             }

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Example, Role};
+use crate::dataset::{Example, Role, Turn};
 use crate::diagnosis::by_kind::{Prompted, PromptedKind};
 use crate::diagnosis::exchanges::users_say;
 use crate::diagnosis::kinds::ConflictKind;
@@ -322,15 +322,10 @@ fn main_kinds(kinds: &HashMap<(u32, u32), ConflictKind>) -> BTreeMap<u32, Confli
 
 fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example>> {
     let mut examples = HashMap::new();
-    for record in plan.dataset.chosen(&plan.chosen) {
+    for record in plan.dataset.chosen(&plan.chosen.only(rows.iter().copied())) {
         let record = record?;
-        if rows.contains(&record.row)
-            && let Ok(example) = record.example
-        {
+        if let Ok(example) = record.example {
             examples.insert(record.row, example);
-        }
-        if examples.len() == rows.len() {
-            break;
         }
     }
     Ok(examples)
@@ -381,11 +376,8 @@ struct Moved {
 /// Joins the two into one conversation in which nothing of the first is supervised, and returns how the turns of the second moved.
 fn conversation(first: &Example, second: &Example) -> (Example, Moved) {
     let n_system = second.turns.iter().take_while(|turn| turn.role == Role::System).count();
-    let mut shown: Vec<_> = first.turns.iter().filter(|turn| turn.role != Role::System).cloned().collect();
-    for turn in &mut shown {
-        turn.weight = 0.0;
-        turn.parts.clear();
-    }
+    let mut shown: Vec<Turn> = first.turns.iter().filter(|turn| turn.role != Role::System).cloned().collect();
+    shown.iter_mut().for_each(Turn::mask);
     let moved = Moved { from: n_system as u16, by: shown.len() as u16 };
     let mut turns = second.turns[..n_system].to_vec();
     turns.extend(shown);
@@ -424,7 +416,6 @@ fn tokens_of(out: &Path, rows: &HashSet<u32>) -> Result<HashMap<u32, HashMap<Key
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::Turn;
 
     fn example(turns: &[(Role, &str)], source: &str) -> Example {
         let turns = turns.iter().map(|(role, text)| Turn::plain(*role, *text)).collect();

@@ -9,7 +9,7 @@
 //! servers.rs   replaces the engine if servers run the model; answers.rs if another program, which emit.rs writes, has run it
 //! record.rs    run.json
 //! data.rs      finds and checks the data files of a finished run
-//! kinds.rs     the kind of each conflict, and rows that are alike
+//! kinds/       the kind of each conflict, and rows that are alike
 //! in_context.rs  scores conflicts again with another row of their kind shown first
 //! shards.rs    joins runs over shards of the data; shard.rs records which shard of which run
 //! sorted.rs    the thresholds by which a run is sorted

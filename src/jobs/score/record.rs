@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::part::Stages;
 use super::plan::Totals;
@@ -120,6 +120,17 @@ impl RunRecord {
         hashes(self) == hashes(other) && self.read.clone().unwrap_or_default() == other.read.clone().unwrap_or_default()
     }
 
+    /// The settings on which the tokens of a row depend besides the model and the longest sequence, each with its name in messages.
+    pub(crate) fn rendering(&self) -> [(&'static str, Value); 4] {
+        let RunRecord { template_sha256, system, template_switches, append_eos, .. } = self;
+        [
+            ("the template", json!(template_sha256)),
+            ("the system prompt (--system)", json!(system)),
+            ("the template's variables (--chat-template-kwargs)", json!(template_switches)),
+            ("the end of plain texts (--append-eos)", json!(append_eos)),
+        ]
+    }
+
     /// Which records of the data were read.
     pub(crate) fn choice(&self) -> Choice {
         match (self.sample, self.seed) {
@@ -190,8 +201,6 @@ pub(crate) fn read_record(folder: &Path) -> Result<RunRecord> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

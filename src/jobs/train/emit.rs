@@ -33,7 +33,7 @@ use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe};
-pub(crate) use slots::{Slots, check_axolotl};
+pub(crate) use slots::Reader;
 
 /// The program that trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,13 +150,9 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
     let last_answer = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let mut messages = Vec::with_capacity(example.turns.len());
     for (idx, turn) in example.turns.iter().enumerate() {
-        let role = match turn.role {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-            Role::Text => return Err(Error::new("a plain text has no turns: only conversations can be emitted")),
-        };
+        if turn.role == Role::Text {
+            return Err(Error::new("a plain text has no turns: only conversations can be emitted"));
+        }
         let answer = turn.role == Role::Assistant;
         if answer && !turn.parts.is_empty() {
             return Err(Error::new("only parts of a turn are supervised; the other program supports only whole turns"));
@@ -165,7 +161,7 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
             return Err(Error::new(format!("a turn has the weight {}; the other program supports only 0 and 1", turn.weight)));
         }
         let trained = answer && turn.weight == 1.0 && (recipe.supervise == Supervise::Assistant || Some(idx) == last_answer);
-        let mut message = json!({"role": role, "content": turn.content});
+        let mut message = json!({"role": turn.role.name(), "content": turn.content});
         if let Some(reasoning) = &turn.reasoning {
             message["reasoning_content"] = reasoning.as_str().into();
         }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::emit::{self, Length, Loss, Program, Recipe};
-use crate::dataset::{Dataset, Example, Record};
+use super::emit::{self, Length, Loss, Program, Reader, Recipe};
+use crate::dataset::{Dataset, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::json::shortest;
@@ -45,7 +45,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     let (tokenizer, template) = text_of(&reference)?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..options.render()? })?;
     recipe.turn_ends = renderer.turn_ends();
-    let slots = (program == Program::LlamaFactory).then(|| emit::Slots::of(&renderer)).transpose()?;
+    let reader = Reader::of(program, renderer, recipe.supervise)?;
     let chosen = dataset.choose(options.choice())?;
     let mut audit = Audit::of(&dataset);
     for record in dataset.chosen(&chosen) {
@@ -71,12 +71,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
         Ok(Record { place, example, .. }) => example.ok().map(|example| Ok((place, example))),
         Err(error) => Some(Err(error)),
     });
-    let supervise = recipe.supervise;
-    let same = |example: &Example| match &slots {
-        Some(slots) => slots.check(&renderer, example, supervise),
-        None => emit::check_axolotl(&renderer, example, supervise),
-    };
-    let rows = emit::emit(program, &recipe, examples, &same, &out)?;
+    let rows = emit::emit(program, &recipe, examples, &|example| reader.check(example), &out)?;
     Ok((out, rows))
 }
 

@@ -277,8 +277,8 @@ impl Backward<'_> {
     #[inline(always)]
     unsafe fn block<A: Arithmetic<S>, const S: usize>(&self, seen: &[usize], tokens: Range<usize>, sums: &mut KeyGradients) {
         let Backward { problem, kv_head, .. } = *self;
-        let AttentionShape { heads, head_dim, scale, softcap, .. } = *problem.shape;
-        let window = problem.shape.window.unwrap_or(usize::MAX);
+        let AttentionShape { softcap, window, .. } = *problem.shape;
+        let window = window.unwrap_or(usize::MAX);
         let rows = QueryRows::new(tokens, kv_head, problem.shape);
         let width = sums.width;
         let size = S * width;
@@ -287,26 +287,7 @@ impl Backward<'_> {
         let mut all = vec![0.0; 3 * n_rows * width];
         let (queries, rest) = all.split_at_mut(n_rows * width);
         let (d_outputs, d_queries) = rest.split_at_mut(n_rows * width);
-        let mut dots = vec![0.0; n_rows];
-        let mut softmaxes = Vec::with_capacity(n_rows);
-        for row in 0..n_rows {
-            let (token, head) = rows.place(row);
-            softmaxes.push(self.softmaxes[token * heads + head]);
-            let query = &mut queries[row * width..][..head_dim];
-            query.copy_from_slice(problem.query(token, head));
-            problem.rotary.rotate_head(query, problem.positions[token], 1.0);
-            query.iter_mut().for_each(|x| *x *= scale);
-            // The padding rows of a strip have no upstream gradient, and add zeros.
-            if row < rows.len() {
-                let place = (token * heads + head) * head_dim;
-                let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
-                // Rounds the gradient like the product that computes `dp`. With different rounding, `ds` would not sum to 0, and the mean
-                // of the keys would leak into `dq`.
-                let rounded = |dy: f32| if A::PER_WORD == 1 { dy } else { half::bf16::from_f32(dy).to_f32() };
-                dots[row] = y.iter().zip(dy).map(|(y, dy)| y * rounded(*dy)).sum();
-                d_outputs[row * width..][..head_dim].copy_from_slice(dy);
-            }
-        }
+        let (softmaxes, dots) = self.gather(&rows, width, queries, d_outputs, A::PER_WORD);
         // SAFETY: the instructions are there by contract; rows are whole granules, and `A::PER_WORD` of them are contiguous.
         let (queries_across, d_outputs_across) =
             unsafe { (rows_across::<A, S>(queries, width), rows_across::<A, S>(d_outputs, width)) };
@@ -354,6 +335,51 @@ impl Backward<'_> {
                 }
             }
         }
+        self.write(&rows, width, d_queries);
+    }
+
+    /// Copies the rotated and scaled queries of a block and the gradients of its outputs into rows of `width`. Returns each row's softmax, and the
+    /// product of its output and gradient, rounded to words of `per_word` numbers.
+    #[inline(always)]
+    fn gather(
+        &self,
+        rows: &QueryRows,
+        width: usize,
+        queries: &mut [f32],
+        d_outputs: &mut [f32],
+        per_word: usize,
+    ) -> (Vec<Running>, Vec<f32>) {
+        let problem = self.problem;
+        let AttentionShape { heads, head_dim, scale, .. } = *problem.shape;
+        let n_rows = queries.len() / width;
+        let mut dots = vec![0.0; n_rows];
+        let mut softmaxes = Vec::with_capacity(n_rows);
+        for row in 0..n_rows {
+            let (token, head) = rows.place(row);
+            softmaxes.push(self.softmaxes[token * heads + head]);
+            let query = &mut queries[row * width..][..head_dim];
+            query.copy_from_slice(problem.query(token, head));
+            problem.rotary.rotate_head(query, problem.positions[token], 1.0);
+            query.iter_mut().for_each(|x| *x *= scale);
+            // The padding rows of a strip have no upstream gradient, and add zeros.
+            if row < rows.len() {
+                let place = (token * heads + head) * head_dim;
+                let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
+                // Rounds the gradient like the product that computes `dp`. With different rounding, `ds` would not sum to 0, and the mean
+                // of the keys would leak into `dq`.
+                let rounded = |dy: f32| if per_word == 1 { dy } else { half::bf16::from_f32(dy).to_f32() };
+                dots[row] = y.iter().zip(dy).map(|(y, dy)| y * rounded(*dy)).sum();
+                d_outputs[row * width..][..head_dim].copy_from_slice(dy);
+            }
+        }
+        (softmaxes, dots)
+    }
+
+    /// Writes the gradients of a block's queries, rotated back and scaled.
+    #[inline(always)]
+    fn write(&self, rows: &QueryRows, width: usize, d_queries: &mut [f32]) {
+        let problem = self.problem;
+        let AttentionShape { head_dim, scale, .. } = *problem.shape;
         for (row, d_query) in d_queries.chunks_exact_mut(width).enumerate().take(rows.len()) {
             let (token, head) = rows.place(row);
             let d_query = &mut d_query[..head_dim];

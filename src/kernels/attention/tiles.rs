@@ -204,6 +204,49 @@ unsafe fn by_fours(words: *const u32) -> [[[u32; 4]; 4]; 4] {
     }
 }
 
+/// [`multiply`] for processors without tiles.
+///
+/// # Safety
+/// As for [`multiply`].
+#[cfg(test)]
+unsafe fn emulated_multiply<const N: usize, const PARTS: usize>(
+    a: *const u32,
+    stride: usize,
+    b: [*const u32; 4],
+    depth: usize,
+    to: *mut f32,
+) {
+    for (r, n) in (0..TILE).flat_map(|r| (0..N * TILE).map(move |n| (r, n))) {
+        let mut sum = 0.0;
+        let (a, b) = (a.wrapping_add(r * stride), b[n / TILE].wrapping_add(n % TILE));
+        for step in (0..depth).step_by(TILE) {
+            let words = TILE.min(depth - step);
+            let products: &[(usize, usize)] = if PARTS == 1 { &[(0, 0)] } else { &[(0, 0), (0, words), (words, 0)] };
+            for (of_a, of_b) in products {
+                let (a, b) = (a.wrapping_add(PARTS * step + of_a), b.wrapping_add((PARTS * step + of_b) * TILE));
+                // SAFETY: by contract.
+                unsafe { add_product(&mut sum, a, b, TILE, words) };
+            }
+        }
+        // SAFETY: by contract.
+        unsafe { to.add(r * STRIDE + n).write(sum) };
+    }
+}
+
+/// One product of each column tile, at byte offsets `$of_a` and `$of_b`, using the registers `$x` and `$y`. The first factor of `tdpbf16ps` is the
+/// second operand.
+macro_rules! product_of_tiles {
+    ($x:literal, $of_a:literal, $y:literal, $of_b:literal, $($b:ident $sum:literal),+) => {
+        concat!(
+            "tileloadd ", $x, ", [{a} + {stride} + ", $of_a, "]\n",
+            $(
+                "tileloadd ", $y, ", [{", stringify!($b), "} + {pitch} + ", $of_b, "]\n",
+                "tdpbf16ps ", $sum, ", ", $x, ", ", $y, "\n",
+            )+
+        )
+    };
+}
+
 /// `to[r][n] = a[r] . b[n]` over `depth` words, in `PARTS` parts, for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`]
 /// apart, words of a column 16. With two parts, a step has the products upper by upper, upper by lower and lower by upper.
 ///
@@ -220,35 +263,8 @@ unsafe fn multiply<const N: usize, const PARTS: usize>(
     const { assert!((N == 4 || N == 1) && (PARTS == 1 || PARTS == 2)) };
     #[cfg(test)]
     if !processor::has_tiles() {
-        for (r, n) in (0..TILE).flat_map(|r| (0..N * TILE).map(move |n| (r, n))) {
-            let mut sum = 0.0;
-            let (a, b) = (a.wrapping_add(r * stride), b[n / TILE].wrapping_add(n % TILE));
-            for step in (0..depth).step_by(TILE) {
-                let words = TILE.min(depth - step);
-                let products: &[(usize, usize)] = if PARTS == 1 { &[(0, 0)] } else { &[(0, 0), (0, words), (words, 0)] };
-                for (of_a, of_b) in products {
-                    let (a, b) = (a.wrapping_add(PARTS * step + of_a), b.wrapping_add((PARTS * step + of_b) * TILE));
-                    // SAFETY: by contract.
-                    unsafe { add_product(&mut sum, a, b, TILE, words) };
-                }
-            }
-            // SAFETY: by contract.
-            unsafe { to.add(r * STRIDE + n).write(sum) };
-        }
-        return;
-    }
-    // One product of each column tile, at byte offsets `$of_a` and `$of_b`, using the registers `$x` and `$y`. The first factor of `tdpbf16ps`
-    // is the second operand.
-    macro_rules! one {
-        ($x:literal, $of_a:literal, $y:literal, $of_b:literal, $($b:ident $sum:literal),+) => {
-            concat!(
-                "tileloadd ", $x, ", [{a} + {stride} + ", $of_a, "]\n",
-                $(
-                    "tileloadd ", $y, ", [{", stringify!($b), "} + {pitch} + ", $of_b, "]\n",
-                    "tdpbf16ps ", $sum, ", ", $x, ", ", $y, "\n",
-                )+
-            )
-        };
+        // SAFETY: by contract.
+        return unsafe { emulated_multiply::<N, PARTS>(a, stride, b, depth, to) };
     }
     macro_rules! product {
         ($whole:expr, $half:expr, $($b:ident $column:literal $sum:literal),+) => {
@@ -288,20 +304,20 @@ unsafe fn multiply<const N: usize, const PARTS: usize>(
         ($($b:ident $column:literal $sum:literal),+) => {
             match PARTS {
                 1 => product!(
-                    one!("tmm4", "0", "tmm5", "0", $($b $sum),+),
-                    one!("tmm6", "0", "tmm7", "0", $($b $sum),+),
+                    product_of_tiles!("tmm4", "0", "tmm5", "0", $($b $sum),+),
+                    product_of_tiles!("tmm6", "0", "tmm7", "0", $($b $sum),+),
                     $($b $column $sum),+
                 ),
                 _ => product!(
                     concat!(
-                        one!("tmm4", "0", "tmm5", "0", $($b $sum),+),
-                        one!("tmm4", "0", "tmm5", "1024", $($b $sum),+),
-                        one!("tmm4", "64", "tmm5", "0", $($b $sum),+),
+                        product_of_tiles!("tmm4", "0", "tmm5", "0", $($b $sum),+),
+                        product_of_tiles!("tmm4", "0", "tmm5", "1024", $($b $sum),+),
+                        product_of_tiles!("tmm4", "64", "tmm5", "0", $($b $sum),+),
                     ),
                     concat!(
-                        one!("tmm6", "0", "tmm7", "0", $($b $sum),+),
-                        one!("tmm6", "0", "tmm7", "512", $($b $sum),+),
-                        one!("tmm6", "32", "tmm7", "0", $($b $sum),+),
+                        product_of_tiles!("tmm6", "0", "tmm7", "0", $($b $sum),+),
+                        product_of_tiles!("tmm6", "0", "tmm7", "512", $($b $sum),+),
+                        product_of_tiles!("tmm6", "32", "tmm7", "0", $($b $sum),+),
                     ),
                     $($b $column $sum),+
                 ),

@@ -205,9 +205,24 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
     if steps == 0 {
         return;
     }
+    // SAFETY: by contract.
+    unsafe {
+        match TILES {
+            2 => add_to_32_rows::<PARTS>(sums, x, stride, w, steps),
+            _ => add_to_16_rows::<PARTS>(sums, x, stride, w, steps),
+        }
+    }
+}
+
+/// [`multiply_add`] for two tiles of rows.
+///
+/// # Safety
+/// As for [`multiply_add`]; `steps` must not be 0.
+#[inline(always)]
+unsafe fn add_to_32_rows<const PARTS: usize>(sums: *mut f32, x: *const u32, stride: usize, w: *const u32, steps: usize) {
     // Loads and stores are within what the contract allows: 16 rows of 64 bytes each, `pitch` or `stride` bytes apart. The first factor of
     // `tdpbf16ps` is the second operand.
-    macro_rules! by_32_rows {
+    macro_rules! add {
         ($($products:expr),+) => {
             asm!(
                 "tileloadd tmm0, [{sums} + {pitch}]",
@@ -243,7 +258,22 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
             )
         };
     }
-    macro_rules! by_16_rows {
+    // SAFETY: by contract, as described above.
+    unsafe {
+        match PARTS {
+            1 => add!(products_of_32_rows!("0", "0")),
+            _ => add!(products_of_32_rows!("0", "0"), products_of_32_rows!("0", "3072"), products_of_32_rows!("64", "0")),
+        }
+    }
+}
+
+/// [`multiply_add`] for one tile of rows.
+///
+/// # Safety
+/// As for [`multiply_add`]; `steps` must not be 0.
+#[inline(always)]
+unsafe fn add_to_16_rows<const PARTS: usize>(sums: *mut f32, x: *const u32, stride: usize, w: *const u32, steps: usize) {
+    macro_rules! add {
         ($($products:expr),+) => {
             asm!(
                 "tileloadd tmm0, [{sums} + {pitch}]",
@@ -271,17 +301,11 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
             )
         };
     }
-    // SAFETY: by contract, as described above.
+    // SAFETY: by contract, as in `add_to_32_rows`.
     unsafe {
-        match (TILES, PARTS) {
-            (2, 1) => by_32_rows!(products_of_32_rows!("0", "0")),
-            (2, _) => {
-                by_32_rows!(products_of_32_rows!("0", "0"), products_of_32_rows!("0", "3072"), products_of_32_rows!("64", "0"))
-            }
-            (_, 1) => by_16_rows!(products_of_16_rows!("0", "0")),
-            (_, _) => {
-                by_16_rows!(products_of_16_rows!("0", "0"), products_of_16_rows!("0", "3072"), products_of_16_rows!("64", "0"))
-            }
+        match PARTS {
+            1 => add!(products_of_16_rows!("0", "0")),
+            _ => add!(products_of_16_rows!("0", "0"), products_of_16_rows!("0", "3072"), products_of_16_rows!("64", "0")),
         }
     }
 }

@@ -47,6 +47,27 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if let Some((exponent, k)) = eaft {
         yaml.set("use_eaft", "true").set("eaft_alpha", number(exponent)).set("eaft_k", k.to_string());
     }
+    sharding(&mut yaml, recipe);
+    data(&mut yaml, recipe);
+    steps(&mut yaml, recipe, batch, "micro_batch_size", "num_epochs");
+    if let Length::Epochs(_) = recipe.length {
+        yaml.comment("The steps of these epochs. By itself axolotl counts fewer where an epoch does not fill its last step.")
+            .set("max_steps", recipe.steps.to_string());
+    }
+    optimiser(&mut yaml, recipe, "lr_scheduler", "optimizer", factor);
+    yaml.set("bf16", recipe.bf16.to_string()).set("seed", recipe.seed.to_string()).set("gradient_checkpointing", "true").blank();
+
+    yaml.set("output_dir", text("output")).set("logging_steps", "1");
+    match recipe.save_every {
+        Some(every) => yaml.set("save_steps", every.to_string()),
+        None => yaml.set("saves_per_epoch", "1"),
+    };
+    yaml.set("save_total_limit", recipe.keep_checkpoints.to_string());
+    Ok(yaml.finish())
+}
+
+/// How the weights and their optimiser's state are spread over the devices.
+fn sharding(yaml: &mut Yaml, recipe: &Recipe) {
     yaml.comment("ZeRO keeps f32 master weights beside bf16 ones: bf16 alone loses updates of this size.")
         .set("deepspeed", text(DEEPSPEED))
         .comment("FSDP instead: remove the line above. See to it that the master weights are f32.")
@@ -57,7 +78,10 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .comment("  state_dict_type: FULL_STATE_DICT")
         .comment("  reshard_after_forward: true")
         .blank();
+}
 
+/// The rows, which of their tokens are trained on, and how they are cut and batched.
+fn data(yaml: &mut Yaml, recipe: &Recipe) {
     yaml.comment(TURN_ENDS_NOTE).set("eot_tokens", list(&recipe.turn_ends)).blank();
     yaml.comment("Each message says whether it is trained on, its end-of-turn token included. Of an answer axolotl learns what stands from its")
         .comment("content on, and not the empty block of reasoning that some templates put before that.")
@@ -84,22 +108,6 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .comment("A step is a number of rows, as in the original run: rows are padded, not packed.")
         .set("sample_packing", "false")
         .blank();
-
-    steps(&mut yaml, recipe, batch, "micro_batch_size", "num_epochs");
-    if let Length::Epochs(_) = recipe.length {
-        yaml.comment("The steps of these epochs. By itself axolotl counts fewer where an epoch does not fill its last step.")
-            .set("max_steps", recipe.steps.to_string());
-    }
-    optimiser(&mut yaml, recipe, "lr_scheduler", "optimizer", factor);
-    yaml.set("bf16", recipe.bf16.to_string()).set("seed", recipe.seed.to_string()).set("gradient_checkpointing", "true").blank();
-
-    yaml.set("output_dir", text("output")).set("logging_steps", "1");
-    match recipe.save_every {
-        Some(every) => yaml.set("save_steps", every.to_string()),
-        None => yaml.set("saves_per_epoch", "1"),
-    };
-    yaml.set("save_total_limit", recipe.keep_checkpoints.to_string());
-    Ok(yaml.finish())
 }
 
 /// EAFT's exponent and K for a loss that is EAFT, and the factor of axolotl's loss over ours.

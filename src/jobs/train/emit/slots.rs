@@ -5,12 +5,37 @@
 //! something before the first turn, gives other tokens there. axolotl finds a turn by the difference between two renderings of the messages up to it
 //! (`find_turn` in src/axolotl/prompt_strategies/chat_template.py), and supervises other tokens where these are no prefix of the whole.
 
+use super::Program;
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Error, Result};
 use crate::tokens::{Renderer, Supervise};
 
+/// How another program reads rows.
+pub(crate) struct Reader {
+    renderer: Renderer,
+    supervise: Supervise,
+    /// LLaMA-Factory's version of the template; `None` for axolotl.
+    slots: Option<Slots>,
+}
+
+impl Reader {
+    /// The renderer must not cut rows, so that all of their tokens are compared.
+    pub(crate) fn of(program: Program, renderer: Renderer, supervise: Supervise) -> Result<Reader> {
+        let slots = (program == Program::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
+        Ok(Reader { renderer, supervise, slots })
+    }
+
+    /// Returns an error if the program would make other tokens of the row, or supervise others.
+    pub(crate) fn check(&self, example: &Example) -> Result<()> {
+        match &self.slots {
+            Some(slots) => slots.check(&self.renderer, example, self.supervise),
+            None => check_axolotl(&self.renderer, example, self.supervise),
+        }
+    }
+}
+
 /// The slots that LLaMA-Factory extracts from a chat template.
-pub(crate) struct Slots {
+struct Slots {
     prefix: String,
     system: String,
     default_system: String,
@@ -25,7 +50,7 @@ const NO_THOUGHT: &str = "<think>\n\n</think>\n\n";
 
 impl Slots {
     /// Follows `parse_template` line by line; it counts characters.
-    pub(crate) fn of(renderer: &Renderer) -> Result<Slots> {
+    fn of(renderer: &Renderer) -> Result<Slots> {
         if renderer.template_sha256().is_none() {
             return Err(Error::new(
                 "the model has no chat template, without which LLaMA-Factory does not learn where answers end",
@@ -60,7 +85,7 @@ impl Slots {
     }
 
     /// Returns an error if LLaMA-Factory would make other tokens of the row, or supervise others.
-    pub(crate) fn check(&self, renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
+    fn check(&self, renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
         let sequence = renderer.render(0, example)?.sequence;
         let pieces = self.pieces(renderer, &example.turns, supervise)?;
         let ids: Vec<u32> = pieces.iter().flat_map(|(ids, _)| ids).copied().collect();
@@ -148,7 +173,7 @@ fn difference(short: &str, long: &str) -> String {
 
 /// Returns an error if axolotl, which takes a turn to be the difference between two renderings of the messages up to it, would supervise other
 /// tokens.
-pub(crate) fn check_axolotl(renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
+fn check_axolotl(renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let is_learnt = |turn: usize| example.turns[turn].is_learnt() && (supervise != Supervise::Last || Some(turn) == last);
     match renderer.rewritten_turns(example)?.into_iter().find(|&turn| is_learnt(turn)) {

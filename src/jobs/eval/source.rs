@@ -1,4 +1,4 @@
-//! Finds what runs the model of an evaluation, this program or servers, before the model is used.
+//! Finds what runs the model of an evaluation, this program or servers. The model is loaded only if there is work for it.
 
 use std::path::Path;
 
@@ -13,70 +13,71 @@ use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{LoadOptions, Model, ModelName, Purpose, Reference};
 
-pub(super) enum FoundModel {
+/// What will run the model.
+pub(super) enum Source {
     Own { reference: Box<Reference>, options: LoadOptions, purpose: Purpose, max_len: usize },
     Servers(Box<Opened>),
 }
 
-impl FoundModel {
+impl Source {
     pub(super) fn find(
         model: &ModelName,
         servers: Option<&Options>,
         way: &Way,
         tasks: &[Task],
         watch: &dyn Watch,
-    ) -> Result<FoundModel> {
+    ) -> Result<Source> {
         if let Some(servers) = servers {
             let beyond = Beyond {
                 tokens: 2,
                 why: "two tokens below the server's limit: one for the continuation's last token, one that the server must generate",
             };
-            return Ok(FoundModel::Servers(Box::new(Opened::open(servers, model, &way.load, way.max_len, &beyond, watch)?)));
+            return Ok(Source::Servers(Box::new(Opened::open(servers, model, &way.load, way.max_len, &beyond, watch)?)));
         }
         let options = way.load_options_of(tasks)?;
         let reference = Reference::resolve_named(model, &fetching(watch))?;
         let max_len = reference.max_len(way.max_len)?;
         let purpose = if writes(tasks) { Purpose::Both } else { Purpose::Read };
-        Ok(FoundModel::Own { reference: Box::new(reference), options, purpose, max_len })
+        Ok(Source::Own { reference: Box::new(reference), options, purpose, max_len })
     }
 
     /// Returns an error if answers cannot be sampled in this way.
     pub(super) fn check_way(&self, sampling: &Sampling) -> Result<()> {
         match self {
-            FoundModel::Own { .. } => Ok(()),
-            FoundModel::Servers(opened) => opened.check_way(sampling),
+            Source::Own { .. } => Ok(()),
+            Source::Servers(opened) => opened.check_way(sampling),
         }
     }
 
     pub(super) fn reference(&self) -> &Reference {
         match self {
-            FoundModel::Own { reference, .. } => reference,
-            FoundModel::Servers(opened) => &opened.reference,
+            Source::Own { reference, .. } => reference,
+            Source::Servers(opened) => &opened.reference,
         }
     }
 
     pub(super) fn max_len(&self) -> usize {
         match self {
-            FoundModel::Own { max_len, .. } => *max_len,
-            FoundModel::Servers(opened) => opened.max_len,
+            Source::Own { max_len, .. } => *max_len,
+            Source::Servers(opened) => opened.max_len,
         }
     }
 
     /// Where the model runs. The servers' addresses do not count: any server of the model will do.
     pub(super) fn device(&self) -> Result<String> {
         match self {
-            FoundModel::Own { reference, options, purpose, max_len } => {
+            Source::Own { reference, options, purpose, max_len } => {
                 Ok(Model::place(*purpose, reference, *options, *max_len)?.description())
             }
-            FoundModel::Servers(opened) => Ok(opened.program()),
+            Source::Servers(opened) => Ok(opened.program()),
         }
     }
 
     pub(super) fn identity(&self, way: &Way) -> Result<Identity> {
         let reference = self.reference();
         let (sha256, dtype, kernels) = match self {
-            FoundModel::Own { reference, .. } => (reference.sha256()?, way.load.dtype.to_string(), way.load.kernels.to_string()),
-            FoundModel::Servers(opened) => (opened.served.info.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
+            Source::Own { reference, .. } => (reference.sha256()?, way.load.dtype.to_string(), way.load.kernels.to_string()),
+            Source::Servers(opened) => (opened.served.info.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
         };
         Ok(Identity {
             model: reference.name.clone(),
@@ -93,9 +94,9 @@ impl FoundModel {
     /// have replaced the one that a finished folder belongs to.
     pub(super) fn author(self, has_work: bool, writes: bool, out: &Path, watch: &dyn Watch) -> Result<Option<Author>> {
         Ok(match self {
-            FoundModel::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),
-            FoundModel::Own { .. } if !has_work => None,
-            FoundModel::Own { reference, options, purpose, max_len } => {
+            Source::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),
+            Source::Own { .. } if !has_work => None,
+            Source::Own { reference, options, purpose, max_len } => {
                 Some(Author::Own(Box::new(Model::load_for(purpose, &reference, options, max_len)?)))
             }
         })
