@@ -90,6 +90,7 @@ pub struct Renderer {
     /// The template named `tool_use`, for conversations with tools; absent if the model has a single template.
     tool_use: Option<(ChatTemplate, Habits)>,
     template_sha256: Option<String>,
+    writes_date: bool,
     options: RenderOptions,
 }
 
@@ -133,13 +134,18 @@ impl Renderer {
             true => template.sha256().to_owned(),
             false => sha256(format!("{}\n{}", template.sha256(), dated.join("\n"))),
         });
-        Ok(Self { tokenizer, template, tool_use, template_sha256, options })
+        Ok(Self { tokenizer, template, tool_use, template_sha256, writes_date: !dated.is_empty(), options })
     }
 
     /// Returns the SHA-256, in hexadecimal, of the source of the chat template in use, combined with the date if the template renders it into
     /// conversations. Returns `None` without a template.
     pub fn template_sha256(&self) -> Option<&str> {
         self.template_sha256.as_deref()
+    }
+
+    /// Whether the chat template writes today's date into conversations.
+    pub fn writes_date(&self) -> bool {
+        self.writes_date
     }
 
     /// The tokenizer of the examples.
