@@ -817,7 +817,7 @@ fn rows_that_another_program_is_not_given_are_counted_with_their_reason() {
     };
     let ran = emit(&["patient.jsonl", "rows.jsonl"], "out", &[]).ok();
     assert!(ran.stdout.contains("4 rows"), "{}", ran.stdout);
-    for part in ["1 of 5 rows were refused and skipped", "--role", "patient.jsonl:1: "] {
+    for part in ["1 of 5 rows was refused and skipped", "--role", "patient.jsonl:1: "] {
         assert!(ran.stderr.contains(part), "expected {part} in\n{}", ran.stderr);
     }
     let none = emit(&["patient.jsonl"], "none", &[]);
@@ -875,7 +875,7 @@ fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_t
         assert!((number(&before["cross_entropy"]) - sum / n as f64).abs() < 1e-6, "{out}: {before}");
         assert_eq!(run["plan"]["sequences"], 12, "{out}: no row is taken from the data");
         assert_eq!(run["held_out_data"][0]["path"], file);
-        let says = ["2 of 8 rows of --validation are equal", "--validation: 1 of 9 rows were refused"];
+        let says = ["--validation: 2 of 8 rows are among the rows that are trained on", "--validation: 1 of 9 rows was refused"];
         for said in says {
             assert_eq!(ran.stderr.contains(said), out == "mixed", "{said}: {}", ran.stderr);
         }
@@ -887,7 +887,7 @@ fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_t
     let with = |out: &str, file: &str| {
         workdir.run(&arguments(&["--out", out, "--method", "sft", "--warmup-steps", "0", "--validation", file]))
     };
-    refused(with("refused", "same.jsonl"), 1, "all 2 rows of --validation same.jsonl are equal to rows that are trained on");
+    refused(with("refused", "same.jsonl"), 1, "no row of --validation same.jsonl differs from those that are trained on");
     refused(with("refused", "absent.jsonl"), 1, "absent.jsonl");
     // Other held-out rows make another run.
     refused(with("clean", "mixed.jsonl"), 1, "another training run");
