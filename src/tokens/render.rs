@@ -153,8 +153,15 @@ impl Renderer {
         &self.tokenizer
     }
 
-    /// Renders one example. `row` is the index of the record over the whole input.
+    /// Renders one example, cut at the maximum length. `row` is the index of the record over the whole input.
     pub fn render(&self, row: u32, example: &Example) -> Result<Rendered> {
+        let mut rendered = self.render_whole(row, example)?;
+        truncate(&mut rendered, self.options.max_len);
+        Ok(rendered)
+    }
+
+    /// Like [`Renderer::render`], of any length.
+    pub fn render_whole(&self, row: u32, example: &Example) -> Result<Rendered> {
         check(example)?;
         let layout = self.lay_out(example)?;
         let supervised = self.supervised_answers(&layout, &example.turns);
@@ -185,7 +192,6 @@ impl Renderer {
         if let Some(rollout) = &example.rollout {
             rendered.audit.drawn = Some(self.put_drawn(&mut rendered, rollout, example, &layout, &tokens));
         }
-        truncate(&mut rendered, self.options.max_len);
         Ok(rendered)
     }
 
