@@ -854,7 +854,7 @@ fn rows_of_which_nothing_is_learnt_are_not_given_to_another_program() {
     // Here the end of an empty answer is learnt, and axolotl finds nothing to learn.
     workdir.write(
         "empty.jsonl",
-        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"\"}]}\n",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"assistant\",\"content\":\"\"}]}\n",
     );
     let tiny = tiny_folder(&workdir);
     let empty =

@@ -152,7 +152,8 @@ pub(crate) fn check_axolotl(renderer: &Renderer, example: &Example, supervise: S
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let is_learnt = |turn: usize| example.turns[turn].is_learnt() && (supervise != Supervise::Last || Some(turn) == last);
     let is_empty = |turn: &Turn| turn.content.trim().is_empty() && turn.reasoning.is_none() && turn.calls().next().is_none();
-    if let Some(turn) = (0..example.turns.len()).find(|&turn| is_learnt(turn) && is_empty(&example.turns[turn])) {
+    let is_empty_answer = |turn: &Turn| turn.role == Role::Assistant && is_empty(turn);
+    if let Some(turn) = (0..example.turns.len()).find(|&turn| is_learnt(turn) && is_empty_answer(&example.turns[turn])) {
         return Err(Error::new(format!(
             "message {} is empty, and axolotl learns nothing of it, whereas here its end is learnt",
             turn + 1
