@@ -90,6 +90,11 @@ pub(crate) fn counted(n: u64, one: &str, several: &str) -> String {
     format!("{} {}", thousands(n), if n == 1 { one } else { several })
 }
 
+/// `2 of 6 rows have`, `1 of 6 rows has`, `1 of 1 row has`: a part of some things, and the verb for one and for several of them.
+pub(crate) fn part_of(n: u64, of: u64, what: &str, [one, several]: [&str; 2]) -> String {
+    format!("{} of {} {}", thousands(n), count(of, what), if n == 1 { one } else { several })
+}
+
 /// `12,345 tokens`, or `1 token`.
 pub(crate) fn n_tokens(n: u64) -> String {
     count(n, "token")
@@ -269,6 +274,8 @@ mod tests {
         assert_eq!([thousands(0), thousands(999), thousands(1000), thousands(1234567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([n_tokens(0), n_tokens(1), count(1200, "row")], ["0 tokens", "1 token", "1,200 rows"]);
         assert_eq!([counted(1, "row was", "rows were"), counted(2, "row was", "rows were")], ["1 row was", "2 rows were"]);
+        let part = |n, of| part_of(n, of, "row", ["has", "have"]);
+        assert_eq!([part(1, 1), part(1, 6), part(2000, 6000)], ["1 of 1 row has", "1 of 6 rows has", "2,000 of 6,000 rows have"]);
         assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0 %", "< 0.01 %", "0.45 %"]);
         // What rounds to 1.00 has one decimal less; a change may be negative.
         assert_eq!([percent(0.00996), percent(-0.0123), percent(-0.00001)], ["1.0 %", "-1.2 %", "> -0.01 %"]);

@@ -37,7 +37,7 @@
 //!
 //! A module uses only modules above it, and files do not depend on each other in cycles. Each large dependency is confined to a
 //! few modules: candle to `kernels`, `model`, `engine`, `train` and the saving of its results; polars to `table`, the samples of
-//! `eval`, and the table readers and writer of `dataset`; plotters to `maps`; clap and indicatif to `cli`; tokenizers and
+//! `eval`, and the table readers and writer of `dataset`; plotters and png to `maps`; clap and indicatif to `cli`; tokenizers and
 //! minijinja to `tokens`; `unsafe` to `kernels`. `tests/layers.rs` checks this.
 
 pub mod error;

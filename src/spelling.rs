@@ -58,13 +58,16 @@ pub(crate) fn unknown(what: &str, text: &str, names: &[&str]) -> Error {
 
 /// The name nearest to what was typed, if it is near enough to have been meant: at most one typo per four letters (a letter
 /// missing, added, wrong or swapped with its neighbour), or one of the two is the beginning of the other, such as `evaluate` for
-/// `eval`.
+/// `eval`. A beginning that goes on with a further word, such as `model-type` after `model`, is another name; and in a name of two
+/// letters, one typo makes another word.
 pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let slips = |name: &str| match name.len() >= 4 && (typed.starts_with(name) || typed.len() >= 3 && name.starts_with(typed)) {
+    let goes_on = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| !rest.starts_with(['-', '_']));
+    let slips = |name: &str| match name.len() >= 4 && (goes_on(typed, name) || typed.len() >= 3 && goes_on(name, typed)) {
         true => 1,
         false => strsim::osa_distance(typed, name),
     };
-    let near = names.into_iter().map(|name| (slips(name), name)).filter(|(slips, name)| *slips * 4 <= name.len().max(4));
+    let near = names.into_iter().map(|name| (slips(name), name));
+    let near = near.filter(|(slips, name)| name.len() > 2 && *slips * 4 <= name.len().max(4));
     near.min_by_key(|(slips, _)| *slips).map(|(_, name)| name)
 }
 
@@ -113,10 +116,13 @@ mod tests {
             ("exp", Some("export")),
             ("data", None),
             ("score", None),
+            ("eval-packing", None),
+            ("diff_alpha", None),
             ("", None),
         ] {
             assert_eq!(nearest(typed, names), meant, "{typed}");
         }
         assert_eq!(nearest("eatf", ["sft", "eaft", "deft", "dft"]), Some("eaft"), "two neighbours in each other's place");
+        assert_eq!(nearest("rl", ["lr", "lora"]), None, "half of the name is wrong");
     }
 }

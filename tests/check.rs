@@ -114,7 +114,7 @@ fn rows_are_cut_where_the_model_ends_whether_its_weights_are_there_or_not() {
         workdir.run(&arguments)
     };
     let (whole, bare) = (check("whole", &[]).ok().stdout, check("bare", &[]).ok().stdout);
-    assert!(whole.contains("--max-len 128") && whole.contains("1 of 1 rows are longer"), "{whole}");
+    assert!(whole.contains("--max-len 128") && whole.contains("1 of 1 row is longer"), "{whole}");
     assert_eq!(whole.replace("by whole", "by bare"), bare);
     // The model family does not affect the rows, but determines their longest length.
     let refused = check("foreign", &[]);

@@ -45,6 +45,7 @@ const WORLDS: &[(&str, &[&str])] = &[
         &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "dataset/write/parquet.rs", "table", "eval"],
     ),
     ("plotters", &["maps"]),
+    ("png", &["maps"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
     ("tokenizers", &["tokens"]),

@@ -130,7 +130,7 @@ fn other_rows_of_the_same_ids_are_counted() {
     }
     let diff = workdir.run(&["diff", "a", "b"]).ok();
     let said = diff.stdout + &diff.stderr;
-    assert!(said.contains("1 of 3 items of held were asked with a different prompt"), "{said}");
+    assert!(said.contains("held: 1 of 3 items was asked with a different prompt"), "{said}");
 }
 
 #[test]

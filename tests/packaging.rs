@@ -183,3 +183,23 @@ fn other_programs_names_are_taken() {
     let ran = workdir.run(&["rows.jsonl", "--model_name_or_path", "none.gguf", "--cutoff_len", "64", "--output_dir", "runs/x"]);
     assert!(ran.stderr.contains("none.gguf") && !ran.stderr.contains("unexpected argument"), "{}", ran.stderr);
 }
+
+/// The page on PyPI and crates.io is not in a repository, where links to its files would lead somewhere, and a test without its data fails.
+#[test]
+fn packages_hold_no_link_to_what_they_lack_and_no_tests_without_data() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for manifest in ["Cargo.toml", "pyproject.toml"] {
+        let text = std::fs::read_to_string(root.join(manifest)).unwrap();
+        let readme = text.lines().find_map(|line| line.strip_prefix("readme = \"")?.strip_suffix('"')).unwrap();
+        let page = std::fs::read_to_string(root.join(readme)).unwrap();
+        let links: Vec<&str> = page.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+        assert!(!links.is_empty() && links.iter().all(|link| link.starts_with("https://")), "{manifest}: {links:?}");
+    }
+    let listed =
+        Command::new(env!("CARGO")).args(["package", "--list", "--allow-dirty", "--offline"]).current_dir(root).output().unwrap();
+    let listed = Ran::of(listed);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    let packed: Vec<&str> = listed.stdout.lines().collect();
+    assert!(packed.contains(&"src/main.rs") && packed.contains(&"packaging/README.md"), "{packed:?}");
+    assert_eq!(packed.iter().filter(|file| file.starts_with("tests/")).collect::<Vec<_>>(), [&""; 0]);
+}

@@ -1,24 +1,36 @@
 #!/usr/bin/env bash
 # Every step of a release that needs no account, each by itself as .github/workflows/release.yml calls it, or all of them:
 #
-#   tests/release.sh                         wheel, sdist, an empty environment that installs the wheel, old processors, archive, crate
+#   tests/release.sh                         licences, wheel, sdist, an empty environment that installs the wheel, old processors, archive, crate
 #   tests/release.sh aarch64                 the program for 64-bit Arm, built and run under qemu (needs gcc-aarch64-linux-gnu and qemu-user)
+#   tests/release.sh licences                those of what is built in: THIRD-PARTY-NOTICES.txt, which wheels and archives hold
 #   tests/release.sh archive FOLDER OUT NAME the program in FOLDER with manual pages, completions and licences as OUT/NAME.tar.gz
 #   tests/release.sh version VERSION         is it the version of Cargo.toml, with its lines in CHANGELOG.md?
 #   tests/release.sh notes VERSION           its lines in CHANGELOG.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+notices=THIRD-PARTY-NOTICES.txt
 version() { sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml; }
 
 notes() { awk -v version="$1" '/^## / { on = $2 == version; next } on' CHANGELOG.md; }
+
+licences() {
+  python3 packaging/notices.py > "$notices"
+  # Cargo says in another way what is linked: all of it must be named.
+  local crate
+  while read -r crate; do
+    grep -qF "$crate (" "$notices" || { echo "$notices lacks $crate" >&2; return 1; }
+  done < <(cargo tree --locked --edges normal,no-proc-macro --prefix none --format '{p}' | sed -E 's/^(\S+) v(\S+).*/\1 \2/' | sort -u | grep -v '^diagnose ')
+  ls -l "$notices"
+}
 
 archive() {
   local program=$1/diagnose out=$2 name=$3 folder
   [ -x "$program" ] || program=$1/diagnose.exe
   folder=$(mktemp -d)
   mkdir -p "$folder/$name/man" "$folder/$name/completions" "$out"
-  cp "$program" README.md CHANGELOG.md LICENSE-* "$folder/$name/"
+  cp "$program" README.md CHANGELOG.md LICENSE-* "$notices" "$folder/$name/"
   "$program" man "$folder/$name/man"
   for shell in bash zsh fish powershell; do "$program" completions "$shell" > "$folder/$name/completions/diagnose.$shell"; done
   tar -C "$folder" -czf "$out/$name.tar.gz" "$name"
@@ -38,6 +50,7 @@ wheel() {
 install() {
   python3 -m venv "$work/user"
   "$work/user/bin/pip" install -q "$work"/dist/*.whl polars
+  test -s "$work"/user/lib/python3*/site-packages/diagnose_sft-*.dist-info/licenses/"$notices"
   local bin=$work/user/bin
   # An empty PATH but for the environment and what every system has: no cargo, no cc.
   mkdir -p "$work/empty"
@@ -87,6 +100,7 @@ crate() {
 }
 
 case ${1:-all} in
+  licences) licences ;;
   archive) archive "$2" "$3" "$4" ;;
   version) [ "$(version)" = "$2" ] && [ -n "$(notes "$2")" ] || { echo "Cargo.toml has $(version), and CHANGELOG.md needs '## $2' with its lines" >&2; exit 1; } ;;
   notes) notes "$2" ;;
@@ -94,11 +108,12 @@ case ${1:-all} in
   all)
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
+    licences
     wheel
     install
     old_processors
     archive "$(ls -d target/*-linux-gnu/release 2>/dev/null | head -1)" "$work/dist" "diagnose-$(version)-linux"
     crate
     ;;
-  *) sed -n '2,9p' "$0"; exit 2 ;;
+  *) sed -n '2,10p' "$0"; exit 2 ;;
 esac

@@ -467,7 +467,7 @@ fn what_vllm_is_to_score_without_a_server_is_written_with_its_program() {
     let arguments = ["rows.jsonl", "--model", "tiny.gguf", "--emit", "vllm-offline", "--out", "offline"];
     let ran = run(&workdir, &arguments).ok();
     assert!(ran.stdout.contains("5 sequences for offline/vllm_offline.py"), "{}", ran.stdout);
-    for part in ["1 of 7 rows were refused and skipped", "`messages`: expected a list", "1 of 6 rows have no supervised token"] {
+    for part in ["1 of 7 rows was refused and skipped", "`messages`: expected a list", "1 of 6 rows has no supervised token"] {
         assert!(ran.stderr.contains(part), "expected {part} in\n{}", ran.stderr);
     }
     assert!(workdir.path("offline/sequences.parquet").metadata().unwrap().len() > 0);

@@ -817,7 +817,7 @@ fn rows_that_another_program_is_not_given_are_counted_with_their_reason() {
     };
     let ran = emit(&["patient.jsonl", "rows.jsonl"], "out", &[]).ok();
     assert!(ran.stdout.contains("4 rows"), "{}", ran.stdout);
-    for part in ["1 of 5 rows were refused and skipped", "--role", "patient.jsonl:1: "] {
+    for part in ["1 of 5 rows was refused and skipped", "--role", "patient.jsonl:1: "] {
         assert!(ran.stderr.contains(part), "expected {part} in\n{}", ran.stderr);
     }
     let none = emit(&["patient.jsonl"], "none", &[]);
@@ -830,6 +830,38 @@ fn rows_that_another_program_is_not_given_are_counted_with_their_reason() {
     refused(emit(&["patient.jsonl", "rows.jsonl"], "strict", &["--strict"]), 1, "--role");
     emit(&["patient.jsonl", "rows.jsonl"], "all", &["--role", "patient=user"]).ok();
     assert_eq!(std::fs::read_to_string(workdir.path("all/train.jsonl")).unwrap().lines().count(), 5);
+}
+
+/// Another program counts every row of its file in its batches, steps and epochs, and divides by the targets of a step.
+#[test]
+fn rows_of_which_nothing_is_learnt_are_not_given_to_another_program() {
+    let workdir = prepared(4);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
+    let row = |question: &str, weight: u32| {
+        let turns = format!(r#"{{"role":"user","content":"{question}"}},{{"role":"assistant","content":"b","weight":{weight}}}"#);
+        format!("{{\"messages\":[{turns}]}}\n")
+    };
+    let long = "a question that is longer than all of the row may be, ".repeat(40);
+    workdir.write("idle.jsonl", [row("a", 0).repeat(3), row(&long, 1).repeat(5)].concat());
+    let data = ["train", "rows.jsonl", "idle.jsonl", "--model", model.to_str().unwrap(), "--max-len", "256"];
+    let length = ["--batch-size", "2", "--epochs", "2", "--warmup-steps", "0"];
+    let ran = workdir.run(&[&data[..], &length, &["--emit", "axolotl", "--out", "out"]].concat()).ok();
+    assert!(ran.stdout.contains("4 rows and a configuration"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("8 of 12 rows have no supervised token"), "{}", ran.stderr);
+    assert_eq!(std::fs::read_to_string(workdir.path("out/train.jsonl")).unwrap().lines().count(), 4);
+    let config = std::fs::read_to_string(workdir.path("out/train.yaml")).unwrap();
+    assert!(config.contains("\nmax_steps: 4\n"), "{config}");
+    // Here the end of an empty answer is learnt, and axolotl finds nothing to learn.
+    workdir.write(
+        "empty.jsonl",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"assistant\",\"content\":\"\"}]}\n",
+    );
+    let tiny = tiny_folder(&workdir);
+    let empty =
+        ["train", "empty.jsonl", "--model", tiny.to_str().unwrap(), "--warmup-steps", "0", "--emit", "axolotl", "--out", "empty"];
+    refused(workdir.run(&empty), 1, "message 2 is empty, and axolotl learns nothing of it");
+    let plan = workdir.run(&[&data[..], &length, &["--dry-run", "--json"]].concat()).ok().json();
+    assert_eq!((&plan["sequences"], &plan["total_steps"]), (&4.into(), &4.into()));
 }
 
 /// Rows whose answers have little in common with those of [`prepared`].
@@ -875,7 +907,7 @@ fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_t
         assert!((number(&before["cross_entropy"]) - sum / n as f64).abs() < 1e-6, "{out}: {before}");
         assert_eq!(run["plan"]["sequences"], 12, "{out}: no row is taken from the data");
         assert_eq!(run["held_out_data"][0]["path"], file);
-        let says = ["2 of 8 rows of --validation are equal", "--validation: 1 of 9 rows were refused"];
+        let says = ["--validation: 2 of 8 rows are among the rows that are trained on", "--validation: 1 of 9 rows was refused"];
         for said in says {
             assert_eq!(ran.stderr.contains(said), out == "mixed", "{said}: {}", ran.stderr);
         }
@@ -887,7 +919,7 @@ fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_t
     let with = |out: &str, file: &str| {
         workdir.run(&arguments(&["--out", out, "--method", "sft", "--warmup-steps", "0", "--validation", file]))
     };
-    refused(with("refused", "same.jsonl"), 1, "all 2 rows of --validation same.jsonl are equal to rows that are trained on");
+    refused(with("refused", "same.jsonl"), 1, "no row of --validation same.jsonl differs from those that are trained on");
     refused(with("refused", "absent.jsonl"), 1, "absent.jsonl");
     // Other held-out rows make another run.
     refused(with("clean", "mixed.jsonl"), 1, "another training run");

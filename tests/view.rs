@@ -123,6 +123,22 @@ fn drop_mask_undo_export_and_read_back_by_keyboard() {
         ),
         (&format!("{}\n{{\"row\": 1, \"action\": \"delete\"}}", lines[0]), "line 2"),
         (&format!("{}\nrow", lines[0]), "line 2: expected a JSON object, found row"),
+        (
+            &format!("{}\n{{\"row\": 3, \"action\": \"drop\"}}", lines[0]),
+            "line 2: expected a row of the run, whose last one is 2",
+        ),
+        (
+            &format!("{}\n{{\"row\": 0, \"action\": \"mask\", \"turn\": 2}}", lines[0]),
+            "line 2: expected a turn of the row, which has 2",
+        ),
+        (
+            &format!("{}\n{{\"row\": 0, \"action\": \"mask\", \"turn\": 1, \"begin\": 0, \"end\": 16}}", lines[0]),
+            "line 2: expected a span within the 15 bytes of turn 1",
+        ),
+        (
+            &format!("{}\n{{\"row\": 0, \"action\": \"mask\", \"turn\": 1, \"begin\": 0, \"end\": 2}}", lines[0]),
+            "line 2: expected a span of whole characters of turn 1",
+        ),
     ] {
         let wrong = workdir.write("wrong.jsonl", text);
         browser.eval("at('message').textContent = ''");
@@ -937,6 +953,41 @@ fn rows_of_two_runs_part_at_their_reasoning_calls_and_tools() {
             json!([true, false])
         );
     }
+}
+
+/// Where a template prints the reasoning of the last turn alone, what comes behind an answer changes what the model has read before it.
+#[test]
+fn an_answer_is_another_one_in_a_longer_conversation_that_leaves_out_its_reasoning() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let template =
+        tiny_model::THINKS_AND_CALLS.replace("{% if m.reasoning_content %}", "{% if loop.last and m.reasoning_content %}");
+    assert_ne!(template, tiny_model::THINKS_AND_CALLS);
+    workdir.write("template.jinja", template);
+    let scored = |run: &str, is_longer: bool| {
+        let row = |reasoning: Value| {
+            let user = |text: &str| json!({ "role": "user", "content": text });
+            let first = json!({ "role": "assistant", "content": "First.", "reasoning_content": reasoning });
+            let more = [user("And now?"), json!({ "role": "assistant", "content": "Second." })];
+            let turns = [user("Hot?"), first].into_iter().chain(more.into_iter().filter(|_| is_longer));
+            format!("{}\n", json!({ "messages": turns.collect::<Vec<_>>() }))
+        };
+        let data = workdir.write(&format!("{run}.jsonl"), [row(json!("So.")), row(Value::Null)].concat());
+        let data = data.display().to_string();
+        workdir.run(&[&data, "--model", "tiny.gguf", "--chat-template", "template.jinja", "--out", run]).ok();
+    };
+    scored("before", false);
+    scored("after", true);
+    workdir.run(&["view", "before", "after"]).ok();
+    browser.open(&workdir.path("after/compared.html"));
+    let paired = browser.eval(
+        "ready.then((page) => Array.from(page.run.row, (_, row) => { const [begin, end] = tokensOfRow(page.run, row); \
+         let n = 0; for (let token = begin; token < end; token++) if (page.changes.tokenOf[token] >= 0) n++; return n; }))",
+    );
+    // Six bytes and the end of the turn; none of the answer that stands behind its reasoning in the shorter conversation alone.
+    assert_eq!(paired, json!([0, 7]));
+    assert_eq!(browser.complaints(), [""; 0]);
 }
 
 #[test]

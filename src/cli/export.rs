@@ -156,8 +156,8 @@ fn summary(exported: &Exported) -> String {
     ));
     if exported.rows_not_read > 0 {
         line(format!(
-            "{} rows of the data were not read by the run (--limit, --sample or --shard), and are not written",
-            thousands(exported.rows_not_read)
+            "{} not read by the run (--limit, --sample or --shard), and not written",
+            counted(exported.rows_not_read, "row of the data was", "rows of the data were")
         ));
     }
     if let Some(thresholds) = &exported.thresholds {

@@ -44,7 +44,7 @@ pub(super) struct Token {
 }
 
 /// Which rows of two runs belong together. The page that compares two runs (`report/view/compare.js`) follows the same rule, except that it has the
-/// texts: for rows whose text differs, it pairs the tokens up to the first difference, if that is in a turn.
+/// texts: for rows whose text differs, it pairs the tokens up to the first difference, if that is in a turn, and if they stand at the same position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pairing {
     /// Rows with the same number: both runs read the same files, or nothing else identifies their rows.

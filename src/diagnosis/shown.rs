@@ -22,6 +22,8 @@ pub(crate) struct Shown {
     pub texts: HashMap<u32, String>,
     /// The number of rows in the run with a scored token.
     pub of_rows: usize,
+    /// The numbers of all rows of the run, with a scored token or without: the first and the last of each unbroken sequence.
+    pub numbers: Vec<[u32; 2]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +98,14 @@ fn gathered(
         let is_sampled = *chosen.get(&row.row)?;
         Some(ShownRow { row: (*row).clone(), is_sampled, n_tokens: sizes.get(&row.row)?.tokens })
     };
-    Ok(Shown { rows: scored.iter().filter_map(of_row).collect(), tokens, texts, of_rows: scored.len() })
+    let mut numbers: Vec<[u32; 2]> = Vec::new();
+    for row in rows {
+        match numbers.last_mut() {
+            Some([_, last]) if last.checked_add(1) == Some(row.row) => *last = row.row,
+            _ => numbers.push([row.row; 2]),
+        }
+    }
+    Ok(Shown { rows: scored.iter().filter_map(of_row).collect(), tokens, texts, of_rows: scored.len(), numbers })
 }
 
 /// The numbers of the rows that [`shown`] shows.
@@ -213,7 +222,10 @@ mod tests {
             shown.rows.iter().map(|row| (row.row.row, row.is_sampled, row.n_tokens)).collect::<Vec<_>>(),
             [(0, false, 1), (1, false, 2), (2, false, 3), (3, false, 4), (4, false, 5), (5, false, 6)]
         );
-        assert_eq!((shown.tokens.len(), shown.of_rows), (21, 6));
+        assert_eq!((shown.tokens.len(), shown.of_rows, &shown.numbers[..]), (21, 6, &[[0, 5]][..]));
+        // Rows without a token have numbers, too, and a sample has gaps.
+        let numbered = [2, 3, 9].map(|row| Row { row, ..Row::default() });
+        assert_eq!(super::shown(&tables, &numbered, &HashSet::new(), 21).unwrap().numbers, [[2, 3], [9, 9]]);
         assert_eq!(shown.texts[&99], "t99");
         assert_eq!(shown.texts[&7], "t7", "the first choice of every token");
     }

@@ -84,9 +84,12 @@ impl TurnText {
     /// The place of the token at this position; `None` for a token of the content.
     pub fn place(&self, pos: u32) -> Option<PartPlace<'_>> {
         let bytes = self.bytes_beside_content(pos)?;
-        let holds = |range: &Range<usize>| range.start < bytes.end && bytes.start < range.end;
-        let own = self.stretches.iter().find(|own| holds(&own.range)).map(|own| (own.part, &own.range));
-        let own = own.or_else(|| Some((Part::ToolCall, self.signs.iter().find(|range| holds(range))?)));
+        // Both are in the order of the text, without overlaps.
+        let holds = |range: &&Range<usize>| range.start < bytes.end;
+        let stretch = self.stretches.get(self.stretches.partition_point(|own| own.range.end <= bytes.start));
+        let signs = self.signs.get(self.signs.partition_point(|signs| signs.end <= bytes.start)).filter(holds);
+        let own = stretch.map(|own| (own.part, &own.range)).filter(|(_, range)| holds(range));
+        let own = own.or_else(|| Some((Part::ToolCall, signs?)));
         Some(match own {
             Some((part, range)) => PartPlace {
                 part,

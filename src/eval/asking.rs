@@ -96,6 +96,11 @@ impl Asking {
         }
     }
 
+    /// Whether a chat template of the questions writes today's date.
+    pub fn writes_date(&self) -> bool {
+        self.chat.iter().map(|chat| &chat.renderer).chain(&self.rows).any(Renderer::writes_date)
+    }
+
     /// The part of the way of asking on which the scores of a task depend.
     pub fn asked(&self, kind: TaskKind, has_examples: bool) -> Asked {
         if kind == TaskKind::Text {

@@ -73,9 +73,7 @@ fn draw_row(scene: &mut Scene, frame: &Frame, row: &Row, y: f64) {
     let bold = row.n.is_none();
     let n = row.n.map_or_else(String::new, |n| format!("  (n = {})", thousands(n as u64)));
     let label = Text { bold, anchor: Anchor::Right, ..Text::body(INK) };
-    // A long name is shortened, its number is not.
-    let room = NAMES_WIDTH - 12.0 - font::width(&n, label.size, bold);
-    let name = font::elide(&font::printable(&row.name), label.size, bold, room).into_owned() + &n;
+    let name = font::elide_name(["", &font::printable(&row.name), &n], label.size, bold, NAMES_WIDTH - 12.0);
     scene.text(frame.left - 12.0, y + 5.5, &name, label);
     if let Some([low, high]) = row.ci95.map(|ends| ends.map(|end| frame.x_at(end))) {
         scene.line(&[(low, y), (high, y)], 2.5, paint);

@@ -55,8 +55,9 @@ pub(super) fn scene(panels: &[Panel], cuts: &Cuts, caption: &Caption) -> Scene {
         let labels = std::array::from_fn(|idx| [QUADRANT_NAMES[idx].to_owned(), percent(panel.shares[idx])]);
         plane::draw_quadrants(&mut scene, &frame, cuts, &labels);
         let style = Text { bold: true, ..Text::body(INK) };
-        let name = format!("{}: {} confident conflicts", font::printable(&panel.name), percent(panel.shares[0]));
-        scene.text(left, top - plane::STRIP - 11.0, &font::elide(&name, style.size, style.bold, frame.width), style);
+        let share = format!(": {} confident conflicts", percent(panel.shares[0]));
+        let name = font::elide_name(["", &font::printable(&panel.name), &share], style.size, style.bold, frame.width);
+        scene.text(left, top - plane::STRIP - 11.0, &name, style);
         if grid.tally.added == 0 {
             style::no_tokens(&mut scene, left + frame.width / 2.0, frame.y_at(1.7));
         }

@@ -111,9 +111,10 @@ fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run, n_under: us
     // If there are more runs than lines, the points are drawn, but not the names.
     if top < frame.bottom() {
         scene.dot((left, top - 5.0), 6.0, paint);
-        let name = format!("{}  {}  ({:+.1}, {:+.1})", idx + 1, font::printable(&run.name), run.target.value, run.general.value);
-        let style = Text::body(INK);
-        scene.text(left + 14.0, top, &font::elide(&name, style.size, false, scene.width() - left - 14.0 - MARGIN), style);
+        let (number, changes) = (format!("{}  ", idx + 1), format!("  ({:+.1}, {:+.1})", run.target.value, run.general.value));
+        let (style, room) = (Text::body(INK), scene.width() - left - 14.0 - MARGIN);
+        let name = font::elide_name([&number, &font::printable(&run.name), &changes], style.size, false, room);
+        scene.text(left + 14.0, top, &name, style);
     }
 }
 
@@ -130,11 +131,13 @@ mod tests {
             run("SFT", 9.0, -6.1),
             run("EAFT", 8.7, -1.2),
             run("DFT", 4.0, -2.0),
-            run("asft, a longer name for a run", 6.0, -3.0),
+            run("asft, a longer name for a run, and all that was changed in it", -16.04, -33.0),
         ];
         let scene = scene(&runs, "SmolLM2-135M-Instruct");
         scene.check_texts();
         assert!(scene.texts().contains(&"2  EAFT  (+8.7, -1.2)"));
+        let is_whole = |text: &&str| text.starts_with("4  asft") && text.ends_with("in it  (-16.0, -33.0)");
+        assert!(scene.texts().iter().any(is_whole), "{:?}", scene.texts());
         assert!(scene.texts().contains(&"general ability, points (n = 1,200)"));
         if let Some(folder) = std::env::var_os("MAPS_OUT") {
             scene.save(&Path::new(&folder).join("retention.png")).unwrap();

@@ -6,7 +6,7 @@
 //! set here glyph by glyph, because plotters drops the glyphs' left bearings, which makes the spacing of letters uneven.
 
 use std::error::Error as StdError;
-use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use plotters::prelude::{BitMapBackend, DrawingBackend, SVGBackend};
@@ -18,7 +18,7 @@ use super::palette::{LABEL_SIZE, NOTE_SIZE, PAPER, TEXT_SIZE, VEIL, WIDTH};
 
 pub(super) use super::palette::Paint;
 use crate::error::{Context, Error, Result};
-use crate::files::file_name;
+use crate::files::{file_name, write_atomically};
 
 pub(super) type Point = (f64, f64);
 
@@ -155,31 +155,24 @@ impl Scene {
         self.text(x, baseline, text, style);
     }
 
-    /// Writes the figure as PNG or SVG, depending on the extension, through a temporary name in the same folder.
+    /// Writes the figure as PNG or SVG, depending on the extension.
     pub fn save(&self, path: &Path) -> Result<()> {
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase();
-        let name = file_name(path);
-        let partial = path.with_file_name(format!(".{name}.{}.{extension}", std::process::id()));
         let drawn = match extension.as_str() {
-            "png" => self.write_png(&partial),
-            "svg" => self.to_svg().and_then(|svg| Ok(fs::write(&partial, svg)?)),
+            "png" => self.to_png(),
+            "svg" => self.to_svg().map(String::into_bytes),
             _ => {
-                return Err(Error::new(format!("expected a picture named .png or .svg, found `{name}`"))
+                return Err(Error::new(format!("expected a picture named .png or .svg, found `{}`", file_name(path)))
                     .at(path)
                     .cure("Give the picture one of these extensions."));
             }
         };
-        let finished = drawn.and_then(|()| Ok(fs::rename(&partial, path)?));
-        if finished.is_err() {
-            // If removing the leftover fails, nothing more can be done.
-            let _ = fs::remove_file(&partial);
-        }
-        finished
-            .context_at(path, "cannot write the picture")
+        let picture = drawn.context_at(path, "cannot draw the picture")?;
+        write_atomically(path, |file| file.write_all(&picture).context("cannot write the picture"))
             .map_err(|error| error.cure("Check that the folder exists and has room."))
     }
 
-    fn write_png(&self, path: &Path) -> Result<(), Cause> {
+    fn to_png(&self) -> Result<Vec<u8>, Cause> {
         let doubled = (self.width * SCALE, self.height * SCALE);
         let mut pixels = vec![255; doubled.0 as usize * doubled.1 as usize * 3];
         let mut canvas = BitMapBackend::with_buffer(&mut pixels, doubled);
@@ -187,9 +180,14 @@ impl Scene {
         canvas.present()?;
         drop(canvas);
 
-        let mut picture = BitMapBackend::new(path, (self.width, self.height));
-        picture.blit_bitmap((0, 0), (self.width, self.height), &halve(&pixels, self.width as usize, self.height as usize))?;
-        Ok(picture.present()?)
+        let mut picture = Vec::new();
+        let mut encoder = png::Encoder::new(&mut picture, self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_compression(png::Compression::Fast);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&halve(&pixels, self.width as usize, self.height as usize))?;
+        writer.finish()?;
+        Ok(picture)
     }
 
     fn to_svg(&self) -> Result<String, Cause> {
@@ -422,7 +420,25 @@ mod tests {
         let wrong = scene.save(&folder.path().join("map.gif")).unwrap_err();
         assert!(wrong.message().contains("expected a picture named .png or .svg, found `map.gif`"), "{wrong}");
         let absent = scene.save(&folder.path().join("absent/map.png")).unwrap_err();
-        assert!(absent.to_string().contains("cannot write the picture"), "{absent}");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+        assert!(absent.to_string().contains("No such file or directory"), "{absent}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+    }
+
+    /// /dev/full is a full disk, and stands here where the unfinished picture goes.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_said_in_the_words_of_the_system() {
+        let folder = tempfile::tempdir().unwrap();
+        for extension in ["png", "svg"] {
+            let path = folder.path().join(format!("map.{extension}"));
+            std::os::unix::fs::symlink("/dev/full", path.with_file_name(format!(".map.{extension}.partial"))).unwrap();
+            let error = Scene::new(100).save(&path).unwrap_err().to_string();
+            let expected = format!(
+                "{}: cannot write the file\n  caused by: No space left on device (os error 28)\n  Check that the folder exists and \
+                 has room.",
+                path.display()
+            );
+            assert_eq!(error, expected);
+        }
     }
 }

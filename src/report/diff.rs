@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::retention::{Retention, Run};
-use crate::format::{count, divergence, n_tokens, number, thousands};
+use crate::format::{count, divergence, n_tokens, number, part_of, thousands};
 use crate::maps::{self, forest};
 use crate::provenance;
 use crate::stats::{Estimate, Interval};
@@ -502,7 +502,8 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
     }
     for (name, task) in comparison.tasks.iter().filter(|(_, task)| task.prompts_differ > 0) {
         let n = task.prompts_differ;
-        warnings.push(format!("{n} of {} items of {name} were asked with a different prompt (prompt_hash differs)", task.n));
+        let items = part_of(n as u64, task.n as u64, "item", ["was", "were"]);
+        warnings.push(format!("{name}: {items} asked with a different prompt (prompt_hash differs)"));
     }
     warnings.extend(comparison.skipped.iter().map(|reason| format!("not compared: {reason}")));
     for (name, _) in comparison.tasks.iter().filter(|(_, task)| task.whole_texts) {

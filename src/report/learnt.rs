@@ -6,7 +6,7 @@ use super::quoted;
 use super::terminal::{Colours, OF_TEMPLATE, between, in_colour, marked, note};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
-use crate::format::{beginning, n_tokens, percent, thousands, visible};
+use crate::format::{beginning, count, n_tokens, percent, thousands, visible};
 use crate::stats::share;
 
 /// The number of entries shown per list, on the terminal and in the report.
@@ -149,8 +149,8 @@ fn rows_sentence(learnt: &Learnt) -> String {
     let all = counts.helped + counts.wasted + counts.hurt;
     let part = |n: u64| format!("{} ({})", thousands(n), percent(share(n as f64, all as f64)));
     format!(
-        "Of {} rows {} were helped, {} wasted, {} hurt; {} more have no confidence interval (a single token, or all tokens changed alike).",
-        thousands(all),
+        "Of {}: {} helped, {} wasted, {} hurt; {} without a confidence interval (a single token, or all tokens changed alike).",
+        count(all, "row"),
         part(counts.helped),
         part(counts.wasted),
         part(counts.hurt),
@@ -160,8 +160,8 @@ fn rows_sentence(learnt: &Learnt) -> String {
 
 fn known_sentence(learnt: &Learnt) -> String {
     format!(
-        "Of {} tokens that were known (p of {KNOWN} or more) {} are lost: another token is now the first choice. {} are newly known.",
-        thousands(learnt.known),
+        "Of {} known before (p of {KNOWN} or more): {} lost, where another token is now the first choice. Newly known: {}.",
+        n_tokens(learnt.known),
         thousands(learnt.lost),
         thousands(learnt.gained)
     )

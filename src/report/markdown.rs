@@ -92,11 +92,12 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
     add!(text, "# {} as seen by {}\n", escaped(&origin.data), escaped(&origin.model));
     add!(
         text,
-        "**{} of {} supervised tokens, {}, are confident conflicts**: the model is sure of something else. They account for {} of the \
-         loss and {} of the gradient of plain fine-tuning.\n",
+        "**{} of {}, {}, {}**: the model is sure of something else. {} {} of the loss and {} of the gradient of plain fine-tuning.\n",
         thousands(conflict.tokens),
-        thousands(overall.tokens),
+        count(overall.tokens, "supervised token"),
         percent_with_interval(conflict.token_share, conflict.token_share_ci95),
+        if conflict.tokens == 1 { "is a confident conflict" } else { "are confident conflicts" },
+        if conflict.tokens == 1 { "It accounts for" } else { "They account for" },
         percent_with_interval(conflict.loss_share, conflict.loss_share_ci95),
         percent_with_interval(conflict.grad_share, conflict.grad_share_ci95)
     );

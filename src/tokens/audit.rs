@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Dataset, Place};
 use crate::error::Error;
-use crate::format::thousands;
+use crate::format::{part_of, thousands};
 
 /// Suspicious properties of one row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -124,180 +124,207 @@ pub struct Finding {
 struct Check {
     name: &'static str,
     holds: fn(&RowAudit) -> bool,
-    /// Follows the number of rows.
+    /// Follows the number of rows: the verb for one row and for several, and the rest.
+    verb: [&'static str; 2],
     finding: &'static str,
     meaning: &'static str,
     cure: &'static str,
 }
 
 const N_EXAMPLES: usize = 3;
+const HAVE: [&str; 2] = ["has", "have"];
+const ARE: [&str; 2] = ["is", "are"];
 
 const CHECKS: &[Check] = &[
     Check {
         name: "empty_mask",
         holds: |row| row.empty_mask,
-        finding: "have no supervised token",
+        verb: HAVE,
+        finding: "no supervised token",
         meaning: "Nothing can be learnt from them, and they are not scored.",
         cure: "Look for empty answers, turns of weight 0, and prompts longer than --max-len.",
     },
     Check {
         name: "full_mask",
         holds: |row| row.full_mask,
-        finding: "have only supervised tokens",
+        verb: HAVE,
+        finding: "only supervised tokens",
         meaning: "The model would also learn to write the prompt.",
         cure: "Look for rows without a prompt, and check the {% generation %} tags of the template.",
     },
     Check {
         name: "missing_end_of_turn",
         holds: |row| row.missing_end_of_turn,
-        finding: "have an answer without a supervised end-of-turn token",
+        verb: HAVE,
+        finding: "an answer without a supervised end-of-turn token",
         meaning: "A model trained on them does not learn to stop.",
         cure: "Check that the template closes the assistant's turn with a special token, inside the {% generation %} block if it has one.",
     },
     Check {
         name: "without_template",
         holds: |row| row.without_template,
-        finding: "are joined as plain text, the answer directly after the prompt: the model has no chat template",
+        verb: ARE,
+        finding: "joined as plain text, the answer directly after the prompt: the model has no chat template",
         meaning: "TRL does the same for prompts and completions that are texts, and refuses conversations.",
         cure: "Nothing to do if that is what you want; otherwise pass a template with --chat-template FILE, or use the chat version of the model.",
     },
     Check {
         name: "missing_end_of_text",
         holds: |row| row.missing_end_of_text,
-        finding: "are plain text without the end token",
+        verb: ARE,
+        finding: "plain text without the end token",
         meaning: "A model trained on them does not learn to stop; TRL appends the token.",
         cure: "Pass --append-eos to do as TRL does; nothing to do for texts that continue.",
     },
     Check {
         name: UNUSED,
         holds: |row| !row.unused_switches.is_empty(),
-        finding: "have keys that look like switches but have no effect",
+        verb: HAVE,
+        finding: "keys that look like switches but have no effect",
         meaning: "The turns or parts that they should exclude are still learnt, and a variable that the chat template does not read changes nothing.",
         cure: "Set `weight` (0 excludes from the loss) on the turn or part, correct the name of the variable, or remove the keys if they mean something else.",
     },
     Check {
         name: UNREAD,
         holds: |row| !row.unread_columns.is_empty(),
-        finding: "have columns with text that appears in no turn",
+        verb: HAVE,
+        finding: "columns with text that appears in no turn",
         meaning: "The model does not see that text, even if it is the context of a question or the answers to choose from.",
         cure: "Put text that the model should see into a turn; nothing to do for notes.",
     },
     Check {
         name: RENAMED,
         holds: |row| !row.renamed_roles.is_empty(),
-        finding: "have roles that the chat template does not know",
+        verb: HAVE,
+        finding: "roles that the chat template does not know",
         meaning: "They are replaced by system, user, assistant or tool; Transformers would skip such turns or print the name.",
         cure: "Nothing to do if that is what you want; otherwise map the names with --role NAME=ROLE.",
     },
     Check {
         name: "joined_parts",
         holds: |row| row.joined_parts,
-        finding: "have contents in parts, which the chat template does not support",
+        verb: HAVE,
+        finding: "contents in parts, which the chat template does not support",
         meaning: "The texts of the parts are joined; Transformers would print the list or refuse it.",
         cure: "Nothing to do if that is what you want; otherwise write the contents as text, or pass a template that supports parts (--chat-template FILE).",
     },
     Check {
         name: "empty_question",
         holds: |row| row.empty_question,
-        finding: "have an empty question",
+        verb: HAVE,
+        finding: "an empty question",
         meaning: "The model learns to answer without a question.",
         cure: "Remove these rows, or look for text that was lost earlier: null and NaN are read as empty.",
     },
     Check {
         name: "empty_answer",
         holds: |row| row.empty_answer,
-        finding: "have an empty answer",
+        verb: HAVE,
+        finding: "an empty answer",
         meaning: "A model trained on them learns to answer nothing.",
         cure: "Remove these rows, or give the turns weight 0.",
     },
     Check {
         name: "empty_think_supervised",
         holds: |row| row.empty_think_supervised,
-        finding: "have a supervised empty think block",
+        verb: HAVE,
+        finding: "a supervised empty think block",
         meaning: "The model would learn not to reason.",
         cure: "Use a template without the block, or add the reasoning; nothing to do if that is what you want.",
     },
     Check {
         name: "special_in_content",
         holds: |row| row.special_in_content,
-        finding: "contain a control token as text",
+        verb: ["contains", "contain"],
+        finding: "a control token as text",
         meaning: "It is read as the token itself, as in Transformers, so a turn can end in the middle.",
         cure: "Remove or rewrite these strings, unless they are intended.",
     },
     Check {
         name: "unlike_prompt",
         holds: |row| row.unlike_prompt,
-        finding: "have an answer that does not follow the template's generation prompt",
+        verb: HAVE,
+        finding: "an answer that does not follow the template's generation prompt",
         meaning: "The model sees a different text before the answer at inference than in training.",
         cure: "Compare the template's rendering of an answer with its add_generation_prompt part.",
     },
     Check {
         name: "dropped_fields",
         holds: |row| row.dropped_fields,
-        finding: "have tools or tool calls that the template does not render",
+        verb: HAVE,
+        finding: "tools or tool calls that the template does not render",
         meaning: "The model neither sees nor learns them; the rest of the answer may make no sense alone.",
         cure: "Pass a template that supports them (--chat-template FILE), or write them into the content.",
     },
     Check {
         name: "lost_reasoning",
         holds: |row| row.lost_reasoning,
-        finding: "have reasoning that the template does not render",
+        verb: HAVE,
+        finding: "reasoning that the template does not render",
         meaning: "The model neither sees nor learns it, only what comes after.",
         cure: "Pass a template that renders reasoning (--chat-template FILE).",
     },
     Check {
         name: "earlier_reasoning",
         holds: |row| row.earlier_reasoning,
-        finding: "have reasoning in earlier turns that the template leaves out",
+        verb: HAVE,
+        finding: "reasoning in earlier turns that the template leaves out",
         meaning: "It is not learnt: only answers to the last question keep their reasoning, as at inference.",
         cure: "To learn it, make each answer a row of its own, or pass another template (--chat-template FILE).",
     },
     Check {
         name: "lost_system",
         holds: |row| row.lost_system,
-        finding: "have a system prompt that the template does not render",
+        verb: HAVE,
+        finding: "a system prompt that the template does not render",
         meaning: "The model does not see it.",
         cure: "Write it into the first question, or pass a template that renders it (--chat-template FILE).",
     },
     Check {
         name: "lost_content",
         holds: |row| row.lost_content,
-        finding: "have a turn whose content the template does not render",
+        verb: HAVE,
+        finding: "a turn whose content the template does not render",
         meaning: "The model does not see it.",
         cure: "Check the template: some omit the text beside a tool call; --chat-template FILE uses another one.",
     },
     Check {
         name: "arguments_quoted",
         holds: |row| row.arguments_quoted,
-        finding: "have tool-call arguments as a string, which the template prints in quotes",
+        verb: HAVE,
+        finding: "tool-call arguments as a string, which the template prints in quotes",
         meaning: "The model learns to write its arguments as a string with backslashes, as Transformers renders it.",
         cure: "Make them JSON objects in the data.",
     },
     Check {
         name: "respelt",
         holds: |row| row.drawn == Some(Drawn::Respelt),
-        finding: "are rollouts whose text tokenises differently from the tokens that the model drew",
+        verb: ARE,
+        finding: "rollouts whose text tokenises differently from the tokens that the model drew",
         meaning: "They are scored with the drawn tokens; a trainer that reads the text learns different ones.",
         cure: "Nothing to do: a word can be tokenised in several ways.",
     },
     Check {
         name: "foreign_rollout",
         holds: |row| row.drawn == Some(Drawn::Foreign),
-        finding: "are rollouts whose drawn tokens do not match the row as it is read here",
+        verb: ARE,
+        finding: "rollouts whose drawn tokens do not match the row as it is read here",
         meaning: "They are scored by their text instead.",
         cure: "Use the tokenizer, template and --system that they were written with, and do not edit their text.",
     },
     Check {
         name: "truncated",
         holds: |row| row.truncated.is_some(),
-        finding: "are longer than --max-len and were cut",
+        verb: ARE,
+        finding: "longer than --max-len and were cut",
         meaning: "The text beyond --max-len is not scored.",
         cure: "Raise --max-len if the model and memory allow it; otherwise split these rows.",
     },
     Check {
         name: "answer_cut",
         holds: |row| row.answer_cut,
-        finding: "lost part of an answer to that cut",
+        verb: ["lost", "lost"],
+        finding: "part of an answer to that cut",
         meaning: "A model trained on them does not learn how these answers end.",
         cure: "Raise --max-len if the model allows it, split these rows, or leave them out of training.",
     },
@@ -376,23 +403,21 @@ impl Audit {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.notes.clone();
         if let Some(EqualRows { rows: n @ 1.., of }) = self.equal {
-            let [n, of] = [n, of].map(thousands);
-            lines.push(format!("{n} of {of} rows are equal to an earlier one, token by token, and count again each time."));
+            let rows = part_of(n, of, "row", ARE);
+            lines.push(format!("{rows} equal to an earlier one, token by token, and counted again each time."));
         }
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {
-            let Check { finding: what, meaning, cure, .. } = check;
+            let Check { verb, finding: what, meaning, cure, .. } = check;
             let cure = finding.cure.as_deref().unwrap_or(cure);
-            let (n, of, examples) = (finding.rows, self.rows, finding.examples.join(", "));
+            let (rows, examples) = (part_of(finding.rows, self.rows, "row", *verb), finding.examples.join(", "));
             let keys: Vec<String> = finding.keys.iter().map(|(key, n)| format!("`{key}` in {}", thousands(*n))).collect();
             let keys = if keys.is_empty() { String::new() } else { format!(": {}", keys.join(", ")) };
-            let (n, of) = (thousands(n), thousands(of));
-            lines.push(format!("{n} of {of} rows {what}{keys}. {meaning} {cure} For example: {examples}"));
+            lines.push(format!("{rows} {what}{keys}. {meaning} {cure} For example: {examples}"));
         }
         if let Some(finding) = self.findings.last().filter(|finding| finding.rows > 0) {
-            let (n, of) = (finding.rows, self.rows + self.refused);
+            let rows = part_of(finding.rows, self.rows + self.refused, "row", ["was", "were"]);
             let cure = finding.cure.as_ref().map_or(String::new(), |cure| format!(" {cure}"));
-            let (n, of) = (thousands(n), thousands(of));
-            lines.push(format!("{n} of {of} rows were refused and skipped.{cure} For example: {}", finding.examples.join("; ")));
+            lines.push(format!("{rows} refused and skipped.{cure} For example: {}", finding.examples.join("; ")));
         }
         lines
     }
@@ -472,7 +497,7 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert!(lines[0].starts_with("4 of 5 rows have no supervised token. "), "{}", lines[0]);
         assert!(lines[0].ends_with("For example: a.jsonl:2, a.jsonl:3, a.jsonl:4"), "{}", lines[0]);
-        assert_eq!(lines[1], "1 of 6 rows were refused and skipped. For example: a.jsonl:6: no");
+        assert_eq!(lines[1], "1 of 6 rows was refused and skipped. For example: a.jsonl:6: no");
         assert!(Audit::default().lines().is_empty());
     }
 

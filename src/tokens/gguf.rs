@@ -90,8 +90,8 @@ const DIGIT: &str = r"\p{N}";
 /// The pre-tokenizers of models whose architectures are supported. The rules behind other names have not been tested.
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
-        // HuggingFaceTB/SmolLM2-135M-Instruct, tokenizer.json: Digits(individual_digits), then ByteLevel with GPT-2's expression. Granite's files
-        // use Refact's name.
+        // HuggingFaceTB/SmolLM2-135M-Instruct, tokenizer.json: Digits(individual_digits), then ByteLevel with GPT-2's expression. So has StarCoder,
+        // whose rules Refact and Granite took over; Granite's files use Refact's name.
         names: &["smollm", "refact"],
         splits: &[DIGIT, GPT2],
         nfc: false,
@@ -383,7 +383,6 @@ mod tests {
             let error = pre_tokenizer(Some(name)).err().unwrap();
             assert!(error.to_string().contains(&format!("{name:?} (tokenizer.ggml.pre) is unknown")), "{error}");
         }
-        assert!(pre_tokenizer(Some("refact")).is_ok());
     }
 
     /// The fixture is made by tests/fixtures/pre_tokenizers/make.py from the models' own tokenizers.
@@ -394,7 +393,7 @@ mod tests {
         let strings = |value: &serde_json::Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap() };
         let texts = strings(&fixture["texts"]);
         let of_names = fixture["pieces"].as_object().unwrap();
-        assert!(of_names.len() >= 6 && texts.len() >= 12);
+        assert!(of_names.len() >= 8 && texts.len() >= 12);
         for (name, lists) in of_names {
             let rules = pre_tokenizer(Some(name)).unwrap();
             for (text, expected) in texts.iter().zip(lists.as_array().unwrap()) {

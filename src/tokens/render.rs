@@ -90,6 +90,7 @@ pub struct Renderer {
     /// The template named `tool_use`, for conversations with tools; absent if the model has a single template.
     tool_use: Option<(ChatTemplate, Habits)>,
     template_sha256: Option<String>,
+    writes_date: bool,
     options: RenderOptions,
 }
 
@@ -133,7 +134,7 @@ impl Renderer {
             true => template.sha256().to_owned(),
             false => sha256(format!("{}\n{}", template.sha256(), dated.join("\n"))),
         });
-        Ok(Self { tokenizer, template, tool_use, template_sha256, options })
+        Ok(Self { tokenizer, template, tool_use, template_sha256, writes_date: !dated.is_empty(), options })
     }
 
     /// Returns the SHA-256, in hexadecimal, of the source of the chat template in use, combined with the date if the template renders it into
@@ -142,13 +143,25 @@ impl Renderer {
         self.template_sha256.as_deref()
     }
 
+    /// Whether the chat template writes today's date into conversations.
+    pub fn writes_date(&self) -> bool {
+        self.writes_date
+    }
+
     /// The tokenizer of the examples.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Renders one example. `row` is the index of the record over the whole input.
+    /// Renders one example, cut at the maximum length. `row` is the index of the record over the whole input.
     pub fn render(&self, row: u32, example: &Example) -> Result<Rendered> {
+        let mut rendered = self.render_whole(row, example)?;
+        truncate(&mut rendered, self.options.max_len);
+        Ok(rendered)
+    }
+
+    /// Like [`Renderer::render`], of any length.
+    pub fn render_whole(&self, row: u32, example: &Example) -> Result<Rendered> {
         check(example)?;
         let layout = self.lay_out(example)?;
         let supervised = self.supervised_answers(&layout, &example.turns);
@@ -179,7 +192,6 @@ impl Renderer {
         if let Some(rollout) = &example.rollout {
             rendered.audit.drawn = Some(self.put_drawn(&mut rendered, rollout, example, &layout, &tokens));
         }
-        truncate(&mut rendered, self.options.max_len);
         Ok(rendered)
     }
 

@@ -5,6 +5,7 @@
 //! What lies between them is the template's, except the signs between two keys or values, such as `": "`, and those that close them: whether
 //! another argument follows is for the call to say.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -37,9 +38,9 @@ pub struct Stretch {
 /// What of a turn stands in a text.
 #[derive(Debug, Default)]
 pub struct FoundParts {
-    /// In the order of the text.
+    /// In the order of the text; no two of them overlap.
     pub stretches: Vec<Stretch>,
-    /// The signs between the keys and values of one call, and those that close them.
+    /// The signs between the keys and values of one call, and those that close them; in the order of the text, and no two of them overlap.
     pub signs: Vec<Range<usize>>,
     /// The calls of the turn, in their order.
     pub calls: Vec<FoundCall>,
@@ -59,9 +60,11 @@ pub fn writes_beside_content(turn: &Turn) -> bool {
     turn.role == Role::Assistant && (turn.calls().next().is_some() || reasonings(turn).next().is_some())
 }
 
-/// Finds the turn's reasoning and calls in `text`, which may be cut off at its end. `taken` are the bytes that are something else: its content.
+/// Finds the turn's reasoning and calls in `text`, which may be cut off at its end. `taken` are the bytes that are something else: the pieces of its
+/// content, of which no two overlap.
 pub fn find_parts(text: &str, taken: &[Range<usize>], turn: &Turn) -> FoundParts {
-    let mut search = Search { text, taken: taken.to_vec(), stretches: Vec::new() };
+    let taken = taken.iter().map(|range| (range.start, range.end)).collect();
+    let mut search = Search { text, taken, stretches: Vec::new() };
     let mut from = 0;
     for reasoning in reasonings(turn) {
         if let Some(place) = search.place(&[reasoning.to_owned()], 0..text.len(), text.len()) {
@@ -78,7 +81,7 @@ pub fn find_parts(text: &str, taken: &[Range<usize>], turn: &Turn) -> FoundParts
         names.push(name);
     }
     names.iter().flatten().for_each(|name| search.take(Part::ToolCall, name.clone()));
-    let (mut found, mut signs) = (Vec::new(), Vec::new());
+    let (mut found, mut signs) = (Vec::new(), Vec::<Range<usize>>::new());
     for (idx, call) in turn.calls().enumerate() {
         let own = &names[idx];
         let leaves = leaves(&call.arguments);
@@ -109,6 +112,13 @@ pub fn find_parts(text: &str, taken: &[Range<usize>], turn: &Turn) -> FoundParts
         from = places.iter().chain(own).map(|place| place.end).max().unwrap_or(from);
     }
     search.stretches.sort_by_key(|stretch| stretch.range.start);
+    signs.sort_by_key(|signs| signs.start);
+    let mut end = 0;
+    for own in &mut signs {
+        own.start = own.start.max(end);
+        end = end.max(own.end);
+    }
+    signs.retain(|own| !own.is_empty());
     FoundParts { stretches: search.stretches, signs, calls: found }
 }
 
@@ -201,14 +211,14 @@ const REACH: usize = 100;
 
 struct Search<'a> {
     text: &'a str,
-    /// Bytes that are known to be something.
-    taken: Vec<Range<usize>>,
+    /// Bytes that are known to be something, from each key to its value. No two such ranges overlap.
+    taken: BTreeMap<usize, usize>,
     stretches: Vec<Stretch>,
 }
 
 impl Search<'_> {
     fn take(&mut self, part: Part, range: Range<usize>) {
-        self.taken.push(range.clone());
+        self.taken.insert(range.start, range.end);
         self.stretches.push(Stretch { part, range });
     }
 
@@ -238,11 +248,13 @@ impl Search<'_> {
         let text = self.text;
         let region = text.floor_char_boundary(region.start)..text.floor_char_boundary(region.end.max(region.start));
         let is_own = |place: &Range<usize>| {
-            let is_free = self.taken.iter().all(|taken| taken.end <= place.start || place.end <= taken.start);
+            let is_free = self.taken.range(..place.end).next_back().is_none_or(|(_, end)| *end <= place.start);
             is_free && is_whole_word(text, place)
         };
         let whole = |form: &String| {
-            let places = text[region.clone()].match_indices(form.as_str());
+            // No place that ends behind this begins before `latest`.
+            let end = text.ceil_char_boundary(latest.saturating_add(form.len())).clamp(region.start, region.end);
+            let places = text[region.start..end].match_indices(form.as_str());
             let mut places = places.map(|(at, _)| region.start + at..region.start + at + form.len());
             places.find(|place| place.start < latest && is_own(place))
         };
@@ -416,6 +428,19 @@ mod tests {
         assert!(writes_beside_content(&turn) && writes_beside_content(&within) && writes_beside_content(&plan));
         assert!(!writes_beside_content(&Turn::plain(Role::Assistant, "Yes.")) && !writes_beside_content(&calling(json!([]))));
         assert!(!writes_beside_content(&Turn { reasoning: Some(" \n".into()), ..Turn::plain(Role::Assistant, "Yes.") }));
+    }
+
+    /// The time grows with the length of the text, not with its square: half a minute for this call is that of the square.
+    #[test]
+    fn long_calls_are_found_in_time() {
+        let n = 100_000;
+        let numbers: serde_json::Map<String, Value> = (0..n).map(|i| (format!("k{i}"), json!(null))).collect();
+        let turn = calling(json!([call("f", Value::Object(numbers))]));
+        let text = format!("{{\"name\": \"f\", \"arguments\": {}}}", dumps(&turn.calls().next().unwrap().arguments));
+        let began = std::time::Instant::now();
+        let found = find_parts(&text, &[], &turn);
+        assert_eq!((found.stretches.len(), found.signs.len()), (2 * n + 1, 2 * n));
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
     }
 
     #[test]

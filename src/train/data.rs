@@ -9,6 +9,7 @@ use std::fmt;
 
 use crate::dataset::{Choice, Chosen, Dataset, Place};
 use crate::error::{Error, Result};
+use crate::format::part_of;
 use crate::random;
 use crate::tokens::{Audit, Renderer, Sequence, rendered};
 
@@ -112,8 +113,8 @@ impl TrainingSet {
         let n_equal = rows.len() - firsts.len();
         if share > 0.0 && n_equal > 0 {
             set.audit.notes.push(format!(
-                "{n_equal} of {} rows are equal to an earlier one; with --validation-share they stay together with the first",
-                rows.len()
+                "{} equal to an earlier one; with --validation-share equal rows stay together",
+                part_of(n_equal as u64, rows.len() as u64, "row", ["is", "are"])
             ));
         }
         let drawn = drawn(&numbers, share, seed);
@@ -158,14 +159,14 @@ impl TrainingSet {
             let names: Vec<String> = apart.files().iter().map(|file| file.path.display().to_string()).collect();
             return Err(Error::new(match n {
                 0 => format!("no token of --validation {} would be evaluated", names.join(" ")),
-                _ => format!("all {n} rows of --validation {} are equal to rows that are trained on", names.join(" ")),
+                _ => format!("no row of --validation {} differs from those that are trained on", names.join(" ")),
             })
             .cure("Provide rows that are not in the training data, or hold some of those out with --validation-share."));
         }
         if held_out.len() < n {
             self.audit.notes.push(format!(
-                "{} of {n} rows of --validation are equal to rows that are trained on, and are left out of the held-out loss",
-                n - held_out.len()
+                "--validation: {} among the rows that are trained on, and left out of the held-out loss",
+                part_of((n - held_out.len()) as u64, n as u64, "row", ["is", "are"])
             ));
         }
         self.validation = held_out.into_iter().map(|row| row.sequence).collect();

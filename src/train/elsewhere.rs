@@ -37,12 +37,13 @@ const INSTEAD: &[(&str, &str)] = &[
         "Use batch-size, the sequences per optimiser step: per-device batch size times accumulation steps times devices.",
     ),
     (
-        "finetuning_type adapter use_peft",
+        "finetuning_type adapter full_finetune use_peft",
         "Use lora = true for LoRA, or leave it out to train all weights; other methods are not supported.",
     ),
     (
-        "packing neat_packing packing_strategy padding_free pad_to_sequence_len eval_packing eval_sample_packing \
-         sample_packing",
+        "packing neat_packing packing_strategy padding_free pad_to_sequence_len batch_flattening eval_packing \
+         eval_sample_packing multipack_real_batches sample_packing sample_packing_bin_size sample_packing_eff_est \
+         sample_packing_group_size sample_packing_mp_start_method sample_packing_sequentially",
         "Leave it out: rows are always packed without padding and never attend to each other; batch-size counts rows, whereas there, with packing, a batch counts packs.",
     ),
     ("use_eaft use_eaft_loss", "Use method = \"eaft\"."),
@@ -51,7 +52,7 @@ const INSTEAD: &[(&str, &str)] = &[
     ("use_asft_loss", "Use method = \"asft\"."),
     ("asft_alpha", "Use kl-weight."),
     ("bf16 fp16", "Use dtype = \"bf16\"."),
-    ("dataset dataset_name", "Use datasets, a list of files."),
+    ("dataset dataset_dir dataset_name", "Use datasets, a list of files."),
     (
         "max_samples",
         "Use limit, the first records of all files together; LLaMA-Factory's limit applies to each data set, held-out ones included.",
@@ -66,7 +67,10 @@ const INSTEAD: &[(&str, &str)] = &[
     ("chat_template_jinja chat_template_path", "Use chat-template, the path of a Jinja file."),
     ("eot_tokens", "Leave it out: the token that ends a turn in the chat template is learnt with the turn."),
     ("enable_thinking", "Use chat-template-kwargs, such as {\"enable_thinking\": false}, if the model's chat template uses it."),
-    ("default_system default_system_message", "Use system, which is added to conversations without a system prompt."),
+    (
+        "default_system default_system_message system_prompt",
+        "Use system, which is added to conversations without a system prompt.",
+    ),
     ("dataset_text_field", "Use map, such as map = [\"text=COLUMN\"]."),
     (
         "assistant_only_loss completion_only_loss",
@@ -93,7 +97,7 @@ const INSTEAD: &[(&str, &str)] = &[
         "Use eval-every, the steps between evaluations; `train --dry-run` shows how many steps the run has.",
     ),
     ("save_strategy saves_per_epoch", "Use save-every, the steps between checkpoints; the default is one per epoch."),
-    ("resume_from_checkpoint", "Leave it out: the same command resumes."),
+    ("resume_from_checkpoint auto_resume_from_checkpoints", "Leave it out: the same command resumes."),
     (
         "average_tokens_across_devices",
         "Leave it out for true, the default there: the loss is the mean over all tokens of a step.",
@@ -113,6 +117,27 @@ const INSTEAD: &[(&str, &str)] = &[
     ),
     ("train_on_eos", "Leave it out: the token that ends a turn is learnt with it, as `turn` says, which is axolotl's default."),
     ("gradient_checkpointing", "Use activation-memory, the MiB of activations to keep instead of recomputing."),
+    (
+        "model_type type_of_model tokenizer_type processor_type cls_model_config",
+        "Leave it out: the model's own files say of which family the model and its tokenizer are.",
+    ),
+    (
+        "base_model_config tokenizer_config tokenizer_legacy tokenizer_use_mistral_common",
+        "Leave it out if it means the model's own files, which are always used; others would be a different training.",
+    ),
+    ("model_revision revision_of_model", "Use model = \"ORG/NAME@REVISION\"."),
+    (
+        "plugins",
+        "Leave it out for plugins that only compute faster, such as CutCrossEntropyPlugin and LigerPlugin; others would be a different training.",
+    ),
+    (
+        "shuffle_merged_datasets shuffle_before_merging_datasets",
+        "Leave it out: each epoch has its own random order of all rows, drawn by seed; any other order would be a different training.",
+    ),
+    (
+        "loss_watchdog_threshold loss_watchdog_patience",
+        "Leave it out: it stops a training whose loss is high, and changes nothing in one that goes on.",
+    ),
     ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
 ];
 
@@ -124,34 +149,45 @@ const WITHOUT_COUNTERPART: &[&str] = &[
      lora_modules_to_save lora_rank_pattern lora_target_parameters loraplus_* mixture_of_depths module_dropout oft_* \
      peft_init_lora_weights peft_layer* peft_trainable_token_indices peft_use_dora pissa_* reinit_weights relora* \
      train_from_scratch unfrozen_parameters use_dora use_llama_pro",
+    // Another training: from preferences, by rewards, of classifiers, or on a stream of plain text.
+    "center_rewards_coefficient cpo_alpha diffusion dpo_* ebft kto_* ld_alpha max_prompt_len num_labels orpo_alpha ppo_* \
+     precompute_ref_log_probs pref_* pretraining_* process_reward_model ref_model* reward_model* rl rl_beta rpo_alpha simpo_gamma \
+     trainer_cls trl vllm",
     // Number formats.
-    "bfloat16 float16 fp8* load_in_4bit load_in_8bit model_quantization_config* pure_bf16 qat quantization_* \
+    "bfloat16 bnb_config_kwargs double_quantization float16 fp8* gptq load_in_4bit load_in_8bit model_quantization_config* pure_bf16 qat quantization_* \
      quantize_moe_experts",
     // The loss and the model.
-    "label_smoothing_factor moe_aux_loss_coef neftune_noise_alpha noisy_embedding_alpha overrides_of_model_* rope_scaling \
-     router_aux_loss_coef s2_attention scaling_softmax* shift_attn use_pose",
+    "label_smoothing_factor model_config moe_aux_loss_coef neftune_noise_alpha noisy_embedding_alpha overrides_of_model_* pose_* \
+     rope_scaling router_aux_loss_coef s2_attention scaling_softmax* shift_attn use_onebitllms use_pose",
     // The update.
     "adam_beta3 adam_epsilon2 apollo_* badam_* cosine_constant_lr_ratio cosine_min_lr_ratio dion_* galore_* \
      jagged_restart_* lr_div_factor lr_groups lr_quadratic_warmup lr_scheduler_kwargs optim_args optim_target_modules \
      qgalore_* use_adam_mini use_apollo use_badam use_galore use_muon",
     // The rows, their order and their tokens.
     "add_special_tokens add_tokens added_tokens_overrides curriculum_sampling dataloader_drop_last \
-     dataset_exact_deduplication disable_shuffling group_by_length min_sample_len new_special_tokens_config \
-     preserve_thinking resize_vocab special_tokens split_special_tokens tokens tool_format train_sampling_strategy",
+     dataset_exact_deduplication disable_shuffling fix_untrained_tokens group_by_length min_sample_len \
+     new_special_tokens_config preserve_thinking resize_token_embeddings_to_32x resize_vocab shrink_embeddings special_tokens split_special_tokens tokens tool_format train_sampling_strategy",
 ];
 
 /// Options that change nothing about what is learnt, but how it is computed, saved, monitored and logged. A final `*` matches any
 /// ending.
-const WITHOUT_RESULT: &str = "activation_offloading attn_implementation bf16_full_eval cache_dir comet_* dataloader_num_workers \
-     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc dataset_prepared_path \
-     dataset_processes ddp* disable_tqdm do_eval do_train eager_attention enable_liger_kernel eval_batch_size \
-     flash_attention flash_attn flex_attention fp16_full_eval fsdp* full_determinism gc_steps gradient_checkpointing_kwargs \
-     hf_hub_token hf_use_auth_token hub_* include_num_input_tokens_seen liger_* local_rank log_level* log_on_each_node \
-     logging_* lora_mlp_kernel lora_o_kernel lora_qkv_kernel low_cpu_mem_usage mlflow_* overwrite_cache \
-     overwrite_output_dir per_device_eval_batch_size plot_loss preprocessing_num_workers push_to_hub remove_unused_columns \
-     report_to run_name save_only_model save_safetensors sdp_attention swanlab_* tf32 tokenizer_use_fast torch_compile* \
-     trackio_* trust_remote_code upcast_layernorm use_cache use_comet use_fast_tokenizer use_liger_kernel use_mlflow \
-     use_reentrant_gc use_swanlab use_tensorboard use_trackio use_unsloth_gc use_wandb wandb_* xformers_attention";
+const WITHOUT_RESULT: &str = "activation_offloading attn_implementation bf16_full_eval cache_dir \
+     chunked_cross_entropy* comet_* context_parallel_size cut_cross_entropy dataloader_num_workers \
+     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_keep_in_memory \
+     dataset_num_proc dataset_prepared_path dataset_processes ddp* device_map disable_tqdm do_bench_eval \
+     do_causal_lm_eval do_eval do_train dp_replicate_size dp_shard_size eager_attention enable_liger_kernel \
+     eval_batch_size eval_causal_lm_metrics experts_implementation flash_attention flash_attn* flash_optimum \
+     flex_attention flex_attn_compile_kwargs fp16_full_eval fsdp* full_determinism fused_attn_kernel gc_steps \
+     gradient_checkpointing_kwargs heads_k_stride hf_hub_token hf_use_auth_token hub_* include_num_input_tokens_seen \
+     liger_* local_rank log_level* log_on_each_node logging_* lora_embedding_kernel lora_mlp_kernel lora_o_kernel \
+     lora_qkv_kernel low_cpu_mem_usage mlflow_* otel_* overwrite_cache overwrite_output_dir \
+     per_device_eval_batch_size plot_loss preprocessing_num_workers push_to_hub qlora_sharded_model_loading ray_* \
+     remove_unused_columns report_to resources_per_worker ring_attn_func run_name save_on_each_node save_only_model \
+     save_safetensors sdp_attention sdpa_varlen sequence_parallel_degree swanlab_* tensor_parallel_size tf32 \
+     tiled_mlp* tokenized_path tokenizer_use_fast torch_compile* trackio_* trust_remote_code upcast_layernorm \
+     use_cache use_comet use_fast_tokenizer use_kernels use_liger_kernel use_mlflow use_otel_metrics use_ray \
+     use_reentrant_gc use_scattermoe use_swanlab use_tensorboard use_trackio use_unsloth_gc use_wandb wandb_* \
+     xformers_attention";
 
 /// The names of option `name` in other programs.
 pub(crate) fn other_names(name: &str) -> impl Iterator<Item = &'static str> {

@@ -4,7 +4,8 @@
     python3 -m venv V && V/bin/pip install llamafactory
     V/bin/python tests/peers/emitted.py ROWS.jsonl --folder HF_FOLDER [--rows 8] [--epochs 3] [--axolotl UNPACKED_WHEEL] [-- --lora ..]
 
-A step holds all rows, so that their order does not matter; what stands behind `--` goes to diagnose: method, learning rate, --lora.
+HF_FOLDER is a trained model with the ChatML template, such as SmolLM2-135M-Instruct: where control tokens were never trained, gradients are not
+those of a fine-tuning, and their norms are compared. A step holds all rows, so that their order does not matter; what stands behind `--` goes to diagnose: method, learning rate, --lora.
 LLaMA-Factory runs on the processor, without the DeepSpeed line. Its labels reach beyond diagnose's by what the chat template writes
 behind the end of a turn (in ChatML a line break, which costs nothing and counts in the mean), so that its losses are smaller by the
 ratio of the targets; and EAFT's by (ln 20 / 3)^alpha. With both made up for, each step's loss must agree to --tolerance, and so must
@@ -94,7 +95,9 @@ def main():
 def check_axolotl(train, out):
     import yaml
 
-    subprocess.run([*train, "--emit", "axolotl", "--out", str(out)], check=True, capture_output=True)
+    # The default is a share of the steps: one of a short run, of which axolotl makes two, so that it is refused.
+    warmup = [] if any(word.startswith("--warmup") for word in train) else ["--warmup-steps", "0"]
+    subprocess.run([*train, *warmup, "--emit", "axolotl", "--out", str(out)], check=True, capture_output=True)
     sys.path.insert(0, str(arguments.axolotl))
     from axolotl.utils.schemas.config import AxolotlInputConfig
 

@@ -22,7 +22,8 @@ pub(super) enum Switches {
 pub(super) fn row(example: &Example, reading: &Reading, switches: Switches) -> Result<Object> {
     let mut row = named(example, reading);
     row.insert("messages".to_owned(), messages(&example.turns, switches)?);
-    add_surroundings(&mut row, example, false);
+    // axolotl takes nulls out of a row, but not out of a text.
+    add_surroundings(&mut row, example, switches == Switches::Train);
     Ok(row)
 }
 
@@ -47,12 +48,25 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
     for (key, value) in optional {
         message.extend(value.clone().map(|value| (key.to_owned(), value.into())));
     }
+    if switches == Switches::Train && turn.tool_calls.as_ref().is_some_and(holds_null) {
+        return Err(Error::new("a tool call holds a null, which axolotl leaves out")
+            .cure("Use --format messages, or write the call's arguments as JSON text."));
+    }
     message.extend(turn.tool_calls.clone().map(|calls| ("tool_calls".to_owned(), calls)));
     for (key, value) in &written.others {
         message.entry(key).or_insert_with(|| value.clone());
     }
     add_switches(&mut message, turn, switches)?;
     Ok(message)
+}
+
+/// Whether a key has no value, here or further within.
+fn holds_null(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.values().any(|value| value.is_null() || holds_null(value)),
+        Value::Array(items) => items.iter().any(holds_null),
+        _ => false,
+    }
 }
 
 /// Adds the loss switches of a turn to its message.

@@ -6,7 +6,7 @@
 //! sharegpt       {"conversations": [{"from", "value"}], "system"?, "tools"?}                       FastChat and many more
 //! alpaca         {"instruction", "input", "output", "system"?, "history"?}                         Alpaca, LLaMA-Factory
 //! llama-factory  ShareGPT's form, for the dataset_info.json that is written beside it
-//! axolotl        messages with `train` and `train_detail` on every answer
+//! axolotl        messages with `train` and `train_detail` on every answer, and tools as text
 //! trl            {"prompt": [..], "completion": [..]} if only last answers are supervised, else {"messages": [..]}
 //! ```
 //!

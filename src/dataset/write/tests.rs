@@ -66,6 +66,20 @@ fn masks_by_hand() {
     let row = written(Target::Axolotl, &original, &example).unwrap();
     assert_eq!((&row["messages"][2]["train"], &row["messages"][4]["train"]), (&json!(false), &json!(true)));
     assert_eq!(row["messages"][4]["train_detail"], detail);
+    // axolotl takes nulls out of all but texts.
+    let with = |tools: Value, arguments: Value| {
+        let calls = json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
+        let mut row = example.clone();
+        (row.tools, row.turns[4].tool_calls) = (Some(tools), Some(calls));
+        row
+    };
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"x": {"default": null}}}}]);
+    let row = written(Target::Axolotl, &original, &with(tools.clone(), json!({"x": 1}))).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(row["tools"].as_str().unwrap()).unwrap(), tools);
+    assert!(written(Target::Axolotl, &original, &with(tools.clone(), json!("{\"x\": null}"))).is_ok());
+    let error = written(Target::Axolotl, &original, &with(tools.clone(), json!({"x": [{"y": null}]}))).unwrap_err().to_string();
+    assert!(error.contains("a tool call holds a null"), "{error}");
+    assert!(written(Target::Messages, &original, &with(tools, json!({"x": null}))).is_ok());
     let mut inner = example.clone();
     inner.turns[4].content = "a é, no".to_owned();
     inner.turns[4].parts = vec![WeightedPart { begin: 2, end: 4, weight: 0.0 }];

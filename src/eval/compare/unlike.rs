@@ -5,6 +5,7 @@ use super::super::results::Settings;
 use super::super::tasks::TaskKind;
 use super::pairs::Pairs;
 use crate::error::{Error, Result};
+use crate::format::part_of;
 
 /// The reason why the two sides of the task `name` cannot be compared. Returns an error if its items themselves contradict each other.
 pub(super) fn reason(name: &str, items: &Pairs) -> Result<Option<String>> {
@@ -25,8 +26,8 @@ pub(super) fn reason(name: &str, items: &Pairs) -> Result<Option<String>> {
         let n = items.n_differing(|asked| asked.document.as_deref());
         (n > 0).then(|| {
             format!(
-                "`{name}`: {n} of {} items of the same number are different documents (doc_hash differs): these are two data sets",
-                items.len()
+                "`{name}`: {} by the same number (doc_hash differs): these are two data sets",
+                part_of(n as u64, items.len() as u64, "item", ["is a different document", "are different documents"])
             )
         })
     };

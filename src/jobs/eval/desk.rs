@@ -16,6 +16,7 @@ use crate::eval::score::{Said, Scored};
 use crate::eval::tasks::{Item, Task, TaskKind};
 use crate::eval::write::{self, Prompt, Writing};
 use crate::eval::{rows, score};
+use crate::format::part_of;
 use crate::jobs::answer::{Wanted, entries, write_open};
 use crate::jobs::author::Author;
 use crate::jobs::journal::Journal;
@@ -221,7 +222,8 @@ pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking)
     let has_own = |item: &&Item| messages_of(item).is_some_and(|turns| turns.iter().any(|turn| turn.role == Role::System));
     let own = task.items.iter().filter(has_own).count();
     if asking.system.is_some() && own > 0 {
-        notes.push(format!("{own} of {} items have their own system message, and keep it instead of --system", task.items.len()));
+        let verbs = ["has its own system message, and keeps it", "have their own system messages, and keep them"];
+        notes.push(part_of(own as u64, task.items.len() as u64, "item", verbs) + " instead of --system");
     }
     notes
 }
@@ -251,7 +253,10 @@ mod tests {
         let rows = [row("system"), row("user"), row("system")].join("\n");
         let task = parse("t", "t.jsonl", rows.as_bytes()).unwrap();
         let of = |system: Option<&str>| notes(&task, None, &Asking { system: system.map(str::to_owned), ..Asking::default() });
-        assert!(of(Some("Be brief."))[0].starts_with("2 of 3 items have their own system message"));
+        assert!(
+            of(Some("Be brief."))[0]
+                .starts_with("2 of 3 items have their own system messages, and keep them instead of --system")
+        );
         assert!(of(None).is_empty());
     }
 }

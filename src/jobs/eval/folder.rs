@@ -8,7 +8,7 @@ use crate::eval::metrics::Sample;
 use crate::eval::results::{Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
 use crate::eval::tasks::Task;
 use crate::files::write_json;
-use crate::jobs::other_run::other_run;
+use crate::jobs::other_run::{other_run, with_date};
 use crate::provenance::{self, SCORES_FILE};
 
 /// An evaluation folder being written.
@@ -30,7 +30,8 @@ impl Folder {
                     "the scores of another evaluation ({model}, run by {engine}, {by}; this program is {})",
                     provenance::build()
                 );
-                return Err(other_run(path, &what, before.provenance.kernel_level.as_deref()));
+                // The templates are the tasks' own.
+                return Err(other_run(path, &what, before.provenance.kernel_level.as_deref(), false));
             }
             folder.scores.tasks = before.tasks;
             folder.samples = read_samples(path)?;
@@ -39,16 +40,18 @@ impl Folder {
     }
 
     /// Returns an error if the folder has scores of the task with other items, examples or settings: two sets of scores cannot share one name.
-    pub(super) fn check(&self, task: &Task, settings: &Settings) -> Result<()> {
+    /// `writes_date` is whether a chat template of the questions writes today's date.
+    pub(super) fn check(&self, task: &Task, settings: &Settings, writes_date: bool) -> Result<()> {
         let Some(was) = self.scores.tasks.get(&task.name).map(|scores| &scores.settings) else { return Ok(()) };
         if was == settings {
             return Ok(());
         }
         Err(Error::new(format!("the folder holds the scores of `{}` with {was}; requested: {settings}", task.name))
             .at(&self.path)
-            .cure(
-                "Choose another --out. Without one the folder is named after the settings, but not after templates and end tokens. If the chat template prints today's date, set SOURCE_DATE_EPOCH to the earlier run's date.",
-            ))
+            .cure(with_date(
+                "Choose another --out. Without one the folder is named after the settings, but not after templates and end tokens.",
+                writes_date,
+            )))
     }
 
     /// Whether the folder has scores of this task on the same items.

@@ -108,7 +108,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         if let Some(writing) = &settings.writing {
             writing.room(&task.name, max_len)?;
         }
-        folder.check(&task, &settings)?;
+        folder.check(&task, &settings, asking.writes_date())?;
         match folder.holds(&task, &settings) {
             true => [SCORES, ANSWERS].iter().try_for_each(|what| Journal::clear(&journal_of(&out, &task, what)))?,
             false => open.push((task, settings)),

@@ -31,7 +31,7 @@ impl Peer {
         let name = ModelName { written: Some(path.to_string_lossy().into_owned()), base: record.model.base.clone() };
         let reference = Reference::resolve_text(&name, &|_, _, _| ())?;
         let (tokenizer, template) = text_of(&reference)?;
-        let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..RenderOptions::default() })?;
+        let renderer = Renderer::new(tokenizer, template, RenderOptions::default())?;
         if renderer.template_sha256() != record.template_sha256.as_deref() {
             return Err(Error::new("the run used a different chat template than the model's"));
         }

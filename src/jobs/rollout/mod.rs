@@ -12,7 +12,7 @@ mod plan;
 mod record;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -57,7 +57,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         false => None,
     };
     if before.as_ref().is_some_and(|record| record.identity != plan.identity) {
-        return Err(other_rollouts(&plan.out));
+        return Err(other_rollouts(&plan));
     }
     let _held = hold(&plan.out)?;
     let device = source.device();
@@ -67,7 +67,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         Journal::clear(&plan.out.join(JOURNAL_FILE))?;
         return Ok(Outcome { out: plan.out, record });
     }
-    let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_rollouts(&plan.out)))?;
+    let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_rollouts(&plan)))?;
     let mut entries = entries(answers);
 
     let rows: Vec<u32> = plan.prompts.iter().map(|prompt| prompt.row).collect();
@@ -119,9 +119,9 @@ fn request(plan: &Plan, job: &Job, prompt: usize, draw: u32) -> Request {
     }
 }
 
-fn other_rollouts(out: &Path) -> Error {
-    let record = Record::read(out).ok();
-    other_run(out, "other rollouts", record.and_then(|record| record.provenance.kernel_level).as_deref())
+fn other_rollouts(plan: &Plan) -> Error {
+    let level = Record::read(&plan.out).ok().and_then(|record| record.provenance.kernel_level);
+    other_run(&plan.out, "other rollouts", level.as_deref(), plan.renderer.writes_date())
 }
 
 /// Writes the rows in data order, each with its answers one after the other.

@@ -25,6 +25,7 @@ use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{hold, read_json, write_json, write_text};
+use crate::format::part_of;
 use crate::jobs::served::AS_SERVED;
 use crate::jobs::watch::Watch;
 use crate::jobs::work::{FIDELITY_FILE, MAPS_FOLDER, PLANTED_FILE, REPORT_FILE, SUMMARY_FILE, VIEW_FILE};
@@ -295,11 +296,11 @@ fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>>
     let why_not = if record.server.is_some() {
         Some("a server does not report the full entropy".to_owned())
     } else if rows < scored {
-        Some(format!("only {rows} of {scored} rows are rollouts; the others are not the model's own text"))
+        Some(format!("only {} rollouts; the others are not the model's own text", part_of(rows, scored, "row", ["is", "are"])))
     } else if exact < rows {
         Some(format!(
-            "{} of {rows} rows are not known to be drawn by this very model in this precision at temperature 1 from all tokens, or also have other targets",
-            rows - exact
+            "{} not known to be drawn by this very model in this precision at temperature 1 from all tokens, or also with other targets",
+            part_of(rows - exact, rows, "row", ["is", "are"])
         ))
     } else {
         None

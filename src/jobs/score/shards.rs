@@ -224,7 +224,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     if out.join(RUN_FILE).exists() {
         let found = read_record(&out)?;
         if found.identity != *whole {
-            return Err(other_run(&out, "another run than the one whose shards are named", None));
+            return Err(other_run(&out, "another run than the one whose shards are named", None, false));
         }
     } else {
         let _held = hold(&out)?;

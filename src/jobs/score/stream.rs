@@ -138,20 +138,20 @@ fn is_finished(plan: &Plan) -> Result<bool> {
         Some((_, identity)) if *identity == plan.identity => match plan.engine.checked() {
             None => Ok(true),
             Some(checked) => {
-                let before = read_record(&plan.out)?.server.ok_or_else(|| other_scores(&plan.out))?;
+                let before = read_record(&plan.out)?.server.ok_or_else(|| other_scores(plan))?;
                 checked.compare(&before.checked).map_err(|error| error.at(&plan.out))?;
                 Ok(true)
             }
         },
-        _ => Err(other_scores(&plan.out)),
+        _ => Err(other_scores(plan)),
     }
 }
 
-fn other_scores(out: &Path) -> Error {
+fn other_scores(plan: &Plan) -> Error {
     // The kernel level is in the identity file while a run is in progress, and in its record afterwards.
     let kept = |file: PathBuf| read_json::<serde_json::Value>(&file).ok().flatten()?["kernel_level"].as_str().map(str::to_owned);
-    let found = kept(out.join(PARTS_FOLDER).join(IDENTITY_FILE)).or_else(|| kept(out.join(RUN_FILE)));
-    other_run(out, "another run", found.as_deref())
+    let found = kept(plan.out.join(PARTS_FOLDER).join(IDENTITY_FILE)).or_else(|| kept(plan.out.join(RUN_FILE)));
+    other_run(&plan.out, "another run", found.as_deref(), plan.renderer.writes_date())
 }
 
 /// Creates the run folder, or checks that the parts in it belong to the same command.
@@ -177,7 +177,7 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
         Ok(text) => {
             let found: serde_json::Value = serde_json::from_str(&text).context_at(&path, "this is not JSON")?;
             if found["identity"] != plan.identity.as_str() {
-                return Err(other_scores(&plan.out));
+                return Err(other_scores(plan));
             }
             Ok(())
         }

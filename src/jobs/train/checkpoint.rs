@@ -56,10 +56,10 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Returns an error for the progress of another run than `identity`, found in the folder `out`.
-    pub(super) fn check(&self, out: &Path, identity: &str) -> Result<()> {
+    pub(super) fn check(&self, out: &Path, identity: &str, writes_date: bool) -> Result<()> {
         match self.identity == identity {
             true => Ok(()),
-            false => Err(other_run(out, "checkpoints of another training run", Some(&self.kernel_level))),
+            false => Err(other_run(out, "checkpoints of another training run", Some(&self.kernel_level), writes_date)),
         }
     }
 }
@@ -109,7 +109,8 @@ pub(super) fn path(out: &Path, step: u64) -> PathBuf {
 /// Restores the newest checkpoint, if there is one.
 pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Option<Progress>> {
     let Some(path) = list(out)?.pop() else { return Ok(None) };
-    progress(&path)?.check(out, identity)?;
+    // The job has checked it when it opened the folder; what another process has put there since then is not of another day.
+    progress(&path)?.check(out, identity, false)?;
     let progress = read(&path, parameters, optimizer).map_err(|error| error.at(&path))?;
     optimizer.step = progress.step;
     Ok(Some(progress))

@@ -197,12 +197,14 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
         if program == Program::LlamaFactory {
             return Err(Error::new("the row offers tools, which LLaMA-Factory renders with its own templates"));
         }
-        row["tools"] = tools.clone();
+        // axolotl takes nulls out of a row, but not out of a text.
+        row["tools"] = dumps(tools).into();
     }
     Ok(row)
 }
 
-/// Writes arguments as JSON text: otherwise, when the file becomes a table, rows with different arguments would get each other's keys.
+/// Writes arguments as JSON text: otherwise, when the file becomes a table, rows with different arguments would get each other's keys, and axolotl
+/// would take nulls out of them.
 fn calls_with_text_arguments(calls: &Value) -> Value {
     let mut calls = calls.clone();
     for call in calls.as_array_mut().into_iter().flatten() {

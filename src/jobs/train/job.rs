@@ -91,10 +91,15 @@ impl Opened {
             if identity(&as_long, &made_of)? == record.identity {
                 return Err(opened.of_another_length(&record));
             }
-            return Err(other_run(&opened.out, "another training run", record.provenance.kernel_level.as_deref()));
+            return Err(other_run(
+                &opened.out,
+                "another training run",
+                record.provenance.kernel_level.as_deref(),
+                renderer.writes_date(),
+            ));
         }
         if let Some(progress) = checkpoint::latest(&opened.out)? {
-            progress.check(&opened.out, &opened.identity)?;
+            progress.check(&opened.out, &opened.identity, renderer.writes_date())?;
         }
         Ok(opened)
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
+use crate::format::part_of;
 use crate::model::{Model, Reference, end_tokens};
 use crate::tokens::{Sequence, Tokenizer};
 use crate::train::data::TrainingSet;
@@ -49,7 +50,7 @@ const FAR_BELOW: f32 = 0.2;
 /// The special tokens in the rows whose vectors were never trained.
 pub(super) fn untrained(set: &TrainingSet, model: &Model, lora: bool) -> Result<Vec<String>> {
     let tokenizer = &model.tokenizer;
-    let (mut rows_of, mut targets): (BTreeMap<u32, usize>, BTreeSet<u32>) = (BTreeMap::new(), BTreeSet::new());
+    let (mut rows_of, mut targets): (BTreeMap<u32, u64>, BTreeSet<u32>) = (BTreeMap::new(), BTreeSet::new());
     for sequence in set.sequences.iter().chain(&set.validation) {
         let special = |id: &&u32| tokenizer.is_special(**id);
         for id in sequence.ids.iter().filter(special).collect::<BTreeSet<_>>() {
@@ -72,10 +73,10 @@ pub(super) fn untrained(set: &TrainingSet, model: &Model, lora: bool) -> Result<
     for (what, ids, norms) in vectors {
         for (id, norm) in ids.iter().zip(&norms.tokens).filter(|(_, norm)| **norm < FAR_BELOW * norms.median) {
             notes.push(format!(
-                "`{}` (id {id}), which {} of {n_rows} rows use, has {what} of norm {norm:.3} where the median of the vocabulary is {:.3}: \
+                "`{}` (id {id}), which {} it, has {what} of norm {norm:.3} where the median of the vocabulary is {:.3}: \
                  it was never trained. {cure} Start from the instruct model, pass a template with tokens that the model knows (--chat-template FILE), or first set it to the mean of the others.",
                 tokenizer.text(*id),
-                rows_of.get(id).copied().unwrap_or(0),
+                part_of(rows_of.get(id).copied().unwrap_or(0), n_rows as u64, "row", ["uses", "use"]),
                 norms.median
             ));
         }

@@ -9,7 +9,7 @@ use crate::jobs::watch::{Watch, fetching};
 use crate::json::shortest;
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference, text_of};
-use crate::tokens::{Audit, RenderOptions, Renderer};
+use crate::tokens::{Audit, Item, RenderOptions, Renderer, rendered};
 use crate::train::declared::Emitted;
 use crate::train::keep::Keep;
 use crate::train::options::Options;
@@ -43,24 +43,25 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     (recipe.layer_class, recipe.max_len) = (reference.layer_class()?, reference.max_len(options.max_len)?);
     watch.remarks(&reference.name, &reference.training_remarks()?);
     let (tokenizer, template) = text_of(&reference)?;
-    let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..options.render()? })?;
+    let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: recipe.max_len, ..options.render()? })?;
     recipe.turn_ends = renderer.turn_ends();
     let reader = Reader::of(program, renderer, recipe.supervise)?;
     let chosen = dataset.choose(options.choice())?;
-    let mut audit = Audit::of(&dataset);
-    for record in dataset.chosen(&chosen) {
-        let Record { row, place, example } = record?;
-        match example {
-            Ok(_) => audit.rows += 1,
-            Err(error) => audit.add_error(row, &place, &error),
+    // Rows of which nothing is learnt are left out, as in training here: the other programs count them in batches, steps and epochs.
+    let (mut audit, mut learnt) = (Audit::of(&dataset), Vec::new());
+    for chunk in rendered(&dataset, &reader.renderer, 0, &chosen) {
+        for Item { row, place, rendered, .. } in chunk? {
+            let rendered = audit.take(row, &place, rendered, options.strict)?;
+            learnt.extend(rendered.filter(|rendered| rendered.sequence.has_targets()).map(|_| row));
         }
+        watch.reading(audit.rows + audit.refused);
     }
-    if audit.rows == 0 {
+    if learnt.is_empty() {
         return Err(Error::new("there is no row to train on").cure(audit.lines().join("\n  ")));
     }
     watch.audited(&audit);
     // `train_test_split` holds out this many rows.
-    let n_rows = audit.rows - (audit.rows as f64 * options.validation_share).ceil() as u64;
+    let n_rows = learnt.len() as u64 - (learnt.len() as f64 * options.validation_share).ceil() as u64;
     let of_epochs = (n_rows.div_ceil(options.batch_size as u64) as f64 * options.epochs).ceil() as u64;
     let steps = options.max_steps.unwrap_or(of_epochs);
     (recipe.steps, recipe.warm_up_steps) = (steps, options.warmup(steps));
@@ -68,6 +69,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
         Schedule { shape: options.schedule, peak: options.learning_rate(), warmup: recipe.warm_up_steps, total: steps };
     schedule.check()?;
     let examples = dataset.chosen(&chosen).filter_map(|record| match record {
+        Ok(Record { row, .. }) if learnt.binary_search(&row).is_err() => None,
         Ok(Record { place, example, .. }) => example.ok().map(|example| Ok((place, example))),
         Err(error) => Some(Err(error)),
     });

@@ -1,8 +1,8 @@
 // Two runs side by side: which row of the second belongs to a row of the first, which token to which, and what changed.
 //
 // Rows are paired by their numbers where both runs read the same data files in the same way, else by their ids, else by their numbers.
-// Tokens are paired within a row where turn, bytes and text are the same, and so is all text before them; other tokens (another answer, the
-// same answer to another question or behind other reasoning, another tokenizer) have no partner and no change.
+// Tokens are paired within a row where turn, bytes and text are the same, and so is all that the model reads before them; other tokens (another
+// answer, the same answer to another question or behind other reasoning, another tokenizer) have no partner and no change.
 
 // What became of a token: it was known (p of 1/2 or more) and is not the first choice any more, or it was not the first choice and is known now.
 const MOVED = ["", "known, then lost", "newly known"];
@@ -20,8 +20,9 @@ function compareRuns(before, after) {
   const by = !isSameData && haveIds ? "id" : "number";
   // Runs that write their rows in the same way give the same text the same tokens, of which the fingerprint is a hash.
   const canTell = !isSameData && before.rendering === after.rendering && before.fingerprint && after.fingerprint;
+  const areOthers = (row, partner) => canTell && before.fingerprint[row] !== after.fingerprint[partner];
   const partingOf = (row, partner) => {
-    if (canTell && before.fingerprint[row] === after.fingerprint[partner]) return NOWHERE;
+    if (canTell && !areOthers(row, partner)) return NOWHERE;
     return partingOfTurns(turnsOfRow(before, row), turnsOfRow(after, partner)) ?? (canTell ? AT_START : NOWHERE);
   };
   const keys = (run) => (by === "id" ? run.ids : Array.from(run.row));
@@ -50,12 +51,15 @@ function compareRuns(before, after) {
     }
     const [begin, end] = tokensOfRow(before, row);
     const parting = partingOf(row, rowOf[row]);
+    // Before the texts part, a template may still write a turn in another way for what comes later, such as without its reasoning, or move the system
+    // prompt behind it. Then the tokens stand elsewhere in the sequence.
+    const areInPlace = areOthers(row, rowOf[row]);
     let [n, sum] = [0, 0];
     for (let token = begin; token < end; token++) {
       if (standsBehind(before, token, parting)) continue;
       // Where several have one place, each is the partner of one.
       const partner = partners.get(keyOfToken(before, token))?.shift();
-      if (partner === undefined) continue;
+      if (partner === undefined || (areInPlace && before.pos[token] !== after.pos[partner])) continue;
       tokenOf[token] = partner;
       n++;
       const change = after.logprob[partner] - before.logprob[token];

@@ -45,6 +45,11 @@ function turnsOfRow(run, row) {
   return turns;
 }
 
+// Whether the run has read a row of this number; `numbers` has the first and the last of each unbroken sequence.
+function hasRow(run, number) {
+  return run.numbers.some((first, at) => at % 2 === 0 && first <= number && number <= run.numbers[at + 1]);
+}
+
 // Bytes of a turn's text; up to the last token where the text is not at hand.
 function lengthOfTurn(run, row, turn) {
   const bytes = turnsOfRow(run, row)[turn]?.bytes;

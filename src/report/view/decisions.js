@@ -107,6 +107,8 @@ function parseDecisions(text, run) {
   const lines = text.split("\n");
   const wrong = (number, what) => new Error(`line ${number}: ${what}, found ${lines[number - 1].slice(0, 80) || "nothing"}`);
   const isCount = (value) => Number.isInteger(value) && value >= 0;
+  const places = new Map(Array.from(run.row, (number, place) => [number, place]));
+  const turnsOfNumber = (number) => (places.has(number) ? turnsOfRow(run, places.get(number)) : []);
   lines.forEach((line, idx) => {
     if (idx > 0 && line.trim() === "") return;
     let object;
@@ -129,6 +131,7 @@ function parseDecisions(text, run) {
       return;
     }
     if (!isCount(object?.row)) throw wrong(idx + 1, 'expected a "row"');
+    if (!hasRow(run, object.row)) throw wrong(idx + 1, `expected a row of the run, whose last one is ${run.numbers.at(-1)}`);
     const decision = byRow.get(object.row) ?? { verdict: null, masks: [], note: "" };
     const { action, turn, begin, end } = object;
     if (action === "drop" || action === "keep") {
@@ -142,9 +145,21 @@ function parseDecisions(text, run) {
     } else {
       throw wrong(idx + 1, "expected an action: drop, keep, mask with a turn and perhaps begin and end, or note with text");
     }
+    const misfit = action === "mask" && misfitOf(object, turnsOfNumber(object.row));
+    if (misfit) throw wrong(idx + 1, misfit);
     byRow.set(object.row, decision);
   });
   return byRow;
+}
+
+// What does not fit of a mask to the turns of its row; none of which are at hand where the page does not hold the row or its text.
+function misfitOf({ turn, begin, end }, turns) {
+  if (!turns.length) return undefined;
+  if (turn >= turns.length) return `expected a turn of the row, which has ${turns.length} (counted from 0)`;
+  const { bytes } = turns[turn];
+  if (end > bytes.length) return `expected a span within the ${count(bytes.length, "byte")} of turn ${turn}`;
+  const cuts = (byte) => (bytes[byte] & 0xc0) === 0x80;
+  return cuts(begin) || cuts(end) ? `expected a span of whole characters of turn ${turn}` : undefined;
 }
 
 // Spans of one turn without overlaps, in order.

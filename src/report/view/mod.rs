@@ -228,7 +228,7 @@ struct KindsHeader<'a> {
 }
 
 fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
-    let Shown { rows, tokens, texts, of_rows } = run.shown;
+    let Shown { rows, tokens, texts, of_rows, numbers } = run.shown;
     let mut expected = rows.iter().flat_map(|row| std::iter::repeat_n(row.row.row, row.n_tokens));
     if !expected.by_ref().eq(tokens.row.iter().copied()) {
         return Err(Error::new("the tokens of the table are not in the order of its rows")
@@ -237,6 +237,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     let mut arrays = Arrays { block, places: block::Places::default() };
     let (mut sources, mut paths, mut words) = (Index::default(), Index::default(), Index::default());
     put_rows(&mut arrays, rows, &mut sources, &mut paths);
+    arrays.u32("numbers", numbers.iter().flatten().copied());
     put_turns(&mut arrays, rows, run.examples);
     put_tokens(&mut arrays, tokens, &mut words);
     put_parts(&mut arrays, run.shown, run.examples);

@@ -24,6 +24,7 @@ fn page_of(text: &str) -> String {
         tokens,
         texts: HashMap::from([(9, text.to_owned())]),
         of_rows: 1,
+        numbers: vec![[3, 3]],
     };
     let examples = HashMap::from([(3, example(&[Turn::plain(Role::User, text)]))]);
     let alternatives = [Alternative { row: 3, pos: 5, rank: 2, token_id: 8, token: text.to_owned(), logprob: -1.25 }];
@@ -186,7 +187,7 @@ fn what_stands_beside_the_content_is_told_from_the_template() {
 fn tokens_in_another_order_than_their_rows_are_refused() {
     let rows = [4, 3].map(|row| ShownRow { row: Row { row, ..Row::default() }, is_sampled: false, n_tokens: 1 });
     let tokens = chunk(2, |tokens| tokens.row = vec![3, 4]);
-    let shown = Shown { rows: rows.to_vec(), tokens, texts: HashMap::new(), of_rows: 2 };
+    let shown = Shown { rows: rows.to_vec(), tokens, texts: HashMap::new(), of_rows: 2, numbers: Vec::new() };
     let (data, thresholds) = (json!([]), resolve(Thresholds::Fixed, &[]).unwrap());
     let run = Run {
         title: String::new(),

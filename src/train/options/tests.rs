@@ -101,6 +101,12 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         ("chat_template_jinja: a.jinja", "Use chat-template"),
         ("resume_from_checkpoint: true", "the same command resumes"),
         ("evals_per_epoch: 4", "Use eval-every"),
+        ("model_type: LlamaForCausalLM", "the model's own files say"),
+        ("tokenizer_config: org/other", "others would be a different training"),
+        ("revision_of_model: 6299b5a", "model = \"ORG/NAME@REVISION\""),
+        ("plugins: [a.CutCrossEntropyPlugin]", "others would be a different training"),
+        ("sample_packing_sequentially: true", "a batch counts packs"),
+        ("base_model_ignore_patterns: x", "unknown to this program"),
     ] {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains(expected), "{line}: {error}");
@@ -115,6 +121,10 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         "load_in_4bit: true",
         "galore_rank: 16",
         "cosine_min_lr_ratio: 0.1",
+        "rl: dpo",
+        "reward_model: true",
+        "pretraining_dataset: [a]",
+        "model_config: {output_router_logits: true}",
     ] {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains("without it the training would differ") && !error.contains("eave it out"), "{line}: {error}");

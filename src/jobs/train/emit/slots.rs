@@ -12,14 +12,13 @@ use crate::tokens::{Renderer, Supervise};
 
 /// How another program reads rows.
 pub(crate) struct Reader {
-    renderer: Renderer,
+    pub(crate) renderer: Renderer,
     supervise: Supervise,
     /// LLaMA-Factory's version of the template; `None` for axolotl.
     slots: Option<Slots>,
 }
 
 impl Reader {
-    /// The renderer must not cut rows, so that all of their tokens are compared.
     pub(crate) fn of(program: Program, renderer: Renderer, supervise: Supervise) -> Result<Reader> {
         let slots = (program == Program::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
         Ok(Reader { renderer, supervise, slots })
@@ -86,7 +85,7 @@ impl Slots {
 
     /// Returns an error if LLaMA-Factory would make other tokens of the row, or supervise others.
     fn check(&self, renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
-        let sequence = renderer.render(0, example)?.sequence;
+        let sequence = renderer.render_whole(0, example)?.sequence;
         let pieces = self.pieces(renderer, &example.turns, supervise)?;
         let ids: Vec<u32> = pieces.iter().flat_map(|(ids, _)| ids).copied().collect();
         if ids != sequence.ids {
@@ -172,10 +171,19 @@ fn difference(short: &str, long: &str) -> String {
 }
 
 /// Returns an error if axolotl, which takes a turn to be the difference between two renderings of the messages up to it, would supervise other
-/// tokens.
+/// tokens; of a turn without a text it finds nothing, not even the end.
 fn check_axolotl(renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let is_learnt = |turn: usize| example.turns[turn].is_learnt() && (supervise != Supervise::Last || Some(turn) == last);
+    let is_empty = |turn: &Turn| turn.content.trim().is_empty() && turn.reasoning.is_none() && turn.calls().next().is_none();
+    let is_empty_answer = |turn: &Turn| turn.role == Role::Assistant && is_empty(turn);
+    if let Some(turn) = (0..example.turns.len()).find(|&turn| is_learnt(turn) && is_empty_answer(&example.turns[turn])) {
+        return Err(Error::new(format!(
+            "message {} is empty, and axolotl learns nothing of it, whereas here its end is learnt",
+            turn + 1
+        ))
+        .cure("Give the message \"weight\": 0, or remove the row."));
+    }
     match renderer.rewritten_turns(example)?.into_iter().find(|&turn| is_learnt(turn)) {
         None => Ok(()),
         Some(turn) => Err(Error::new(format!(

@@ -323,13 +323,16 @@ fn how_often_it_is_looked_at_and_saved_is_told() {
 }
 
 #[test]
-fn arguments_of_tool_calls_become_texts() {
+fn tools_and_arguments_of_calls_become_texts() {
     let calls = json!([{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]);
     let mut call = turn(Role::Assistant, "", 1.0);
     call.tool_calls = Some(calls);
     let mut result = turn(Role::Tool, "2", 1.0);
     result.name = Some("add".to_owned());
-    let row = row(Program::Axolotl, &recipe(eaft(1.0)), &example(vec![call, result])).unwrap();
+    let mut example = example(vec![call, result]);
+    example.tools = Some(json!([{"function": {"name": "add", "parameters": {"default": null}}}]));
+    let row = row(Program::Axolotl, &recipe(eaft(1.0)), &example).unwrap();
     assert_eq!(row["messages"][0]["tool_calls"][0]["function"]["arguments"], "{\"a\": 1}");
+    assert_eq!(row["tools"], "[{\"function\": {\"name\": \"add\", \"parameters\": {\"default\": null}}}]");
     assert_eq!(row["messages"][1], json!({"role": "tool", "content": "2", "train": false, "name": "add"}));
 }
