@@ -18,6 +18,8 @@ pub(crate) const RUN_FILE: &str = "run.json";
 pub(crate) const SCORES_FILE: &str = "scores.json";
 /// The folder of the tables of scores before they are joined.
 pub(crate) const PARTS_FOLDER: &str = "parts";
+/// The folder in which the parts are assembled before they count.
+pub(crate) const JOINING_FOLDER: &str = ".parts.joining";
 /// The answers of a rollout in progress.
 pub(crate) const JOURNAL_FILE: &str = "answers.part.jsonl";
 /// The answers of a finished rollout.

@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::eval::answers::ANSWERS_FILE;
 use crate::eval::samples::SAMPLES_FILE;
 use crate::files::{LOCK_FILE, read_json};
-use crate::provenance::{DIFF_FILES, JOURNAL_FILE, OPTIONS_FILE, PARTS_FOLDER, ROLLOUTS_FILE, RUN_FILE, SCORES_FILE};
+use crate::provenance::{
+    DIFF_FILES, JOINING_FOLDER, JOURNAL_FILE, OPTIONS_FILE, PARTS_FOLDER, ROLLOUTS_FILE, RUN_FILE, SCORES_FILE,
+};
 use crate::table::{
     ALTERNATIVES_FILE, CONFLICTS_FILE, IN_CONTEXT_FILE, LEARNT_FILE, PAIRS_FILE, ROWS_FILE, SEQUENCES_FILE, TOKENS_FILE,
     are_sequences,
@@ -83,7 +85,7 @@ impl Work {
         let is_begun = |name: &str| is_there(LOCK_FILE) && is_there(name);
         let is_ended = |name: &str| is_there(RUN_FILE) && is_there(name);
         match self {
-            Work::Scores => is_begun(PARTS_FOLDER) || is_ended(TOKENS_FILE),
+            Work::Scores => is_begun(PARTS_FOLDER) || is_begun(JOINING_FOLDER) || is_ended(TOKENS_FILE),
             Work::Answers => is_begun(JOURNAL_FILE) || is_ended(ROLLOUTS_FILE),
             // A folder that is copied to go on elsewhere may lack the lock.
             Work::Training => {

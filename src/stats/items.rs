@@ -90,7 +90,7 @@ pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design
 }
 
 /// The mean over the parts of the task, equally weighted; `None` if there is one part, or if an item's value is not a share. The
-/// interval is Wilson's for the effective number of items that follows from the standard error.
+/// interval is Wilson's for the effective number of items, see [`Parts::mean`].
 pub(crate) fn mean_over_parts(terms: &[Term], design: &Design) -> Option<Estimate> {
     let parts = parts(design, &[terms], |part, design| estimate_without_interval(part[0], design))?;
     Some(parts.mean(|value, n| (wilson(value * n, n), Interval::Wilson), |value| value * (1.0 - value)))
@@ -143,6 +143,12 @@ struct Parts {
 impl Parts {
     /// The mean over parts. `interval` maps a value and a number of items to an interval, `variance` a value to the variance of
     /// one item.
+    ///
+    /// The effective number of items is that with which a mean over items would vary as much as this one. A part of a few items
+    /// that happen to be all right shows no variance, and yet decides as much of the mean as one with hundreds: in place of its
+    /// own, each part has the variance that two more of its degrees of freedom would make of it, with the variance within all
+    /// parts (Smyth, Statistical Applications in Genetics and Molecular Biology 3, 2004, moderates variances in this way). Where
+    /// all parts have the same size, this changes nothing.
     fn mean(&self, interval: impl Fn(f64, f64) -> ([f64; 2], Interval), variance: impl Fn(f64) -> f64) -> Estimate {
         let k = self.values.len() as f64;
         let value = self.values.iter().sum::<f64>() / k;
@@ -154,10 +160,24 @@ impl Parts {
         };
         // Kish's effective number for items that weigh more or less because their parts differ in size.
         let n_weighted = k * k / self.units.iter().map(|n| 1.0 / n).sum::<f64>();
-        let n_effective = if stderr > 0.0 { variance(value).max(0.0) / (stderr * stderr) } else { 0.0 };
+        let reach = self.moderated().map_or(stderr * stderr, |parts| parts.iter().sum::<f64>() / (k * k));
+        let n_effective = if reach > 0.0 { variance(value).max(0.0) / reach } else { 0.0 };
         let n = if n_effective > 0.0 { n_effective } else { n_weighted };
         let (ci95, method) = interval(value, n);
         Estimate { value, stderr: Some(stderr), ci95: Some(ci95), interval: Some(method) }
+    }
+
+    /// The moderated variance of each part's value; `None` if each part has a single unit.
+    fn moderated(&self) -> Option<Vec<f64>> {
+        const ADDED: f64 = 2.0;
+        // The degrees of freedom and the variance of one unit.
+        let own = |(stderr, n): (&Option<f64>, &f64)| stderr.map_or((0.0, 0.0), |stderr| (n - 1.0, stderr * stderr * n));
+        let own: Vec<(f64, f64)> = self.stderrs.iter().zip(&self.units).map(own).collect();
+        let freedom: f64 = own.iter().map(|(freedom, _)| freedom).sum();
+        let within = own.iter().map(|(freedom, variance)| freedom * variance).sum::<f64>() / freedom;
+        let moderate =
+            |((freedom, variance), n): (&(f64, f64), &f64)| (freedom * variance + ADDED * within) / (freedom + ADDED) / n;
+        (freedom > 0.0).then(|| own.iter().zip(&self.units).map(moderate).collect())
     }
 }
 

@@ -196,6 +196,26 @@ fn intervals_of_few_events_groups_and_subjects_cover_the_truth() {
         let expected: f64 = (0..8).map(|subject| 0.1 * (1.0 - 2.0 * chance(subject)) / 8.0).sum();
         covers(mean_difference_over_parts(&plain(&before), &plain(&after), &design).unwrap(), expected)
     });
+    // Subjects of a few items, which are often all right, beside large ones; each draw has its own subjects, at four fifths on average.
+    for sizes in [&[2, 2, 2, 200, 500][..], &[2, 100, 100], &[1, 3, 50, 60], &[5, 5, 100, 200], &[10, 10, 100, 200], &[2; 57]] {
+        let subjects: Vec<f64> = sizes.iter().enumerate().flat_map(|(subject, &n)| vec![subject as f64; n]).collect();
+        let design = self::design(Some(&subjects), None);
+        let draw = |uniform: &mut dyn FnMut() -> f64| -> (Vec<f64>, Vec<f64>) {
+            let chances: Vec<f64> = sizes.iter().map(|_| uniform().powf(0.25)).collect();
+            let items = subjects.iter().map(|&subject| right(uniform() < chances[subject as usize])).collect();
+            (chances, items)
+        };
+        check(&format!("a score over subjects of {sizes:?}"), 0.90, &mut |uniform| {
+            let (chances, items) = draw(uniform);
+            covers(mean_over_parts(&plain(&items), &design).unwrap(), chances.iter().sum::<f64>() / sizes.len() as f64)
+        });
+        check(&format!("a difference over subjects of {sizes:?}"), 0.90, &mut |uniform| {
+            let (chances, before) = draw(uniform);
+            let after: Vec<f64> = before.iter().map(|x| if uniform() < 0.1 { 1.0 - x } else { *x }).collect();
+            let expected = chances.iter().map(|chance| 0.1 * (1.0 - 2.0 * chance)).sum::<f64>() / sizes.len() as f64;
+            covers(mean_difference_over_parts(&plain(&before), &plain(&after), &design).unwrap(), expected)
+        });
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use minijinja::Value;
 
-use super::audit::RowAudit;
+use super::audit::{Drawn, RowAudit};
 use super::marks::is_mark;
 use super::template::{ChatTemplate, Surroundings};
 use super::tokenizer::{Token, Tokenizer};
@@ -188,9 +188,11 @@ impl Renderer {
             target_weights: weights.into_iter().filter(|&weight| weight > 0.0).collect(),
             audit: RowAudit::default(),
         };
+        let drawn = example.rollout.as_ref().map(|rollout| self.put_drawn(&mut rendered, rollout, example, &layout, &tokens));
         rendered.audit = self.audit(example, &rendered.sequence, &tokens, &layout, &supervised);
-        if let Some(rollout) = &example.rollout {
-            rendered.audit.drawn = Some(self.put_drawn(&mut rendered, rollout, example, &layout, &tokens));
+        rendered.audit.drawn = drawn;
+        if let Some(rollout) = example.rollout.as_ref().filter(|_| matches!(drawn, Some(Drawn::Same | Drawn::Respelt))) {
+            rendered.audit.missing_end_of_turn = supervised.last() == Some(&true) && rollout.ended != "end_token";
         }
         Ok(rendered)
     }
@@ -418,8 +420,8 @@ impl Renderer {
     /// Returns the row's own names of roles that the template does not know, and that are replaced by standard ones.
     fn renamed_roles(&self, example: &Example) -> Vec<String> {
         let names = example.turns.iter().filter_map(|turn| turn.written.role.as_ref());
-        let Some((template, _)) = self.template_of(example) else { return Vec::new() };
-        names.filter(|name| !knows_role(template, name)).cloned().collect()
+        let Some((template, habits)) = self.template_of(example) else { return Vec::new() };
+        names.filter(|name| !habits.knows_role(template, name)).cloned().collect()
     }
 
     /// Returns a template's text of the row, with the generation prompt if `asks` is set.
@@ -553,7 +555,7 @@ impl Messages<'_> {
         let mut fields = Vec::new();
         // gpt-oss's name for the reasoning, which Transformers adds too, in this order.
         fields.extend(turn.reasoning.as_ref().map(|reasoning| ("thinking", Value::from(reasoning.as_str()))));
-        let own = written.role.as_deref().filter(|role| knows_role(self.template, role));
+        let own = written.role.as_deref().filter(|role| self.habits.knows_role(self.template, role));
         fields.push(("role", Value::from(own.unwrap_or(turn.role.name()))));
         match (&written.value, self.contents) {
             (Some(value), Contents::AsWritten) => fields.push(("content", python::from_json(value))),
@@ -567,11 +569,6 @@ impl Messages<'_> {
         fields.extend(written.others.iter().map(|(key, value)| (key.as_str(), python::from_json(value))));
         Value::from_pairs(fields)
     }
-}
-
-/// Whether the template's source contains the role in quotes, and so supports it.
-fn knows_role(template: &ChatTemplate, role: &str) -> bool {
-    [format!("'{role}'"), format!("\"{role}\"")].iter().any(|quoted| template.spells(quoted))
 }
 
 fn check(example: &Example) -> Result<()> {

@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use super::*;
-use crate::tokens::GgufVocabulary;
+use crate::dataset::Rollout;
 use crate::tokens::template::RENDERED;
 use crate::tokens::test_models::*;
 use crate::tokens::turns::lay_out_untagged;
+use crate::tokens::{GgufVocabulary, fingerprint_of_prompt};
 
 fn renderer(source: &str, options: RenderOptions) -> Renderer {
     let template = ChatTemplate::new(source, Some("<s>"), Some("</s>")).unwrap();
@@ -706,6 +707,25 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
     let (unknown, audit) = text(CHATML, vec![called("developer", "b"), user("q"), assistant("a")]);
     assert!(unknown.starts_with("<|im_start|>system\nb<|im_end|>"), "{unknown}");
     assert_eq!(audit.renamed_roles, ["developer"]);
+    // The name in quotes of something else is no role: this one would be left out, written as it is, or refused.
+    for other in
+        ["", "{% else %}{{ '<|user|>' + m.role + ':' + m.content + '<|end|>' }}", "{% else %}{{ raise_exception('no') }}"]
+    {
+        let calls = format!(
+            "{{% for m in messages %}}{{% if m.tool_calls and m.tool_calls[0].type == 'function' %}}called{{% elif m.role in ['user', 'assistant', 'tool'] %}}\
+             {{{{ '<|user|>' + m.role + ':' + m.content + '<|end|>' }}}}{other}{{% endif %}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}<|user|>assistant:{{% endif %}}"
+        );
+        let result = |role: &str| Turn { role: Role::Tool, ..called(role, "r") };
+        let (renamed, audit) = text(&calls, vec![user("q"), result("function"), assistant("a")]);
+        assert!(renamed.contains("<|user|>tool:r<|end|>"), "{other}: {renamed}");
+        assert_eq!(audit.renamed_roles, ["function"]);
+        // Where any name is written, one that is listed is told by nothing.
+        let knows = calls.replace("'tool']", "'tool', 'function']");
+        let name = if other.contains("m.role") { "tool" } else { "function" };
+        let (kept, _) = text(&knows, vec![user("q"), result("function"), assistant("a")]);
+        assert!(kept.contains(&format!("<|user|>{name}:r<|end|>")), "{other}: {kept}");
+    }
 
     // A template of multimodal models, which supports only lists of parts, and one that supports both forms.
     let parts = "{% for m in messages %}<|user|>{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>{% endfor %}\
@@ -812,4 +832,37 @@ fn values_are_printed_as_python_prints_them() {
         "{\"a\": [1, 0.5], \"b\": {}}",
         "{'a': [1, 0.5], 'b': {}} [{'a': [1, 0.5], 'b': {}}] {'a': [1, 0.5], 'b': {}} {\"a\": [1, 0.5], \"b\": {}}",
     );
+}
+
+/// The answers are read as drawn: under a template whose `{% generation %}` block holds the header, too, which nobody drew. One that was cut has no end.
+#[test]
+fn drawn_answers_stand_behind_the_prompt_that_was_asked() {
+    let tagged = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|user|>assistant:{{ m.content }}<|end|>{% endgeneration %}\
+                  {% else %}<|user|>{{ m.role }}:{{ m.content }}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    let plain = tagged.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+    for source in [tagged, plain.as_str()] {
+        let renderer = renderer(source, options());
+        let asked = example(vec![user("q"), assistant("an answer")]);
+        let prompt = renderer.prompt(&asked).unwrap();
+        let mut ids: Vec<u32> = renderer.tokenizer().encode("an answer").unwrap().iter().map(|token| token.id).collect();
+        let mut drawn = |ended: &str| {
+            let rollout = Rollout {
+                row: 0,
+                draw: 0,
+                ids: ids.clone(),
+                ended: ended.to_owned(),
+                prompt: fingerprint_of_prompt(&prompt.ids),
+                model: String::new(),
+                dtype: String::new(),
+                plain: true,
+            };
+            let rendered = renderer.render(0, &Example { rollout: Some(rollout), ..asked.clone() }).unwrap();
+            assert_eq!(rendered.sequence.ids, [&prompt.ids[..], &ids].concat());
+            assert!(matches!(rendered.audit.drawn, Some(Drawn::Same)), "{source}");
+            ids.extend(renderer.end_of_turn());
+            (supervised(renderer.tokenizer(), &rendered.sequence), rendered.audit.missing_end_of_turn)
+        };
+        assert_eq!(drawn("length"), (vec!["an answer".to_owned()], true));
+        assert_eq!(drawn("end_token"), (vec!["an answer<|end|>".to_owned()], false));
+    }
 }

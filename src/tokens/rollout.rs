@@ -128,20 +128,27 @@ impl Renderer {
         tokens: &[Token],
     ) -> Drawn {
         let (Some(answer), Some(turn)) = (layout.answers.last(), example.turns.last()) else { return Drawn::Foreign };
-        let n_prompt = Self::n_before(layout, tokens, answer.range.start);
+        let n_before = Self::n_before(layout, tokens, answer.range.start);
         let sequence = &mut rendered.sequence;
         let n_text = rollout.ids.len() - usize::from(rollout.ended == "end_token" && !rollout.ids.is_empty());
         let bytes: Vec<u8> = rollout.ids[..n_text].iter().flat_map(|&id| self.tokenizer.bytes(id)).copied().collect();
         let is_known = rollout.ids.iter().all(|&id| (id as usize) < self.tokenizer.vocab_size());
-        let is_own = answer.turn + 1 == example.turns.len()
-            && is_known
-            && String::from_utf8_lossy(&bytes) == turn.content
-            && fingerprint_of_prompt(&sequence.ids[..n_prompt]) == rollout.prompt;
-        if !is_own {
-            return Drawn::Foreign;
-        }
+        let is_own = answer.turn + 1 == example.turns.len() && is_known && String::from_utf8_lossy(&bytes) == turn.content;
+        let is_asked = |ids: &[u32]| fingerprint_of_prompt(ids) == rollout.prompt;
+        // A template that marks the header as part of the answer is still asked with it.
+        let header = match is_own {
+            true if is_asked(&sequence.ids[..n_before]) => Some(Vec::new()),
+            true => self
+                .prompt(example)
+                .ok()
+                .filter(|prompt| is_asked(&prompt.ids))
+                .and_then(|prompt| prompt.ids.strip_prefix(&sequence.ids[..n_before]).map(<[u32]>::to_vec)),
+            false => None,
+        };
+        let Some(header) = header else { return Drawn::Foreign };
+        let n_prompt = n_before + header.len();
         // The model did not draw what the template writes after a truncated answer.
-        let has_same = sequence.ids[n_prompt..].starts_with(&rollout.ids);
+        let has_same = sequence.ids.get(n_prompt..).is_some_and(|ids| ids.starts_with(&rollout.ids));
         let places = places_in_text(&bytes);
         let mut at = 0;
         let drawn = rollout.ids.iter().enumerate().map(|(n, &id)| {
@@ -152,9 +159,12 @@ impl Renderer {
             at += n_bytes;
             (Span { turn: answer.turn as u16, begin, end }, weight)
         });
-        sequence.ids.truncate(n_prompt);
-        sequence.supervised.truncate(n_prompt);
-        sequence.spans.truncate(n_prompt);
+        sequence.ids.truncate(n_before);
+        sequence.ids.extend(header);
+        sequence.supervised.truncate(n_before);
+        sequence.supervised.resize(n_prompt, false);
+        sequence.spans.truncate(n_before);
+        sequence.spans.resize(n_prompt, Span { turn: answer.turn as u16, begin: 0, end: 0 });
         rendered.target_weights.truncate(sequence.n_targets());
         for (&id, (span, weight)) in rollout.ids.iter().zip(drawn) {
             sequence.ids.push(id);

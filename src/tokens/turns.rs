@@ -10,7 +10,9 @@
 //! answer, which can change its header (Qwen 3.5) and its end (gpt-oss).
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use minijinja::Value;
 
@@ -102,6 +104,8 @@ pub(super) struct Habits {
     /// The forms of content that answers and other messages support.
     answers: Contents,
     others: Contents,
+    /// Names of roles that the data have, and whether the template knows them.
+    roles: Mutex<HashMap<String, bool>>,
 }
 
 /// The forms in which a template renders contents: text, or a list of parts such as `{"type": "text", "text": "Hi"}`. Many support both.
@@ -174,7 +178,18 @@ impl Habits {
         ends.extend(last_token(&special_tokens, called).filter(|_| !ends.is_empty() && !is_closed).map(str::to_owned));
         let mut seen = std::collections::HashSet::new();
         ends.retain(|token| seen.insert(token.clone()));
-        Ok(Self { generation_prompt, header, opening, hidden_header, earlier_header, ends, special_tokens, answers, others })
+        Ok(Self {
+            generation_prompt,
+            header,
+            opening,
+            hidden_header,
+            earlier_header,
+            ends,
+            special_tokens,
+            answers,
+            others,
+            roles: Mutex::default(),
+        })
     }
 
     /// The special tokens with which the template ends answers, beginning with that of the last answer.
@@ -194,6 +209,36 @@ impl Habits {
     /// Whether this is the header before an answer of a template whose generation prompt is empty.
     pub(super) fn hides(&self, text: &str) -> bool {
         !text.is_empty() && text == self.hidden_header
+    }
+
+    /// Whether the template knows a role of this name: somewhere it renders a message of it in another way than one of a role that nobody has.
+    pub(super) fn knows_role(&self, template: &ChatTemplate, role: &str) -> bool {
+        let is_in_quotes = [format!("'{role}'"), format!("\"{role}\"")].iter().any(|quoted| template.spells(quoted));
+        // The word in quotes may be that of something else, as in `type == 'function'`.
+        let mut known = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        is_in_quotes && *known.entry(role.to_owned()).or_insert_with(|| self.tells_role(template, role))
+    }
+
+    fn tells_role(&self, template: &ChatTemplate, role: &str) -> bool {
+        const NOBODY: &str = "nobody";
+        let message = |role: &str, content: Value| {
+            minijinja::context! { role => role, content => content, name => "f", tool_call_id => "call00000" }
+        };
+        let function = minijinja::context! { name => "f", arguments => minijinja::context! { x => 1 } };
+        let call = minijinja::context! { id => "call00000", type => "function", function => function };
+        let user = message("user", self.others.content("Hi", &[]));
+        let answer = minijinja::context! { role => "assistant", content => self.answers.content("Hello", &[]) };
+        let calling =
+            minijinja::context! { role => "assistant", content => self.answers.content("", &[]), tool_calls => vec![call] };
+        let text = |[before, after]: [&[Value]; 2], role: &str| {
+            let messages = [before, &[message(role, self.mark(false))], after].concat();
+            template.render(&messages, Surroundings::default(), false).ok()
+        };
+        let asked = std::slice::from_ref(&user);
+        [[&[][..], asked], [&[user.clone(), calling], &[]], [&[user.clone(), answer], &[]]].into_iter().any(|around| {
+            let of_nobody = || text(around, NOBODY).map(|text| text.replace(NOBODY, role));
+            text(around, role).is_some_and(|text| text.contains(CONTENT) && of_nobody().is_none_or(|other| other != text))
+        })
     }
 
     /// Returns the content of a turn in a form that the template renders; the row's own form if it supports both.

@@ -23,12 +23,9 @@ use crate::jobs::folders;
 use crate::jobs::other_run::other_run;
 use crate::jobs::watch::Watch;
 use crate::jobs::work::{FIDELITY_FILE, PLANTED_FILE, SUMMARY_FILE, Work, check_free};
-use crate::provenance::{PARTS_FOLDER, RUN_FILE};
+use crate::provenance::{JOINING_FOLDER, PARTS_FOLDER, RUN_FILE};
 use crate::table::{ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
 use crate::tokens::{Audit, EqualRows, Finding};
-
-/// The folder in which the parts are assembled before they count.
-const JOINING_FOLDER: &str = ".parts.joining";
 
 /// Identifies joined parts, and confirms that they are complete.
 #[derive(PartialEq, Serialize, Deserialize)]
