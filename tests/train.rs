@@ -836,7 +836,7 @@ fn rows_that_another_program_is_not_given_are_counted_with_their_reason() {
 #[test]
 fn rows_of_which_nothing_is_learnt_are_not_given_to_another_program() {
     let workdir = prepared(4);
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
+    let model = tiny_folder(&workdir);
     let row = |question: &str, weight: u32| {
         let turns = format!(r#"{{"role":"user","content":"{question}"}},{{"role":"assistant","content":"b","weight":{weight}}}"#);
         format!("{{\"messages\":[{turns}]}}\n")
@@ -856,9 +856,18 @@ fn rows_of_which_nothing_is_learnt_are_not_given_to_another_program() {
         "empty.jsonl",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"assistant\",\"content\":\"\"}]}\n",
     );
-    let tiny = tiny_folder(&workdir);
-    let empty =
-        ["train", "empty.jsonl", "--model", tiny.to_str().unwrap(), "--warmup-steps", "0", "--emit", "axolotl", "--out", "empty"];
+    let empty = [
+        "train",
+        "empty.jsonl",
+        "--model",
+        model.to_str().unwrap(),
+        "--warmup-steps",
+        "0",
+        "--emit",
+        "axolotl",
+        "--out",
+        "empty",
+    ];
     refused(workdir.run(&empty), 1, "message 2 is empty, and axolotl learns nothing of it");
     let plan = workdir.run(&[&data[..], &length, &["--dry-run", "--json"]].concat()).ok().json();
     assert_eq!((&plan["sequences"], &plan["total_steps"]), (&4.into(), &4.into()));
