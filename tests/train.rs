@@ -835,8 +835,8 @@ fn rows_that_another_program_is_not_given_are_counted_with_their_reason() {
 /// Another program counts every row of its file in its batches, steps and epochs, and divides by the targets of a step.
 #[test]
 fn rows_of_which_nothing_is_learnt_are_not_given_to_another_program() {
-    let workdir = prepared(4);
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
+    let workdir = prepared(8);
+    let model = tiny_folder(&workdir);
     let row = |question: &str, weight: u32| {
         let turns = format!(r#"{{"role":"user","content":"{question}"}},{{"role":"assistant","content":"b","weight":{weight}}}"#);
         format!("{{\"messages\":[{turns}]}}\n")
@@ -846,22 +846,31 @@ fn rows_of_which_nothing_is_learnt_are_not_given_to_another_program() {
     let data = ["train", "rows.jsonl", "idle.jsonl", "--model", model.to_str().unwrap(), "--max-len", "256"];
     let length = ["--batch-size", "2", "--epochs", "2", "--warmup-steps", "0"];
     let ran = workdir.run(&[&data[..], &length, &["--emit", "axolotl", "--out", "out"]].concat()).ok();
-    assert!(ran.stdout.contains("4 rows and a configuration"), "{}", ran.stdout);
-    assert!(ran.stderr.contains("8 of 12 rows have no supervised token"), "{}", ran.stderr);
-    assert_eq!(std::fs::read_to_string(workdir.path("out/train.jsonl")).unwrap().lines().count(), 4);
+    assert!(ran.stdout.contains("8 rows and a configuration"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("8 of 16 rows have no supervised token"), "{}", ran.stderr);
+    assert_eq!(std::fs::read_to_string(workdir.path("out/train.jsonl")).unwrap().lines().count(), 8);
     let config = std::fs::read_to_string(workdir.path("out/train.yaml")).unwrap();
-    assert!(config.contains("\nmax_steps: 4\n"), "{config}");
+    assert!(config.contains("\nmax_steps: 8\n"), "{config}");
     // Here the end of an empty answer is learnt, and axolotl finds nothing to learn.
     workdir.write(
         "empty.jsonl",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"assistant\",\"content\":\"\"}]}\n",
     );
-    let tiny = tiny_folder(&workdir);
-    let empty =
-        ["train", "empty.jsonl", "--model", tiny.to_str().unwrap(), "--warmup-steps", "0", "--emit", "axolotl", "--out", "empty"];
+    let empty = [
+        "train",
+        "empty.jsonl",
+        "--model",
+        model.to_str().unwrap(),
+        "--warmup-steps",
+        "0",
+        "--emit",
+        "axolotl",
+        "--out",
+        "empty",
+    ];
     refused(workdir.run(&empty), 1, "message 2 is empty, and axolotl learns nothing of it");
     let plan = workdir.run(&[&data[..], &length, &["--dry-run", "--json"]].concat()).ok().json();
-    assert_eq!((&plan["sequences"], &plan["total_steps"]), (&4.into(), &4.into()));
+    assert_eq!((&plan["sequences"], &plan["total_steps"]), (&8.into(), &8.into()));
 }
 
 /// Rows whose answers have little in common with those of [`prepared`].
