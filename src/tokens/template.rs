@@ -205,9 +205,9 @@ impl ChatTemplate {
             documents => Value::from(()),
             add_generation_prompt => add_generation_prompt,
         };
-        // As in Transformers, a switch may replace a special token.
+        // Of two values of one name the later is taken: as in Transformers, a switch may replace a special token.
         let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
-        let context = merge_maps([given, around.switches.cloned().unwrap_or_default(), Value::from_pairs(tokens)]);
+        let context = merge_maps([Value::from_pairs(tokens), around.switches.cloned().unwrap_or_default(), given]);
         template.render(context).context("the chat template rejected the conversation")
     }
 }
@@ -260,6 +260,15 @@ mod tests {
         );
         check("{{ 'a' is sequence }} {{ {} is sequence }} {{ [] is sequence }} {{ none is sequence }}", "True True True False");
         check("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1");
+    }
+
+    #[test]
+    fn a_switch_replaces_a_special_token() {
+        let template =
+            ChatTemplate::new("{{ bos_token }}{{ eos_token }}{{ messages[0].content }}", Some("<s>"), Some("</s>")).unwrap();
+        let switches = minijinja::context! { bos_token => "<b>" };
+        let around = Surroundings { tools: None, switches: Some(&switches) };
+        assert_eq!(template.render(&[message("user", "Hi")], around, false).unwrap(), "<b></s>Hi");
     }
 
     #[test]
