@@ -1,6 +1,6 @@
 //! Python's methods of strings, lists and dictionaries that minijinja lacks or implements differently.
 //!
-//! Methods that Transformers' sandbox forbids (`append`, `pop`, `update`) are unknown here, too; an unknown method is an error that names it.
+//! Methods that Transformers' sandbox forbids (`append`, `pop`, `update`) are refused here, too, and an unknown method is an error that names it.
 
 use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
@@ -9,6 +9,7 @@ use minijinja_contrib::pycompat;
 
 use super::iterables::{View, is_dictionary};
 use super::python;
+use super::syntax;
 
 /// The callback for `Environment::set_unknown_method_callback`.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -34,6 +35,13 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     };
     match found {
         Some(found) => Ok(found),
+        None if syntax::is_forbidden(value, method) => Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!(
+                "`{method}` would change a {}, which the sandbox refuses in which Transformers runs chat templates",
+                if value.kind() == ValueKind::Map { "dictionary" } else { "list" }
+            ),
+        )),
         None => pycompat::unknown_method_callback(state, value, method, args),
     }
 }
@@ -287,7 +295,11 @@ mod tests {
             let source = source.replace(r"\u2028", "\u{2028}");
             assert_eq!(environment.render_str(&format!("{{{{ {source} }}}}"), ()).unwrap(), expected, "{expression}");
         }
-        let error = environment.render_str("{{ [1].append(2) }}", ()).unwrap_err().to_string();
-        assert!(error.contains("append"), "{error}");
+        for (source, said) in
+            [("{{ [1].append(2) }}", "`append` would change a list"), ("{{ {}.pop('a') }}", "`pop` would change a dictionary")]
+        {
+            let error = environment.render_str(source, ()).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 }
