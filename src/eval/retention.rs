@@ -49,6 +49,10 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
     let name = before.name.clone();
     let known: Vec<String> = before.tasks.keys().cloned().collect();
     let (before_target, before_general) = split(before, target);
+    if before_general.tasks.is_empty() {
+        return Err(Error::usage("all tasks are targets: none is left to measure what was lost")
+            .cure("Name fewer tasks with --target, or evaluate general tasks as well."));
+    }
     let sides = runs.into_iter().map(|run| {
         let (run_target, run_general) = split(run, target);
         let comparisons = [compare(&before_target, &run_target)?, compare(&before_general, &run_general)?];
@@ -157,6 +161,9 @@ mod tests {
         let target = ["med".to_owned()];
         let found = retention(before(), runs, &target).unwrap();
         let [sft, eaft] = &found.runs[..] else { panic!() };
+        let all = ["med", "a", "b"].map(str::to_owned);
+        let error = retention(before(), vec![side("sft", &[("med", 7), ("a", 5), ("b", 5)])], &all).unwrap_err();
+        assert!(error.message().contains("all tasks are targets"), "{error}");
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
         close(sft.target.difference.value, 0.3);
         // The target is only `a`, which both runs have.

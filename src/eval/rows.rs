@@ -38,12 +38,16 @@ fn open(path: &Path) -> Result<Dataset> {
     Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
 }
 
-/// Does the row have one of the forms of questions in `tasks.rs`?
+/// Does the row have one of the forms of questions in `tasks.rs`? A row that has an answer to learn is none, though it may name the
+/// short form of its answer in another column.
 fn is_question(row: &Map<String, Value>) -> bool {
     let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
     let asks = has("prompt") || has("messages");
     let judges = ["answer", "answers", "match"].into_iter().any(has);
-    has("choices") || has("continuation") || asks && judges
+    let ends_in_answer =
+        row.get("messages").and_then(|turns| turns.as_array()?.last()?.get("role")).is_some_and(|role| role == "assistant");
+    let is_answered = ends_in_answer || ["completion", "response", "output", "chosen"].into_iter().any(has);
+    has("choices") || has("continuation") || asks && judges && !is_answered
 }
 
 /// Reads the rows of a file. A row that cannot be read is an error.
@@ -162,6 +166,9 @@ mod tests {
             // The text of the whole conversation beside its parts.
             r#"{"text":"a b","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
             r#"{"instruction":"a","input":"","output":"b","text":"a b"}"#,
+            // The short form of the answer beside it.
+            r#"{"prompt":"a","completion":"It is b.","answer":"b"}"#,
+            r#"{"problem":"a","solution":"b","answer":"b","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
         ] {
             assert!(holds("a.jsonl", row) && holds("a.json", &format!("[{row}]")), "{row}");
         }

@@ -8,6 +8,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use ureq::config::ConfigBuilder;
 use ureq::http::{Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::typestate::AgentScope;
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy};
 
 use super::cache::{self, is_commit};
 use super::hub_id::{HubId, Shelf, is_relative};
@@ -85,7 +86,8 @@ impl Client {
             return Err(Error::new(format!("HF_ENDPOINT is `{endpoint}`; expected an address such as https://huggingface.co")));
         }
         refuse_socks(&endpoint)?;
-        let config = agent_config()?.timeout_recv_response(Some(WAIT_FOR_BYTES)).timeout_per_read(Some(WAIT_FOR_BYTES)).build();
+        let config =
+            agent_config(&endpoint)?.timeout_recv_response(Some(WAIT_FOR_BYTES)).timeout_per_read(Some(WAIT_FOR_BYTES)).build();
         Ok(Client { agent: config.into(), endpoint, token: token()?, id: id.clone() })
     }
 
@@ -329,9 +331,10 @@ fn token() -> Result<Option<String>> {
     }
 }
 
-/// The configuration of all HTTP agents of this program; each adds its own time limits.
-pub(crate) fn agent_config() -> Result<ConfigBuilder<AgentScope>> {
+/// The configuration of all HTTP agents of this program, for a server at `url`; each adds its own time limits.
+pub(crate) fn agent_config(url: &str) -> Result<ConfigBuilder<AgentScope>> {
     Ok(Agent::config_builder()
+        .proxy(proxy_of(url))
         .http_status_as_error(false)
         // This program follows redirects itself or not at all, because they decide where a token goes.
         .max_redirects(0)
@@ -343,14 +346,48 @@ pub(crate) fn agent_config() -> Result<ConfigBuilder<AgentScope>> {
         .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build()))
 }
 
+/// The proxy that the environment sets for this address.
+pub(crate) fn proxy_of(url: &str) -> Option<Proxy> {
+    let host = url.parse::<Uri>().ok()?.host()?.to_owned();
+    // In the order in which ureq reads them.
+    let excluded = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).unwrap_or_default();
+    Proxy::try_from_env().filter(|_| !is_excluded(&host, &excluded))
+}
+
+/// Whether NO_PROXY excludes the host, read as curl and Python do: white space beside the commas does not count, a domain stands for
+/// all hosts in it, and an address may have the bits of its network behind it, such as 10.0.0.0/8. ureq knows none of these.
+fn is_excluded(host: &str, excluded: &str) -> bool {
+    let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
+    let mut entries = excluded.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty());
+    entries.any(|entry| {
+        let name = entry.trim_start_matches('*').trim_start_matches('.').to_ascii_lowercase();
+        entry == "*" || host == name || host.ends_with(&format!(".{name}")) || is_within(&host, &name)
+    })
+}
+
+/// Whether the host is an address of this network, such as 10.0.0.0/8.
+fn is_within(host: &str, network: &str) -> bool {
+    let Some((network, bits)) = network.split_once('/') else { return false };
+    // The bits of an address, as the highest ones of a number.
+    let number = |address: &str| match address.parse().ok()? {
+        IpAddr::V4(address) => Some((32, u128::from(address.to_bits()) << 96)),
+        IpAddr::V6(address) => Some((128, address.to_bits())),
+    };
+    match (number(host), number(network), bits.parse::<u32>()) {
+        (Some((size, host)), Some((other, network)), Ok(bits)) if size == other && bits <= size => {
+            (host ^ network).checked_shr(128 - bits).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}
+
 /// Returns an error if the environment sets a SOCKS proxy for this address: without that feature, ureq would silently connect
 /// directly.
 fn refuse_socks(url: &str) -> Result<()> {
     use ureq::ProxyProtocol::{Socks4, Socks4A, Socks5, Socks5h};
-    let Some(proxy) = ureq::Proxy::try_from_env() else { return Ok(()) };
-    let is_asked = url.parse().is_ok_and(|url: Uri| !proxy.is_no_proxy(&url));
+    let Some(proxy) = proxy_of(url) else { return Ok(()) };
     match proxy.protocol() {
-        Socks4 | Socks4A | Socks5 | Socks5h if is_asked => {
+        Socks4 | Socks4A | Socks5 | Socks5h => {
             Err(Error::new(format!("expected an HTTP proxy in HTTPS_PROXY or ALL_PROXY, found a SOCKS proxy ({})", proxy.host())).cure(
                 "Set one such as http://HOST:PORT, list the hub in NO_PROXY to bypass the proxy, or download the files by other means and name their folder.",
             ))
@@ -416,6 +453,26 @@ fn length(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn excluded_hosts_are_those_of_curl() {
+        let check =
+            |host: &str, excluded: &str, expected: bool| assert_eq!(is_excluded(host, excluded), expected, "{host} {excluded}");
+        for excluded in
+            ["localhost, 127.0.0.1", "127.0.0.1", "a.b\t127.0.0.1", "*", "127.0.0.0/8", "10.0.0.0/8, 127.0.0.1/32", "0.0.0.0/0"]
+        {
+            check("127.0.0.1", excluded, true);
+        }
+        for excluded in ["", " ,", "localhost", "128.0.0.0/8", "127.0.0.2/32", "::/0", "127.0.0.0/40", "7.0.0.1", "27.0.0.1"] {
+            check("127.0.0.1", excluded, false);
+        }
+        for excluded in ["example.com", ".example.com", "*.example.com", "Example.COM", "gpu.example.com"] {
+            check("GPU.example.com", excluded, true);
+            check("myexample.com", excluded, false);
+        }
+        check("[fd00::1]", "fd00::/8", true);
+        check("[fd00::1]", "fe00::/8", false);
+    }
 
     #[test]
     fn hashes_are_those_of_git_and_of_sha256sum() {

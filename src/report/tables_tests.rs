@@ -15,7 +15,7 @@ use crate::diagnosis::summary::Summary;
 use crate::eval::compare::{Comparison, Flips, GroupChange, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::results::{Scores, TaskScores};
 use crate::eval::retention::{Retention, Run};
-use crate::format::{number, percent, percent_with_interval, thousands};
+use crate::format::{count, number, percent, percent_with_interval, thousands};
 use crate::random::SplitMix;
 use crate::stats::Estimate;
 use crate::table::Quadrant;
@@ -129,7 +129,7 @@ fn of_the_quadrants() {
         let summary = Summary {
             thresholds: resolve(Thresholds::Fixed, &[]).unwrap(),
             tokens_between_groups: None,
-            tokens_not_finite: 0,
+            tokens_not_finite: any.n(),
             overall: Breakdown { quadrants, ..Breakdown::default() },
             sources: Vec::new(),
             turns: Vec::new(),
@@ -151,6 +151,8 @@ fn of_the_quadrants() {
             has_page: false,
         };
         let text = terminal::summary(&heading, &report, false);
+        let n_left_out = report.summary.tokens_not_finite;
+        assert_eq!(text.contains(&format!("{} left out of all numbers", count(n_left_out, "token"))), n_left_out > 0, "{text}");
         for quadrant in Quadrant::ALL {
             let Cell { tokens, token_share, token_share_ci95, loss_share, grad_share, .. } = *quadrants.get(quadrant);
             let name = terminal::name(quadrant);

@@ -87,6 +87,10 @@ fn above(heading: &Heading, report: &Report, Colours { bold, dim, reset, .. }: C
         ),
         format!("{dim}{}{reset}", summary.thresholds),
     ];
+    let n_left_out = summary.tokens_not_finite;
+    if n_left_out > 0 {
+        lines.push(format!("{bold}{} left out of all numbers: no finite probability{reset}", count(n_left_out, "token")));
+    }
     lines.extend(report.bounded.as_ref().map(|bounded| format!("{dim}{}{reset}", bounded.line())));
     lines
 }

@@ -9,7 +9,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use crate::error::{Error, Result};
-use crate::fetch::client::agent_config;
+use crate::fetch::client::{agent_config, proxy_of};
 
 /// The environment variable with the servers' key, if they need one.
 pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
@@ -94,7 +94,7 @@ impl Http {
             return Err(Error::new(format!("{KEY_VARIABLE} has characters that are not allowed in a key")).cure("Set it anew."));
         }
         // Redirects are not followed, so that the key is not sent elsewhere.
-        let config = agent_config()?
+        let config = agent_config(trimmed)?
             .timeout_recv_response(Some(waits.answer))
             .timeout_recv_body(Some(waits.answer))
             .timeout_per_write(Some(waits.sending))
@@ -155,7 +155,10 @@ impl Http {
     }
 
     fn unreachable(&self, cause: ureq::Error) -> Trouble {
-        Trouble::passing(self.at(Error::new("the server cannot be reached, or has dropped the connection").caused_by(cause)))
+        let through =
+            proxy_of(&self.url).map(|proxy| format!(" (through the proxy {}, which the environment sets)", proxy.host()));
+        let what = format!("the server cannot be reached, or has dropped the connection{}", through.unwrap_or_default());
+        Trouble::passing(self.at(Error::new(what).caused_by(cause)))
     }
 
     /// Converts an unsuccessful status to an error.

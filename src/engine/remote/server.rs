@@ -95,9 +95,7 @@ impl Server {
             model: text("id").or_else(|| model.map(str::to_owned)).unwrap_or_default(),
             root: text("root"),
             version,
-            max_len: served
-                .and_then(|served| served["max_model_len"].as_u64())
-                .map(|tokens| (tokens as usize).saturating_sub(kept_back)),
+            max_len: served.and_then(|served| limit_of(served, &listed)).map(|tokens| tokens.saturating_sub(kept_back)),
             http,
         })
     }
@@ -171,4 +169,30 @@ fn sglang(ids: &[u32], start: usize, top_k: usize) -> Value {
         "top_logprobs_num": top_k,
         "return_text_in_logprobs": false,
     })
+}
+
+/// The longest sequence of a served model, in tokens. vLLM lists it for base models alone: an adapter has that of its `parent`, and
+/// where neither is known, no model of the list takes more than the least.
+fn limit_of(served: &Value, listed: &[Value]) -> Option<usize> {
+    let limit = |model: &Value| model["max_model_len"].as_u64().map(|tokens| tokens as usize);
+    let parent = || listed.iter().find(|model| model["id"].is_string() && model["id"] == served["parent"]);
+    limit(served).or_else(|| limit(parent()?)).or_else(|| listed.iter().filter_map(limit).min())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_has_the_limit_of_its_base() {
+        let limits = |data: Value| -> Vec<Option<usize>> {
+            let listed = data.as_array().unwrap();
+            listed.iter().map(|served| limit_of(served, listed)).collect()
+        };
+        let [long, short] = [("a", 200), ("b", 100)].map(|(id, limit)| json!({"id": id, "max_model_len": limit, "parent": null}));
+        let tuned = json!({"id": "tuned", "max_model_len": null, "parent": "a"});
+        let unknown = json!({"id": "unknown"});
+        assert_eq!(limits(json!([long, short, tuned, unknown])), [Some(200), Some(100), Some(200), Some(100)]);
+        assert_eq!(limits(json!([unknown])), [None]);
+    }
 }
