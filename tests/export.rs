@@ -533,6 +533,95 @@ fn what_another_program_would_learn_of_the_rows_is_said() {
     assert!(notes("run", "axolotl", "gone.jsonl")[0].as_str().unwrap().contains("not checked whether"));
 }
 
+/// What the run was told beside the rows, and what a template tells apart in them, is in the rows or is said.
+#[test]
+fn rows_that_are_other_tokens_than_the_run_are_counted_in_every_format() {
+    let workdir = Workdir::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    std::fs::create_dir(workdir.path("model")).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(fixture.join(name), workdir.path("model").join(name)).unwrap();
+    }
+    workdir.write("model/tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#);
+    // The parts of a content are trimmed one by one, as in Gemma 3's template.
+    workdir.write(
+        "model/chat_template.jinja",
+        "Today: {{ today | default('26 July') }}.\n{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\
+         {% if m.content is string %}{{ m.content | trim }}{% else %}{% for part in m.content %}{{ part.text | trim }}{% endfor %}\
+         {% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    );
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let row = |answer: Value, more: Value| {
+        let mut row = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]});
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        row.to_string()
+    };
+    let rows = [
+        row(json!([text("one "), text("two")]), json!({})),
+        row("three".into(), json!({"chat_template_kwargs": {"today": "1 May"}})),
+        row("four".into(), json!({})),
+    ];
+    workdir.write("rows.jsonl", rows.join("\n"));
+    let score = |data: &str, out: &str, more: &[&str]| {
+        workdir.run(&[&[data, "--model", "model", "--max-len", "128", "--out", out, "--no-view"], more].concat()).ok();
+        places(&tokens(&workdir.path(out)))
+    };
+    let export = |run: &str, format: &str| {
+        let out = format!("{run}-{format}.jsonl");
+        let options = ["--format", format, "--out", &out, "--drop", "inexpressible", "--json"];
+        let notes = workdir.run(&[&["export", run], &options[..]].concat()).ok().json()["notes"].clone();
+        notes.as_array().unwrap().iter().map(|note| note.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let said = |notes: &[String], what: &str| assert!(notes.iter().any(|note| note.contains(what)), "{what}: {notes:?}");
+
+    let switches = ["--chat-template-kwargs", r#"{"today": "1 January"}"#];
+    let of_run = score("rows.jsonl", "run", &switches);
+    // The rows of messages hold all of it.
+    assert_eq!(export("run", "messages"), [""; 0]);
+    assert_eq!(score("run-messages.jsonl", "again", &[]), of_run);
+    let written = std::fs::read_to_string(workdir.path("run-messages.jsonl")).unwrap();
+    let written: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(written[0]["messages"][1]["content"], json!([text("one "), text("two")]));
+    assert_eq!(written[1]["chat_template_kwargs"], json!({"today": "1 May"}));
+    assert_eq!(written[2]["chat_template_kwargs"], json!({"today": "1 January"}));
+    // Other rows have one text for the parts, and axolotl takes no variables from a row.
+    said(&export("run", "trl"), "of 1 row TRL learns different tokens than the run; for example rows.jsonl:1: ");
+    said(&export("run", "sharegpt"), "of 1 row a trainer with the model's chat template learns different tokens");
+    said(&export("run", "axolotl"), "of 2 rows axolotl learns different tokens");
+    let settings = std::fs::read_to_string(workdir.path("run-axolotl.axolotl.yaml")).unwrap();
+    assert!(settings.contains("\nchat_template_kwargs: {\"today\":\"1 January\"}\n"), "{settings}");
+    for format in ["alpaca", "llama-factory", "read"] {
+        said(&export("run", format), "(--chat-template-kwargs), which are not in the rows");
+    }
+
+    // The text of an answer that the model gave is not its tokens, and axolotl learns an end that was not drawn.
+    workdir.run(&["rollout", "rows.jsonl", "--model", "model", "--out", "ro", "--max-new-tokens", "3", "--seed", "1"]).ok();
+    score("ro/rollouts.jsonl", "drawn", &[]);
+    for format in ["messages", "trl", "axolotl"] {
+        said(&export("drawn", format), "the model's own tokens of the answer are not written");
+    }
+    let emit = ["--model", "model", "--emit", "axolotl", "--out", "emitted", "--warmup-steps", "0", "--batch-size", "1"];
+    let refused = workdir.run(&[&["train", "ro/rollouts.jsonl"], &emit[..]].concat());
+    assert!(refused.code != Some(0) && refused.stderr.contains("the model's own tokens"), "{}", refused.stderr);
+}
+
+/// Conflicts may lie in a call or in reasoning, which whoever writes the answer anew has to see.
+#[test]
+fn candidates_are_whole_messages_with_the_tools() {
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": {"x": 1}}});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let messages = json!([
+        {"role": "user", "content": "Call f."}, {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "It is five, I am sure of it."}]);
+    let workdir = scored(&json!({"messages": messages, "tools": tools}).to_string());
+    export(&workdir, &["--out", "all.jsonl", "--rewrite-candidates", "todo.jsonl"]);
+    let todo = std::fs::read_to_string(workdir.path("todo.jsonl")).unwrap();
+    let todo: Vec<Value> = todo.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = todo.iter().find(|candidate| candidate["turn"] == 3).unwrap();
+    assert_eq!((&last["tools"], &last["answer"]), (&tools, &messages[3]["content"]));
+    assert_eq!(last["before"], json!(messages.as_array().unwrap()[..3]));
+}
+
 #[test]
 fn a_selection_that_leaves_no_row_out_is_said() {
     let workdir = scored(ROWS);

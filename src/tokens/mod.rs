@@ -43,6 +43,7 @@ pub(crate) use audit::refused_strictly;
 pub use audit::{Audit, Drawn, EqualRows, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};
+pub(crate) use render::with_parsed_arguments;
 pub use render::{DEFAULT_MAX_LEN, RenderOptions, Rendered, Renderer, Supervise};
 pub use rollout::{Prompt, fingerprint_of_prompt};
 pub(crate) use settings::{token_text, tokenizer_settings};

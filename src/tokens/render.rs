@@ -148,6 +148,12 @@ impl Renderer {
         self.writes_date
     }
 
+    /// Returns a renderer without variables for the template beside those of the rows.
+    pub(crate) fn without_switches(mut self) -> Self {
+        self.options.template_switches = None;
+        self
+    }
+
     /// The tokenizer of the examples.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -508,7 +514,7 @@ pub(super) fn weight_at(turn: &Turn, at: usize) -> f32 {
 }
 
 /// Returns the turns with the arguments of their calls parsed into objects, if any are texts that hold one.
-fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
+pub(crate) fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
     let mut turns = turns.to_vec();
     let mut is_changed = false;
     for call in turns.iter_mut().filter_map(|turn| turn.tool_calls.as_mut()?.as_array_mut()).flatten() {

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::super::example::{Example, Role, Turn};
-use super::super::fields::Object;
+use super::super::fields::{Object, required_text};
+use super::super::switches::NAMES;
 use super::target::{Reading, add_surroundings, named};
 use super::weights::{details, segments};
 use crate::error::{Error, Result};
@@ -32,32 +33,77 @@ pub(super) fn messages(turns: &[Turn], switches: Switches) -> Result<Value> {
 }
 
 fn message(turn: &Turn, switches: Switches) -> Result<Object> {
-    let role = match turn.role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-        Role::Tool => "tool",
-        Role::Text => {
-            return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
-        }
-    };
-    let (written, mut message) = (&turn.written, Object::new());
-    message.insert("role".to_owned(), written.role.as_deref().unwrap_or(role).into());
-    message.insert("content".to_owned(), written.value.clone().unwrap_or_else(|| turn.content.clone().into()));
-    let optional = [("reasoning_content", &turn.reasoning), ("tool_call_id", &turn.tool_call_id), ("name", &turn.name)];
-    for (key, value) in optional {
-        message.extend(value.clone().map(|value| (key.to_owned(), value.into())));
+    if turn.role == Role::Text {
+        return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
     }
     if switches == Switches::Train && turn.tool_calls.as_ref().is_some_and(holds_null) {
         return Err(Error::new("a tool call holds a null, which axolotl leaves out")
             .cure("Use --format messages, or write the call's arguments as JSON text."));
     }
+    let parts = parts(turn).filter(|_| switches == Switches::Weights);
+    let mut message = said_in(turn, parts.as_ref());
+    match parts.filter(|parts| parts.state_weights) {
+        Some(_) => add_switches(&mut message, &Turn { parts: Vec::new(), ..turn.clone() }, switches)?,
+        None => add_switches(&mut message, turn, switches)?,
+    }
+    Ok(message)
+}
+
+/// Returns what a turn says as a message without loss switches; that of a plain text has the role `text`.
+pub(crate) fn said(turn: &Turn) -> Object {
+    said_in(turn, None)
+}
+
+/// Returns the message of a turn, with its content in these parts, or as one text.
+fn said_in(turn: &Turn, parts: Option<&Parts>) -> Object {
+    let (written, mut message) = (&turn.written, Object::new());
+    message.insert("role".to_owned(), written.role.as_deref().unwrap_or(turn.role.name()).into());
+    let content = match (&written.value, parts) {
+        (Some(value), _) => value.clone(),
+        (None, _) if written.without_content => Value::Null,
+        (None, Some(parts)) => parts.content.clone(),
+        (None, None) => turn.content.clone().into(),
+    };
+    message.insert("content".to_owned(), content);
+    let optional = [("reasoning_content", &turn.reasoning), ("tool_call_id", &turn.tool_call_id), ("name", &turn.name)];
+    for (key, value) in optional {
+        message.extend(value.clone().map(|value| (key.to_owned(), value.into())));
+    }
     message.extend(turn.tool_calls.clone().map(|calls| ("tool_calls".to_owned(), calls)));
     for (key, value) in &written.others {
         message.entry(key).or_insert_with(|| value.clone());
     }
-    add_switches(&mut message, turn, switches)?;
-    Ok(message)
+    message
+}
+
+/// A content as the list of parts that the row has, for templates that render each by itself.
+struct Parts {
+    content: Value,
+    /// Whether the parts state the weights within the turn, as each of them has one weight.
+    state_weights: bool,
+}
+
+fn parts(turn: &Turn) -> Option<Parts> {
+    let (whole, segments) = segments(turn);
+    let (mut parts, mut weights, mut begin) = (Vec::new(), Vec::new(), 0);
+    for part in &turn.written.parts {
+        let mut part = part.as_object()?.clone();
+        let end = begin + required_text(&part, &["text", "value", "content"], "").ok()?.len();
+        part.retain(|key, _| !NAMES.contains(&key.as_str()));
+        weights.extend(
+            segments.iter().filter(|(from, to, _)| *from < end && begin < *to).map(|(.., weight)| (parts.len(), *weight)),
+        );
+        parts.push(part);
+        begin = end;
+    }
+    // The reader refuses a part that is learnt within a turn that is not.
+    let is_one = |pair: &[(usize, f32)]| pair[0].0 != pair[1].0;
+    let state_weights =
+        weights.windows(2).all(is_one) && weights.iter().all(|(_, weight)| whole == 1.0 || [0.0, whole].contains(weight));
+    for (idx, weight) in weights.into_iter().filter(|(_, weight)| state_weights && *weight != whole) {
+        parts[idx].insert("weight".to_owned(), number(weight));
+    }
+    (!parts.is_empty()).then(|| Parts { content: parts.into_iter().map(Value::Object).collect(), state_weights })
 }
 
 /// Whether a key has no value, here or further within.

@@ -41,6 +41,7 @@ use super::pairs::{ANSWERED, ASKED, is_preference};
 use super::roles::RoleMap;
 use crate::error::{Error, Result};
 
+pub(crate) use messages::said;
 pub(crate) use parquet::write_parquet;
 pub(crate) use sharegpt::check_speakers;
 pub(crate) use target::{Reading, Target};
@@ -48,8 +49,8 @@ pub(crate) use trl::is_completion_alone;
 pub(crate) use weights::scale;
 use weights::segments;
 
-/// Writes `example` as a row. It was read from `original`, but may have other weights.
-pub(crate) fn row(target: Target, original: &Original, example: &Example, reading: &Reading) -> Result<Object> {
+/// Writes `example` as a row. It was read from `original`, but may have other weights. Also returns the example as which the row is read again.
+pub(crate) fn row(target: Target, original: &Original, example: &Example, reading: &Reading) -> Result<(Object, Example)> {
     let written = match target {
         Target::Read => own::row(original, example, reading)?,
         _ if holds_preference(original) => {
@@ -64,8 +65,8 @@ pub(crate) fn row(target: Target, original: &Original, example: &Example, readin
         Target::Alpaca => alpaca::row(example, reading)?,
         Target::Trl => trl::row(example, reading)?,
     };
-    check(target, &written, example, reading)?;
-    Ok(written)
+    let read_again = check(target, &written, example, reading)?;
+    Ok((written, read_again))
 }
 
 /// Writes the conversation of `example` as a row of OpenAI's messages, whatever format it was read from.
@@ -73,6 +74,12 @@ pub(crate) fn conversation(example: &Example, reading: &Reading) -> Result<Objec
     let written = messages::row(example, reading, messages::Switches::Weights)?;
     check(Target::Messages, &written, example, reading)?;
     Ok(written)
+}
+
+/// Reads a row of messages that was written for another program.
+pub(crate) fn read_messages(row: Object) -> Result<Example> {
+    let mut examples = Format::Messages.read(row, &FieldMap::default(), "", &RoleMap::default())?;
+    examples.pop().ok_or_else(|| Error::new("the row as it is written holds no conversation"))
 }
 
 /// Returns the columns of the row that the format does not keep; `mapping` is the one by which the row was read.
@@ -91,8 +98,8 @@ fn holds_preference(original: &Original) -> bool {
     original.object.as_ref().is_some_and(is_preference)
 }
 
-/// Reads the row back and compares it with the example.
-fn check(target: Target, written: &Object, expected: &Example, reading: &Reading) -> Result<()> {
+/// Reads the row back, and returns what was read if it equals the example.
+fn check(target: Target, written: &Object, expected: &Example, reading: &Reading) -> Result<Example> {
     let refused = |what: String| {
         Error::new(format!("the format {target} cannot express the row: {what}"))
             .cure("Choose another --format; messages and axolotl can express the most.")
@@ -111,7 +118,7 @@ fn check(target: Target, written: &Object, expected: &Example, reading: &Reading
     };
     let found = read().map_err(|error| refused(error.reason()))?;
     match difference(expected, &found) {
-        None => Ok(()),
+        None => Ok(found),
         Some(what) => Err(refused(what)),
     }
 }

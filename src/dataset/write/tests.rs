@@ -23,6 +23,7 @@ fn written(target: Target, original: &Original, example: &Example) -> Result<Obj
         example,
         &Reading { format, mapping: &mapping, roles: &roles, source: "rows.jsonl", completion_alone: true },
     )
+    .map(|(row, _)| row)
 }
 
 fn chat() -> Original {
@@ -121,6 +122,28 @@ fn what_a_format_cannot_hold_is_refused_by_name() {
     let thinks =
         json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]});
     refused(Target::ShareGpt, thinks, "reasoning");
+}
+
+/// Templates tell a null from an empty text, and parts from their text.
+#[test]
+fn messages_keep_the_form_of_a_content() {
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let weighted = json!([{"type": "text", "text": "c ", "weight": 0}, text("d"), {"type": "text", "text": "e", "weight": 0.5}]);
+    let messages = json!([
+        {"role": "user", "content": [text("a "), text("b")]},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "content": [text("5")]},
+        {"role": "tool", "content": null},
+        {"role": "assistant", "content": weighted}]);
+    let original = original(json!({"messages": messages}));
+    let mut example = original.example.as_ref().unwrap().clone();
+    assert_eq!(written(Target::Messages, &original, &example).unwrap()["messages"], messages);
+    // A mask within a part has no place in the list.
+    example.turns[4].parts = vec![WeightedPart { begin: 0, end: 1, weight: 0.0 }];
+    let row = written(Target::Messages, &original, &example).unwrap();
+    assert_eq!(row["messages"][4]["content"], json!([text("c "), text("d"), text("e")]));
+    assert_eq!(row["messages"][4]["train_detail"][0], json!({"begin_offset": 0, "end_offset": 0, "train": false}));
 }
 
 /// Random weights on random rows: the written row has the same weights, or is refused.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_json, write_text};
+use crate::jobs::score::RunRecord;
 use crate::json;
 
 const DATASET_INFO: &str = "dataset_info.json";
@@ -34,8 +35,8 @@ pub(super) fn is_own(target: Target, path: &Path) -> Result<bool> {
     }
 }
 
-/// Writes the settings file and returns its path. `turn_ends` are the control tokens that end answers, if the run records them.
-pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Option<&[String]>) -> Result<Option<PathBuf>> {
+/// Writes the settings file and returns its path.
+pub(super) fn write(target: Target, out: &Path, is_table: bool, run: &RunRecord) -> Result<Option<PathBuf>> {
     let name = file_name(out);
     let Some(path) = path(target, out) else { return Ok(None) };
     match target {
@@ -55,18 +56,22 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Optio
             write_json(&path, &info)?;
         }
         Target::Axolotl => {
-            let ends = match turn_ends {
+            let ends = match &run.turn_ends {
                 Some(ends) => format!(
                     "# The tokens with which the chat template ends an answer; they are learnt with it.\neot_tokens: {}\n",
-                    Value::from(ends)
+                    Value::from(ends.as_slice())
                 ),
                 None => "# An older program has made the run. Where the chat template ends answers with another token than the tokenizer's end\n\
                          # token, name it, or it is not learnt: eot_tokens: [\"<|im_end|>\"]\n"
                     .to_owned(),
             };
+            let switches = match &run.template_switches {
+                Some(switches) => format!("# The run's variables for the chat template.\nchat_template_kwargs: {switches}\n"),
+                None => String::new(),
+            };
             let text = format!(
                 "{HEAD}: axolotl's settings for {name}. Each answer says whether it is learnt.\n\
-                 {ends}datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
+                 {ends}{switches}datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
                  message_property_mappings:\n      role: role\n      content: content\n    roles_to_train: []\n    train_on_eos: turn\n    \
                  message_field_training: train\n    message_field_training_detail: train_detail\n",
                 Value::from(name.as_str()),

@@ -24,7 +24,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::decisions::Decisions;
 use super::reopened::Reopened;
@@ -41,7 +41,7 @@ use crate::tokens::Supervise;
 pub(crate) use rules::{DropRule, MaskRule};
 
 use changes::{Change, What};
-use peers::{Peer, beside_rows, program, title};
+use peers::{Peer, beside_rows, holds_switches, title};
 use verdicts::{MaskSums, Verdict, Wanted, verdicts};
 
 /// An export as the user requested it.
@@ -96,7 +96,7 @@ pub(crate) struct Exported {
 /// A row to be written.
 enum Written {
     Bytes(Vec<u8>),
-    Object(serde_json::Map<String, serde_json::Value>),
+    Object(serde_json::Map<String, Value>),
 }
 
 pub(crate) fn export(job: &Job) -> Result<Exported> {
@@ -151,12 +151,12 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         export.exported.notes.push(format!("--select {n} leaves no row out: there are {}", run.rows.len()));
     }
     export.exported.notes.extend(beside_rows(job.target, &run.record));
-    if let Some(program) = program(job.target) {
-        match Peer::of(program, &run.record) {
+    if job.target != Target::Read {
+        match Peer::of(job.target, &run.record) {
             Ok(peer) => export.peer = Some(peer),
             Err(error) => {
-                let (program, why) = (title(program), error.reason());
-                export.exported.notes.push(format!("not checked whether {program} learns the same tokens: {why}"))
+                let (who, why) = (title(job.target), error.reason());
+                export.exported.notes.push(format!("not checked whether {who} learns the same tokens: {why}"))
             }
         }
     }
@@ -249,7 +249,7 @@ struct Export<'a> {
     completion_alone: bool,
     is_table: bool,
     changes: Vec<Change>,
-    /// The program that the rows are written for, if it reads them with the run's model.
+    /// The reader of the rows, which renders them with the run's model.
     peer: Option<Peer>,
     /// The lines of the rewrite candidates file, as JSON.
     candidates: Vec<String>,
@@ -365,6 +365,9 @@ impl Export<'_> {
         if self.job.target == Target::Axolotl && self.run.record.supervise == Supervise::Last {
             forget_history(&mut example);
         }
+        if holds_switches(self.job.target) {
+            example.template_switches = with_defaults(example.template_switches, self.run.record.template_switches.as_ref());
+        }
         let is_touched = !changes.is_empty();
         for candidate in rewrite::candidates(row, as_read, &self.choices) {
             self.candidates.push(serde_json::to_string(&candidate).context("cannot write a candidate")?);
@@ -384,7 +387,7 @@ impl Export<'_> {
             source: &source,
             completion_alone: self.completion_alone,
         };
-        let written = match write::row(self.job.target, original, &example, &reading) {
+        let (written, read_again) = match write::row(self.job.target, original, &example, &reading) {
             Ok(written) => written,
             Err(error) if self.job.drop.contains(&DropRule::Inexpressible) => {
                 self.exported.rows_dropped += 1;
@@ -395,7 +398,7 @@ impl Export<'_> {
             Err(error) => return Err(error),
         };
         if let Some(peer) = &mut self.peer {
-            peer.read(&original.place, &example);
+            peer.read(&original.place, example, &read_again);
         }
         self.exported.columns_left_out.extend(write::left_out(self.job.target, original, &options.mapping));
         self.exported.rows_masked += u64::from(changes.iter().any(|change| matches!(change.what, What::Mask { .. })));
@@ -455,8 +458,7 @@ impl Export<'_> {
             self.exported.candidates = self.candidates.len() as u64;
             write_lines(path, &self.candidates)?;
         }
-        self.exported.beside =
-            beside::write(self.job.target, &self.job.out, self.is_table, self.run.record.turn_ends.as_deref())?;
+        self.exported.beside = beside::write(self.job.target, &self.job.out, self.is_table, &self.run.record)?;
         Ok(())
     }
 }
@@ -498,6 +500,13 @@ fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>
         changes.push(change.clone());
     }
     Ok((example, changes))
+}
+
+/// The variables for the template of the row, and those of the run that the row does not set.
+fn with_defaults(own: Option<Value>, run: Option<&Value>) -> Option<Value> {
+    let all: serde_json::Map<String, Value> =
+        [run, own.as_ref()].into_iter().flatten().filter_map(Value::as_object).cloned().flatten().collect();
+    if all.is_empty() { own } else { Some(Value::Object(all)) }
 }
 
 /// Excludes all answers but the last from the loss, as in a run that supervises only the last.

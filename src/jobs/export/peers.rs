@@ -3,6 +3,9 @@
 //! A file holds only rows and masks. It holds neither the run's system prompt, nor its choice of supervised turns, nor how a chat template renders
 //! turns that others follow.
 
+use serde_json::Value;
+
+use super::with_defaults;
 use crate::dataset::write::Target;
 use crate::dataset::{Example, Place};
 use crate::error::{Error, Result};
@@ -12,10 +15,12 @@ use crate::jobs::train::{Program, Reader};
 use crate::model::{ModelName, Reference, text_of};
 use crate::tokens::{RenderOptions, Renderer, Supervise};
 
-/// Another program that reads the rows with the run's model.
+/// The reader of the rows: another program, or whoever renders them with the chat template of the run.
 pub(super) struct Peer {
-    program: Program,
+    target: Target,
     reader: Reader,
+    /// The run's variables for the chat template.
+    switches: Option<Value>,
     /// The number of rows that it tokenizes or supervises differently, and the first of them with the reason.
     unlike: u64,
     example: Option<String>,
@@ -23,7 +28,7 @@ pub(super) struct Peer {
 
 impl Peer {
     /// Returns an error if the model of the run is missing or has changed.
-    pub(super) fn of(program: Program, record: &RunRecord) -> Result<Peer> {
+    pub(super) fn of(target: Target, record: &RunRecord) -> Result<Peer> {
         let path = &record.model.path;
         if !path.exists() {
             return Err(Error::new(format!("the model of the run is not at {} any more", path.display())));
@@ -31,17 +36,30 @@ impl Peer {
         let name = ModelName { written: Some(path.to_string_lossy().into_owned()), base: record.model.base.clone() };
         let reference = Reference::resolve_text(&name, &|_, _, _| ())?;
         let (tokenizer, template) = text_of(&reference)?;
-        let renderer = Renderer::new(tokenizer, template, RenderOptions::default())?;
-        if renderer.template_sha256() != record.template_sha256.as_deref() {
-            return Err(Error::new("the run used a different chat template than the model's"));
+        // That a trainer has to learn the whole text is said beside the rows.
+        let supervise = if record.supervise == Supervise::Last { Supervise::Last } else { Supervise::Assistant };
+        let switches = record.template_switches.clone();
+        let options = RenderOptions {
+            supervise,
+            append_eos: record.append_eos,
+            template_switches: switches.clone(),
+            ..RenderOptions::default()
+        };
+        let of_run = Renderer::new(tokenizer, template, options)?;
+        if of_run.template_sha256() != record.template_sha256.as_deref() {
+            return Err(Error::new(match of_run.writes_date() {
+                true => "the chat template writes the date, and the run was made on another day or with another template",
+                false => "the run used a different chat template than the model's (--chat-template), which a trainer needs, too",
+            }));
         }
-        let reader = Reader::of(program, renderer, record.supervise)?;
-        Ok(Peer { program, reader, unlike: 0, example: None })
+        let reader = Reader::of(program(target), of_run.without_switches(), record.supervise, switches.clone())?;
+        Ok(Peer { target, reader, switches, unlike: 0, example: None })
     }
 
-    /// Checks a written row.
-    pub(super) fn read(&mut self, place: &Place, example: &Example) {
-        if let Err(error) = self.reader.check(example) {
+    /// Checks a written row against the row that it was made from.
+    pub(super) fn read(&mut self, place: &Place, example: Example, written: &Example) {
+        let template_switches = with_defaults(example.template_switches.clone(), self.switches.as_ref());
+        if let Err(error) = self.reader.check(&Example { template_switches, ..example }, written) {
             self.unlike += 1;
             self.example.get_or_insert_with(|| format!("{place}: {}", error.reason()));
         }
@@ -49,15 +67,15 @@ impl Peer {
 
     /// The result for all rows, as a sentence.
     pub(super) fn note(&self) -> Option<String> {
-        let told = if self.program == Program::LlamaFactory { " (without a `template` of its own)" } else { "" };
-        let (rows, program) = (count(self.unlike, "row"), title(self.program));
+        let told = if self.target == Target::LlamaFactory { " (without a `template` of its own)" } else { "" };
+        let (rows, who) = (count(self.unlike, "row"), title(self.target));
         let example = self.example.as_ref()?;
-        Some(format!("of {rows} {program}{told} learns different tokens than the run; for example {example}"))
+        Some(format!("of {rows} {who}{told} learns different tokens than the run; for example {example}"))
     }
 }
 
 /// The program whose reading of rows is implemented here.
-pub(super) fn program(target: Target) -> Option<Program> {
+fn program(target: Target) -> Option<Program> {
     match target {
         Target::LlamaFactory => Some(Program::LlamaFactory),
         Target::Axolotl => Some(Program::Axolotl),
@@ -65,12 +83,19 @@ pub(super) fn program(target: Target) -> Option<Program> {
     }
 }
 
-/// The program's name as it spells it.
-pub(super) fn title(program: Program) -> &'static str {
-    match program {
-        Program::LlamaFactory => "LLaMA-Factory",
-        Program::Axolotl => "axolotl",
+/// The reader's name.
+pub(super) fn title(target: Target) -> &'static str {
+    match target {
+        Target::LlamaFactory => "LLaMA-Factory",
+        Target::Axolotl => "axolotl",
+        Target::Trl => "TRL",
+        Target::Read | Target::Messages | Target::ShareGpt | Target::Alpaca => "a trainer with the model's chat template",
     }
+}
+
+/// Whether rows of this format hold the variables for the chat template, so that those of the run are written into them.
+pub(super) fn holds_switches(target: Target) -> bool {
+    matches!(target, Target::Messages | Target::ShareGpt | Target::Trl)
 }
 
 /// Settings of the run that no row contains and the trainer needs, as sentences.
@@ -79,6 +104,19 @@ pub(super) fn beside_rows(target: Target, record: &RunRecord) -> Vec<String> {
     if record.system.is_some() {
         notes.push(
             "the run added a system prompt to conversations without one (--system), which is not in the rows: set it in the trainer too"
+                .to_owned(),
+        );
+    }
+    // axolotl's are in the settings beside the rows.
+    if record.template_switches.is_some() && !holds_switches(target) && target != Target::Axolotl {
+        notes.push(
+            "the run gave the chat template variables (--chat-template-kwargs), which are not in the rows: set them in the trainer too"
+                .to_owned(),
+        );
+    }
+    if record.append_eos && matches!(target, Target::Read) {
+        notes.push(
+            "the run appended the end token to plain texts (--append-eos), which is not in the rows: set it in the trainer too"
                 .to_owned(),
         );
     }

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use crate::dataset::{Example, Turn};
+use crate::dataset::Example;
+use crate::dataset::write::said;
 use crate::error::{Context, Result};
 use crate::table::{Column, Quadrant, Row, TOKENS_FILE, read_chunks, texts_of};
 
@@ -17,17 +19,15 @@ pub(super) struct Candidate<'a> {
     line: u64,
     id: Option<&'a str>,
     turn: u16,
-    /// The turns before the answer.
-    before: Vec<Said<'a>>,
-    answer: &'a str,
+    /// The row's tools, which the answer may call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tools: Option<&'a Value>,
+    /// The messages before the answer.
+    before: Vec<Map<String, Value>>,
+    /// The answer's text, or its whole message if it has calls or reasoning, in which conflicts may lie.
+    answer: Value,
     conflicts: &'a [Choice],
     rewrite: &'static str,
-}
-
-#[derive(Debug, Serialize)]
-struct Said<'a> {
-    role: &'static str,
-    content: &'a str,
 }
 
 /// A conflict: a byte range of the answer, what the data contain there and what the model would have said, with their probabilities.
@@ -102,15 +102,16 @@ pub(super) fn candidates<'a>(
 ) -> impl Iterator<Item = Candidate<'a>> {
     choices.range((row.row, 0)..=(row.row, u16::MAX)).filter_map(move |((_, turn), conflicts)| {
         let answer = example.turns.get(usize::from(*turn))?;
-        let said = |turn: &'a Turn| Said { role: turn.role.name(), content: &turn.content };
+        let is_text = answer.tool_calls.is_none() && answer.reasoning.is_none();
         Some(Candidate {
             row: row.row,
             path: &row.path,
             line: row.line,
             id: row.id.as_deref(),
             turn: *turn,
+            tools: example.tools.as_ref(),
             before: example.turns[..usize::from(*turn)].iter().map(said).collect(),
-            answer: &answer.content,
+            answer: if is_text { answer.content.as_str().into() } else { Value::Object(said(answer)) },
             conflicts,
             rewrite: "",
         })

@@ -22,9 +22,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::dataset::write::check_speakers;
+use crate::dataset::write::{check_speakers, read_messages};
 use crate::dataset::{Example, Place, Role, dumps};
 use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_atomically, write_json, write_synced};
@@ -58,12 +58,12 @@ fn config(program: Program, recipe: &Recipe) -> Result<String> {
 }
 
 /// Writes the folder, which must not exist or be empty, completely or not at all. `examples` are the rows with their places; `same` returns an error
-/// for a row of which the program would train on other tokens. Returns the number of rows.
+/// for a row, and the row that is written for it, if the program would train on other tokens. Returns the number of rows.
 pub(super) fn emit(
     program: Program,
     recipe: &Recipe,
     examples: impl IntoIterator<Item = Result<(Place, Example)>>,
-    same: &dyn Fn(&Example) -> Result<()>,
+    same: &dyn Fn(&Example, &Example) -> Result<()>,
     folder: &Path,
 ) -> Result<u64> {
     let config = config(program, recipe)?;
@@ -117,18 +117,21 @@ fn write_data(
     program: Program,
     recipe: &Recipe,
     examples: impl IntoIterator<Item = Result<(Place, Example)>>,
-    same: &dyn Fn(&Example) -> Result<()>,
+    same: &dyn Fn(&Example, &Example) -> Result<()>,
     path: &Path,
 ) -> Result<u64> {
     write_atomically(path, |file| {
         let mut rows = 0;
         for example in examples {
             let (place, example) = example?;
-            let row = row(program, recipe, &example).and_then(|row| same(&example).map(|()| row));
+            let row = row(program, recipe, &example).and_then(|row| {
+                let written = read_messages(row.clone())?;
+                same(&example, &written).map(|()| row)
+            });
             let row = row.map_err(|error| {
                 error.at_line(&*place.path, place.line).cure("Remove such rows from the data, or train here.")
             })?;
-            writeln!(file, "{}", dumps(&row)).context_at(path, "cannot write the data")?;
+            writeln!(file, "{}", dumps(&row.into())).context_at(path, "cannot write the data")?;
             rows += 1;
         }
         Ok(rows)
@@ -136,7 +139,7 @@ fn write_data(
 }
 
 /// A row in OpenAI's messages format. For axolotl, each message states whether it is trained on.
-fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
+fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Map<String, Value>> {
     if example.template_switches.is_some() {
         return Err(Error::new("the row has variables for the chat template, which the other program ignores"));
     }
@@ -162,6 +165,9 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
         }
         let trained = answer && turn.weight == 1.0 && (recipe.supervise == Supervise::Assistant || Some(idx) == last_answer);
         let mut message = json!({"role": turn.role.name(), "content": turn.content});
+        if program == Program::Axolotl && turn.written.without_content {
+            message["content"] = Value::Null;
+        }
         if let Some(reasoning) = &turn.reasoning {
             message["reasoning_content"] = reasoning.as_str().into();
         }
@@ -192,13 +198,13 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
         }
         messages.push(message);
     }
-    let mut row = json!({"messages": messages});
+    let mut row = Map::from_iter([("messages".to_owned(), messages.into())]);
     if let Some(tools) = &example.tools {
         if program == Program::LlamaFactory {
             return Err(Error::new("the row offers tools, which LLaMA-Factory renders with its own templates"));
         }
         // axolotl takes nulls out of a row, but not out of a text.
-        row["tools"] = dumps(tools).into();
+        row.insert("tools".to_owned(), dumps(tools).into());
     }
     Ok(row)
 }

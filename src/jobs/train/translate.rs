@@ -45,7 +45,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     let (tokenizer, template) = text_of(&reference)?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: recipe.max_len, ..options.render()? })?;
     recipe.turn_ends = renderer.turn_ends();
-    let reader = Reader::of(program, renderer, recipe.supervise)?;
+    let reader = Reader::of(Some(program), renderer, recipe.supervise, None)?;
     let chosen = dataset.choose(options.choice())?;
     // Rows of which nothing is learnt are left out, as in training here: the other programs count them in batches, steps and epochs.
     let (mut audit, mut learnt) = (Audit::of(&dataset), Vec::new());
@@ -73,7 +73,7 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
         Ok(Record { place, example, .. }) => example.ok().map(|example| Ok((place, example))),
         Err(error) => Some(Err(error)),
     });
-    let rows = emit::emit(program, &recipe, examples, &|example| reader.check(example), &out)?;
+    let rows = emit::emit(program, &recipe, examples, &|read, written| reader.check(read, written), &out)?;
     Ok((out, rows))
 }
 

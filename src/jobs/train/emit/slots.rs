@@ -4,33 +4,110 @@
 //! src/llamafactory/data/template.py) and assembles every row from them. A template that renders a turn differently when others follow, or that puts
 //! something before the first turn, gives other tokens there. axolotl finds a turn by the difference between two renderings of the messages up to it
 //! (`find_turn` in src/axolotl/prompt_strategies/chat_template.py), and supervises other tokens where these are no prefix of the whole.
+//!
+//! A row that is written for another reader also loses what its format has no place for: the tokens that a model drew, the form of a content. It is
+//! therefore read again, and rendered beside the row that it was made from.
+
+use serde_json::Value;
 
 use super::Program;
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Error, Result};
-use crate::tokens::{Renderer, Supervise};
+use crate::tokens::{Renderer, Supervise, with_parsed_arguments};
 
-/// How another program reads rows.
+/// How another program reads rows, or this one reads them again.
 pub(crate) struct Reader {
     pub(crate) renderer: Renderer,
     supervise: Supervise,
-    /// LLaMA-Factory's version of the template; `None` for axolotl.
-    slots: Option<Slots>,
+    reading: Reading,
+}
+
+enum Reading {
+    /// Messages are rendered by the chat template, with the row's own variables.
+    AsWritten,
+    /// With its version of the template.
+    LlamaFactory(Slots),
+    /// With the variables of its configuration, and not those of a row.
+    Axolotl(Option<Value>),
 }
 
 impl Reader {
-    pub(crate) fn of(program: Program, renderer: Renderer, supervise: Supervise) -> Result<Reader> {
-        let slots = (program == Program::LlamaFactory).then(|| Slots::of(&renderer)).transpose()?;
-        Ok(Reader { renderer, supervise, slots })
+    /// `switches` are the variables for the template in the configuration of the program; without a program, the rows are read as written.
+    pub(crate) fn of(
+        program: Option<Program>,
+        renderer: Renderer,
+        supervise: Supervise,
+        switches: Option<Value>,
+    ) -> Result<Reader> {
+        let reading = match program {
+            None => Reading::AsWritten,
+            Some(Program::LlamaFactory) => Reading::LlamaFactory(Slots::of(&renderer)?),
+            Some(Program::Axolotl) => Reading::Axolotl(switches),
+        };
+        Ok(Reader { renderer, supervise, reading })
     }
 
-    /// Returns an error if the program would make other tokens of the row, or supervise others.
-    pub(crate) fn check(&self, example: &Example) -> Result<()> {
-        match &self.slots {
-            Some(slots) => slots.check(&self.renderer, example, self.supervise),
-            None => check_axolotl(&self.renderer, example, self.supervise),
+    /// Returns an error if other tokens would be made of a row, or others supervised, than of the row that it was made from. `read` is that row,
+    /// and `written` the one that was made of it.
+    pub(crate) fn check(&self, read: &Example, written: &Example) -> Result<()> {
+        match &self.reading {
+            Reading::AsWritten => check_same(&self.renderer, read, written),
+            Reading::LlamaFactory(slots) => slots.check(&self.renderer, read, self.supervise),
+            Reading::Axolotl(switches) => {
+                let turns = with_parsed_arguments(&written.turns).unwrap_or_else(|| written.turns.clone());
+                let written = Example { turns, template_switches: switches.clone(), ..written.clone() };
+                check_same(&self.renderer, read, &written)?;
+                check_axolotl(&self.renderer, &written, self.supervise)
+            }
         }
     }
+}
+
+/// Returns an error if the two rows have other tokens, or other weights of them.
+fn check_same(renderer: &Renderer, read: &Example, written: &Example) -> Result<()> {
+    // What a template gets of equal rows is equal.
+    let alike = |(own, other): (&Turn, &Turn)| {
+        Turn { written: other.written.clone(), ..own.clone() } == *other && {
+            let (own, other) = (&own.written, &other.written);
+            own.parts == other.parts
+                && own.value == other.value
+                && own.without_content == other.without_content
+                && (&own.role, &own.others) == (&other.role, &other.others)
+        }
+    };
+    if read.rollout.is_none()
+        && read.turns.len() == written.turns.len()
+        && read.turns.iter().zip(&written.turns).all(alike)
+        && (&read.tools, &read.template_switches) == (&written.tools, &written.template_switches)
+    {
+        return Ok(());
+    }
+    // Of a row that cannot be rendered nothing is learnt.
+    let Ok(ours) = renderer.render_whole(0, read) else { return Ok(()) };
+    let theirs = renderer
+        .render_whole(0, written)
+        .map_err(|error| Error::new("the chat template cannot render the row as it is written").caused_by(error))?;
+    let why = match read.rollout {
+        Some(_) => "the model's own tokens of the answer are not written, and those of its text differ",
+        None => "the row as it is written has other tokens",
+    };
+    if let Some(difference) = difference(renderer, &theirs.sequence.ids, &ours.sequence.ids) {
+        return Err(Error::new(format!("{why}: {difference}")));
+    }
+    match ours.sequence.supervised == theirs.sequence.supervised && ours.target_weights == theirs.target_weights {
+        true => Ok(()),
+        false => Err(Error::new("the row as it is written has other weights of its tokens")),
+    }
+}
+
+/// Describes where the tokens that another program makes of a row begin to differ from ours.
+fn difference(renderer: &Renderer, theirs: &[u32], ours: &[u32]) -> Option<String> {
+    let at = theirs.iter().zip(ours).take_while(|(a, b)| a == b).count();
+    let shown = |ids: &[u32]| {
+        let text: String = ids.iter().skip(at).take(8).map(|&id| renderer.tokenizer().text(id)).collect();
+        format!("{text:?}")
+    };
+    (theirs != ours).then(|| format!("at token {at} {} where the run has {}", shown(theirs), shown(ours)))
 }
 
 /// The slots that LLaMA-Factory extracts from a chat template.
@@ -73,7 +150,7 @@ impl Slots {
         let assistant = answer.replace("<think>", "").replace("</think>", "").trim_start_matches('\n').to_owned();
         let mut default_system = String::new();
         if user.chars().count() > empty_system.chars().count() {
-            default_system = difference(&empty_system, &user);
+            default_system = added(&empty_system, &user);
             let alone = system.replacen(CONTENT, &default_system, 1);
             user = behind(&user, alone.chars().count()).to_owned();
         }
@@ -88,17 +165,8 @@ impl Slots {
         let sequence = renderer.render_whole(0, example)?.sequence;
         let pieces = self.pieces(renderer, &example.turns, supervise)?;
         let ids: Vec<u32> = pieces.iter().flat_map(|(ids, _)| ids).copied().collect();
-        if ids != sequence.ids {
-            let at = ids.iter().zip(&sequence.ids).take_while(|(a, b)| a == b).count();
-            let shown = |ids: &[u32]| {
-                let text: String = ids.iter().skip(at).take(8).map(|&id| renderer.tokenizer().text(id)).collect();
-                format!("{text:?}")
-            };
-            return Err(unlike(&format!(
-                "tokenises the row differently: at token {at} {} where the chat template has {}",
-                shown(&ids),
-                shown(&sequence.ids)
-            )));
+        if let Some(difference) = difference(renderer, &ids, &sequence.ids) {
+            return Err(unlike(&format!("tokenises the row differently: {difference}")));
         }
         let last = pieces.iter().rposition(|(_, is_answer)| *is_answer);
         let mut at = 0;
@@ -157,7 +225,7 @@ fn behind(text: &str, n: usize) -> &str {
 }
 
 /// The characters that a longer text has and a shorter one lacks, as in `find_diff`.
-fn difference(short: &str, long: &str) -> String {
+fn added(short: &str, long: &str) -> String {
     let mut rest = short.chars().peekable();
     let mut found = String::new();
     for c in long.chars() {

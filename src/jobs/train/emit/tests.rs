@@ -83,7 +83,7 @@ fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, t
 
 fn emitted(program: Program, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
     let folder = tempfile::tempdir().unwrap();
-    let n = emit(program, recipe, placed(rows), &|_| Ok(()), folder.path())?;
+    let n = emit(program, recipe, placed(rows), &|_, _| Ok(()), folder.path())?;
     // Keep the folder for inspection and for PyYAML.
     if let Some(kept) = std::env::var_os("EMIT_OUT") {
         let name = program.name();
@@ -285,7 +285,8 @@ fn what_the_others_cannot_do_is_refused_by_name() {
 fn a_folder_in_use_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("notes.txt"), "mine").unwrap();
-    let error = emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), folder.path()).unwrap_err().to_string();
+    let error =
+        emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_, _| Ok(()), folder.path()).unwrap_err().to_string();
     assert!(error.contains("not empty"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
@@ -295,12 +296,12 @@ fn what_is_refused_half_way_leaves_nothing_behind() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("out");
     let with_text = [rows(), vec![example(vec![turn(Role::Text, "words", 1.0)])]].concat();
-    emit(Program::Axolotl, &recipe(eaft(1.0)), placed(with_text), &|_| Ok(()), &folder).unwrap_err();
+    emit(Program::Axolotl, &recipe(eaft(1.0)), placed(with_text), &|_, _| Ok(()), &folder).unwrap_err();
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     // The folder of a killed run does not block it either.
     fs::create_dir(parent.path().join(".out.partial")).unwrap();
     fs::write(parent.path().join(".out.partial/left.txt"), "half").unwrap();
-    assert_eq!(emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), &folder).unwrap(), 2);
+    assert_eq!(emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_, _| Ok(()), &folder).unwrap(), 2);
     assert!(folder.join(CONFIG).is_file() && !folder.join("left.txt").exists());
 }
 
