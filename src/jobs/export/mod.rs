@@ -41,7 +41,7 @@ use crate::tokens::Supervise;
 pub(crate) use rules::{DropRule, MaskRule};
 
 use changes::{Change, What};
-use peers::{Peer, beside_rows, holds_switches, title};
+use peers::{Peer, beside_rows, holds_switches, title, with_defaults};
 use verdicts::{MaskSums, Verdict, Wanted, verdicts};
 
 /// An export as the user requested it.
@@ -500,13 +500,6 @@ fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>
         changes.push(change.clone());
     }
     Ok((example, changes))
-}
-
-/// The variables for the template of the row, and those of the run that the row does not set.
-fn with_defaults(own: Option<Value>, run: Option<&Value>) -> Option<Value> {
-    let all: serde_json::Map<String, Value> =
-        [run, own.as_ref()].into_iter().flatten().filter_map(Value::as_object).cloned().flatten().collect();
-    if all.is_empty() { own } else { Some(Value::Object(all)) }
 }
 
 /// Excludes all answers but the last from the loss, as in a run that supervises only the last.

@@ -3,9 +3,8 @@
 //! A file holds only rows and masks. It holds neither the run's system prompt, nor its choice of supervised turns, nor how a chat template renders
 //! turns that others follow.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::with_defaults;
 use crate::dataset::write::Target;
 use crate::dataset::{Example, Place};
 use crate::error::{Error, Result};
@@ -96,6 +95,13 @@ pub(super) fn title(target: Target) -> &'static str {
 /// Whether rows of this format hold the variables for the chat template, so that those of the run are written into them.
 pub(super) fn holds_switches(target: Target) -> bool {
     matches!(target, Target::Messages | Target::ShareGpt | Target::Trl)
+}
+
+/// The variables for the template of the row, and those of the run that the row does not set.
+pub(super) fn with_defaults(own: Option<Value>, run: Option<&Value>) -> Option<Value> {
+    let all: Map<String, Value> =
+        [run, own.as_ref()].into_iter().flatten().filter_map(Value::as_object).cloned().flatten().collect();
+    if all.is_empty() { own } else { Some(Value::Object(all)) }
 }
 
 /// Settings of the run that no row contains and the trainer needs, as sentences.
