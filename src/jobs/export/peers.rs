@@ -99,8 +99,8 @@ pub(super) fn holds_switches(target: Target) -> bool {
 
 /// The variables for the template of the row, and those of the run that the row does not set.
 pub(super) fn with_defaults(own: Option<Value>, run: Option<&Value>) -> Option<Value> {
-    let all: Map<String, Value> =
-        [run, own.as_ref()].into_iter().flatten().filter_map(Value::as_object).cloned().flatten().collect();
+    let all = [run, own.as_ref()].into_iter().flatten().filter_map(Value::as_object).flatten();
+    let all: Map<String, Value> = all.map(|(key, value)| (key.clone(), value.clone())).collect();
     if all.is_empty() { own } else { Some(Value::Object(all)) }
 }
 
