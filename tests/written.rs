@@ -211,8 +211,18 @@ fn what_cannot_be_asked_is_said() {
             "talk",
         ])
         .ok();
-    workdir.write("said.jsonl", r#"{"messages": [{"role": "assistant", "content": "Hi"}], "answer": "a"}"#);
-    refused("said.jsonl", &[], 1, "there is nothing to answer");
+    // A first row with an answer would be one to learn from.
+    let rows = [
+        r#"{"messages": [{"role": "user", "content": "Hi"}], "answer": "a"}"#,
+        r#"{"messages": [{"role": "assistant", "content": "Hi"}], "answer": "a"}"#,
+    ];
+    workdir.write("said.jsonl", rows.join("\n"));
+    refused(
+        "said.jsonl",
+        &["--apply-chat-template"],
+        1,
+        "said.jsonl:2: the last of `messages` is an answer: there is nothing to answer",
+    );
     workdir.write("open.jsonl", r#"{"prompt": "Hi"}"#);
     refused("open.jsonl", &[], 1, "open.jsonl:1: expected `answer` or `answers`");
 
