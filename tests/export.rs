@@ -466,9 +466,8 @@ fn kinds_of_the_demo() {
     }
 }
 
-/// The exported rows are one thing; what a trainer makes of them is another.
-#[test]
-fn what_another_program_would_learn_of_the_rows_is_said() {
+/// A folder `model` without a chat template, whose answers end in `<|im_end|>`.
+fn with_model() -> Workdir {
     let workdir = Workdir::new();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
     std::fs::create_dir(workdir.path("model")).unwrap();
@@ -476,6 +475,13 @@ fn what_another_program_would_learn_of_the_rows_is_said() {
         std::fs::copy(fixture.join(name), workdir.path("model").join(name)).unwrap();
     }
     workdir.write("model/tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#);
+    workdir
+}
+
+/// The exported rows are one thing; what a trainer makes of them is another.
+#[test]
+fn what_another_program_would_learn_of_the_rows_is_said() {
+    let workdir = with_model();
     // Reasoning stands in the last answer alone.
     workdir.write(
         "model/chat_template.jinja",
@@ -536,13 +542,7 @@ fn what_another_program_would_learn_of_the_rows_is_said() {
 /// What the run was told beside the rows, and what a template tells apart in them, is in the rows or is said.
 #[test]
 fn rows_that_are_other_tokens_than_the_run_are_counted_in_every_format() {
-    let workdir = Workdir::new();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
-    std::fs::create_dir(workdir.path("model")).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        std::fs::copy(fixture.join(name), workdir.path("model").join(name)).unwrap();
-    }
-    workdir.write("model/tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#);
+    let workdir = with_model();
     // The parts of a content are trimmed one by one, as in Gemma 3's template.
     workdir.write(
         "model/chat_template.jinja",
