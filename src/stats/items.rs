@@ -90,29 +90,42 @@ pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design
 }
 
 /// The mean over the parts of the task, equally weighted; `None` if there is one part, or if an item's value is not a share. The
-/// interval is Wilson's for the effective number of items, see [`Parts::mean`].
+/// interval is Wilson's for the effective number of items, see [`mean_of_parts`].
 pub(crate) fn mean_over_parts(terms: &[Term], design: &Design) -> Option<Estimate> {
-    let parts = parts(design, &[terms], |part, design| estimate_without_interval(part[0], design))?;
-    Some(parts.mean(|value, n| (wilson(value * n, n), Interval::Wilson), |value| value * (1.0 - value)))
+    let variance = |value: f64| value * (1.0 - value);
+    let of_part = |([terms], design): &([Vec<Term>; 1], Design)| Part {
+        value: ratio(terms, Link::Identity),
+        stderr: stderr_of_mean(terms, design),
+        n_units: design.units(terms).len() as f64,
+        expected_variance: variance(0.5),
+    };
+    let parts: Vec<Part> = split([terms], design)?.iter().map(of_part).collect();
+    Some(mean_of_parts(&parts, |value, n| (wilson(value * n, n), Interval::Wilson), variance))
 }
 
 /// The mean over the parts of their paired differences, equally weighted. The interval is Tango's for the effective number of
 /// items.
 pub(crate) fn mean_difference_over_parts(before: &[Term], after: &[Term], design: &Design) -> Option<Estimate> {
-    let parts = parts(design, &[before, after], |part, design| difference_without_interval(part[0], part[1], design))?;
-    // Shares of lost and gained items, with equal weights for all parts.
-    let n_parts = design.parts.len() as f64;
-    let flipped = (0..design.parts.len()).map(|part| {
-        let items = design.items_of(part);
-        let moved = items.iter().map(|&idx| (after[idx].numerator - before[idx].numerator).abs()).sum::<f64>();
-        moved / items.len() as f64 / n_parts
-    });
-    let flipped: f64 = flipped.sum();
+    let parts = split([before, after], design)?;
+    let moved = |[before, after]: &[Vec<Term>; 2]| flips(before, after).iter().sum::<f64>() / before.len() as f64;
+    let flipped = parts.iter().map(|(sides, _)| moved(sides)).sum::<f64>() / parts.len() as f64;
+    let of_part = |(sides, design): &([Vec<Term>; 2], Design)| {
+        let [before, after] = sides;
+        let n_units = design.units(before).len() as f64;
+        Part {
+            value: ratio(after, Link::Identity) - ratio(before, Link::Identity),
+            stderr: stderr_of_difference(before, after, design),
+            n_units,
+            // The share of moved items, with one added that moves and one that does not.
+            expected_variance: (moved(sides) * n_units + 1.0) / (n_units + 2.0),
+        }
+    };
+    let parts: Vec<Part> = parts.iter().map(of_part).collect();
     let interval = |value: f64, n: f64| {
         let [lost, gained] = [(flipped - value) / 2.0, (flipped + value) / 2.0];
         (tango(lost.max(0.0) * n, gained.max(0.0) * n, n), Interval::Tango)
     };
-    Some(parts.mean(interval, |value| flipped - value * value))
+    Some(mean_of_parts(&parts, interval, |value| flipped - value * value))
 }
 
 /// The mean over tasks of their differences.
@@ -128,90 +141,82 @@ pub(crate) fn macro_difference(tasks: &[Estimate]) -> Estimate {
 
 /// The factor by which grouping increases the variance of a paired difference, compared with independently drawn items.
 pub(crate) fn variance_inflation(before: &[Term], after: &[Term], design: &Design) -> f64 {
-    let of = |design: &Design| difference_without_interval(before, after, design).map_or(0.0, |(_, stderr)| stderr * stderr);
+    let of = |design: &Design| stderr_of_difference(before, after, design).map_or(0.0, |stderr| stderr * stderr);
     let alone = of(&Design::ALONE);
     if design.has_groups() && alone > 0.0 { (of(design) / alone).max(1.0) } else { 1.0 }
 }
 
-/// For each part of a task: its value, its standard error and the number of units drawn.
-struct Parts {
-    values: Vec<f64>,
-    stderrs: Vec<Option<f64>>,
-    units: Vec<f64>,
+/// A part of a task.
+struct Part {
+    value: f64,
+    /// `None` for a single unit.
+    stderr: Option<f64>,
+    /// The number of units that were drawn.
+    n_units: f64,
+    /// The variance of one unit that is expected before any is seen.
+    expected_variance: f64,
 }
 
-impl Parts {
-    /// The mean over parts. `interval` maps a value and a number of items to an interval, `variance` a value to the variance of
-    /// one item.
-    ///
-    /// The effective number of items is that with which a mean over items would vary as much as this one. A part of a few items
-    /// that happen to be all right shows no variance, and yet decides as much of the mean as one with hundreds: in place of its
-    /// own, each part has the variance that two more of its degrees of freedom would make of it, with the variance within all
-    /// parts (Smyth, Statistical Applications in Genetics and Molecular Biology 3, 2004, moderates variances in this way). Where
-    /// all parts have the same size, this changes nothing.
-    fn mean(&self, interval: impl Fn(f64, f64) -> ([f64; 2], Interval), variance: impl Fn(f64) -> f64) -> Estimate {
-        let k = self.values.len() as f64;
-        let value = self.values.iter().sum::<f64>() / k;
-        let own: Option<Vec<f64>> = self.stderrs.iter().copied().collect();
-        let stderr = match own {
-            Some(own) => own.iter().map(|stderr| stderr * stderr).sum::<f64>().sqrt() / k,
-            // A part with a single item does not show how it varies; the spread between the parts does.
-            None => (self.values.iter().map(|own| (own - value).powi(2)).sum::<f64>() / (k - 1.0) / k).sqrt(),
-        };
-        // Kish's effective number for items that weigh more or less because their parts differ in size.
-        let n_weighted = k * k / self.units.iter().map(|n| 1.0 / n).sum::<f64>();
-        let reach = self.moderated().map_or(stderr * stderr, |parts| parts.iter().sum::<f64>() / (k * k));
-        let n_effective = if reach > 0.0 { variance(value).max(0.0) / reach } else { 0.0 };
-        let n = if n_effective > 0.0 { n_effective } else { n_weighted };
-        let (ci95, method) = interval(value, n);
-        Estimate { value, stderr: Some(stderr), ci95: Some(ci95), interval: Some(method) }
-    }
-
-    /// The moderated variance of each part's value; `None` if each part has a single unit.
-    fn moderated(&self) -> Option<Vec<f64>> {
-        const ADDED: f64 = 2.0;
-        // The degrees of freedom and the variance of one unit.
-        let own = |(stderr, n): (&Option<f64>, &f64)| stderr.map_or((0.0, 0.0), |stderr| (n - 1.0, stderr * stderr * n));
-        let own: Vec<(f64, f64)> = self.stderrs.iter().zip(&self.units).map(own).collect();
-        let freedom: f64 = own.iter().map(|(freedom, _)| freedom).sum();
-        let within = own.iter().map(|(freedom, variance)| freedom * variance).sum::<f64>() / freedom;
-        let moderate =
-            |((freedom, variance), n): (&(f64, f64), &f64)| (freedom * variance + ADDED * within) / (freedom + ADDED) / n;
-        (freedom > 0.0).then(|| own.iter().zip(&self.units).map(moderate).collect())
+impl Part {
+    /// The variance of the value. A part of a few items that happen to be all right shows none, and yet decides as much of a mean
+    /// over parts as one with hundreds. So it is that which one more degree of freedom, with the expected variance, makes of the
+    /// part's own. Smyth (Statistical Applications in Genetics and Molecular Biology 3, 2004) moderates variances in this way, but
+    /// expects of each what all have in common: here, that would take the variance of large easy parts for that of small hard ones.
+    fn moderated_variance(&self) -> f64 {
+        let (freedom, own) = self.stderr.map_or((0.0, 0.0), |stderr| (self.n_units - 1.0, stderr * stderr * self.n_units));
+        (freedom * own + self.expected_variance) / (freedom + 1.0) / self.n_units
     }
 }
 
-fn parts(design: &Design, sides: &[&[Term]], of: impl Fn(&[&[Term]], &Design) -> Option<(f64, f64)>) -> Option<Parts> {
-    let mut parts = Parts { values: Vec::new(), stderrs: Vec::new(), units: Vec::new() };
-    for part in 0..design.parts.len() {
+/// The mean over parts, equally weighted. `interval` maps a value and a number of items to an interval, `variance` a value to the
+/// variance of one item.
+///
+/// The effective number of items is that with which a mean over items would vary as much as this one, by the moderated variances of
+/// its parts.
+fn mean_of_parts(parts: &[Part], interval: impl Fn(f64, f64) -> ([f64; 2], Interval), variance: impl Fn(f64) -> f64) -> Estimate {
+    let k = parts.len() as f64;
+    let value = parts.iter().map(|part| part.value).sum::<f64>() / k;
+    let own: Option<Vec<f64>> = parts.iter().map(|part| part.stderr).collect();
+    let stderr = match own {
+        Some(own) => own.iter().map(|stderr| stderr * stderr).sum::<f64>().sqrt() / k,
+        // A part with a single item does not show how it varies; the spread between the parts does.
+        None => (parts.iter().map(|part| (part.value - value).powi(2)).sum::<f64>() / (k - 1.0) / k).sqrt(),
+    };
+    // Kish's effective number for items that weigh more or less because their parts differ in size.
+    let n_weighted = k * k / parts.iter().map(|part| 1.0 / part.n_units).sum::<f64>();
+    let are_single_items = parts.iter().all(|part| part.stderr.is_none());
+    let reach = match are_single_items {
+        true => stderr * stderr,
+        false => parts.iter().map(Part::moderated_variance).sum::<f64>() / (k * k),
+    };
+    let n_effective = if reach > 0.0 { variance(value).max(0.0) / reach } else { 0.0 };
+    let n = if n_effective > 0.0 { n_effective } else { n_weighted };
+    let (ci95, method) = interval(value, n);
+    Estimate { value, stderr: Some(stderr), ci95: Some(ci95), interval: Some(method) }
+}
+
+/// The items of each part on each side, and their design; `None` if there is one part, or if an item's value is not a share.
+fn split<const N: usize>(sides: [&[Term]; N], design: &Design) -> Option<Vec<([Vec<Term>; N], Design)>> {
+    // Each item is right, wrong, or has the share of its several answers that are right.
+    let are_shares = sides.iter().flat_map(|terms| terms.iter()).all(|term| term.is_share() && term.denominator == 1.0);
+    let of_part = |part: usize| {
         let items = design.items_of(part);
-        let own = design.within(&items);
-        let terms: Vec<Vec<Term>> = sides.iter().map(|side| items.iter().map(|&idx| side[idx]).collect()).collect();
-        let terms: Vec<&[Term]> = terms.iter().map(Vec::as_slice).collect();
-        // Each item is right, wrong, or has the share of its several answers that are right.
-        if !terms.iter().flat_map(|terms| terms.iter()).all(|term| term.is_share() && term.denominator == 1.0) {
-            return None;
-        }
-        let value = ratio(terms[terms.len() - 1], Link::Identity);
-        let value = if terms.len() > 1 { value - ratio(terms[0], Link::Identity) } else { value };
-        parts.values.push(value);
-        parts.stderrs.push(of(&terms, &own).map(|(_, stderr)| stderr));
-        parts.units.push(own.units(terms[0]).len() as f64);
-    }
-    (parts.values.len() > 1).then_some(parts)
+        (sides.map(|terms| items.iter().map(|&idx| terms[idx]).collect()), design.within(&items))
+    };
+    (are_shares && design.parts.len() > 1).then(|| (0..design.parts.len()).map(of_part).collect())
 }
 
-/// The value and the standard error of a mean.
-fn estimate_without_interval(terms: &[Term], design: &Design) -> Option<(f64, f64)> {
+/// `None` for a single unit.
+fn stderr_of_mean(terms: &[Term], design: &Design) -> Option<f64> {
     let units = design.units(terms);
-    (units.len() > 1).then(|| (ratio(terms, Link::Identity), deviation(&influences(&units, Link::Identity), design)))
+    (units.len() > 1).then(|| deviation(&influences(&units, Link::Identity), design))
 }
 
-fn difference_without_interval(before: &[Term], after: &[Term], design: &Design) -> Option<(f64, f64)> {
+/// `None` for a single unit.
+fn stderr_of_difference(before: &[Term], after: &[Term], design: &Design) -> Option<f64> {
     let [old, new] = [before, after].map(|terms| influences(&design.units(terms), Link::Identity));
     let moved: Vec<f64> = old.iter().zip(new).map(|(old, new)| new - old).collect();
-    let value = ratio(after, Link::Identity) - ratio(before, Link::Identity);
-    (moved.len() > 1).then(|| (value, deviation(&moved, design)))
+    (moved.len() > 1).then(|| deviation(&moved, design))
 }
 
 fn by_bootstrap(design: &Design) -> Interval {
