@@ -341,6 +341,19 @@ fn a_proxy_that_cannot_be_used_is_refused() {
     run(&workdir, &hub.address, "org/tiny", &[("ALL_PROXY", "socks5://10.0.0.1:1080"), ("NO_PROXY", &host)]).ok();
 }
 
+/// A hub within a company, reached directly, may hand out addresses outside, reached through the proxy.
+#[test]
+fn each_redirect_has_the_proxy_of_its_own_address() {
+    let (workdir, hub) = (workdir(), Hub::start_with_store(folder_files(), Some("http://store.invalid")));
+    // The store is the proxy as well.
+    let with = |excluded: &str| run(&workdir, &hub.address, "org/tiny", &[("ALL_PROXY", &hub.store), ("NO_PROXY", excluded)]);
+    check(&with("127.0.0.1,store.invalid"), &["cannot be reached"]);
+    assert!(!hub.requests().iter().any(|line| line.starts_with("CONNECT")), "{:?}", hub.requests());
+    with("127.0.0.1").ok();
+    let proxied: Vec<String> = hub.requests().into_iter().filter(|line| line.starts_with("CONNECT")).collect();
+    assert!(!proxied.is_empty() && proxied.iter().all(|line| line.starts_with("CONNECT store.invalid:80")), "{proxied:?}");
+}
+
 #[test]
 fn a_repository_without_an_organisation() {
     let (workdir, hub) = (workdir(), Hub::start(folder_files()));
@@ -486,12 +499,18 @@ struct Reply {
 /// The hub, and at another port the store that it sends people to for large files.
 struct Hub {
     address: String,
+    store: String,
     seen: Arc<Mutex<Vec<Request>>>,
     mood: Arc<Mutex<Mood>>,
 }
 
 impl Hub {
     fn start(files: BTreeMap<String, Stored>) -> Hub {
+        Hub::start_with_store(files, None)
+    }
+
+    /// `named` is the address to which the hub redirects, if it is not that of the store.
+    fn start_with_store(files: BTreeMap<String, Stored>, named: Option<&str>) -> Hub {
         let (files, seen, mood) = (Arc::new(files), Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Mood::Well)));
         let serve = |store: Option<String>| {
             let (files, seen, mood) = (Arc::clone(&files), Arc::clone(&seen), Arc::clone(&mood));
@@ -500,7 +519,13 @@ impl Hub {
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
                     let mut stream = stream.unwrap();
-                    let Some(request) = read_request(&mut stream, store.is_none()) else { continue };
+                    let Some(mut request) = read_request(&mut stream, store.is_none()) else { continue };
+                    // As a proxy, it hands on to itself.
+                    if request.line.starts_with("CONNECT ") {
+                        seen.lock().unwrap().push(request);
+                        stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
+                        request = read_request(&mut stream, store.is_none()).unwrap();
+                    }
                     let mood = *mood.lock().unwrap();
                     let reply = match &store {
                         Some(store) => hub_reply(&request, &files, store, mood),
@@ -515,8 +540,8 @@ impl Hub {
             address
         };
         let store = serve(None);
-        let address = serve(Some(store));
-        Hub { address, seen, mood }
+        let address = serve(Some(named.map_or_else(|| store.clone(), str::to_owned)));
+        Hub { address, store, seen, mood }
     }
 
     fn set(&self, mood: Mood) {

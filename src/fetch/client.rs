@@ -85,7 +85,6 @@ impl Client {
         if origin(&endpoint).is_none() {
             return Err(Error::new(format!("HF_ENDPOINT is `{endpoint}`; expected an address such as https://huggingface.co")));
         }
-        refuse_socks(&endpoint)?;
         let config =
             agent_config(&endpoint)?.timeout_recv_response(Some(WAIT_FOR_BYTES)).timeout_per_read(Some(WAIT_FOR_BYTES)).build();
         Ok(Client { agent: config.into(), endpoint, token: token()?, id: id.clone() })
@@ -103,7 +102,7 @@ impl Client {
             Shelf::DataSets => "datasets",
         };
         let url = format!("{}/api/{shelf}/{repo}/revision/{}", self.endpoint, percent_encoded(revision, ""));
-        let mut response = self.request(false, &url, None).map_err(|cause| self.unreachable(cause))?;
+        let mut response = self.request(false, &url, None)?;
         if !response.status().is_success() {
             return Err(self.refusal(&response, None));
         }
@@ -125,7 +124,7 @@ impl Client {
             Shelf::DataSets => "datasets/",
         };
         let url = format!("{}/{shelf}{}/resolve/{commit}/{}", self.endpoint, self.id.repo, percent_encoded(file, "/"));
-        let response = self.request(true, &url, None).map_err(|cause| self.unreachable(cause))?;
+        let response = self.request(true, &url, None)?;
         let status = response.status();
         if !status.is_success() && !status.is_redirection() {
             return Err(self.refusal(&response, Some(file)));
@@ -182,7 +181,7 @@ impl Client {
         }
         let mut response = match self.request(false, &remote.url, (have > 0).then_some(have)) {
             Ok(response) => response,
-            Err(cause) => return Ok(Transfer::Broken(self.unreachable(cause))),
+            Err(error) => return Ok(Transfer::Broken(error)),
         };
         match response.status().as_u16() {
             206 if header(&response, "content-range").is_some_and(|range| range.starts_with(&format!("bytes {have}-"))) => {}
@@ -241,26 +240,29 @@ impl Client {
         .cure("Run the same command again; if the problem persists, check HF_ENDPOINT and the proxy."))
     }
 
-    /// Sends GET or HEAD and follows redirects, those of HEAD only within the hub, since other hosts do not return the hashes.
-    fn request(&self, head: bool, url: &str, from_byte: Option<u64>) -> std::result::Result<Response<Body>, ureq::Error> {
+    /// Sends GET or HEAD and follows redirects, those of HEAD only within the hub, since other hosts do not return the hashes. Each
+    /// address is reached through the proxy that the environment sets for it.
+    fn request(&self, head: bool, url: &str, from_byte: Option<u64>) -> Result<Response<Body>> {
         let ours = origin(&self.endpoint);
         let mut url = url.to_owned();
         for _ in 0..REDIRECTS {
-            let mut request = if head { self.agent.head(&url) } else { self.agent.get(&url) };
+            refuse_socks(&url)?;
+            let request = if head { self.agent.head(&url) } else { self.agent.get(&url) };
+            let mut request = request.config().proxy(proxy_of(&url)).build();
             if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == ours) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
             if let Some(from) = from_byte {
                 request = request.header("range", format!("bytes={from}-"));
             }
-            let response = request.call()?;
+            let response = request.call().map_err(|cause| self.unreachable(cause))?;
             let location = header(&response, "location").filter(|_| response.status().is_redirection());
             match location.and_then(|location| joined(&url, location)) {
                 Some(next) if !head || origin(&next) == ours => url = next,
                 _ => return Ok(response),
             }
         }
-        Err(ureq::Error::TooManyRedirects)
+        Err(self.unreachable(ureq::Error::TooManyRedirects))
     }
 
     fn unreachable(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -386,12 +388,16 @@ fn is_within(host: &str, network: &str) -> bool {
 fn refuse_socks(url: &str) -> Result<()> {
     use ureq::ProxyProtocol::{Socks4, Socks4A, Socks5, Socks5h};
     let Some(proxy) = proxy_of(url) else { return Ok(()) };
+    let host = origin(url).map_or_else(|| url.to_owned(), |(_, host, _)| host);
     match proxy.protocol() {
-        Socks4 | Socks4A | Socks5 | Socks5h => {
-            Err(Error::new(format!("expected an HTTP proxy in HTTPS_PROXY or ALL_PROXY, found a SOCKS proxy ({})", proxy.host())).cure(
-                "Set one such as http://HOST:PORT, list the hub in NO_PROXY to bypass the proxy, or download the files by other means and name their folder.",
-            ))
-        }
+        Socks4 | Socks4A | Socks5 | Socks5h => Err(Error::new(format!(
+            "expected an HTTP proxy in HTTPS_PROXY or ALL_PROXY, found a SOCKS proxy ({})",
+            proxy.host()
+        ))
+        .cure(format!(
+            "Set one such as http://HOST:PORT, list {host} in NO_PROXY to bypass the proxy, or download the files by other \
+                     means and name their folder."
+        ))),
         _ => Ok(()),
     }
 }
