@@ -38,7 +38,10 @@ pub const THRESHOLDS_KEY: &str = "diagnose.thresholds";
 pub fn finish(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
     let parts = finished_parts(run)?;
     if parts.is_empty() {
-        return sort_again(run, thresholds, label);
+        let finished = sort_again(run, thresholds, label)?;
+        // What a call that was killed as it removed the parts left.
+        retire(&run.join(PARTS_FOLDER))?;
+        return Ok(finished);
     }
     let tokens: Vec<PathBuf> = parts.iter().map(|part| part.tokens.clone()).collect();
     let rows: Vec<PathBuf> = parts.iter().map(|part| part.rows.clone()).collect();

@@ -91,6 +91,12 @@ fn two_rows_by_hand() {
     assert_eq!(texts, [(5, "t5".to_owned()), (7, "t7".to_owned())].into());
     assert!(read_provenance(&tokens).unwrap().contains(&("diagnose.model".to_owned(), "a test".to_owned())));
     assert!(!run.path().join(PARTS_FOLDER).exists());
+
+    // The state after a kill while the parts were removed.
+    let retired = run.path().join(".parts.retired");
+    std::fs::create_dir(&retired).unwrap();
+    finish(run.path(), "test", by_p_and_h).unwrap();
+    assert!(!retired.exists());
 }
 
 #[test]
