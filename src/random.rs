@@ -30,6 +30,7 @@ impl SplitMix {
     }
 
     /// Uniform in 0..1.
+    #[cfg(test)]
     pub(crate) fn unit(&mut self) -> f64 {
         fraction(self.next())
     }

@@ -722,6 +722,7 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--batch-size", "0"], "batch-size"),
         (vec!["--mix", "chat=0.5"], "chat"),
         (vec!["--mix", "chat"], "SOURCE=WEIGHT"),
+        (vec!["--validation-share", "0.5", "--limit", "1"], "can hold out no row: one row is learnt from"),
         (vec!["--resume"], "no checkpoint"),
         (vec!["--emit", "trl"], "llama-factory"),
         (vec!["--lr", "0", "--batch-size", "2"], "--lr 0"),
@@ -939,7 +940,7 @@ fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_t
 fn the_best_model_is_kept_the_run_ends_early_and_goes_on_to_the_same_bits_after_kills() {
     let workdir = prepared(20);
     workdir.write("held.jsonl", others(8));
-    for (kind, result, lr) in [(vec![], "model", "1e-2"), (vec!["--lora", "--merge", "--lora-dropout", "0.1"], "model", "3e-2")] {
+    for (kind, result, lr) in [(vec![], "model", "1e-2"), (vec!["--lora", "--merge", "--lora-dropout", "0.1"], "model", "1e-2")] {
         let options =
             ["--method", "sft", "--validation", "held.jsonl", "--batch-size", "5", "--epochs", "30", "--eval-every", "3"];
         let saving = ["--save-every", "1", "--stop-after-worse", "4", "--lr", lr];
@@ -1071,4 +1072,36 @@ fn a_checkpoint_is_written_as_a_model_that_scores_as_the_run_did_at_that_step() 
     workdir.write("tiny.gguf", other);
     let ran = workdir.run(&["export", "lora/checkpoints/step-00000002.safetensors", "--out", "x"]);
     refused(ran, 1, "not the model that this run trains");
+}
+
+#[test]
+fn the_result_has_the_template_that_was_trained_on_and_is_saved_again_once_removed() {
+    let workdir = prepared(6);
+    const SOURCE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    workdir.write("own.jinja", SOURCE);
+    let train = |out: &str, template: &str| {
+        let options = ["--batch-size", "3", "--save-every", "1", "--keep-checkpoints", "9", "--lr", "1e-2"];
+        workdir.run(&arguments(&[&["--out", out, "--chat-template", template][..], &options].concat()))
+    };
+    train("run", "own.jinja").ok();
+    let template = |folder: &str| std::fs::read_to_string(workdir.path(folder).join("chat_template.jinja")).unwrap();
+    assert_eq!(template("run/model"), SOURCE);
+    // A file that is edited for the next run is not that of this one.
+    workdir.write("own.jinja", SOURCE.replace("message.content", "message.content | trim"));
+    let checkpoint = "run/checkpoints/step-00000001.safetensors";
+    workdir.run(&["export", checkpoint, "--out", "first"]).ok();
+    assert_eq!(template("first/model"), SOURCE);
+    std::fs::rename(workdir.path("run/chat_template.jinja"), workdir.path("kept.jinja")).unwrap();
+    refused(workdir.run(&["export", checkpoint, "--out", "second"]), 1, "cannot read the chat template that was trained on");
+    assert!(!workdir.path("second").exists());
+
+    let weights = || std::fs::read(workdir.path("run/model/model.safetensors")).unwrap();
+    let trained = weights();
+    std::fs::remove_dir_all(workdir.path("run/model")).unwrap();
+    train("run", "kept.jinja").ok();
+    assert!(weights() == trained && template("run/model") == SOURCE);
+    std::fs::remove_dir_all(workdir.path("run/model")).unwrap();
+    std::fs::remove_dir_all(workdir.path("run/checkpoints")).unwrap();
+    refused(train("run", "kept.jinja"), 1, "its result was removed, and so were its checkpoints");
 }

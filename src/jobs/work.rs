@@ -36,6 +36,8 @@ pub(super) const METRICS_FILE: &str = "metrics.jsonl";
 /// The same metrics for TensorBoard.
 pub(super) const TENSORBOARD_FOLDER: &str = "tensorboard";
 pub(super) const CHECKPOINTS_FOLDER: &str = "checkpoints";
+/// The chat template that was trained on, if it is not the model's own.
+pub(super) const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// The base model's scores of the data that it is trained on.
 pub(super) const BEFORE_FOLDER: &str = "before";
 /// The trained model, whole.
@@ -120,6 +122,7 @@ impl Work {
             Work::Training => &[
                 RUN_FILE,
                 OPTIONS_FILE,
+                TEMPLATE_FILE,
                 METRICS_FILE,
                 MODEL_FOLDER,
                 ADAPTER_FOLDER,

@@ -143,6 +143,11 @@ impl Renderer {
         self.template_sha256.as_deref()
     }
 
+    /// The source of the chat template in use; where the model has another for conversations with tools, not that one.
+    pub fn template_source(&self) -> Option<&str> {
+        self.template.as_ref().map(|(template, _)| template.source())
+    }
+
     /// Whether the chat template writes today's date into conversations.
     pub fn writes_date(&self) -> bool {
         self.writes_date

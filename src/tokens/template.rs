@@ -28,6 +28,7 @@ use crate::files::sha256;
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     sha256: String,
     /// The names that the template reads and does not assign itself.
     variables: HashSet<String>,
@@ -96,6 +97,7 @@ impl ChatTemplate {
         variables.extend(set_from_themselves(template.source()));
         Ok(Self {
             environment,
+            source: source.to_owned(),
             sha256: sha256(source),
             variables,
             has_generation_tags,
@@ -121,7 +123,12 @@ impl ChatTemplate {
 
     /// Whether the source contains this text, such as a role in quotes.
     pub(super) fn spells(&self, text: &str) -> bool {
-        self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(text))
+        self.source.contains(text)
+    }
+
+    /// The source, as the template was written.
+    pub(super) fn source(&self) -> &str {
+        &self.source
     }
 
     /// Reads a template of the user's own, for a model that has the template `own` or none.

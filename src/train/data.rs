@@ -1,8 +1,8 @@
 //! The training set in memory, and the sequences of each step.
 //!
 //! The order depends only on the seed and the epoch (a Fisher-Yates shuffle), so that a run can resume at any step. A source with
-//! a weight appears that many times in each epoch: 0.5 means half of its rows, a different half each epoch, 2 means all rows
-//! twice.
+//! a weight appears that many times in each epoch: 0.5 means half of its rows, and the other half in the next epoch, 2 means all
+//! rows twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -45,12 +45,23 @@ pub(crate) struct RowName {
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     seed: u64,
-    /// How often each sequence appears in an epoch on average.
-    weights: Vec<f64>,
+    sequences: Vec<Weighted>,
 }
 
-/// The steps of all epochs. If the lengths of epochs are random, they are counted only when needed, so that a run of any length
-/// starts at once.
+/// How often a sequence appears.
+#[derive(Debug, Clone)]
+struct Weighted {
+    /// How often in an epoch, on average.
+    weight: f64,
+    /// Its place in a random order of its source's sequences, of which each epoch takes as many as the weight's fraction says, from
+    /// where the epoch before ended.
+    place: u64,
+    /// The number of its source's sequences.
+    n_source: u64,
+}
+
+/// The steps of all epochs. If epochs differ in length, they are counted only when needed, so that a run of any length starts at
+/// once.
 #[derive(Debug, Clone)]
 pub(crate) struct Epochs {
     order: Order,
@@ -118,6 +129,16 @@ impl TrainingSet {
             ));
         }
         let drawn = drawn(&numbers, share, seed);
+        if share > 0.0 && !rows.is_empty() && !drawn.contains(&true) {
+            return Err(Error::usage(format!(
+                "--validation-share {share} can hold out no row: {}",
+                match rows.len() {
+                    1 => "one row is learnt from",
+                    _ => "all rows are equal",
+                }
+            ))
+            .cure("Leave it out, or name rows that are not trained on with --validation."));
+        }
         // A crawled data set may have a different source for every row, hence the map.
         let mut numbers_of: HashMap<_, usize> = HashMap::new();
         for (Row { sequence, source, name, target_weights }, is_drawn) in rows.into_iter().zip(drawn) {
@@ -179,8 +200,8 @@ impl TrainingSet {
             return Err(Error::usage(format!("--mix names `{unknown}`, but no row has this source"))
                 .cure(format!("The sources are: {}.", self.sources.join(", "))));
         }
-        let weight = |&source: &usize| mix.get(&self.sources[source]).copied().unwrap_or(1.0);
-        let order = Order { seed, weights: self.source_of.iter().map(weight).collect() };
+        let weights: Vec<f64> = self.sources.iter().map(|source| mix.get(source).copied().unwrap_or(1.0)).collect();
+        let order = Order::new(seed, &self.source_of, &weights);
         if order.epoch(0).is_empty() {
             return Err(Error::usage(format!("the weights of --mix leave no rows to train on: {mix:?}"))
                 .cure("Give a weight above 0 to a source that has rows."));
@@ -240,21 +261,29 @@ fn read_rows(
     Ok((rows, audit))
 }
 
-/// Which of the rows with these numbers are held out; never all of them. The draw of a row depends only on its number, so that
-/// adding rows to a file leaves most others on their side of the split.
+/// Which of the rows with these numbers are held out; never all of them, and none only if all are equal. The draw of a row depends
+/// only on its number, so that adding rows to a file leaves most others on their side of the split.
 fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
+    let mut held_out = vec![false; rows.len()];
     if share == 0.0 {
-        return vec![false; rows.len()];
+        return held_out;
     }
-    let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_cached_key(|&index| random::stream(seed ^ VALIDATION, u64::from(rows[index])).next());
-    // Equal rows have the same number and are adjacent in this order: the cut must not separate them.
-    let is_cut_through = |n: usize| (1..order.len()).contains(&n) && rows[order[n]] == rows[order[n - 1]];
-    let up = (n..=order.len()).find(|&n| !is_cut_through(n)).filter(|&n| n < order.len());
-    let n = up.or_else(|| (0..=n).rev().find(|&n| !is_cut_through(n))).unwrap_or(0);
-    let mut held_out = vec![false; rows.len()];
-    order[..n].iter().for_each(|&index| held_out[index] = true);
+    let wanted = ((share * rows.len() as f64).round() as usize).max(1);
+    // Rows with the same number are adjacent in this order and stay together: they are taken if that comes nearer to the share.
+    let alike: Vec<&[usize]> = order.chunk_by(|&a, &b| rows[a] == rows[b]).collect();
+    let mut taken = Vec::new();
+    let mut n = 0;
+    for rows_alike in &alike {
+        let with = n + rows_alike.len();
+        if with.abs_diff(wanted) < n.abs_diff(wanted) && with < rows.len() {
+            taken.push(rows_alike);
+            n = with;
+        }
+    }
+    let fewest = alike.iter().min_by_key(|rows_alike| rows_alike.len()).filter(|_| taken.is_empty() && alike.len() > 1);
+    taken.into_iter().chain(fewest).flat_map(|rows_alike| rows_alike.iter()).for_each(|&index| held_out[index] = true);
     held_out
 }
 
@@ -276,15 +305,26 @@ impl fmt::Display for RowName {
 }
 
 impl Order {
+    /// `source_of` is the index of each sequence's source in `weights`.
+    fn new(seed: u64, source_of: &[usize], weights: &[f64]) -> Order {
+        let mut members = vec![Vec::new(); weights.len()];
+        source_of.iter().enumerate().for_each(|(index, &source)| members[source].push(index));
+        let of_source = |&source: &usize| Weighted { weight: weights[source], place: 0, n_source: members[source].len() as u64 };
+        let mut sequences: Vec<Weighted> = source_of.iter().map(of_source).collect();
+        for (source, members) in members.iter().enumerate() {
+            let places = random::order(random::stream(seed ^ PLACES, source as u64).next(), members.len() as u32);
+            members.iter().zip(places).for_each(|(&index, place)| sequences[index].place = u64::from(place));
+        }
+        Order { seed, sequences }
+    }
+
     /// The indices of an epoch's sequences, in training order.
     pub(crate) fn epoch(&self, epoch: u64) -> Vec<u32> {
         let mut order = Vec::new();
-        let mut random = random::stream(self.seed, epoch);
-        for (index, &weight) in self.weights.iter().enumerate() {
-            let whole = weight.floor();
-            let times = whole as usize + usize::from(random.unit() < weight - whole);
-            order.extend(std::iter::repeat_n(index as u32, times));
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            order.extend(std::iter::repeat_n(index as u32, sequence.times(epoch)));
         }
+        let mut random = random::stream(self.seed, epoch);
         for i in (1..order.len()).rev() {
             order.swap(i, random.below_u64(i as u64 + 1) as usize);
         }
@@ -292,9 +332,22 @@ impl Order {
     }
 }
 
+impl Weighted {
+    /// How often the sequence appears in an epoch.
+    fn times(&self, epoch: u64) -> usize {
+        let whole = self.weight.floor();
+        let per_epoch = (self.weight - whole) * self.n_source as f64;
+        // Rounded up, so that the first epoch has a row of each source, but not for a product that is off by its last digits.
+        let taken_before = |epoch: u64| (epoch as f64 * per_epoch - 1e-6).ceil() as u64;
+        let (begin, end) = (taken_before(epoch), taken_before(epoch + 1));
+        let is_taken = (self.place + self.n_source - begin % self.n_source) % self.n_source < end - begin;
+        whole as usize + usize::from(is_taken)
+    }
+}
+
 impl Epochs {
     pub(crate) fn new(order: Order, batch: usize) -> Epochs {
-        let are_whole = order.weights.iter().all(|weight| weight.fract() == 0.0);
+        let are_whole = order.sequences.iter().all(|sequence| sequence.weight.fract() == 0.0);
         let alike = are_whole.then(|| steps_of(&order, 0, batch));
         Epochs { order, batch, alike, ends: Vec::new() }
     }
@@ -357,6 +410,8 @@ fn steps_of(order: &Order, epoch: u64, batch: usize) -> u64 {
 
 /// Separates the draws of held-out rows from those of the order.
 const VALIDATION: u64 = 0x7661_6c69_6461_7465;
+/// Separates the orders of the sources' sequences from that of an epoch.
+const PLACES: u64 = 0x706c_6163_6573_0000;
 
 #[cfg(test)]
 mod tests {
@@ -364,7 +419,7 @@ mod tests {
 
     #[test]
     fn an_epoch_sees_every_sequence_once_in_an_order_of_its_own() {
-        let order = Order { seed: 7, weights: vec![1.0; 100] };
+        let order = Order::new(7, &[0; 100], &[1.0]);
         let (first, second) = (order.epoch(0), order.epoch(1));
         let sorted = |mut order: Vec<u32>| {
             order.sort_unstable();
@@ -387,14 +442,13 @@ mod tests {
 
     #[test]
     fn epochs_are_counted_when_they_are_asked_for() {
-        let mut whole = Epochs::new(Order { seed: 7, weights: vec![2.0; 8] }, 5);
+        let mut whole = Epochs::new(Order::new(7, &[0; 8], &[2.0]), 5);
         assert_eq!(
             (whole.first(), whole.steps(1e12), whole.of_step(4_000_000_000_001)),
             (4, 4_000_000_000_000, (1_000_000_000_000, 4_000_000_000_000))
         );
-        // The lengths of these epochs are random: each equals that of its order, and a step causes only the epochs before it to
-        // be counted.
-        let order = Order { seed: 7, weights: vec![0.4; 8] };
+        // Epochs of 4, 3, 3, 3, 3 sequences: a step causes only the epochs before it to be counted.
+        let order = Order::new(7, &[0; 8], &[0.4]);
         let mut drawn = Epochs::new(order.clone(), 1);
         let lengths: Vec<u64> = (0..40).map(|epoch| order.epoch(epoch).len() as u64).collect();
         assert!(lengths.iter().any(|&n| n != lengths[0]), "{lengths:?}");
@@ -436,19 +490,42 @@ mod tests {
             let side = |number: u32| -> Vec<bool> { (0..60).filter(|&i| rows[i] == number).map(|i| held_out[i]).collect() };
             assert!((0..20).all(|number| side(number).windows(2).all(|pair| pair[0] == pair[1])));
             let n = held_out.iter().filter(|&&out| out).count();
-            assert!((12..=14).contains(&n), "{n}");
+            assert_eq!(n, 12);
         }
         assert_eq!(drawn(&[3, 3, 3], 0.5, 1), [false; 3]);
+        // Ten equal rows would be more than is asked for, one of the others is not; the smaller of two groups is nearer to it.
+        let rows: Vec<u32> = [vec![0; 10], (1..9).collect()].concat();
+        let n_drawn = |rows: &[u32], seed: u64| drawn(rows, 0.05, seed).iter().filter(|&&out| out).count();
+        assert!((0..50).all(|seed| n_drawn(&rows, seed) == 1 && n_drawn(&[1, 1, 1, 2, 2, 2, 2], seed) == 3));
     }
 
     #[test]
     fn weights_are_how_often_a_sequence_appears() {
-        let weights: Vec<f64> = [0.0, 0.5, 1.0, 2.5].into_iter().flat_map(|weight| [weight; 1000]).collect();
-        let order = Order { seed: 1, weights };
-        let mut counts = [0usize; 4];
-        order.epoch(3).iter().for_each(|&index| counts[index as usize / 1000] += 1);
-        assert_eq!((counts[0], counts[2]), (0, 1000));
-        // Four standard deviations of a thousand draws with probability a half.
-        assert!(counts[1].abs_diff(500) < 64 && counts[3].abs_diff(2500) < 64, "{counts:?}");
+        let weights = [0.0, 0.5, 1.0, 2.5, 0.3];
+        let source_of: Vec<usize> = (0..50).map(|index| index % 5).collect();
+        let order = Order::new(1, &source_of, &weights);
+        let mut total = vec![0; 50];
+        for epoch in 0..20 {
+            let mut counts = [0; 5];
+            for index in order.epoch(epoch) {
+                counts[index as usize % 5] += 1;
+                total[index as usize] += 1;
+            }
+            assert_eq!(counts, [0, 5, 10, 25, 3], "in epoch {epoch}");
+            // After two epochs, each half has been seen once.
+            if epoch % 2 == 1 {
+                let halves = (0..50).filter(|index| index % 5 == 1);
+                assert!(halves.into_iter().all(|index| total[index] == (epoch as usize + 1) / 2));
+            }
+        }
+        let expected = |index: usize| (20.0 * weights[index % 5]) as usize;
+        assert!((0..50).all(|index| total[index] == expected(index)), "{total:?}");
+        // Two orders of a source have other halves.
+        let half = |seed: u64| Order::new(seed, &[0; 40], &[0.5]).epoch(0).into_iter().collect::<HashSet<u32>>();
+        assert_ne!(half(1), half(2));
+        // A weight that takes less than a row of its source takes one now and then, and the first at once.
+        let rare = Order::new(1, &[0; 5], &[0.1]);
+        let lengths: Vec<usize> = (0..6).map(|epoch| rare.epoch(epoch).len()).collect();
+        assert_eq!(lengths, [1, 0, 1, 0, 1, 0]);
     }
 }

@@ -134,7 +134,7 @@ options! {
         limit: Option<u64> = None => Rows;
         /// Read N records drawn at random by --seed; a larger sample contains the smaller one [default: all].
         sample: Option<u64> = None => Rows;
-        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes a different half in each.
+        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes one half in the first, the other in the second.
         mix: BTreeMap<String, f64> = BTreeMap::new() => NoCounterpart;
         /// Random seed for the order of rows, the adapters' initial weights, dropout and the held-out rows.
         seed: u64 = 0 => Config;

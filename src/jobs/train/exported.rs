@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
-use super::result;
+use super::result::Left;
 use super::trainer::{load_options, stored_dtype};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
-use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER};
+use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER, TEMPLATE_FILE};
 use crate::kernels::Stored;
 use crate::model::{Model, ModelName, Reference, save_merged};
 use crate::provenance::OPTIONS_FILE;
@@ -53,6 +53,13 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
             .at(path)
             .cure(format!("Restore that model there, or set its current path as `model` in {}.", run.display())));
     }
+    let template = options.chat_template.as_ref().map(|_| {
+        let path = run.with_file_name(TEMPLATE_FILE);
+        std::fs::read_to_string(&path)
+            .context_at(&path, "cannot read the chat template that was trained on")
+            .map_err(|error| error.cure("Restore it: the model is to be used with this template."))
+    });
+    let template = template.transpose()?;
     watch.stage("Loading");
     let mut model = Model::load(&reference, load_options(stored_dtype(&options)), options.max_len())?;
     let parameters = match options.lora() {
@@ -61,5 +68,6 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
     };
     checkpoint::read_values(path, &parameters)?;
     watch.stage("Saving");
-    result::save(&reference, out, &parameters, &options, &progress.new_ends)
+    let left = Left { reference: &reference, options: &options, template: template.as_deref(), new_ends: &progress.new_ends };
+    left.save(out, &parameters)
 }

@@ -52,6 +52,7 @@ pub(super) struct Opened {
     /// Held-out rows in separate files.
     pub validation: Option<Dataset>,
     pub reference: Reference,
+    pub renderer: Renderer,
     pub model_sha256: String,
     pub identity: String,
 }
@@ -77,11 +78,13 @@ impl Opened {
         let (tokenizer, template) = text_of(&reference)?;
         let renderer = Renderer::new(tokenizer, template, options.render()?)?;
         let (model_sha256, build) = (reference.sha256()?, provenance::build());
-        let template_sha256 = renderer.template_sha256();
+        let template_sha256 = renderer.template_sha256().map(str::to_owned);
+        let template_sha256 = template_sha256.as_deref();
         let made_of = MadeOf { files: [dataset.files(), held_out], model_sha256: &model_sha256, template_sha256, build: &build };
         let own_identity = identity(&options, &made_of)?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
-        let opened = Opened { options, out, command, dataset, validation, reference, model_sha256, identity: own_identity };
+        let opened =
+            Opened { options, out, command, dataset, validation, reference, renderer, model_sha256, identity: own_identity };
         check_free(&opened.out, Work::Training)?;
         if let Some(record) = opened.record()?.filter(|record| record.identity != opened.identity) {
             let Options { epochs, max_steps, .. } = record.options;
@@ -95,11 +98,11 @@ impl Opened {
                 &opened.out,
                 "another training run",
                 record.provenance.kernel_level.as_deref(),
-                renderer.writes_date(),
+                opened.renderer.writes_date(),
             ));
         }
         if let Some(progress) = checkpoint::latest(&opened.out)? {
-            progress.check(&opened.out, &opened.identity, renderer.writes_date())?;
+            progress.check(&opened.out, &opened.identity, opened.renderer.writes_date())?;
         }
         Ok(opened)
     }
@@ -123,6 +126,22 @@ impl Opened {
     /// The files of `--validation`.
     pub(super) fn held_out_files(&self) -> &[DataFile] {
         self.validation.as_ref().map_or(&[], Dataset::files)
+    }
+
+    /// The record of the run, if it has ended and its result is there.
+    pub(super) fn finished(&self) -> Result<Option<TrainRecord>> {
+        let Some(record) = self.record()? else { return Ok(None) };
+        let result = record.result.file_name().map_or_else(|| record.result.clone(), |name| self.out.join(name));
+        if result.exists() {
+            return Ok(Some(record));
+        }
+        match self.can_resume()? {
+            // The last checkpoint has what is to be saved again.
+            true => Ok(None),
+            false => Err(Error::new("the run has ended, but its result was removed, and so were its checkpoints")
+                .at(&result)
+                .cure("Train again with another --out.")),
+        }
     }
 
     /// The record of the run, if it has ended.

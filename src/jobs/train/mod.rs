@@ -41,14 +41,15 @@ use crate::jobs::watch::Watch;
 use job::Opened;
 use trainer::Trainer;
 
-/// Runs the whole job. An interrupted run resumes from its newest checkpoint; a finished one returns its record.
+/// Runs the whole job. An interrupted run resumes from its newest checkpoint, as does a finished one whose result was removed; a
+/// finished one returns its record.
 pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {
     let (dry_run, must_resume) = (job.dry_run, job.must_resume);
     let opened = Opened::new(job, watch)?;
     if dry_run {
         return Ok(Outcome::Planned(Box::new(trainer::plan(opened, watch)?)));
     }
-    if let Some(record) = opened.record()? {
+    if let Some(record) = opened.finished()? {
         return Ok(Outcome::Finished(Box::new(record)));
     }
     if must_resume && !opened.can_resume()? {

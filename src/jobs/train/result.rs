@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use crate::error::{Context, Error, Result};
-use crate::files::write_atomically;
-use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER};
+use crate::files::write_text;
+use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER, TEMPLATE_FILE};
 use crate::kernels::Stored;
 use crate::model::{
     LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, add_end_tokens, save as save_model, save_adapter,
@@ -15,24 +15,31 @@ use crate::model::{
 };
 use crate::train::options::Options;
 
-/// Saves what was trained from `reference`: the weights, `new_ends` as additional end tokens, and the template that was trained on. Returns the name
-/// of the folder.
-pub(super) fn save(
-    reference: &Reference,
-    out: &Path,
-    parameters: &[Parameter],
-    options: &Options,
-    new_ends: &[u32],
-) -> Result<PathBuf> {
-    let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype)?;
-    let model = out.join(MODEL_FOLDER);
-    if !new_ends.is_empty() && model.is_dir() {
-        add_end_tokens(&model, new_ends)?;
+/// What training leaves beside the weights.
+pub(super) struct Left<'a> {
+    /// What was trained.
+    pub reference: &'a Reference,
+    pub options: &'a Options,
+    /// The source of the chat template that was trained on, if it is not the model's own.
+    pub template: Option<&'a str>,
+    /// Additional end tokens.
+    pub new_ends: &'a [u32],
+}
+
+impl Left<'_> {
+    /// Saves the weights and all this in `out`. Returns the name of the folder.
+    pub(super) fn save(&self, out: &Path, parameters: &[Parameter]) -> Result<PathBuf> {
+        let Left { reference, options, template, new_ends } = *self;
+        let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype)?;
+        let model = out.join(MODEL_FOLDER);
+        if !new_ends.is_empty() && model.is_dir() {
+            add_end_tokens(&model, new_ends)?;
+        }
+        if let Some(template) = template {
+            replace_template(template, out)?;
+        }
+        Ok(result)
     }
-    if let Some(template) = &options.chat_template {
-        replace_template(template, out)?;
-    }
-    Ok(result)
 }
 
 /// A remark about an adapter whose base at `base` is a GGUF file: the program that most people use for adapters cannot load it there.
@@ -46,14 +53,10 @@ pub(super) fn note_of_base(base: &Path, options: &Options) -> Option<String> {
     ))
 }
 
-/// Copies the template that was trained on into the saved folders.
-fn replace_template(template: &Path, out: &Path) -> Result<()> {
-    let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;
+/// Writes the template that was trained on into the saved folders.
+fn replace_template(template: &str, out: &Path) -> Result<()> {
     for folder in [MODEL_FOLDER, ADAPTER_FOLDER].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
-        let path = folder.join("chat_template.jinja");
-        write_atomically(&path, |file| {
-            std::io::Write::write_all(file, &bytes).context_at(&path, "cannot write the chat template")
-        })?;
+        write_text(&folder.join(TEMPLATE_FILE), template)?;
         // The model's own template for tools would take precedence.
         let other = folder.join("additional_chat_templates");
         if other.is_dir() {

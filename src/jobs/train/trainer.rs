@@ -9,6 +9,7 @@ use super::job::{Opened, Outcome};
 use super::log::{Log, read_metrics};
 use super::plan::{Plan, Preview, memory_beside, preview, what};
 use super::record::TrainRecord;
+use super::result::Left;
 use super::snapshot::Snapshot;
 use super::{figures, result, special_tokens};
 use crate::dataset::DataFile;
@@ -17,7 +18,7 @@ use crate::engine;
 use crate::error::{Error, Result};
 use crate::files::{hold, write_json, write_text};
 use crate::jobs::watch::Watch;
-use crate::jobs::work::{BEFORE_FOLDER, METRICS_FILE};
+use crate::jobs::work::{BEFORE_FOLDER, METRICS_FILE, TEMPLATE_FILE};
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::level::Level;
 use crate::kernels::tasks::on_the_pool;
@@ -26,7 +27,7 @@ use crate::maps;
 use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::provenance::{OPTIONS_FILE, RUN_FILE};
 use crate::random;
-use crate::tokens::{Renderer, Sequence};
+use crate::tokens::Sequence;
 use crate::train::adamw::{AdamW, gradient_norm};
 use crate::train::data::{Epochs, HeldOut, TrainingSet};
 use crate::train::drift::DriftProbe;
@@ -47,6 +48,8 @@ pub(super) struct Trainer {
     base: Option<Model>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
+    /// The source of `--chat-template`, as the rows were rendered with it; the result gets it.
+    template: Option<String>,
     /// Tokens that end answers in the data but not the model's; the result gets them as end tokens.
     new_ends: Vec<u32>,
     weights: Vec<RowWeight>,
@@ -121,15 +124,14 @@ fn check_sizes(options: &Options, model: &Model) -> Result<()> {
 
 impl Read {
     fn new(opened: &Opened, watch: &dyn Watch) -> Result<Read> {
-        let Opened { options, dataset, validation, reference, .. } = opened;
+        let Opened { options, dataset, validation, reference, renderer, .. } = opened;
         let stored = stored_dtype(options);
         let mut model = Model::load(reference, load_options(stored), options.max_len())?;
-        let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         check_sizes(options, &model)?;
         let mut reading = |records| watch.reading(records);
         let chosen = dataset.choose(options.choice())?;
         let held_out = validation.as_ref().map_or(HeldOut::Share(options.validation_share), HeldOut::Apart);
-        let mut set = TrainingSet::read(dataset, &renderer, &chosen, options.strict, held_out, options.seed, &mut reading)?;
+        let mut set = TrainingSet::read(dataset, renderer, &chosen, options.strict, held_out, options.seed, &mut reading)?;
         set.audit.notes.extend(chosen.remark());
         let new_ends = special_tokens::unknown_ends(&set, &model.tokenizer, reference)?;
         let saves_model = !options.lora || options.merge;
@@ -185,7 +187,8 @@ impl Trainer {
         let mut read = Read::new(&opened, watch)?;
         let steps = read.steps(&opened.options)?;
         let held_out_data = opened.held_out_files().to_vec();
-        let Opened { options, out, command, dataset, reference, model_sha256, identity, .. } = opened;
+        let Opened { options, out, command, dataset, reference, renderer, model_sha256, identity, .. } = opened;
+        let template = options.chat_template.as_ref().and_then(|_| renderer.template_source().map(str::to_owned));
         let (dtype, set, intended) = (options.dtype, &read.set, std::mem::take(&mut read.intended));
 
         let gate = options.gate()?;
@@ -230,6 +233,7 @@ impl Trainer {
             base,
             parameters,
             set,
+            template,
             new_ends,
             weights,
             epochs,
@@ -251,6 +255,9 @@ impl Trainer {
     pub(super) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         let _held = hold(&self.out)?;
         write_text(&self.out.join(OPTIONS_FILE), &self.options.to_toml()?)?;
+        if let Some(template) = &self.template {
+            write_text(&self.out.join(TEMPLATE_FILE), template)?;
+        }
         watch.stage("Evaluating the base model");
         // Measure the base before a checkpoint replaces its weights.
         let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
@@ -464,7 +471,13 @@ impl Trainer {
         // Both the last step and the step with the lowest loss were measured after their updates.
         let kept = metrics.iter().rfind(|metrics| metrics.step == kept_step);
         let after = kept.map(|metrics| metrics.standing).unwrap_or_default();
-        let result = result::save(&self.reference, &self.out, &self.parameters, &self.options, &self.new_ends)?;
+        let left = Left {
+            reference: &self.reference,
+            options: &self.options,
+            template: self.template.as_deref(),
+            new_ends: &self.new_ends,
+        };
+        let result = left.save(&self.out, &self.parameters)?;
         let record = TrainRecord {
             provenance: provenance_of(self.started, self.model.placement.description(), false),
             command: self.command.clone(),
