@@ -53,6 +53,24 @@ fn scores_and_samples_land_in_the_folder() {
     assert!(items.iter().flat_map(|item| &item.choices).all(|choice| choice.logprob < 0.0 && choice.tokens > 0));
 }
 
+/// Windows of one text are no independent draws of texts; of a single text, they are all that there is.
+#[test]
+fn the_windows_of_a_text_count_as_one_draw() {
+    let workdir = workdir();
+    let text = |word: &str| format!("{{\"id\":\"{word}\",\"text\":\"{}\"}}\n", format!("{word} ").repeat(40));
+    workdir.write("texts.jsonl", ["bright", "cold", "days"].map(text).concat());
+    let ran = workdir
+        .run(&["eval", "--model", "tiny.gguf", "--tasks", "texts.jsonl,text.txt", "--out", "short", "--max-len", "24"])
+        .ok();
+    assert!(ran.stdout.contains("of up to the context length, in 3 texts"), "{}", ran.stdout);
+    workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "texts.jsonl,text.txt", "--out", "long", "--max-len", "300"]).ok();
+    let [short, long] = ["short", "long"].map(|out| scores(&workdir, out)["tasks"].clone());
+    assert!(short["texts"]["n"].as_u64().unwrap() > 12 && short["text"]["n"].as_u64().unwrap() > 1, "{short}");
+    assert_eq!([&short["texts"]["n_groups"], &long["texts"]["n"]], [3, 3]);
+    assert!([&short["text"]["n_groups"], &long["texts"]["n_groups"]].iter().all(|groups| groups.is_null()));
+    assert_eq!(short["texts"]["metrics"]["bits_per_byte"]["interval"], "group_bootstrap");
+}
+
 /// The prompts themselves are compared with the harness's in `src/eval/asking.rs`.
 #[test]
 fn a_chat_template_is_part_of_what_an_evaluation_is() {

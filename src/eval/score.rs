@@ -94,7 +94,13 @@ pub fn score(
         prepare(tokenizer, task.kind, item, asking, max_len)
             .map_err(|error| Error::new(format!("item `{}` cannot be scored", item.id)).caused_by(error).at(&task.path))
     };
-    let prepared: Vec<Vec<Prepared>> = task.items.par_iter().map(of_item).collect::<Result<_>>()?;
+    let mut prepared: Vec<Vec<Prepared>> = task.items.par_iter().map(of_item).collect::<Result<_>>()?;
+    // The windows of one text share its subject and style, and count as one draw. Of a single text, windows are all that there is to draw.
+    if task.items.len() > 1 && prepared.iter().any(|windows| windows.len() > 1) {
+        for (item, windows) in task.items.iter().zip(&mut prepared) {
+            windows.iter_mut().for_each(|window| _ = window.sample.group.get_or_insert_with(|| item.id.clone()));
+        }
+    }
     let mut prepared: Vec<Prepared> = prepared.into_iter().flatten().collect();
     let truncated = prepared.iter().flat_map(|sample| &sample.requests).filter(|request| request.truncated).count() as u64;
     let without_system = prepared.iter().filter(|sample| sample.without_system).count() as u64;

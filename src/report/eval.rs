@@ -60,6 +60,13 @@ fn remarks(task: &TaskScores) -> Vec<String> {
             end_token + stop + length
         ));
     }
+    if let (TaskKind::Text, Some(n_texts)) = (task.kind, task.n_groups) {
+        remarks.push(format!(
+            "{} of up to the context length, in {}",
+            count(task.n as u64, "window"),
+            count(n_texts as u64, "text")
+        ));
+    }
     let Work { truncated, without_system, unjudged, .. } = task.work;
     if truncated > 0 {
         remarks.push(match task.kind {
