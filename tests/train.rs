@@ -617,7 +617,12 @@ fn an_end_of_turn_that_generation_does_not_know_is_added_and_said() {
     let record = read_json(&workdir.path("full/run.json"));
     assert!(record["audit_lines"].to_string().contains("(id 258)"), "{record}");
     let lora = train("lora", &["--lora"]);
-    assert!(lora.stderr.contains("An adapter has no such list"), "{}", lora.stderr);
+    assert!(lora.stderr.contains("a generation_config.json beside the adapter"), "{}", lora.stderr);
+    let ends_of = |file: &str| read_json(&workdir.path(file))["eos_token_id"].clone();
+    assert_eq!(ends_of("lora/adapter/generation_config.json"), serde_json::json!([256, 0, 258]));
+    workdir.run(&["export", "lora/adapter", "--out", "later"]).ok();
+    assert_eq!(ends_of("later/model/config.json"), serde_json::json!([256, 0, 258]));
+    assert_eq!(ends_of("later/model/generation_config.json"), serde_json::json!([256, 0, 258]));
     train("merged", &["--lora", "--merge"]);
     assert_eq!(read_json(&workdir.path("merged/model/config.json"))["eos_token_id"], serde_json::json!([256, 258]));
 }

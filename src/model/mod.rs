@@ -97,7 +97,7 @@ pub use batch::Batch;
 pub use cache::{Cache, CacheSize, PAGE, Stretch};
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
-pub(crate) use files::end_tokens::{add_end_tokens, end_tokens};
+pub(crate) use files::end_tokens::{add_end_tokens, end_tokens, own_end_tokens, save_end_tokens};
 pub(crate) use files::generation::GenerationConfig;
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};

@@ -117,7 +117,11 @@ fn which_items(task: &TaskScores) -> Option<String> {
     match task.settings.chosen {
         Chosen { sample: Some(n), sample_seed, .. } if n <= largest => {
             let items = count(n as u64, "item");
-            Some(format!("{items}{of_each} drawn at random, seed {}", sample_seed.unwrap_or_default()))
+            let weights = match of_each.is_empty() {
+                true => "",
+                false => ": a score over them weighs small and large subjects alike",
+            };
+            Some(format!("{items}{of_each} drawn at random, seed {}{weights}", sample_seed.unwrap_or_default()))
         }
         Chosen { limit: Some(n), .. } if n <= largest => {
             Some(format!("the first {}{of_each}, not a random sample", count(n as u64, "item")))

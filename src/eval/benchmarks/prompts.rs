@@ -65,6 +65,7 @@ pub(super) fn bfcl(row: &Row) -> Uniform {
             "`{}` is not a supported category: expected simple, multiple, parallel or irrelevance in the file's name",
             row.part
         ))
+        .cure("Give the file of one category, or a folder with these alone.")
     })?;
     let functions = row.value("function")?;
     let (mut own, mut turns) = (format!("{CALLS}{functions}"), Vec::new());

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER, TEMPLATE_FILE};
 use crate::kernels::Stored;
-use crate::model::{Model, ModelName, Reference, save_merged};
+use crate::model::{Model, ModelName, Reference, add_end_tokens, own_end_tokens, save_merged};
 use crate::provenance::OPTIONS_FILE;
 use crate::train::options::Options;
 
@@ -22,6 +22,10 @@ pub(crate) fn merge_adapter(folder: &Path, base: Option<String>, out: &Path, wat
     let adapter = Reference::resolve_named(&ModelName { written: Some(written.to_owned()), base }, &fetching(watch))?;
     watch.stage("Saving");
     save_merged(&adapter, &model, Stored::F32)?;
+    let ends = own_end_tokens(&adapter.path)?;
+    if !ends.is_empty() {
+        add_end_tokens(&model, &ends)?;
+    }
     Ok(model)
 }
 

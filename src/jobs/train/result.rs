@@ -11,7 +11,7 @@ use crate::jobs::work::{ADAPTER_FOLDER, MODEL_FOLDER, TEMPLATE_FILE};
 use crate::kernels::Stored;
 use crate::model::{
     LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, add_end_tokens, save as save_model, save_adapter,
-    save_merged,
+    save_end_tokens, save_merged,
 };
 use crate::train::options::Options;
 
@@ -31,9 +31,12 @@ impl Left<'_> {
     pub(super) fn save(&self, out: &Path, parameters: &[Parameter]) -> Result<PathBuf> {
         let Left { reference, options, template, new_ends } = *self;
         let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype)?;
-        let model = out.join(MODEL_FOLDER);
+        let [model, adapter] = [MODEL_FOLDER, ADAPTER_FOLDER].map(|name| out.join(name));
         if !new_ends.is_empty() && model.is_dir() {
             add_end_tokens(&model, new_ends)?;
+        }
+        if !new_ends.is_empty() && adapter.is_dir() {
+            save_end_tokens(reference, &adapter, new_ends)?;
         }
         if let Some(template) = template {
             replace_template(template, out)?;

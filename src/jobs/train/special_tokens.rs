@@ -33,9 +33,10 @@ pub(super) fn note_of_ends(ends: &[u32], tokenizer: &Tokenizer, saves_model: boo
     }
     let names: Vec<String> = ends.iter().map(|&id| format!("`{}` (id {id})", tokenizer.text(id))).collect();
     let cure = match saves_model {
-        true => "It is added to `eos_token_id` in config.json and generation_config.json of the model that is saved.",
+        true => "It is added to `eos_token_id` of the model that is saved.",
         false => {
-            "An adapter has no such list: set eos_token_id when you generate, or pass --merge to save the whole model with it."
+            "It is added to a generation_config.json beside the adapter, which `diagnose export` merges, too; other programs read the \
+             base model's: set eos_token_id there when you generate with the adapter, or pass --merge to save the whole model."
         }
     };
     Some(format!(

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::folder::{CONFIG, GENERATION};
+use super::folder::{CONFIG, GENERATION, json as json_of};
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::json::{self, pretty};
@@ -25,16 +25,33 @@ pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
 pub(crate) fn add_end_tokens(folder: &Path, ids: &[u32]) -> Result<()> {
     for path in [CONFIG, GENERATION].map(|name| folder.join(name)).iter().filter(|path| path.is_file()) {
         let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
-        let mut json: Value = json::from_slice(&bytes).context_at(path, "the file is not JSON")?;
+        let json: Value = json::from_slice(&bytes).context_at(path, "the file is not JSON")?;
         let known = ids_of(&json);
-        let new = ids.iter().filter(|id| !known.contains(id));
-        let all: Vec<Value> = known.iter().chain(new).map(|&id| id.into()).collect();
-        let object = json.as_object_mut().ok_or_else(|| Error::new("expected a JSON object").at(path))?;
-        object.insert("eos_token_id".to_owned(), if let [one] = &all[..] { one.clone() } else { all.into() });
-        let text = pretty(&json)?;
-        write_atomically(path, |file| std::io::Write::write_all(file, &text).context_at(path, "cannot write the file"))?;
+        write(path, json, &known, ids)?;
     }
     Ok(())
+}
+
+/// Writes generation_config.json into the folder of an adapter on `base`: the base's own, if it has one, with the missing `ids`.
+pub(crate) fn save_end_tokens(base: &Reference, folder: &Path, ids: &[u32]) -> Result<()> {
+    let [config, generation] = base.generation_files()?;
+    let known = generation.as_ref().or(config.as_ref()).map(ids_of).unwrap_or_default();
+    write(&folder.join(GENERATION), generation.unwrap_or_else(|| Value::Object(Default::default())), &known, ids)
+}
+
+/// The ids in the generation_config.json that an adapter has of its own.
+pub(crate) fn own_end_tokens(adapter: &Path) -> Result<Vec<u32>> {
+    Ok(json_of(adapter, GENERATION)?.as_ref().map(ids_of).unwrap_or_default())
+}
+
+/// Writes the file with the ids `known`, and those of `ids` that are not among them.
+fn write(path: &Path, mut json: Value, known: &[u32], ids: &[u32]) -> Result<()> {
+    let new = ids.iter().filter(|id| !known.contains(id));
+    let all: Vec<Value> = known.iter().chain(new).map(|&id| id.into()).collect();
+    let object = json.as_object_mut().ok_or_else(|| Error::new("expected a JSON object").at(path))?;
+    object.insert("eos_token_id".to_owned(), if let [one] = &all[..] { one.clone() } else { all.into() });
+    let text = pretty(&json)?;
+    write_atomically(path, |file| std::io::Write::write_all(file, &text).context_at(path, "cannot write the file"))
 }
 
 /// Reads one id or a list of ids.
