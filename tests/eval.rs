@@ -258,7 +258,7 @@ fn subjects_are_limited_and_weighed_and_groups_widen_the_errors() {
     assert_eq!((&task["n_groups"], &task["metrics"]["acc"]["interval"]), (&32.into(), &"group_bootstrap".into()));
     assert!(printed.contains("acc by subject") && printed.contains("a bootstrap over groups of items (acc"), "{printed}");
     let alone = eval("alone", &["--tasks", "items.uniform.jsonl"]).0;
-    assert!(alone.contains("95 % intervals: Wilson's (acc, acc_norm)"), "{alone}");
+    assert!(alone.contains("95 % intervals: Wilson's (acc, acc by subject, acc_norm)"), "{alone}");
 }
 
 #[test]

@@ -65,9 +65,12 @@ fn the_cross_entropy_of_rows_is_that_of_their_scores_by_source_and_in_a_comparis
     assert!(line("cross_entropy").contains(&format!("{:.4} ", metric(&task))) && !line("cross_entropy").contains('%'), "{shown}");
     assert!(line("law: ").contains("in 10 rows") && line("art: ").contains("in 20 rows"), "{shown}");
 
-    // Of the first rows of each source, and with another system prompt; two of the same give no difference.
+    // Of the first rows, of a sample of all, whatever their sources, and with another system prompt; two of the same give no difference.
     eval("some", &["--limit", "4"]).ok();
-    assert_eq!(scores(&workdir, "some")["held"]["n"], 8);
+    assert_eq!(scores(&workdir, "some")["held"]["n"], 4);
+    let shown = eval("sample", &["--sample", "8", "--seed", "3"]).ok().stdout;
+    assert_eq!(scores(&workdir, "sample")["held"]["n"], 8);
+    assert!(shown.contains("8 items drawn at random, seed 3"), "{shown}");
     eval("system", &["--system", "Be brief."]).ok();
     assert!((metric(&scores(&workdir, "system")["held"]) - all).abs() > 1e-6, "the system prompt changes nothing");
     eval("again", &[]).ok();

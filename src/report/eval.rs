@@ -17,8 +17,7 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     const HEAD: [&str; 6] = ["task", ">n", "metric", ">value", ">stderr", "95 % interval"];
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (name, task) in &scores.tasks {
-        let by_subject =
-            task.mean_over_subjects.iter().map(|mean| (format!("{} by subject", task.primary), numbers(&task.primary, mean)));
+        let by_subject = task.mean_over_subjects.iter().map(|mean| (by_subject(task), numbers(&task.primary, mean)));
         let metrics = shown(task).into_iter().map(|(metric, estimate)| (metric.to_owned(), numbers(metric, estimate)));
         rows.extend(metrics.chain(by_subject).enumerate().map(|(idx, (metric, numbers))| {
             let of_task = if idx == 0 { [name.clone(), task.n.to_string()] } else { [String::new(), String::new()] };
@@ -109,8 +108,10 @@ fn sources(task: &TaskScores) -> Vec<String> {
 
 /// A remark if not all items of the task were evaluated.
 fn which_items(task: &TaskScores) -> Option<String> {
-    let largest = task.groups.values().map(|subject| subject.n).max().unwrap_or(task.n);
-    let of_each = match task.groups.len() {
+    // Rows are chosen whatever their sources.
+    let subjects = if task.kind == TaskKind::Rows { &BTreeMap::new() } else { &task.groups };
+    let largest = subjects.values().map(|subject| subject.n).max().unwrap_or(task.n);
+    let of_each = match subjects.len() {
         0 | 1 => String::new(),
         n => format!(" of each of {n} subjects"),
     };
@@ -132,17 +133,25 @@ fn which_items(task: &TaskScores) -> Option<String> {
 
 /// The methods behind the displayed intervals.
 fn methods(scores: &Scores) -> String {
-    let mut metrics: BTreeMap<Interval, BTreeSet<&str>> = BTreeMap::new();
-    for (name, estimate) in scores.tasks.values().flat_map(shown) {
-        if let Some(interval) = estimate.interval {
-            metrics.entry(interval).or_default().insert(name);
+    let mut metrics: BTreeMap<Interval, BTreeSet<String>> = BTreeMap::new();
+    for task in scores.tasks.values() {
+        let by_subject = task.mean_over_subjects.iter().map(|mean| (by_subject(task), mean));
+        for (name, estimate) in shown(task).into_iter().map(|(name, estimate)| (name.to_owned(), estimate)).chain(by_subject) {
+            if let Some(interval) = estimate.interval {
+                metrics.entry(interval).or_default().insert(name);
+            }
         }
     }
-    let of = |(interval, names): (&Interval, &BTreeSet<&str>)| {
-        format!("{} ({})", interval.name(), names.iter().copied().collect::<Vec<_>>().join(", "))
+    let of = |(interval, names): (&Interval, &BTreeSet<String>)| {
+        format!("{} ({})", interval.name(), names.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
     };
     let listed: Vec<String> = metrics.iter().map(of).collect();
     if listed.is_empty() { "none, too few items".to_owned() } else { listed.join("; ") }
+}
+
+/// The name of the primary metric's mean over subjects.
+fn by_subject(task: &TaskScores) -> String {
+    format!("{} by subject", task.primary)
 }
 
 /// The metrics to display, the primary one first.

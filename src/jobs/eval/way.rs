@@ -81,7 +81,9 @@ impl Way {
     pub(super) fn choose(&self, task: &mut Task) {
         let mut subjects: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
         for (idx, item) in task.items.iter().enumerate() {
-            subjects.entry(item.subject.as_deref()).or_default().push(idx);
+            // The sources of rows are no subjects to be weighed alike: a sample of rows stands for all of them.
+            let subject = item.subject.as_deref().filter(|_| task.kind != TaskKind::Rows);
+            subjects.entry(subject).or_default().push(idx);
         }
         let mut kept = vec![false; task.items.len()];
         for (subject, items) in subjects {
