@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::metrics::{ChoiceScore, Sample};
 use super::score::{Said, Say, Scored, take_chunk};
 use super::tasks::{Examples, FewShot, Item, Task, TaskKind, task_name};
-use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
+use crate::dataset::{self, Dataset, Example, Format, ReadOptions, Role};
 use crate::error::{Error, Result};
 use crate::files::{file_sha256, sha256};
 use crate::tokens::{Renderer, Sequence};
@@ -28,26 +28,42 @@ pub fn holds_rows(path: &Path) -> bool {
         return false;
     }
     // If the file cannot be read, the reader of questions reports why.
-    let first = dataset::rows(path).ok().and_then(|mut rows| rows.next());
+    let Some((_, row)) = dataset::rows(path).ok().and_then(|mut rows| rows.next()?.ok()) else { return false };
+    let Ok(data) = open(path) else { return false };
     // A column `text` beside messages or an instruction does not make a row a text: the keys that define a format decide.
-    let is_learnt_from = |data: Dataset| data.files().iter().all(|file| file.format != Format::Text);
-    first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row)) && open(path).is_ok_and(is_learnt_from)
+    data.files().iter().all(|file| file.format != Format::Text) && (!is_question(&row) || has_answer(&data, &row))
 }
 
 fn open(path: &Path) -> Result<Dataset> {
     Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
 }
 
-/// Does the row have one of the forms of questions in `tasks.rs`? A row that has an answer to learn is none, though it may name the
-/// short form of its answer in another column.
+/// Does the row have one of the forms of questions in `tasks.rs`?
 fn is_question(row: &Map<String, Value>) -> bool {
-    let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
-    let asks = has("prompt") || has("messages");
-    let judges = ["answer", "answers", "match"].into_iter().any(has);
-    let ends_in_answer =
-        row.get("messages").and_then(|turns| turns.as_array()?.last()?.get("role")).is_some_and(|role| role == "assistant");
-    let is_answered = ends_in_answer || ["completion", "response", "output", "chosen"].into_iter().any(has);
-    has("choices") || has("continuation") || asks && judges && !is_answered
+    let asks = has(row, "prompt") || has(row, "messages");
+    let judges = ["answer", "answers", "match"].iter().any(|key| has(row, key));
+    has(row, "choices") || has(row, "continuation") || asks && judges
+}
+
+/// Does the first row have an answer to learn, beside what a question has? Another column may name the short form of that answer.
+fn has_answer(data: &Dataset, row: &Map<String, Value>) -> bool {
+    if has(row, "choices") || has(row, "continuation") {
+        return false;
+    }
+    data.files().iter().any(|file| match file.format {
+        Format::Messages | Format::ShareGpt | Format::Oasst => {
+            let first = data.records().next().and_then(|record| record.ok()?.example.ok());
+            first.and_then(|example| Some(example.turns.last()?.role)) == Some(Role::Assistant)
+        }
+        Format::Alpaca | Format::SelfInstruct => true,
+        Format::PromptCompletion | Format::QuestionAnswer | Format::Text => {
+            ["completion", "response", "output", "chosen"].iter().any(|key| has(row, key))
+        }
+    })
+}
+
+fn has(row: &Map<String, Value>, key: &str) -> bool {
+    row.get(key).is_some_and(|value| !value.is_null())
 }
 
 /// Reads the rows of a file. A row that cannot be read is an error.
@@ -169,6 +185,10 @@ mod tests {
             // The short form of the answer beside it.
             r#"{"prompt":"a","completion":"It is b.","answer":"b"}"#,
             r#"{"problem":"a","solution":"b","answer":"b","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            // However the conversation is written.
+            r#"{"messages":"[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]","answer":"b"}"#,
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"gpt","content":"b"}],"answer":"b"}"#,
+            r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}],"prompt":"a","answer":"b"}"#,
         ] {
             assert!(holds("a.jsonl", row) && holds("a.json", &format!("[{row}]")), "{row}");
         }

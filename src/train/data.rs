@@ -212,18 +212,27 @@ impl TrainingSet {
     /// Which sequences belong to the rows that `names` name, by source, by the row's id or as `file:line`. Returns an error for a
     /// name without a match.
     pub(crate) fn named(&self, names: &[String]) -> Result<Vec<bool>> {
+        let (mut of_text, mut of_line): (HashMap<&str, Vec<usize>>, HashMap<u64, Vec<usize>>) = Default::default();
+        for (index, row) in self.names.iter().enumerate() {
+            let source = self.sources[self.source_of[index]].as_str();
+            std::iter::once(source).chain(row.id.as_deref()).for_each(|name| of_text.entry(name).or_default().push(index));
+            of_line.entry(row.place.line).or_default().push(index);
+        }
         let mut named = vec![false; self.sequences.len()];
         for name in names {
-            let mut found = false;
-            for (index, row) in self.names.iter().enumerate() {
-                if self.sources[self.source_of[index]] == *name || row.is_called(name) {
-                    (named[index], found) = (true, true);
-                }
-            }
-            if !found {
+            let by_text = of_text.get(name.as_str()).into_iter().flatten().copied();
+            let place = name.rsplit_once(':').and_then(|(path, line)| Some((path, line.parse::<u64>().ok()?)));
+            // Matches the file name, and as many of its parent folders as are given.
+            let by_place = place.into_iter().flat_map(|(path, line)| {
+                let of_line = of_line.get(&line).into_iter().flatten().copied();
+                of_line.filter(move |&index| self.names[index].place.path.ends_with(path))
+            });
+            let found: Vec<usize> = by_text.chain(by_place).collect();
+            if found.is_empty() {
                 return Err(Error::usage(format!("no training row is called `{name}`"))
                     .cure("Name a source (as --mix does), a row's own id, or a place such as edits.jsonl:17."));
             }
+            found.into_iter().for_each(|index| named[index] = true);
         }
         Ok(named)
     }
@@ -285,16 +294,6 @@ fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
     let fewest = alike.iter().min_by_key(|rows_alike| rows_alike.len()).filter(|_| taken.is_empty() && alike.len() > 1);
     taken.into_iter().chain(fewest).flat_map(|rows_alike| rows_alike.iter()).for_each(|&index| held_out[index] = true);
     held_out
-}
-
-impl RowName {
-    fn is_called(&self, name: &str) -> bool {
-        let at = |(path, line): (&str, &str)| {
-            // Matches the file name, and as many of its parent folders as are given.
-            line.parse() == Ok(self.place.line) && self.place.path.ends_with(path)
-        };
-        self.id.as_deref() == Some(name) || name.rsplit_once(':').is_some_and(at)
-    }
 }
 
 impl fmt::Display for RowName {
