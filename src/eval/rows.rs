@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::metrics::{ChoiceScore, Sample};
 use super::score::{Said, Say, Scored, take_chunk};
@@ -29,41 +29,29 @@ pub fn holds_rows(path: &Path) -> bool {
     }
     // If the file cannot be read, the reader of questions reports why.
     let Some((_, row)) = dataset::rows(path).ok().and_then(|mut rows| rows.next()?.ok()) else { return false };
-    let Ok(data) = open(path) else { return false };
-    // A column `text` beside messages or an instruction does not make a row a text: the keys that define a format decide.
-    data.files().iter().all(|file| file.format != Format::Text) && (!is_question(&row) || has_answer(&data, &row))
-}
-
-fn open(path: &Path) -> Result<Dataset> {
-    Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
-}
-
-/// Does the row have one of the forms of questions in `tasks.rs`?
-fn is_question(row: &Map<String, Value>) -> bool {
-    let asks = has(row, "prompt") || has(row, "messages");
-    let judges = ["answer", "answers", "match"].iter().any(|key| has(row, key));
-    has(row, "choices") || has(row, "continuation") || asks && judges
-}
-
-/// Does the first row have an answer to learn, beside what a question has? Another column may name the short form of that answer.
-fn has_answer(data: &Dataset, row: &Map<String, Value>) -> bool {
-    if has(row, "choices") || has(row, "continuation") {
+    let has = |keys: &[&str]| keys.iter().any(|key| row.get(*key).is_some_and(|value| !value.is_null()));
+    // The forms of questions in `tasks.rs`.
+    if has(&["choices", "continuation"]) {
         return false;
     }
-    data.files().iter().any(|file| match file.format {
+    let is_asked = has(&["prompt", "messages"]) && has(&["answer", "answers", "match"]);
+    let Ok(data) = open(path) else { return false };
+    data.files().iter().all(|file| match file.format {
+        // A column `text` beside messages or an instruction does not make a row a text: the keys that define a format decide.
+        Format::Text => false,
+        _ if !is_asked => true,
+        // A row that has an answer to learn is no question, though another column may name the short form of that answer.
         Format::Messages | Format::ShareGpt | Format::Oasst => {
             let first = data.records().next().and_then(|record| record.ok()?.example.ok());
             first.and_then(|example| Some(example.turns.last()?.role)) == Some(Role::Assistant)
         }
+        Format::PromptCompletion | Format::QuestionAnswer => has(&["completion", "response", "output", "chosen"]),
         Format::Alpaca | Format::SelfInstruct => true,
-        Format::PromptCompletion | Format::QuestionAnswer | Format::Text => {
-            ["completion", "response", "output", "chosen"].iter().any(|key| has(row, key))
-        }
     })
 }
 
-fn has(row: &Map<String, Value>, key: &str) -> bool {
-    row.get(key).is_some_and(|value| !value.is_null())
+fn open(path: &Path) -> Result<Dataset> {
+    Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
 }
 
 /// Reads the rows of a file. A row that cannot be read is an error.
