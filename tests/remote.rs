@@ -276,7 +276,8 @@ fn data_that_change_under_way_are_noticed() {
     same_tables(&workdir, ["changed", "one"]);
 }
 
-/// If another model replaces the first one, none of its scores are kept, and the run resumes with the first.
+/// If another model replaces the first one, none of its scores are kept, and the run resumes with the first. One whose scores are too near is known
+/// by its name.
 #[test]
 fn a_model_that_changes_under_way_is_noticed() {
     let workdir = workdir(40);
@@ -290,6 +291,13 @@ fn a_model_that_changes_under_way_is_noticed() {
     run(&workdir, &arguments(&server, "changed")).ok();
     run(&workdir, &arguments(&server, "one")).ok();
     same_tables(&workdir, ["changed", "one"]);
+
+    let renames = |asked| if asked < 25 { "checkpoint-100" } else { "checkpoint-200" };
+    let renamed = Server::start(&workdir.path("tiny.gguf"), Manners { root: Box::new(renames), ..Manners::of("vllm") });
+    let ran = run(&workdir, &arguments(&renamed, "renamed"));
+    let expected = "the server served checkpoint-100 at the beginning, and serves checkpoint-200 now";
+    assert!(ran.code == Some(1) && ran.stderr.contains(expected), "{}", ran.stderr);
+    assert!(!workdir.path("renamed/parts/rows-00000.parquet").exists() && !workdir.path("renamed/tokens.parquet").exists());
 }
 
 #[test]
@@ -300,7 +308,7 @@ fn several_servers_share_the_work_and_must_agree() {
     let both = [&arguments(&a, "both")[..], &["--server", &b.url, "--in-flight", "400"]].concat();
     run(&workdir, &both).ok();
     let (n_a, n_b) = (a.asked().len(), b.asked().len());
-    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 5 + 1 + 2, "{n_a} {n_b}");
+    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 6 + 2, "{n_a} {n_b}");
     run(&workdir, &arguments(&a, "one")).ok();
     same_tables(&workdir, ["both", "one"]);
 
@@ -308,6 +316,64 @@ fn several_servers_share_the_work_and_must_agree() {
     let other = Server::start(&workdir.path("other.gguf"), Manners::of("vllm"));
     let ran = run(&workdir, &[&arguments(&a, "never")[..], &["--server", &other.url]].concat());
     assert!(ran.code == Some(1) && ran.stderr.contains("this server scores a probe differently than"), "{}", ran.stderr);
+
+    // A name alone may differ for good reasons.
+    let renamed = Manners { root: Box::new(|_| "elsewhere/tiny"), ..Manners::of("vllm") };
+    let renamed = Server::start(&workdir.path("tiny.gguf"), renamed);
+    let ran = run(&workdir, &[&arguments(&a, "named")[..], &["--server", &renamed.url]].concat()).ok();
+    assert!(ran.stderr.contains("The servers name different models, org/tiny ("), "{}", ran.stderr);
+    same_tables(&workdir, ["named", "one"]);
+}
+
+/// Starts a client, waits until `server` has been asked `n_asked` times, kills the server, and returns how the client ended.
+pub(crate) fn with_a_death(mut client: std::process::Command, server: &Server, waits_from: &AtomicUsize, n_asked: usize) -> Ran {
+    client.env("DIAGNOSE_SERVER_PATIENCE", "1").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let client = client.spawn().unwrap();
+    let began = Instant::now();
+    while server.asked().len() < n_asked && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.kill();
+    waits_from.store(usize::MAX, Ordering::SeqCst);
+    Ran::of(client.wait_with_output().unwrap())
+}
+
+/// What a dead server has answered since it was last found to be the same is asked of the others, as is all that it has not answered.
+#[test]
+fn of_several_servers_one_may_die() {
+    let workdir = workdir(40);
+    let model = workdir.path("tiny.gguf");
+    let one = Server::start(&model, Manners::of("vllm"));
+    run(&workdir, &arguments(&one, "one")).ok();
+    // It dies with answers that nobody has kept yet: of one part, all of whose rows have to be there.
+    let (waiting, waits_from) = Manners::waiting("vllm", 16);
+    let slow = Manners::with("vllm", |_| Fault::Slow(Duration::from_millis(20)));
+    let [well, dies] = [slow, waiting].map(|manners| Server::start(&model, manners));
+    let both = [&arguments(&well, "both")[..], &["--server", &dies.url, "--in-flight", "400"]].concat();
+    let ran = with_a_death(workdir.command(&both), &dies, &waits_from, 18).ok();
+    assert_eq!(ran.stderr.matches("The other servers do its work").count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("{}: the server cannot be reached", dies.url)), "{}", ran.stderr);
+    same_tables(&workdir, ["both", "one"]);
+    // The six requests before are the checks.
+    let n_rows = |server: &Server| one.asked()[6..].iter().filter(|ids| server.asked().contains(ids)).count();
+    assert!(n_rows(&dies) > 5 && n_rows(&well) == one.asked().len() - 6, "{} {}", n_rows(&dies), n_rows(&well));
+
+    // None is left.
+    let (waiting, waits_from) = Manners::waiting("vllm", 16);
+    let drops = Manners::with("vllm", |ask| if ask.number < 10 { Fault::Nothing } else { Fault::Dropped });
+    let [dies, drops] = [waiting, drops].map(|manners| Server::start(&model, manners));
+    let dead = [&arguments(&dies, "dead")[..], &["--server", &drops.url, "--in-flight", "400"]].concat();
+    let ran = with_a_death(workdir.command(&dead), &dies, &waits_from, 18);
+    assert!(
+        ran.code == Some(1) && ran.stderr.contains("cannot be reached") && ran.stderr.contains("it resumes"),
+        "{}",
+        ran.stderr
+    );
+    // Without the dead one the command goes on.
+    let ran = run(&workdir, &dead);
+    assert!(ran.code == Some(1) && ran.stderr.contains("Or leave out this --server"), "{}", ran.stderr);
+    run(&workdir, &arguments(&one, "dead")).ok();
+    same_tables(&workdir, ["dead", "one"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use diagnose::eval::metrics::Sample;
 use serde_json::{Value, json};
 
+use crate::remote::with_a_death;
 use crate::served::{Ask, Fault, Manners, Server};
 use crate::tiny_model;
 use crate::workdir::{Ran, Workdir};
@@ -441,6 +442,46 @@ fn killed_client_and_server_and_run_again_gives_the_same_answers() {
         run(&workdir, &through(command, &server, &outs[1], more)).ok();
         assert!(kept > 10 && work(&server) == all - kept, "{kept} were kept, {} of {all} asked for", work(&server));
         assert!(!workdir.path(&outs[1]).join(journal).exists());
+        match name {
+            "eval" => assert_eq!(samples(&workdir, &outs[0]), samples(&workdir, &outs[1])),
+            _ => {
+                let [a, b] = outs.each_ref().map(|out| std::fs::read(workdir.path(out).join("rollouts.jsonl")).unwrap());
+                assert!(a == b, "the rollouts differ");
+            }
+        }
+    }
+}
+
+/// What it has answered since it was last found to be the same is asked of the others.
+#[test]
+fn of_several_servers_one_may_die() {
+    let workdir = workdir(12);
+    let model = workdir.path("tiny.gguf");
+    let scored = ["eval", "--model", "tiny.gguf", "--tasks", "c.jsonl"];
+    for (command, more, n_checks) in [(&ROLLOUT[..], &["--n", "2"][..], CHECKS), (&scored, &[], CHECKS - 2)] {
+        let name = command[0];
+        let outs = ["one", "both"].map(|what| format!("{name}-{what}"));
+        let one = Server::start(&model, Manners::of("vllm"));
+        run(&workdir, &through(command, &one, &outs[0], more)).ok();
+        // Whether it is the same it no longer says, from its first answer on.
+        let waits_from = Arc::new(AtomicUsize::new(n_checks + 4));
+        let limit = waits_from.clone();
+        let waiting = move |ask: &Ask| {
+            while ask.number >= n_checks
+                && (ask.number >= limit.load(Ordering::SeqCst) || (ask.fixed && !ask.writes))
+                && limit.load(Ordering::SeqCst) < usize::MAX
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Fault::Nothing
+        };
+        let slow = Manners::with("vllm", |_| Fault::Slow(Duration::from_millis(20)));
+        let [well, dies] = [slow, Manners::with("vllm", waiting)].map(|manners| Server::start(&model, manners));
+        let arguments = [&through(command, &well, &outs[1], more)[..], &["--server", &dies.url, "--in-flight", "400"]].concat();
+        let ran = with_a_death(workdir.command(&arguments), &dies, &waits_from, n_checks + 5).ok();
+        assert_eq!(ran.stderr.matches("The other servers do its work").count(), 1, "{}", ran.stderr);
+        let wanted = |server: &Server| one.asked()[n_checks..].iter().filter(|ids| server.asked().contains(ids)).count();
+        assert!(wanted(&dies) > 3 && wanted(&well) == one.asked().len() - n_checks, "{} {}", wanted(&dies), wanted(&well));
         match name {
             "eval" => assert_eq!(samples(&workdir, &outs[0]), samples(&workdir, &outs[1])),
             _ => {

@@ -76,6 +76,8 @@ pub(crate) struct Manners {
     pub owner: &'static str,
     pub max_model_len: usize,
     pub key: Option<&'static str>,
+    /// Where the model comes from, after so many requests.
+    pub root: Box<dyn Fn(usize) -> &'static str + Send + Sync>,
     /// What the tokens' texts are made of: `0` is right.
     pub texts_off_by: u32,
     pub fault: Box<dyn Fn(&Ask) -> Fault + Send + Sync>,
@@ -83,7 +85,15 @@ pub(crate) struct Manners {
 
 impl Manners {
     pub(crate) fn of(api: &'static str) -> Manners {
-        Manners { api, owner: api, max_model_len: 4096, key: None, texts_off_by: 0, fault: Box::new(|_| Fault::Nothing) }
+        Manners {
+            api,
+            owner: api,
+            max_model_len: 4096,
+            key: None,
+            root: Box::new(|_| "org/tiny"),
+            texts_off_by: 0,
+            fault: Box::new(|_| Fault::Nothing),
+        }
     }
 
     pub(crate) fn with(api: &'static str, fault: impl Fn(&Ask) -> Fault + Send + Sync + 'static) -> Manners {
@@ -200,7 +210,9 @@ impl State {
             let is_sglang = self.manners.api == "sglang";
             match path.as_str() {
                 "/v1/models" => {
-                    let served = json!({"id": "tiny", "owned_by": self.manners.owner, "root": "org/tiny", "max_model_len": self.manners.max_model_len});
+                    let Manners { owner, max_model_len, root, .. } = &self.manners;
+                    let root = root(self.asked.lock().unwrap().len());
+                    let served = json!({"id": "tiny", "owned_by": owner, "root": root, "max_model_len": max_model_len});
                     write(&mut stream, 200, &json!({"data": [served]}).to_string(), None)?;
                 }
                 "/version" if !is_sglang => write(&mut stream, 200, r#"{"version": "0.32.0"}"#, None)?,

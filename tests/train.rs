@@ -697,6 +697,8 @@ fn equal_rows_are_counted_and_kept_on_one_side() {
     workdir.write("rows.jsonl", format!("{rows}\n{rows}\n"));
     let scored = workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "scores"]).ok();
     assert!(scored.stderr.contains("10 of 20 rows are equal to an earlier one"), "{}", scored.stderr);
+    let ran = workdir.run(&arguments(&["--dry-run", "--batch-size", "4"])).ok();
+    assert!(ran.stderr.contains("10 of 20 rows are equal to an earlier one, and learnt again each time"), "{}", ran.stderr);
     let ran = workdir.run(&arguments(&["--dry-run", "--json", "--batch-size", "4", "--validation-share", "0.3"])).ok();
     assert!(ran.stderr.contains("10 of 20 rows are equal to an earlier one; with --validation-share"), "{}", ran.stderr);
     // Pairs are not parted.
@@ -724,6 +726,10 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--method", "sft", "--gate", "power:2"], "--gate"),
         (vec!["--lora", "--lora-targets", "q_projj", "--method", "flow"], "q_projj"),
         (vec!["--lora", "--lora-targets", "q_proj", "--lora-targets", "q_projj"], "q_projj"),
+        (
+            vec!["--lora", "--lora-targets", "lm_head,q_proj", "--warmup-steps", "0"],
+            "adapters are not trained on `lm_head` here\n  Of this model they can be trained on q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.",
+        ),
         (vec!["--batch-size", "0"], "batch-size"),
         (vec!["--mix", "chat=0.5"], "chat"),
         (vec!["--mix", "chat"], "SOURCE=WEIGHT"),

@@ -1,8 +1,9 @@
 //! Reads CSV with a header into one JSON object of strings per record. Cells that hold JSON are parsed where a list is expected.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
@@ -20,16 +21,17 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
     let delimiter = delimiter(&head);
     let reader: Reader = Box::new(io::Cursor::new(head).chain(reader));
     let budget = Arc::new(AtomicU64::new(MAX_RECORD_BYTES as u64));
-    let limited = Limited { reader, budget: budget.clone() }.chain(END_MARK);
+    let line_feeds = Arc::new(Mutex::default());
+    let limited = Limited { reader: reader.chain(END_MARK), budget: budget.clone(), n_read: 0, line_feeds: line_feeds.clone() };
     let mut reader = ReaderBuilder::new()
         .delimiter(delimiter)
-        .terminator(Terminator::Any(b'\n'))
+        .terminator(Terminator::CRLF)
         .flexible(true)
         .has_headers(false)
         .from_reader(limited);
     let mut record = ByteRecord::new();
     reader.read_byte_record(&mut record).map_err(csv_broken)?;
-    let names = cells(&record).enumerate().map(|(idx, name)| {
+    let names = record.iter().enumerate().map(|(idx, name)| {
         let name = utf8(name)?.trim();
         // pandas' name for a column without one, usually the index.
         Ok(if name.is_empty() { format!("Unnamed: {idx}") } else { name.to_owned() })
@@ -43,13 +45,14 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
             budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
             match reader.read_byte_record(&mut record) {
                 Ok(false) => return None,
-                Ok(true) if record.len() == 1 && record.as_slice() == b"\r" => continue,
                 Ok(true) if record.as_slice() == b"\0" => return None,
                 Ok(true) => {
                     // The record's own position would be that of the blank lines before it.
                     let n_line_ends = record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
                     let is_open = record.as_slice().ends_with(END_MARK);
-                    let line = reader.position().line().saturating_sub(n_line_ends + u64::from(!is_open));
+                    // A Windows line end is read up to its carriage return, the line feed only with the next record.
+                    let has_line_feed = ends_with_line_feed(&line_feeds, reader.position().byte());
+                    let line = reader.position().line().saturating_sub(n_line_ends + u64::from(has_line_feed));
                     let value = if is_open { Err(open_quote()) } else { row(&names, &record) };
                     return Some(Ok(Raw { line, value }));
                 }
@@ -86,12 +89,6 @@ fn open_quote() -> Error {
     Error::new("expected a closing quote, found the end of the file").cure("Double every quote inside a cell.")
 }
 
-/// Iterates over the cells, without the carriage return of a Windows line end.
-fn cells(record: &ByteRecord) -> impl Iterator<Item = &[u8]> {
-    let last = record.len().saturating_sub(1);
-    record.iter().enumerate().map(move |(idx, cell)| if idx == last { cell.strip_suffix(b"\r").unwrap_or(cell) } else { cell })
-}
-
 /// Returns the column names in the first line, parsed as CSV.
 pub(super) fn header(text: &[u8]) -> Option<Vec<String>> {
     let line = text.split(|&byte| byte == b'\n').next()?;
@@ -110,7 +107,7 @@ fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
         Ok(text) => Ok((name.clone(), Value::String(text.to_owned()))),
         Err(error) => Err(Error::new(format!("column `{name}`: {}", error.message())).cure(NOT_UTF8)),
     };
-    Ok(Value::Object(names.iter().zip(cells(record)).map(cell).collect::<Result<Map<_, _>>>()?))
+    Ok(Value::Object(names.iter().zip(record).map(cell).collect::<Result<Map<_, _>>>()?))
 }
 
 /// Returns the most frequent separator of the first line.
@@ -128,13 +125,28 @@ fn csv_broken(error: csv::Error) -> Error {
     }
 }
 
-/// Fails once a single record exceeds its budget, so that a quote that is never closed cannot fill the memory.
-struct Limited {
-    reader: Reader,
-    budget: Arc<AtomicU64>,
+/// Where the line feeds are that have been buffered, counted from the beginning of the file.
+type LineFeeds = Mutex<VecDeque<u64>>;
+
+/// Whether the last of the first `n` bytes is a line feed. Forgets those before it.
+fn ends_with_line_feed(line_feeds: &LineFeeds, n: u64) -> bool {
+    let mut line_feeds = line_feeds.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut last = None;
+    while let Some(at) = line_feeds.pop_front_if(|at| *at < n) {
+        last = Some(at);
+    }
+    last.is_some_and(|at| at + 1 == n)
 }
 
-impl Read for Limited {
+/// Fails once a single record exceeds its budget, so that a quote that is never closed cannot fill the memory.
+struct Limited<R> {
+    reader: R,
+    budget: Arc<AtomicU64>,
+    n_read: u64,
+    line_feeds: Arc<LineFeeds>,
+}
+
+impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n_read = self.reader.read(buffer)?;
         let left = self.budget.load(Ordering::Relaxed);
@@ -142,6 +154,10 @@ impl Read for Limited {
             return Err(io::Error::other("a record is too long; is a quote left open?"));
         };
         self.budget.store(left, Ordering::Relaxed);
+        let at = |(at, &byte): (u64, &u8)| (byte == b'\n').then_some(at);
+        let line_feeds = (self.n_read..).zip(&buffer[..n_read]).filter_map(at);
+        self.line_feeds.lock().unwrap_or_else(PoisonError::into_inner).extend(line_feeds);
+        self.n_read += n_read as u64;
         Ok(n_read)
     }
 }
@@ -165,6 +181,11 @@ mod tests {
         assert_eq!(read("a,b\n1,\"x,\n\"\"y\"\"\"\n\n2,z\n"), r#"2: {"a":"1","b":"x,\n\"y\""}; 5: {"a":"2","b":"z"}"#);
         assert_eq!(read("a\tb,c\td\n1\t2\t3\r\n"), r#"2: {"a":"1","b,c":"2","d":"3"}"#);
         assert_eq!(read("a,b\r\n\r\n1,\"x\r\n\"\r\n2,y"), r#"3: {"a":"1","b":"x\r\n"}; 5: {"a":"2","b":"y"}"#);
+        // A carriage return inside quotes is text, as in Python's csv module, whatever ends the line.
+        assert_eq!(
+            read("a,b\n1,\"x\r\"\n2,\"y\r\"\r\n3,z\r\n\r\n\n4,\"\r\n\"\n5,u"),
+            r#"2: {"a":"1","b":"x\r"}; 3: {"a":"2","b":"y\r"}; 4: {"a":"3","b":"z"}; 7: {"a":"4","b":"\r\n"}; 9: {"a":"5","b":"u"}"#
+        );
         assert_eq!(read("a,b\n1,\"2\n3\n"), "2: expected a closing quote, found the end of the file");
         // Cells without text are a row, a blank line is none.
         assert_eq!(read("a,b\r\n,\r\n\r\n1,2\r\n"), r#"2: {"a":"","b":""}; 4: {"a":"1","b":"2"}"#);

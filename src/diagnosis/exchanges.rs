@@ -1,7 +1,8 @@
 //! Hashes the supervised answers of a row and the prompt of each, to find rows that answer the same prompt differently.
 //!
 //! The prompt is all that a chat template may put before the answer: the row's tools and template variables, and for each earlier turn its role,
-//! content, reasoning and calls. The ids of calls are left out: they are random, so that no two prompts would be equal.
+//! content, reasoning and calls. Reasoning that the template leaves out, as most do with that of earlier answers, is in no prompt. The ids of calls are
+//! left out: they are random, so that no two prompts would be equal.
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::near_duplicates::{Prompt, words};
 use crate::dataset::{Call, Example, Role, Turn};
 use crate::files::first_bytes;
+use crate::tokens::{Audit, RowAudit, said};
 
 /// A supervised answer and its prompt, by their hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,20 +24,48 @@ pub struct Exchange {
     pub answer: u64,
 }
 
+/// The reasoning that a chat template does not write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeftOut {
+    /// That of answers before the last question.
+    pub earlier: bool,
+    /// That of answers to the last question.
+    pub last: bool,
+}
+
+impl LeftOut {
+    /// What the template has left out of a row.
+    pub fn of_row(audit: &RowAudit) -> LeftOut {
+        LeftOut { earlier: audit.earlier_reasoning, last: audit.lost_reasoning }
+    }
+
+    /// What the template has left out of any row: it does so in all of them.
+    pub fn of_run(audit: &Audit) -> LeftOut {
+        let was_found = |name: &str| audit.findings.iter().any(|finding| finding.name == name && finding.rows > 0);
+        LeftOut { earlier: was_found("earlier_reasoning"), last: was_found("lost_reasoning") }
+    }
+
+    /// Whether the reasoning of each turn is left out.
+    fn of_turns(self, turns: &[Turn]) -> impl Iterator<Item = bool> {
+        let last_question = turns.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
+        (0..turns.len()).map(move |idx| if idx < last_question { self.earlier } else { self.last })
+    }
+}
+
 /// Returns the answers among the supervised turns `learnt`, which must be sorted, and skips answers without a prompt. Takes time linear in the length
 /// of the row.
-pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
+pub fn exchanges(example: &Example, learnt: &[u16], left_out: LeftOut) -> Vec<Exchange> {
     let mut asked = Sha256::new();
     for given in given(example) {
         asked.update(given.to_string());
     }
     let (mut found, mut has_question) = (Vec::new(), false);
-    for (turn, idx) in example.turns.iter().zip(0..=u16::MAX) {
+    for ((turn, idx), is_left_out) in example.turns.iter().zip(0..=u16::MAX).zip(left_out.of_turns(&example.turns)) {
         if turn.role == Role::Assistant && has_question && learnt.binary_search(&idx).is_ok() {
-            let answer = answer(&answer_text(turn));
+            let answer = answer(&text(turn, true));
             found.push(Exchange { turn: idx, asked: first_bytes(&asked.clone().finalize()), answer });
         }
-        let text = text(turn);
+        let text = text(turn, is_left_out);
         has_question = !text.trim().is_empty() || (has_question && turn.role != Role::User);
         asked.update(format!("{}\n{}", turn.role.name(), normalised(&text)));
     }
@@ -43,17 +73,22 @@ pub fn exchanges(example: &Example, learnt: &[u16]) -> Vec<Exchange> {
 }
 
 /// The signature of the prompt of the answer at `turn`, to find prompts that are nearly the same.
-pub fn prompt(example: &Example, turn: u16) -> Option<Prompt> {
-    let asked = &example.turns[..usize::from(turn).min(example.turns.len())];
-    let question = asked.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
-    let joined = |turns: &[Turn]| turns.iter().map(|turn| text(turn) + "\n").collect::<String>();
+pub fn prompt(example: &Example, turn: u16, left_out: LeftOut) -> Option<Prompt> {
+    let turns = &example.turns;
+    let texts: Vec<String> = turns.iter().zip(left_out.of_turns(turns)).map(|(turn, is)| text(turn, is) + "\n").collect();
+    let n_asked = usize::from(turn).min(turns.len());
+    let question = turns[..n_asked].iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
     let given: String = given(example).map(|given| format!("{given}\n")).collect();
-    Prompt::of(&(given + &joined(&asked[..question])), &joined(&asked[question..]))
+    Prompt::of(&(given + &texts[..question].concat()), &texts[question..n_asked].concat())
 }
 
 /// The content and the calls of an answer.
 pub fn answer_text(turn: &Turn) -> String {
-    let parts = [turn.content.clone()].into_iter().chain(calls(turn));
+    with_calls(turn, &turn.content)
+}
+
+fn with_calls(turn: &Turn, content: &str) -> String {
+    let parts = [content.to_owned()].into_iter().chain(calls(turn));
     parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
@@ -72,8 +107,11 @@ fn given(example: &Example) -> impl Iterator<Item = &Value> {
     [&example.tools, &example.template_switches].into_iter().flatten().filter(move |value| !is_empty(value))
 }
 
-/// All text of a turn.
-fn text(turn: &Turn) -> String {
+/// All text of a turn; of an answer without its reasoning, if that is left out.
+fn text(turn: &Turn, without_reasoning: bool) -> String {
+    if without_reasoning && turn.role == Role::Assistant {
+        return with_calls(turn, said(&turn.content));
+    }
     let reasoning = turn.reasoning.iter().map(|reasoning| format!("{reasoning}\n"));
     reasoning.chain([answer_text(turn)]).collect()
 }
@@ -132,7 +170,7 @@ mod tests {
     /// The last one of all exchanges.
     fn last(example: &Example) -> Exchange {
         let all: Vec<u16> = (0..example.turns.len() as u16).collect();
-        *exchanges(example, &all).last().unwrap()
+        *exchanges(example, &all, LeftOut::default()).last().unwrap()
     }
 
     fn asks_the_same(a: &Example, b: &Example) -> bool {
@@ -202,9 +240,44 @@ mod tests {
         assert!(first == second && first != other && first == last(&example(&[user("a"), reasoned])).answer);
     }
 
+    /// What the model does not read makes no other prompt, whether it is a field or within the content.
+    #[test]
+    fn reasoning_that_the_template_leaves_out_is_not_asked() {
+        let thought = |thought: &str| {
+            [
+                Turn { reasoning: Some(thought.to_owned()), ..assistant("Which one?") },
+                assistant(&format!("<think>\n{thought}\n</think>\n\nWhich one?")),
+            ]
+        };
+        for (north, south) in thought("They mean Norway.").into_iter().zip(thought("They mean France.")) {
+            let row = |turn: &Turn, rest: &[Turn]| example(&[&[user("The capital?"), turn.clone()][..], rest].concat());
+            let guessed = [user("Guess."), assistant("Oslo.")];
+            let looked = [call("c1", json!({})), Turn::plain(Role::Tool, "Oslo"), assistant("Oslo.")];
+            for (rest, matters) in [(&guessed[..], "earlier"), (&looked[..], "last")] {
+                let [a, b] = [&north, &south].map(|turn| row(turn, rest));
+                let all: Vec<u16> = (0..a.turns.len() as u16).collect();
+                for earlier in [false, true] {
+                    for last in [false, true] {
+                        let left_out = LeftOut { earlier, last };
+                        let [asked, prompts] = [
+                            [&a, &b].map(|row| format!("{:?}", exchanges(row, &all, left_out).last().unwrap().asked)),
+                            [&a, &b].map(|row| format!("{:?}", prompt(row, all.len() as u16 - 1, left_out))),
+                        ];
+                        let is_left_out = if matters == "earlier" { earlier } else { last };
+                        assert_eq!((asked[0] == asked[1], prompts[0] == prompts[1]), (is_left_out, is_left_out), "{left_out:?}");
+                    }
+                }
+            }
+            // Before the same answer it never counts.
+            let [a, b] = [&north, &south].map(|turn| last(&row(turn, &[])));
+            assert_eq!(a, b);
+        }
+    }
+
     #[test]
     fn each_learnt_answer_is_an_exchange() {
         let row = example(&[user("a"), assistant("b"), user("c"), assistant("d"), user(""), assistant("e")]);
+        let exchanges = |row: &Example, learnt: &[u16]| exchanges(row, learnt, LeftOut::default());
         let turns = |learnt: &[u16]| exchanges(&row, learnt).iter().map(|exchange| exchange.turn).collect::<Vec<_>>();
         // User turns are no answers, and the last answer has no prompt.
         assert_eq!((turns(&[0, 1, 2, 3, 4, 5]), turns(&[3]), turns(&[])), (vec![1, 3], vec![3], vec![]));

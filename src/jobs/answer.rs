@@ -60,7 +60,7 @@ pub(super) fn write_open(
     let open: Vec<(usize, u32)> = all.filter(|&(at, draw)| !entries.contains_key(&(rows[at], draw))).collect();
     let requests: Vec<Request> = open.iter().map(|&(at, draw)| request(at, draw)).collect();
     let (began, n_wanted) = (Instant::now(), rows.len() as u64 * u64::from(repeats));
-    author.write(&requests, way, &mut |request, answer, n_tokens| {
+    author.write(&requests, way, watch, &mut |request, answer, n_tokens| {
         let (at, draw) = open[request];
         let entry = Entry { row: rows[at], draw, ids: answer.ids, ended: answer.ended };
         journal.add(&entry)?;

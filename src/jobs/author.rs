@@ -6,6 +6,7 @@ use crate::engine::generate::{Answer, Request, Way, Written, generate};
 use crate::engine::remote::{Checked, Pool};
 use crate::error::Result;
 use crate::jobs::served::Servers;
+use crate::jobs::watch::Watch;
 use crate::model::Model;
 use crate::tokens::Tokenizer;
 
@@ -36,6 +37,7 @@ impl Author {
         &self,
         requests: &[Request],
         way: &Way,
+        watch: &dyn Watch,
         finished: &mut dyn FnMut(usize, Answer, u64) -> Result<()>,
     ) -> Result<Written> {
         match self {
@@ -48,7 +50,7 @@ impl Author {
             Author::Servers(servers) => {
                 let mut written = Written::default();
                 let ask = |pool: &Pool, request: &Request| pool.answer(request, way, &servers.tokenizer);
-                servers.each(requests, ask, &mut |request, answer: Answer| {
+                servers.each(requests, ask, watch, &mut |request, answer: Answer| {
                     written.prompt_tokens += requests[request].prompt.len() as u64;
                     written.tokens += answer.ids.len() as u64;
                     finished(request, answer, written.tokens)

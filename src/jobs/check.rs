@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
-use crate::diagnosis::exchanges::{Exchange, exchanges};
+use crate::diagnosis::exchanges::{Exchange, LeftOut, exchanges};
 use crate::error::{Error, Result};
 use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
@@ -194,7 +194,7 @@ impl Repeated {
 
 fn exchanges_of(item: &Item) -> Vec<Exchange> {
     match (&item.example, &item.rendered) {
-        (Some(example), Ok(rendered)) => exchanges(example, &rendered.sequence.learnt_turns()),
+        (Some(example), Ok(rendered)) => exchanges(example, &rendered.sequence.learnt_turns(), LeftOut::of_row(&rendered.audit)),
         _ => Vec::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::engine;
 use crate::engine::generate::Sampling;
-use crate::engine::remote::{Checked, Options, Pool};
+use crate::engine::remote::{Checked, Given, Options, Pool};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_json, sha256, write_json};
 use crate::jobs::watch::{Watch, fetching};
@@ -150,7 +150,7 @@ impl Opened {
         let mut remarks = Vec::new();
         let own = |probe: &Sequence| own_scores(&self.served, &self.reference, probe, &mut remarks);
         let checked = self.pool.check(probe, &self.served.tokenizer, own)?;
-        remarks.extend(remark(&checked));
+        remarks.extend(remark(&checked).into_iter().chain(self.pool.named_apart()));
         Ok((checked, remarks))
     }
 
@@ -170,18 +170,23 @@ impl Opened {
 }
 
 impl Servers {
-    /// Like [`Pool::each`], but passes results to `finished` only after the servers have scored a text as they did at the beginning, so that all
-    /// results come from the model that was checked. This takes one additional concurrent request.
+    /// Like [`Pool::each`], but passes results to `finished` only after their servers have scored a text as they did at the beginning, so that all
+    /// results come from the model that was checked; those of a server that no longer answers are asked for again. This takes one additional
+    /// concurrent request.
     pub(super) fn each<T: Sync, R: Send>(
         &self,
         tasks: &[T],
-        ask: impl Fn(&Pool, &T) -> Result<R> + Sync,
+        ask: impl Fn(&Pool, &T) -> Result<Given<R>> + Sync,
+        watch: &dyn Watch,
         finished: &mut dyn FnMut(usize, R) -> Result<()>,
     ) -> Result<()> {
         let Servers { pool, tokenizer, checked } = self;
-        pool.each(tasks, |task| ask(pool, task), &mut |came| {
-            pool.check_unchanged(checked, tokenizer)?;
-            came.into_iter().try_for_each(|(at, answer)| finished(at, answer))
+        pool.each(tasks, |task| ask(pool, task), &mut |came: Vec<(usize, Given<R>)>| {
+            let confirmed = pool.confirmed(came.iter().map(|(_, given)| given.by), checked, tokenizer)?;
+            watch.remarks(&checked.model, &pool.news());
+            let (kept, lost): (Vec<_>, Vec<_>) = came.into_iter().partition(|(_, given)| confirmed.contains(&given.by));
+            kept.into_iter().try_for_each(|(at, given)| finished(at, given.answer))?;
+            Ok(lost.into_iter().map(|(at, _)| at).collect())
         })
     }
 }

@@ -25,6 +25,15 @@ pub struct Trace {
     pub hidden: Tensor,
 }
 
+/// The last parts of the names of adapted modules, each once: of `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, `q_proj`.
+fn modules(parameters: &[Parameter]) -> Vec<&str> {
+    let mut names = Vec::new();
+    for part in parameters.iter().flat_map(|parameter| &parameter.parts) {
+        names.extend(part.name.rsplit('.').nth(2).filter(|name| !names.contains(name)));
+    }
+    names
+}
+
 enum Stage {
     Input(Tensor),
     Whole(Activations),
@@ -39,21 +48,15 @@ impl Model {
     /// Adds low-rank adapters, and makes only them trainable. `B` is initialised to zero, so the model is unchanged at first.
     pub fn adapt(&mut self, options: &LoraOptions, seed: u64) -> Result<Vec<Parameter>> {
         let parameters = self.decoder.adapt(&Adapting { options, seed })?;
-        // A name is for example `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
-        let adapted = |target: &String| {
-            parameters
-                .iter()
-                .flat_map(|parameter| &parameter.parts)
-                .any(|part| part.name.rsplit('.').nth(2) == Some(target.as_str()))
+        let adapted = modules(&parameters);
+        let Some(other) = options.targets.iter().find(|target| !adapted.contains(&target.as_str())) else {
+            return Ok(parameters);
         };
-        if let Some(unknown) = options.targets.iter().find(|target| !adapted(target)) {
-            return Err(Error::usage(format!("no module of the model is called `{unknown}`"))
-                .cure(concat!(
-                    "Modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (gate_up_proj in GLM), shared_expert_gate; of the gated ",
-                    "delta rule in_proj_qkv, in_proj_z, in_proj_b, in_proj_a (in_proj_qkvz, in_proj_ba in Qwen3-Next), out_proj."
-                )));
-        }
-        Ok(parameters)
+        // All modules that can be adapted, found by adapting them: the model is not used any more.
+        let all = LoraOptions { rank: 1, targets: Vec::new(), ..options.clone() };
+        let all = self.decoder.adapt(&Adapting { options: &all, seed })?;
+        Err(Error::usage(format!("adapters are not trained on `{other}` here"))
+            .cure(format!("Of this model they can be trained on {}.", modules(&all).join(", "))))
     }
 
     /// Like [`Model::hidden`], and keeps what [`Model::backward`] needs: at most about `memory` bytes beyond the inputs of the blocks.

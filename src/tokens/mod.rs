@@ -49,6 +49,7 @@ pub use rollout::{Prompt, fingerprint_of_prompt};
 pub(crate) use settings::{token_text, tokenizer_settings};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
+pub(crate) use turns::said;
 pub use written::{FoundCall, FoundParts, Part, Stretch, find_parts, writes_beside_content};
 
 use sha2::{Digest, Sha256};

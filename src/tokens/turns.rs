@@ -652,7 +652,7 @@ fn holds_content(region: &str, turn: &Turn) -> bool {
 }
 
 /// Returns a content without the reasoning in it.
-pub(super) fn said(content: &str) -> &str {
+pub(crate) fn said(content: &str) -> &str {
     content.rfind(THINK_END).map_or(content, |at| &content[at + THINK_END.len()..])
 }
 

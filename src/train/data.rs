@@ -122,10 +122,11 @@ impl TrainingSet {
         let mut firsts: HashMap<&[u32], u32> = HashMap::new();
         let numbers: Vec<u32> = rows.iter().map(|row| *firsts.entry(&row.sequence.ids).or_insert(row.sequence.row)).collect();
         let n_equal = rows.len() - firsts.len();
-        if share > 0.0 && n_equal > 0 {
+        if n_equal > 0 {
             set.audit.notes.push(format!(
-                "{} equal to an earlier one; with --validation-share equal rows stay together",
-                part_of(n_equal as u64, rows.len() as u64, "row", ["is", "are"])
+                "{} equal to an earlier one{}",
+                part_of(n_equal as u64, rows.len() as u64, "row", ["is", "are"]),
+                if share > 0.0 { "; with --validation-share equal rows stay together" } else { ", and learnt again each time" }
             ));
         }
         let drawn = drawn(&numbers, share, seed);

@@ -151,8 +151,8 @@ options! {
         lora_targets: Vec<String> = Vec::new() => Config;
         /// Learning-rate schedule: cosine, linear, constant (without warm-up) or constant-with-warmup.
         schedule: Shape = Shape::Cosine => Config;
-        /// Share of the steps that are warm-up.
-        warmup_ratio: f64 = 0.03 => Config;
+        /// Share of the steps that are warm-up [default: 0.03].
+        warmup_ratio: Option<f64> = None => Config;
         /// AdamW's beta1: decay of the mean gradient.
         beta1: f64 = 0.9 => Config;
         /// AdamW's beta2: decay of the mean squared gradient.
@@ -206,8 +206,9 @@ impl Options {
     pub(crate) fn resolve_with_remarks(file: Option<&Path>, overrides: toml::Table) -> Result<(Options, Vec<String>)> {
         let (mut table, mut remarks) = file.map_or(Ok(Default::default()), read_table)?;
         remarks.retain(|(name, _)| !overrides.contains_key(name));
-        // A run's own file names every option; on the command line, naming one is a request, even if the value is the default.
-        let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
+        // Naming an option is a request, even if the value is the default; but a run's own file names every option, `lora` too.
+        let of_adapters = |table: &toml::Table| table.keys().find(|name| name.starts_with("lora-")).cloned();
+        let of_adapters = of_adapters(&overrides).or_else(|| of_adapters(&table).filter(|_| !table.contains_key("lora")));
         // An option on the command line overrides its rival in the file, whichever of the two names is used where.
         for [a, b] in RIVALS {
             match [a, b].map(|name| overrides.contains_key(name)) {
@@ -329,11 +330,10 @@ impl Options {
             return 0;
         }
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
-        let names_ratio = self.warmup_ratio != Options::default().warmup_ratio;
         // As in Transformers' `TrainingArguments`: if both are given, the steps apply unless they are 0; a value below 1 is a
         // share.
-        match self.warmup_steps.filter(|steps| *steps > 0.0 || !names_ratio) {
-            None => of_share(self.warmup_ratio),
+        match self.warmup_steps.filter(|steps| *steps > 0.0 || self.warmup_ratio.is_none()) {
+            None => of_share(self.warmup_ratio.unwrap_or(0.03)),
             Some(share) if share < 1.0 => of_share(share),
             Some(steps) => steps as u64,
         }

@@ -3,7 +3,7 @@
 //! Every answer of the run is checked as well: `reply.rs` checks that the first entry is null, that no entry is missing and that each
 //! contains its own token; `../bounds.rs` checks that the log-probabilities are those of a distribution.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::bounds::{Position, TopTokens};
 use super::http::Trouble;
 use super::pool::Pool;
-use super::server::{Api, program};
+use super::server::{Api, Server, program};
 use crate::engine::generate::{Request, Sampling, Way};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
@@ -67,6 +67,9 @@ pub struct Checked {
     /// ln p of the tokens of a text that is the same in all runs; empty if there is no server.
     #[serde(default)]
     pub fixed: Vec<f32>,
+    /// The same of each server, with which its later scores are compared: other cards round otherwise.
+    #[serde(skip)]
+    pub fixed_of_each: Vec<Vec<f32>>,
     /// SHA-256 of the file of prompts, if another program has answered them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_sha256: Option<String>,
@@ -94,6 +97,7 @@ impl Checked {
             from_own,
             probe: logprobs(first),
             fixed: Vec::new(),
+            fixed_of_each: Vec::new(),
             sent_sha256: Some(sent_sha256),
         }
     }
@@ -166,10 +170,15 @@ impl Pool {
         let probe = probe_of(sequence);
         let first = self.probe(0, &probe, tokenizer)?;
         let repeated = self.repeat(0, &probe, &first)?;
+        let fixed = self.fixed(0, tokenizer)?;
+        let mut fixed_of_each = vec![fixed.clone()];
         for at in 1..self.servers.len() {
             let other = self.probe(at, &probe, tokenizer)?;
             self.repeat(at, &probe, &other)?;
-            let apart = difference(&first, &other);
+            let fixed_there = self.fixed(at, tokenizer)?;
+            let here = logprobs(&first).into_iter().chain(fixed.iter().copied());
+            let apart = Difference::of(here.zip(logprobs(&other).into_iter().chain(fixed_there.iter().copied())));
+            fixed_of_each.push(fixed_there);
             if apart.mean > BETWEEN_SERVERS {
                 return Err(self
                     .fault(
@@ -188,7 +197,6 @@ impl Pool {
             Some(own) => Some(compare_with_own(&first, &own).map_err(|error| error.at(self.servers[0].url()))?),
             None => None,
         };
-        let fixed = self.fixed(tokenizer)?;
         let server = &self.servers[0];
         Ok(Checked {
             api: server.api,
@@ -202,35 +210,64 @@ impl Pool {
             from_own,
             probe: logprobs(&first),
             fixed,
+            fixed_of_each,
             sent_sha256: None,
         })
     }
 
-    /// The scores of the first server, with which the others agree, for the text that is the same in all runs.
-    fn fixed(&self, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
+    /// A server's scores of the text that is the same in all runs.
+    fn fixed(&self, at: usize, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
         let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
-        Ok(logprobs(&self.ask(0, &ids, &supervised, None).map_err(Trouble::into_error)?))
+        Ok(logprobs(&self.ask(at, &ids, &supervised, None).map_err(Trouble::into_error)?))
     }
 
-    /// Returns an error if a server's scores for that text differ from those of the checks, because it then serves another model.
-    pub(crate) fn check_unchanged(&self, checked: &Checked, tokenizer: &Tokenizer) -> Result<()> {
+    /// A remark if the servers' names for their models differ: models as near as two checkpoints of one training may pass the comparison of scores.
+    pub(crate) fn named_apart(&self) -> Option<String> {
+        let first = self.servers.first()?;
+        let other = self.servers.iter().find(|server| server.origin() != first.origin())?;
+        Some(format!(
+            "The servers name different models, {} ({}) and {} ({}), and their scores differ by less than {BETWEEN_SERVERS} nat on average: make sure that these are the same weights.",
+            first.origin(),
+            first.url(),
+            other.origin(),
+            other.url()
+        ))
+    }
+
+    /// Those of the servers `by` that score this text as in the checks. The others cannot be reached, so it is unknown which model gave their last
+    /// answers. Returns an error if a server's scores or its name for the model differ, because it then serves another model.
+    pub(crate) fn confirmed(
+        &self,
+        by: impl Iterator<Item = usize>,
+        checked: &Checked,
+        tokenizer: &Tokenizer,
+    ) -> Result<BTreeSet<usize>> {
         let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
-        for at in 0..self.servers.len() {
-            let now = logprobs(&self.ask_again(at, &ids, &supervised)?);
-            let apart = Difference::of(now.into_iter().zip(checked.fixed.iter().copied()));
-            if apart.mean > BETWEEN_SERVERS {
-                return Err(self
-                    .fault(
-                        at,
-                        format!(
-                            "the server scores a text differently than at the beginning: ln p differs by {:.3} nat on average over {} tokens",
-                            apart.mean, apart.tokens
-                        ),
-                    )
-                    .cure("A different model is served now, and its replies were not kept: serve the earlier one, and run the command again."));
-            }
+        let mut confirmed: BTreeSet<usize> = by.collect();
+        for at in confirmed.clone() {
+            let ask =
+                |server: &Server| Ok((server.other_origin()?, server.positions(&ids, &supervised, self.top_tokens(), None)?));
+            let Some((other, now)) = self.ask_again(at, ask)? else {
+                confirmed.remove(&at);
+                continue;
+            };
+            let before = checked.fixed_of_each.get(at).unwrap_or(&checked.fixed);
+            let apart = Difference::of(logprobs(&now).into_iter().zip(before.iter().copied()));
+            let what = match other {
+                Some(other) => {
+                    format!("the server served {} at the beginning, and serves {other} now", self.servers[at].origin())
+                }
+                None if apart.mean > BETWEEN_SERVERS => format!(
+                    "the server scores a text differently than at the beginning: ln p differs by {:.3} nat on average over {} tokens",
+                    apart.mean, apart.tokens
+                ),
+                None => continue,
+            };
+            return Err(self.fault(at, what).cure(
+                "A different model is served now, and its replies were not kept: serve the earlier one, and run the command again.",
+            ));
         }
-        Ok(())
+        Ok(confirmed)
     }
 
     /// The tokens of the text that is the same in all runs, which serves as the probe if there are no data.

@@ -9,11 +9,30 @@ use crate::error::{Error, Result};
 
 impl Pool {
     /// Runs `ask` for each task, and passes the indices of tasks and their results to `finished`, all that have arrived since its last call at
-    /// once. After a failure no new requests begin, but the results of running ones are still passed on, because they have been paid for.
+    /// once. It returns the tasks whose results it does not accept, which are asked for again. After a failure no new requests begin, but the
+    /// results of running ones are still passed on, because they have been paid for.
     pub fn each<T: Sync, R: Send>(
         &self,
         tasks: &[T],
         ask: impl Fn(&T) -> Result<R> + Sync,
+        finished: &mut dyn FnMut(Vec<(usize, R)>) -> Result<Vec<usize>>,
+    ) -> Result<()> {
+        let mut open: Vec<usize> = (0..tasks.len()).collect();
+        while !open.is_empty() {
+            let mut again = Vec::new();
+            self.each_of(&open, |at| ask(&tasks[at]), &mut |came| {
+                again.extend(finished(came)?);
+                Ok(())
+            })?;
+            open = again;
+        }
+        Ok(())
+    }
+
+    fn each_of<R: Send>(
+        &self,
+        tasks: &[usize],
+        ask: impl Fn(usize) -> Result<R> + Sync,
         finished: &mut dyn FnMut(Vec<(usize, R)>) -> Result<()>,
     ) -> Result<()> {
         let next = AtomicUsize::new(0);
@@ -23,10 +42,9 @@ impl Pool {
         };
         let work = |to_us: std::sync::mpsc::Sender<(usize, Result<R>)>| {
             loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(task) = tasks.get(at) else { return };
+                let Some(&at) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
                 // A panic must also reach the thread that waits for the answer.
-                let answer = catch_unwind(AssertUnwindSafe(|| ask(task)))
+                let answer = catch_unwind(AssertUnwindSafe(|| ask(at)))
                     .unwrap_or_else(|_| Err(Error::new(format!("the program has failed at request {at}"))));
                 let has_failed = answer.is_err();
                 if to_us.send((at, answer)).is_err() {

@@ -24,5 +24,5 @@ use super::bounds;
 pub use super::bounds::LEAST_TOP_K;
 pub use checks::{Checked, Difference, compare_with_own};
 pub(crate) use pool::more_than_all;
-pub use pool::{Options, Pool, Scored};
+pub use pool::{Given, Options, Pool, Scored};
 pub use server::Api;

@@ -1,10 +1,12 @@
 //! Several servers of one model: each prompt goes to a server that has room for it.
 //!
 //! The limit is on the tokens in flight, not on the requests, because a server needs `tokens x vocabulary` numbers for the log-probabilities
-//! of a prompt. Requests with transient failures are retried in turn (`turns.rs`).
+//! of a prompt. Requests with transient failures are retried in turn (`turns.rs`), by whichever server has room: if one dies, the others do its work,
+//! and the run ends when none is left.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::bounds::{Bounds, Position, TopTokens};
@@ -43,6 +45,8 @@ pub struct Pool {
     patience: Duration,
     retries: AtomicU64,
     stopped: AtomicBool,
+    /// What the user has not been told yet.
+    news: Mutex<Vec<String>>,
 }
 
 fn patience(seconds: &str) -> Result<Duration> {
@@ -69,6 +73,21 @@ fn end_of<T>(answer: &Result<T, Trouble>) -> End {
 /// The statistics and bounds of each supervised token of a sequence, in order.
 pub type Scored = Vec<(TokenStatistics, Bounds)>;
 
+/// A server's answer. It is kept once that server has confirmed that it still runs the model which was checked ([`Pool::confirmed`]).
+#[derive(Debug, Clone)]
+pub struct Given<T> {
+    /// The index of the server.
+    pub by: usize,
+    pub answer: T,
+}
+
+impl<T> Given<T> {
+    /// The same with a result computed from the answer.
+    pub fn map<R>(self, of: impl FnOnce(T) -> R) -> Given<R> {
+        Given { by: self.by, answer: of(self.answer) }
+    }
+}
+
 impl Pool {
     /// Connects to each server. They must serve a model of `vocab` tokens.
     pub fn open(options: &Options, vocab: usize) -> Result<Pool> {
@@ -79,8 +98,8 @@ impl Pool {
             Ok(seconds) => patience(&seconds)?,
             Err(_) => PATIENCE,
         };
-        let servers = options.urls.iter().map(|url| Server::open(url, options.api, options.model.as_deref()));
-        let servers = servers.collect::<Result<Vec<Server>>>()?;
+        let open = |url: &String| Server::open(url, options.api, options.model.as_deref(), options.urls.len() > 1);
+        let servers = options.urls.iter().map(open).collect::<Result<Vec<Server>>>()?;
         Ok(Pool {
             turns: Turns::new(servers.len(), options.in_flight, CONNECTIONS),
             servers,
@@ -89,10 +108,11 @@ impl Pool {
             patience,
             retries: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            news: Mutex::default(),
         })
     }
 
-    fn top_tokens(&self) -> TopTokens {
+    pub(super) fn top_tokens(&self) -> TopTokens {
         TopTokens { top_k: self.top_k, vocab: self.vocab }
     }
 
@@ -108,7 +128,7 @@ impl Pool {
 
     /// The origin of the servers' model, or its name.
     pub fn model(&self) -> &str {
-        self.servers.first().map_or("", |server| server.root.as_deref().unwrap_or(&server.model))
+        self.servers.first().map_or("", Server::origin)
     }
 
     /// The program with its version, such as `vllm 0.11.0`.
@@ -131,16 +151,19 @@ impl Pool {
         self.max_len().map(|tokens| tokens.saturating_sub(1))
     }
 
-    /// The statistics of the supervised tokens of a sequence, in order. Waits for its turn, and retries transient failures.
-    pub fn score(&self, sequence: &Sequence) -> Result<Scored> {
-        // Nothing after the last supervised token is needed.
-        let n = sequence.targets_end();
-        let positions = self.positions(&sequence.ids[..n], &sequence.supervised[..n])?;
-        positions.iter().map(|position| position.statistics(self.vocab)).collect()
+    /// Which servers fail while others do their work, as sentences for the user; each once.
+    pub fn news(&self) -> Vec<String> {
+        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn positions(&self, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
-        self.turn(ids.len(), |server| server.positions(ids, wanted, self.top_tokens(), None))
+    /// The statistics of the supervised tokens of a sequence, in order. Waits for its turn, and retries transient failures.
+    pub fn score(&self, sequence: &Sequence) -> Result<Given<Scored>> {
+        // Nothing after the last supervised token is needed.
+        let n = sequence.targets_end();
+        let (ids, wanted) = (&sequence.ids[..n], &sequence.supervised[..n]);
+        let Given { by, answer: positions } = self.turn(n, |server| server.positions(ids, wanted, self.top_tokens(), None))?;
+        let scored = positions.iter().map(|position| position.statistics(self.vocab)).collect::<Result<Scored>>()?;
+        Ok(Given { by, answer: scored })
     }
 
     /// Stops requests that are still waiting for their turn.
@@ -149,7 +172,7 @@ impl Pool {
     }
 
     /// A server's answer to a request of `tokens` tokens. Waits for its turn, and retries transient failures.
-    pub(super) fn turn<T>(&self, tokens: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<T> {
+    pub(super) fn turn<T>(&self, tokens: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<Given<T>> {
         let (mut began, mut tries): (Option<Instant>, u32) = (None, 0);
         loop {
             let Some(turn) = self.turns.take(tokens, &self.stopped) else {
@@ -157,9 +180,10 @@ impl Pool {
             };
             let answer = ask(&self.servers[turn.at]);
             self.turns.end(turn, end_of(&answer));
-            tries += 1;
+            // A server that was failing before has not failed because of this request.
+            tries += u32::from(!turn.tries_server);
             match answer {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok(Given { by: turn.at, answer }),
                 Err(Trouble::Passing(error, _)) => {
                     if self.stopped.load(Ordering::Relaxed) {
                         return Err(*error);
@@ -169,6 +193,9 @@ impl Pool {
                     if let Some(tried) = own.max(self.turns.failing_for()).filter(|tried| *tried >= self.patience) {
                         return Err(error.cure(self.resumable(tried)));
                     }
+                    if let Some(failing) = self.turns.server_failing_for(turn.at).filter(|failing| *failing >= self.patience) {
+                        self.tell(turn.at, &error, failing);
+                    }
                     began.get_or_insert_with(Instant::now);
                     self.retries.fetch_add(1, Ordering::Relaxed);
                 }
@@ -177,24 +204,46 @@ impl Pool {
         }
     }
 
+    fn tell(&self, at: usize, error: &Error, failing: Duration) {
+        if !self.turns.is_to_be_told(at) {
+            return;
+        }
+        let line = format!(
+            "{}: {}: nothing for {:.1} s. The other servers do its work; it is tried until it answers again.",
+            self.servers[at].url(),
+            error.reason(),
+            failing.as_secs_f64()
+        );
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
     /// The cure for a server that has failed for this long.
     fn resumable(&self, tried: Duration) -> String {
         let others = if self.servers.len() > 1 { ", or without this --server" } else { "" };
         format!("Retried for {:.1} s. Run the same command again when the server is up{others}: it resumes.", tried.as_secs_f64())
     }
 
-    /// Sends one request to one server, and retries transient failures.
-    pub(super) fn ask_again(&self, at: usize, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
+    /// Sends one request to one server, and retries transient failures. `None` if they last, and other servers can do its work.
+    pub(super) fn ask_again<T>(&self, at: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<Option<T>> {
         const PAUSE: Duration = Duration::from_millis(250);
         let (began, mut tries) = (Instant::now(), 0);
         loop {
             tries += 1;
-            match self.ask(at, ids, wanted, None) {
-                Ok(positions) => return Ok(positions),
+            match ask(&self.servers[at]) {
+                Ok(answer) => return Ok(Some(answer)),
                 Err(Trouble::Passing(error, after)) => {
-                    let tried = began.elapsed();
-                    if (tries >= LEAST_TRIES && tried >= self.patience) || self.stopped.load(Ordering::Relaxed) {
-                        return Err(error.cure(self.resumable(tried)));
+                    // Other requests may have found out before that it fails.
+                    let tried = Some(began.elapsed()).max(self.turns.server_failing_for(at)).unwrap_or_default();
+                    let is_stopped = self.stopped.load(Ordering::Relaxed);
+                    if is_stopped || (tries >= LEAST_TRIES && tried >= self.patience) {
+                        let all_fail = self.turns.failing_for().is_some_and(|failing| failing >= self.patience);
+                        if self.servers.len() == 1 || (all_fail && !is_stopped) {
+                            return Err(error.cure(self.resumable(tried)));
+                        }
+                        if !is_stopped {
+                            self.tell(at, &error, tried);
+                        }
+                        return Ok(None);
                     }
                     std::thread::sleep(after.unwrap_or(PAUSE));
                     self.retries.fetch_add(1, Ordering::Relaxed);

@@ -36,16 +36,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Connects to a server and determines its properties. `model` selects one of the models that it serves, if there are several.
-    pub(crate) fn open(url: &str, api: Option<Api>, model: Option<&str>) -> Result<Server> {
+    /// Connects to a server and determines its properties. `model` selects one of the models that it serves, if there are several. `is_one_of` says
+    /// whether there are other servers.
+    pub(crate) fn open(url: &str, api: Option<Api>, model: Option<&str>, is_one_of: bool) -> Result<Server> {
         let http = Http::new(url)?;
+        let without = if is_one_of { " Or leave out this --server." } else { "" };
         let is_up = |trouble: Trouble| match trouble {
-            Trouble::Passing(error, _) => error.cure("Check the address, and whether the server is up: it may still be loading."),
+            Trouble::Passing(error, _) => {
+                error.cure(format!("Check the address, and whether the server is up: it may still be loading.{without}"))
+            }
             Trouble::Lasting(error) => *error,
         };
         let at = http.url.clone();
-        let models = http.get("/v1/models").map_err(is_up)?;
-        let listed: Vec<Value> = models.as_ref().and_then(|models| models["data"].as_array()).cloned().unwrap_or_default();
+        let listed = listed(&http).map_err(is_up)?;
         let owner = listed.first().and_then(|model| model["owned_by"].as_str()).unwrap_or_default().to_owned();
         if owner == "llamacpp" {
             return Err(Error::new("this is llama.cpp's server, which returns no log-probabilities of a prompt")
@@ -103,6 +106,22 @@ impl Server {
     /// The program with its version, such as `vllm 0.11.0`.
     pub(super) fn program(&self) -> String {
         program(self.api, self.version.as_deref())
+    }
+
+    /// The origin of the model, or else its name.
+    pub(super) fn origin(&self) -> &str {
+        self.root.as_deref().unwrap_or(&self.model)
+    }
+
+    /// The origin of the model that it serves now, if that is another one than when it was opened.
+    pub(super) fn other_origin(&self) -> Result<Option<String>, Trouble> {
+        let listed = listed(&self.http)?;
+        let now = match listed.iter().find(|served| served["id"] == self.model) {
+            Some(served) => served["root"].as_str().filter(|root| self.root.as_ref().is_some_and(|before| before != root)),
+            None if self.model.is_empty() => None,
+            None => listed.first().and_then(|served| served["id"].as_str()),
+        };
+        Ok(now.map(str::to_owned))
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -169,6 +188,14 @@ fn sglang(ids: &[u32], start: usize, top_k: usize) -> Value {
         "top_logprobs_num": top_k,
         "return_text_in_logprobs": false,
     })
+}
+
+/// The models that a server lists; none if it has no such list.
+fn listed(http: &Http) -> Result<Vec<Value>, Trouble> {
+    Ok(http
+        .get("/v1/models")?
+        .and_then(|mut models| Some(models["data"].as_array_mut()?.drain(..).collect()))
+        .unwrap_or_default())
 }
 
 /// The longest sequence of a served model, in tokens. vLLM lists it for base models alone: an adapter has that of its `parent`, and

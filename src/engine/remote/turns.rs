@@ -1,7 +1,7 @@
 //! Schedules requests: they wait in order of arrival, and each goes to the server with the fewest tokens in flight.
 //!
-//! A server that fails is paused for a time that doubles, while the others continue. Requests in flight when it failed were sent before the failure
-//! was known, so however many of them fail, they count as one failure.
+//! A server that fails is paused for a time that doubles, and then tried with what the others have no room for, until it answers again. Requests in
+//! flight when it failed were sent before the failure was known, so however many of them fail, they count as one failure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -29,6 +29,8 @@ pub(super) struct Turn {
     tokens: usize,
     /// The number of the server's failures when it was sent.
     fallen: u64,
+    /// Whether the server was failing when it was sent: another failure then says nothing about the request.
+    pub tries_server: bool,
 }
 
 /// How a request ended.
@@ -58,6 +60,8 @@ struct Load {
     failures: u32,
     fails_since: Option<Instant>,
     rests_until: Option<Instant>,
+    /// Whether the user has been told that it fails.
+    is_told: bool,
 }
 
 impl Turns {
@@ -99,6 +103,16 @@ impl Turns {
         self.state().failing_for(Instant::now())
     }
 
+    /// For how long one server has answered nothing, if it has failed several times.
+    pub(super) fn server_failing_for(&self, at: usize) -> Option<Duration> {
+        self.state().servers[at].failing_for(Instant::now())
+    }
+
+    /// Whether the user has still to be told that a server fails: true once, until it answers again.
+    pub(super) fn is_to_be_told(&self, at: usize) -> bool {
+        !std::mem::replace(&mut self.state().servers[at].is_told, true)
+    }
+
     fn free(&self, state: &mut State, tokens: usize, now: Instant) -> Option<Turn> {
         let has_room = |load: &Load| {
             let fits = load.tokens == 0 || load.tokens + tokens <= self.in_flight;
@@ -106,11 +120,11 @@ impl Turns {
             let connections = if load.failures == 0 { self.connections } else { 1 };
             fits && load.requests < connections && load.rests_until.is_none_or(|until| until <= now)
         };
-        let (at, load) =
-            state.servers.iter_mut().enumerate().filter(|(_, load)| has_room(load)).min_by_key(|(_, load)| load.tokens)?;
+        let with_room = state.servers.iter_mut().enumerate().filter(|(_, load)| has_room(load));
+        let (at, load) = with_room.min_by_key(|(_, load)| (load.failures > 0, load.tokens))?;
         load.tokens += tokens;
         load.requests += 1;
-        Some(Turn { at, tokens, fallen: load.fallen })
+        Some(Turn { at, tokens, fallen: load.fallen, tries_server: load.failures > 0 })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -121,18 +135,21 @@ impl Turns {
 
 impl State {
     fn failing_for(&self, now: Instant) -> Option<Duration> {
-        let of = |load: &Load| load.fails_since.filter(|_| load.failures >= LEAST_TRIES).map(|since| now - since);
-        self.servers.iter().map(of).min().flatten()
+        self.servers.iter().map(|load| load.failing_for(now)).min().flatten()
     }
 }
 
 impl Load {
+    fn failing_for(&self, now: Instant) -> Option<Duration> {
+        self.fails_since.filter(|_| self.failures >= LEAST_TRIES).map(|since| now.saturating_duration_since(since))
+    }
+
     fn end(&mut self, turn: Turn, end: End, now: Instant) {
         self.tokens -= turn.tokens;
         self.requests -= 1;
         match end {
             // This ends no pause, because the answered request may have been sent before the failure.
-            End::Answered => (self.failures, self.fails_since) = (0, None),
+            End::Answered => (self.failures, self.fails_since, self.is_told) = (0, None, false),
             End::Failed(after) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
                 let is_first = turn.fallen == self.fallen;
@@ -252,11 +269,21 @@ mod tests {
     #[test]
     fn a_server_that_has_failed_is_tried_by_one_request_at_a_time() {
         let never = AtomicBool::new(false);
-        let turns = Turns::new(2, 10, 64);
+        let turns = Turns::new(2, 10, 4);
         let first = turns.take(1, &never).unwrap();
+        assert!(!first.tries_server);
         turns.end(first, End::Failed(Some(Duration::ZERO)));
-        let next: Vec<usize> = (0..5).map(|_| turns.take(1, &never).unwrap().at).collect();
-        assert_eq!(next.iter().filter(|&&at| at == first.at).count(), 1, "{next:?}");
+        // The other server comes first, and the failed one gets what it has no room for.
+        let next: Vec<Turn> = (0..5).map(|_| turns.take(1, &never).unwrap()).collect();
+        let other = 1 - first.at;
+        assert_eq!(next.iter().map(|turn| turn.at).collect::<Vec<_>>(), [other, other, other, other, first.at]);
+        assert_eq!(next.iter().map(|turn| turn.tries_server).collect::<Vec<_>>(), [false, false, false, false, true]);
+        turns.end(next[0], End::Answered);
+        assert_eq!(turns.take(1, &never).unwrap().at, other);
+        assert_eq!(turns.free(&mut turns.state(), 1, Instant::now()), None);
+        // Once it answers, it is as good as any.
+        turns.end(next[4], End::Answered);
+        assert_eq!((0..4).map(|_| turns.take(1, &never).unwrap().at).collect::<Vec<_>>(), [first.at; 4]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::http::Trouble;
-use super::pool::Pool;
+use super::pool::{Given, Pool};
 use super::reply::{Fault, Limited, Passed, unread};
 use super::server::{Api, Server};
 use crate::engine::generate::{Answer, Request, Sampling, Way, answer_of};
@@ -56,7 +56,7 @@ impl Pool {
     }
 
     /// The answer to a request. Waits for its turn, and retries transient failures.
-    pub fn answer(&self, request: &Request, way: &Way, tokenizer: &Tokenizer) -> Result<Answer> {
+    pub fn answer(&self, request: &Request, way: &Way, tokenizer: &Tokenizer) -> Result<Given<Answer>> {
         let tokens = request.prompt.len() + request.max_new_tokens;
         self.turn(tokens, |server| server.answer(request, way, tokenizer, self.vocab))
     }

@@ -48,7 +48,7 @@ impl Desk<'_> {
                 Ok(evaluated(scored, work.computed_tokens, None))
             }
             Author::Servers(servers) => {
-                let mut saying = Saying::begin(servers, journal, identity)?;
+                let mut saying = Saying::begin(servers, journal, identity, self.watch)?;
                 let scored = self.scored_by(task, &mut |sequences, progress| saying.say(sequences, progress))?;
                 Ok(evaluated(scored, saying.tokens, Some(saying.journal)))
             }
@@ -115,6 +115,7 @@ fn begun_otherwise(journal: &Path) -> Error {
 /// Servers' scores of a task's sequences, which come in the same order each time the task runs.
 struct Saying<'a> {
     servers: &'a Servers,
+    watch: &'a dyn Watch,
     journal: Journal,
     /// The servers' scores so far, by the number of the sequence.
     known: HashMap<u64, Said>,
@@ -133,16 +134,16 @@ struct SaidEntry {
 }
 
 impl Saying<'_> {
-    fn begin<'a>(servers: &'a Servers, path: &Path, identity: &str) -> Result<Saying<'a>> {
+    fn begin<'a>(servers: &'a Servers, path: &Path, identity: &str, watch: &'a dyn Watch) -> Result<Saying<'a>> {
         let (journal, before) = Journal::open::<SaidEntry>(path, identity, || Some(begun_otherwise(path)))?;
         let said =
             |entry: &SaidEntry| Said { logprob: f64::from_bits(entry.logprob_bits), greedy: entry.greedy, tokens: entry.tokens };
         let known = before.iter().map(|entry| (entry.sequence, said(entry))).collect();
-        Ok(Saying { servers, journal, known, n: 0, tokens: 0 })
+        Ok(Saying { servers, watch, journal, known, n: 0, tokens: 0 })
     }
 
     fn say(&mut self, sequences: &[Sequence], progress: &mut dyn FnMut(u64)) -> Result<Vec<Said>> {
-        let Saying { servers, journal, known, n, tokens } = self;
+        let Saying { servers, watch, journal, known, n, tokens } = self;
         let first = *n;
         *n += sequences.len() as u64;
         let (open, held): (Vec<(u64, &Sequence)>, Vec<_>) =
@@ -150,7 +151,11 @@ impl Saying<'_> {
         let mut done: u64 = held.iter().map(|(_, sequence)| sequence.ids.len() as u64).sum();
         servers.each(
             &open,
-            |pool, (_, sequence)| Ok(Said::of(sequence, pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
+            |pool, (_, sequence)| {
+                let given = pool.score(sequence)?;
+                Ok(given.map(|scored| Said::of(sequence, scored.iter().map(|(statistics, _)| statistics))))
+            },
+            *watch,
             &mut |at, said| {
                 let (sequence, ids) = (open[at].0, open[at].1.ids.len() as u64);
                 let Said { logprob, greedy, tokens: n_targets } = said;

@@ -44,6 +44,7 @@ use crate::table::{
     CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks,
     read_rows,
 };
+use crate::tokens::Audit;
 
 /// The result of a finished run, for the terminal.
 pub(crate) struct Outcome {
@@ -144,7 +145,9 @@ fn sort(
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
     let remark = |what: String| watch.remarks(&record.model.name, &[what]);
     let (kinds, without_text) = match data {
-        Ok(data) => (Some(kinds_of(out, &tables, &mut summary, data, sorting.in_context, &remark, watch)?), None),
+        Ok(data) => {
+            (Some(kinds_of(out, &tables, &mut summary, (data, &record.audit), sorting.in_context, &remark, watch)?), None)
+        }
         Err(error) => {
             // The kinds of other thresholds belong to other conflicts, and so do their results in context.
             remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
@@ -208,12 +211,12 @@ fn kinds_of(
     out: &Path,
     tables: &[PathBuf],
     summary: &mut Summary,
-    (dataset, chosen): (&Dataset, &Chosen),
+    ((dataset, chosen), audit): ((&Dataset, &Chosen), &Audit),
     run: Option<(&Plan, &Model)>,
     remark: &dyn Fn(String),
     watch: &dyn Watch,
 ) -> Result<Kinds> {
-    let (mut kinds, pairs) = name_kinds(out, tables, summary, dataset, chosen)?;
+    let (mut kinds, pairs) = name_kinds(out, tables, summary, (dataset, chosen), audit)?;
     if run.is_some() || in_context::looked(out) {
         let conflicts = Conflicts::read(out)?;
         kinds.in_context = match (in_context::kept(out, &conflicts)?, run) {

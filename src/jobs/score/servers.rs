@@ -1,6 +1,6 @@
 //! Scores a run through servers: sends many requests concurrently, and assembles the answers into parts in data order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::part::{Part, Stages};
 use super::plan::Plan;
 
-use crate::engine::remote::{Checked, Pool, Scored};
+use crate::engine::remote::{Checked, Given, Pool, Scored};
 use crate::error::{Error, Result};
 use crate::jobs::watch::Watch;
 use crate::tokens::Sequence;
@@ -28,20 +28,41 @@ struct Answer {
     part: usize,
     index: usize,
     tokens: u64,
-    scored: Result<Scored>,
+    scored: Result<Given<Scored>>,
 }
 
 /// A part of which some answers may be missing.
 struct Open {
     part: Part,
-    scored: Vec<Option<Scored>>,
+    scored: Vec<Option<Given<Scored>>>,
     missing: usize,
-    /// The number of its sequences that have been sent.
-    sent: usize,
+    /// The sequences that are still to be sent.
+    to_send: VecDeque<usize>,
 }
 
-/// Scores the parts and passes them on in order, each only after the servers have scored a text as they did at the beginning, so that no part comes
-/// from a replaced model. A lasting failure ends the run; the parts completed by then are kept.
+impl Open {
+    fn of(part: Part) -> Open {
+        let missing = part.sequences.len();
+        Open { scored: (0..missing).map(|_| None).collect(), part, missing, to_send: (0..missing).collect() }
+    }
+
+    /// Forgets what servers other than `confirmed` have answered, which has to be sent again. Returns the number of its tokens.
+    fn keep_of(&mut self, confirmed: &BTreeSet<usize>) -> u64 {
+        let mut tokens = 0;
+        for (index, scored) in self.scored.iter_mut().enumerate() {
+            if scored.take_if(|given| !confirmed.contains(&given.by)).is_some() {
+                self.missing += 1;
+                self.to_send.push_back(index);
+                tokens += self.part.sequences[index].ids.len() as u64;
+            }
+        }
+        tokens
+    }
+}
+
+/// Scores the parts and passes them on in order, each only after its servers have scored a text as they did at the beginning, so that no part comes
+/// from a replaced model; what a server that no longer answers has contributed is sent again. A lasting failure ends the run; the parts completed by
+/// then are kept.
 pub(super) fn score(
     plan: &Plan,
     pool: &Arc<Pool>,
@@ -52,18 +73,16 @@ pub(super) fn score(
     watch: &dyn Watch,
 ) -> Result<Stages> {
     let mut stages = Stages::default();
-    let unchanged = || pool.check_unchanged(checked, &plan.tokenizer);
+    let confirmed = |by: BTreeSet<usize>| pool.confirmed(by.into_iter(), checked, &plan.tokenizer);
     let workers = Workers::start(pool);
     let mut open: VecDeque<Open> = VecDeque::new();
     let (mut first_open, mut under_way, mut ended) = (0, 0, false);
     loop {
         // Keep twice as many requests as connections, so that no connection is idle.
         while under_way < 2 * pool.connections() {
-            let next = open.iter().position(|open| open.sent < open.part.sequences.len());
-            if let Some(at) = next {
-                let Open { part, sent, .. } = &mut open[at];
-                workers.send(Task { part: first_open + at, index: *sent, sequence: part.sequences[*sent].clone() })?;
-                *sent += 1;
+            let next = open.iter_mut().enumerate().find_map(|(at, open)| Some((at, open.to_send.pop_front()?)));
+            if let Some((at, index)) = next {
+                workers.send(Task { part: first_open + at, index, sequence: open[at].part.sequences[index].clone() })?;
                 under_way += 1;
                 continue;
             }
@@ -80,16 +99,13 @@ pub(super) fn score(
                 _ => from_reader.try_recv(),
             };
             match part {
-                Ok(part) => {
-                    let missing = part.sequences.len();
-                    open.push_back(Open { scored: (0..missing).map(|_| None).collect(), part, missing, sent: 0 });
-                }
+                Ok(part) => open.push_back(Open::of(part)),
                 Err(TryRecvError::Disconnected) => ended = true,
                 Err(TryRecvError::Empty) => break,
             }
             stages.engine_waited += began.elapsed().as_secs_f64();
             // A part may have nothing to score.
-            if !hand_on(&mut open, &mut first_open, to_writer, &unchanged)? {
+            if !hand_on(&mut open, &mut first_open, to_writer, &mut stages, &confirmed)? {
                 return Ok(stages);
             }
         }
@@ -107,7 +123,9 @@ pub(super) fn score(
             open.scored[index] = Some(scored);
             open.missing -= 1;
         }
-        if !hand_on(&mut open, &mut first_open, to_writer, &unchanged)? {
+        let goes_on = hand_on(&mut open, &mut first_open, to_writer, &mut stages, &confirmed)?;
+        watch.remarks(&plan.info.name, &pool.news());
+        if !goes_on {
             return Ok(stages);
         }
     }
@@ -118,16 +136,20 @@ fn hand_on(
     open: &mut VecDeque<Open>,
     first_open: &mut usize,
     to_writer: &SyncSender<Part>,
-    unchanged: &dyn Fn() -> Result<()>,
+    stages: &mut Stages,
+    confirmed: &dyn Fn(BTreeSet<usize>) -> Result<BTreeSet<usize>>,
 ) -> Result<bool> {
-    while open.front().is_some_and(|first| first.missing == 0)
-        && let Some(Open { part, scored, .. }) = open.pop_front()
+    while let Some(first) = open.front_mut()
+        && first.missing == 0
     {
-        if !scored.is_empty() {
-            unchanged()?;
+        stages.input_tokens -= first.keep_of(&confirmed(first.scored.iter().flatten().map(|given| given.by).collect())?);
+        if first.missing > 0 {
+            return Ok(true);
         }
+        let Some(Open { part, scored, .. }) = open.pop_front() else { return Ok(true) };
         *first_open += 1;
-        let (scores, bounds) = scored.into_iter().map(|scored| scored.unwrap_or_default().into_iter().unzip()).unzip();
+        let answers = scored.into_iter().map(|given| given.map_or_else(Vec::new, |given| given.answer));
+        let (scores, bounds) = answers.map(|scored| scored.into_iter().unzip()).unzip();
         if to_writer.send(Part { scores, bounds, ..part }).is_err() {
             return Ok(false);
         }

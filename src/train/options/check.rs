@@ -86,7 +86,7 @@ impl Options {
             ("lora-dropout", f64::from(self.lora_dropout), 1.0),
             ("beta1", self.beta1, 1.0),
             ("beta2", self.beta2, 1.0),
-            ("warmup-ratio", self.warmup_ratio, 1.0),
+            ("warmup-ratio", self.warmup_ratio.unwrap_or(0.0), 1.0),
             // Below this bound, a float represents every whole number exactly.
             ("warmup-steps", self.warmup_steps.unwrap_or(0.0), 1e15),
             ("weight-decay", self.weight_decay, MOST),
@@ -102,7 +102,7 @@ impl Options {
                 return wrong(format!("--{name} {value}: expected a number of 0 or more and {below}"));
             }
         }
-        let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != Options::default().warmup_ratio;
+        let warms_up = [self.warmup_steps, self.warmup_ratio].into_iter().flatten().any(|given| given > 0.0);
         if warms_up && self.schedule == Shape::Constant {
             return Err(Error::usage("a warm-up has no effect under --schedule constant, as in Transformers")
                 .cure("Give --schedule constant-with-warmup, or leave the warm-up out."));

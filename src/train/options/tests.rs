@@ -222,6 +222,13 @@ fn what_is_for_adapters_is_refused_without_them() {
         assert!(error.to_string().contains("Give --lora, too") && error.exit_code() == 2, "{line}: {error}");
         resolved("lora = true").unwrap();
     }
+    // Naming one is a request, also in a file that says nothing of adapters.
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("named.yaml");
+    std::fs::write(&file, "datasets: a.jsonl\nlora_rank: 16\nlora_dropout: 0\n").unwrap();
+    let refused = Options::resolve(Some(&file), toml::Table::new()).unwrap_err().to_string();
+    assert!(refused.contains("is for low-rank adapters, but all weights are to be trained"), "{refused}");
+    Options::resolve(Some(&file), table("lora = true")).unwrap();
     // The file that a run saves names every option.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("train.toml");
@@ -244,6 +251,8 @@ fn warm_up_is_a_share_or_steps() {
     let both =
         ["0", "7", "0.25"].map(|steps| of_file(&format!("warmup-ratio = 0.5\nwarmup-steps = {steps}"), "").unwrap().warmup(100));
     assert_eq!(both, [50, 7, 25]);
+    // The default, too, is a ratio that was given.
+    assert_eq!(of_file("warmup-ratio = 0.03\nwarmup-steps = 0", "").unwrap().warmup(100), 3);
     // The command line overrides the file's other name for the same thing; giving both on the command line is an error.
     assert_eq!(of_file("warmup-steps = 3", "warmup-ratio = 0.5").unwrap().warmup(100), 50);
     assert_eq!(of_file("warmup-ratio = 0.5", "warmup-steps = 3").unwrap().warmup(100), 3);
@@ -255,6 +264,9 @@ fn warm_up_is_a_share_or_steps() {
     assert_eq!([warmup("schedule = 'constant'"), warmup("schedule = 'constant_with_warmup'")], [0, 3]);
     let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
     assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");
+    let refused = of_file("schedule = 'constant'\nwarmup-ratio = 0.03", "").unwrap_err();
+    assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");
+    assert_eq!(warmup("schedule = 'constant'\nwarmup-ratio = 0.0"), 0);
 }
 
 #[test]

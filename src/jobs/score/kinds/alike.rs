@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::dataset::{Chosen, Dataset, Record};
-use crate::diagnosis::exchanges::{Exchange, answer_text, exchanges, prompt};
+use crate::diagnosis::exchanges::{Exchange, LeftOut, answer_text, exchanges, prompt};
 use crate::diagnosis::near_duplicates::{Asked, Near, Prompt, by_question, near_pairs};
 use crate::error::Result;
 use crate::table::{Column, NearPair, read_chunks};
@@ -31,7 +31,7 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    pub(super) fn read(tables: &[PathBuf], dataset: &Dataset, chosen: &Chosen) -> Result<Questions> {
+    pub(super) fn read(tables: &[PathBuf], dataset: &Dataset, chosen: &Chosen, left_out: LeftOut) -> Result<Questions> {
         let mut questions = Questions::default();
         let (mut records, mut learnt) = (dataset.chosen(chosen), learnt_turns(tables).peekable());
         loop {
@@ -49,17 +49,17 @@ impl Questions {
             if chunk.is_empty() {
                 return Ok(questions);
             }
-            questions.add(&chunk);
+            questions.add(&chunk, left_out);
         }
     }
 
     /// Adds records, each with its supervised turns.
-    fn add(&mut self, records: &[(Record, Vec<u16>)]) {
+    fn add(&mut self, records: &[(Record, Vec<u16>)], left_out: LeftOut) {
         let examples = records.iter().filter_map(|(record, _)| record.example.as_ref().ok());
         self.beside_content = self.beside_content || examples.flat_map(|example| &example.turns).any(writes_beside_content);
         let read = |(record, learnt): &(Record, Vec<u16>)| {
             let example = record.example.as_ref().ok()?;
-            let exchanges = exchanges(example, learnt);
+            let exchanges = exchanges(example, learnt, left_out);
             let last = exchanges.last()?.turn;
             let asked = exchanges.into_iter().map(|Exchange { turn, asked: question, answer }| Asked {
                 question,
@@ -68,7 +68,7 @@ impl Questions {
                 is_last: turn == last,
                 answer,
             });
-            Some((prompt(example, last).map(|prompt| (record.row, prompt)), asked.collect::<Vec<_>>()))
+            Some((prompt(example, last, left_out).map(|prompt| (record.row, prompt)), asked.collect::<Vec<_>>()))
         };
         let (prompts, asked): (Vec<_>, Vec<_>) = records.par_iter().filter_map(read).unzip();
         self.prompts.extend(prompts.into_iter().flatten());

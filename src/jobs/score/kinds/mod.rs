@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use crate::dataset::{Chosen, Dataset, Example};
 use crate::diagnosis::by_kind::Kinds;
+use crate::diagnosis::exchanges::LeftOut;
 use crate::diagnosis::kinds::{self, Conflict, ConflictKind};
 use crate::diagnosis::summary::Summary;
 use crate::diagnosis::turn_text::{PartPlace, TurnText};
@@ -29,7 +30,7 @@ use crate::error::Result;
 use crate::table::{
     CONFLICTS_FILE, KnownConflict, NearPair, PAIRS_FILE, read_provenance, texts_of, write_conflicts, write_pairs,
 };
-use crate::tokens::{Part, writes_beside_content};
+use crate::tokens::{Audit, Part, writes_beside_content};
 use alike::{Alike, AnswerAt, Questions};
 use conflicts::{FoundConflict, Likeness, conflicts, survey};
 use groups::Groups;
@@ -39,10 +40,10 @@ pub(super) fn name_kinds(
     out: &Path,
     tables: &[PathBuf],
     summary: &Summary,
-    dataset: &Dataset,
-    chosen: &Chosen,
+    (dataset, chosen): (&Dataset, &Chosen),
+    audit: &Audit,
 ) -> Result<(Kinds, Vec<NearPair>)> {
-    let questions = Questions::read(tables, dataset, chosen)?;
+    let questions = Questions::read(tables, dataset, chosen, LeftOut::of_run(audit))?;
     let beside_content = questions.beside_content;
     let alike = Alike::of(questions);
     let (rows_alike, ids) = survey(tables, beside_content)?;
