@@ -6,7 +6,7 @@
 //! template.rs     runs a chat template like Transformers: syntax.rs translates its source; methods.rs, filters.rs, iterables.rs and python.rs
 //!                 imitate Python and Jinja
 //! turns.rs        finds the answers in a rendered conversation by rendering its prefixes; seams.rs finds those of long conversations by the text
-//!                 between their contents; marks.rs characters that mark positions in a text
+//!                 between what their messages write; own.rs the texts of a turn, and marks in their places; marks.rs the characters of marks
 //! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs renders many on all cores
 //! audit.rs        counts suspicious properties of rows; lost.rs finds parts of a row that its text lacks;
 //!                 written.rs finds reasoning and tool calls in the text of a turn
@@ -24,6 +24,7 @@ mod iterables;
 mod lost;
 mod marks;
 mod methods;
+mod own;
 mod parts;
 mod python;
 mod records;
