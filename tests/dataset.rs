@@ -751,6 +751,7 @@ fn other_peoples_shapes_become_turns() {
     );
     check(json!({"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]}), &plain);
     check(json!({"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}}), &plain);
+    check(json!({"messages": {"role": ["user", "assistant"], "content": ["a", "b"], "weight": null}}), &plain);
     check(json!({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}), &plain);
     check(json!({"prompt": "What is 2 + 3?", "completion": 5}), &["User: What is 2 + 3?", "Assistant: 5"]);
     check(json!({"instruction": "Is it?", "output": true}), &["User: Is it?", "Assistant: True"]);

@@ -589,7 +589,7 @@ fn rows_that_are_other_tokens_than_the_run_are_counted_in_every_format() {
     said(&export("run", "sharegpt"), "of 1 row a trainer with the model's chat template learns different tokens");
     said(&export("run", "axolotl"), "of 2 rows axolotl learns different tokens");
     let settings = std::fs::read_to_string(workdir.path("run-axolotl.axolotl.yaml")).unwrap();
-    assert!(settings.contains("\nchat_template_kwargs: {\"today\":\"1 January\"}\n"), "{settings}");
+    assert!(settings.contains("\nchat_template_kwargs: {\"today\": \"1 January\"}\n"), "{settings}");
     for format in ["alpaca", "llama-factory", "read"] {
         said(&export("run", format), "(--chat-template-kwargs), which are not in the rows");
     }
@@ -603,6 +603,21 @@ fn rows_that_are_other_tokens_than_the_run_are_counted_in_every_format() {
     let emit = ["--model", "model", "--emit", "axolotl", "--out", "emitted", "--warmup-steps", "0", "--batch-size", "1"];
     let refused = workdir.run(&[&["train", "ro/rollouts.jsonl"], &emit[..]].concat());
     assert!(refused.code != Some(0) && refused.stderr.contains("the model's own tokens"), "{}", refused.stderr);
+
+    // axolotl's configuration has the variables.
+    workdir.write("plain.jsonl", &rows[2]);
+    workdir.run(&[&["train", "plain.jsonl"], &emit[..], &switches].concat()).ok();
+    let config = std::fs::read_to_string(workdir.path("emitted/train.yaml")).unwrap();
+    assert!(config.contains("\nchat_template_kwargs: {\"today\": \"1 January\"}\n"), "{config}");
+
+    // TRL appends the end token to a text, which a run does if it is told to.
+    workdir.write("text.jsonl", r#"{"text": "one two three"}"#);
+    score("text.jsonl", "text", &[]);
+    let notes = export("text", "trl");
+    said(&notes, "of 1 row TRL learns different tokens than the run");
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    score("text.jsonl", "ended", &["--append-eos"]);
+    assert_eq!(export("ended", "trl"), [""; 0]);
 }
 
 /// Conflicts may lie in a call or in reasoning, which whoever writes the answer anew has to see.

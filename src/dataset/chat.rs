@@ -193,8 +193,8 @@ fn no_answer(path: &str) -> Error {
 fn by_columns(value: &Value) -> Option<Value> {
     let columns = value.as_object()?;
     let names = |keys: &[&str]| keys.iter().any(|key| columns.contains_key(*key));
-    let lists: Vec<(&String, &Vec<Value>)> =
-        columns.iter().map(|(key, list)| Some((key, list.as_array()?))).collect::<Option<_>>()?;
+    let given = columns.iter().filter(|(_, list)| !is_nothing(list));
+    let lists: Vec<(&String, &Vec<Value>)> = given.map(|(key, list)| Some((key, list.as_array()?))).collect::<Option<_>>()?;
     let n_turns = lists.first()?.1.len();
     let is_table = names(&ROLE_KEYS) && names(&CONTENT_KEYS) && lists.iter().all(|(_, list)| list.len() == n_turns);
     let turn = |idx: usize| Value::Object(lists.iter().map(|(key, list)| ((*key).clone(), list[idx].clone())).collect());

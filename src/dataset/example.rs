@@ -145,6 +145,42 @@ impl Turn {
         self.parts.clear();
     }
 
+    /// The weight of byte `at` of the content.
+    pub(crate) fn weight_at(&self, at: usize) -> f32 {
+        let weights = self.parts.iter().filter(|part| (part.begin..part.end).contains(&at)).map(|part| part.weight);
+        weights.reduce(f32::min).unwrap_or(self.weight)
+    }
+
+    /// Returns the weight of the turn, which applies to its end token, and runs of equal weight in its content as `(begin, end, weight)` in bytes:
+    /// equal for turns of equal weights, whatever parts they are written in.
+    pub(crate) fn segments(&self) -> (f32, Vec<(usize, usize, f32)>) {
+        let mut cuts: Vec<usize> =
+            self.parts.iter().flat_map(|part| [part.begin, part.end]).chain([0, self.content.len()]).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut segments: Vec<(usize, usize, f32)> = Vec::new();
+        for ends in cuts.windows(2) {
+            let (begin, end, weight) = (ends[0], ends[1], self.weight_at(ends[0]));
+            match segments.last_mut() {
+                Some(last) if last.2 == weight => last.1 = end,
+                _ => segments.push((begin, end, weight)),
+            }
+        }
+        (self.weight, segments)
+    }
+
+    /// Whether a chat template gets the same of both turns, and the loss the same weights. Only where the weights are stated may differ.
+    pub(crate) fn is_same(&self, other: &Turn) -> bool {
+        // All fields are named, so that none is forgotten when another is added.
+        fn compared(turn: &Turn) -> impl PartialEq {
+            let Turn { role, content, reasoning, tool_calls, tool_call_id, name, weight: _, parts: _, written } = turn;
+            let Written { role: own_name, without_content, parts, value, has_switch: _, others } = written;
+            let said = (role, own_name, content, without_content, parts, value);
+            (said, reasoning, tool_calls, tool_call_id, name, others, turn.segments())
+        }
+        compared(self) == compared(other)
+    }
+
     /// Whether any part of the turn is supervised.
     pub fn is_learnt(&self) -> bool {
         self.weight > 0.0 || self.parts.iter().any(|part| part.weight > 0.0)
@@ -187,3 +223,39 @@ pub struct PlantedSpan {
 
 /// A parsed record: the line of its first byte, and the example or the reason why there is none.
 pub(super) type Parsed = (u64, Result<Example>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smaller_of_two_weights_counts_and_equal_neighbours_are_one() {
+        let mut turn = Turn::plain(Role::Assistant, "né, five.");
+        let part = |begin, end, weight| WeightedPart { begin, end, weight };
+        turn.parts = vec![part(0, 5, 0.0), part(3, 8, 0.5), part(8, 10, 1.0)];
+        assert_eq!(turn.segments(), (1.0, vec![(0, 5, 0.0), (5, 8, 0.5), (8, 10, 1.0)]));
+        turn.parts = vec![part(0, 3, 0.0), part(3, 5, 0.0)];
+        assert_eq!(turn.segments().1, [(0, 5, 0.0), (5, 10, 1.0)]);
+    }
+
+    #[test]
+    fn turns_are_the_same_whatever_parts_their_weights_are_written_in() {
+        let part = |begin, end, weight| WeightedPart { begin, end, weight };
+        let turn = Turn { parts: vec![part(0, 2, 0.0), part(2, 4, 0.0)], ..Turn::plain(Role::Assistant, "one two") };
+        let mut other = Turn { parts: vec![part(0, 4, 0.0), part(4, 7, 1.0)], ..turn.clone() };
+        other.written.has_switch = true;
+        assert!(turn != other && turn.is_same(&other));
+        let changed: [&dyn Fn(&mut Turn); 5] = [
+            &|turn| turn.parts[0].end = 5,
+            &|turn| turn.weight = 0.5,
+            &|turn| turn.content.push('!'),
+            &|turn| turn.written.without_content = true,
+            &|turn| turn.tool_calls = Some(Value::Array(Vec::new())),
+        ];
+        for change in changed {
+            let mut other = other.clone();
+            change(&mut other);
+            assert!(!turn.is_same(&other), "{other:?}");
+        }
+    }
+}

@@ -149,6 +149,18 @@ impl FieldMap {
         self.has_target(column) || SAME.iter().any(is_same)
     }
 
+    /// Returns the name of the column that the field takes as it is.
+    pub(super) fn column(&self, field: &str) -> Option<&str> {
+        let (_, rule) = self.rules.iter().find(|(target, _)| target == field)?;
+        match rule {
+            Rule::Column(name) => Some(name),
+            Rule::Template(parts) => match &parts[..] {
+                [Part::Column(name)] => Some(name),
+                _ => None,
+            },
+        }
+    }
+
     /// Returns the definition of the field in `--map`, as a template.
     pub(super) fn template(&self, field: &str) -> Option<String> {
         let at = self.rules.iter().position(|(target, _)| target == field)?;

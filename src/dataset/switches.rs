@@ -247,6 +247,7 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
     let switches = match row.get(TEMPLATE_SWITCHES) {
         None => None,
         Some(nothing) if is_nothing(nothing) => None,
+        Some(Value::Object(switches)) if switches.is_empty() => None,
         Some(Value::Object(switches)) => Some(Value::Object(switches.clone())),
         Some(Value::String(text)) if text.trim().is_empty() => None,
         Some(Value::String(text)) => match super::fields::embedded(text) {

@@ -310,7 +310,7 @@ const CHECKS: &[Check] = &[
         verb: ARE,
         finding: "rollouts whose drawn tokens do not match the row as it is read here",
         meaning: "They are scored by their text instead.",
-        cure: "Use the tokenizer, template and --system that they were written with, and do not edit their text.",
+        cure: "Use the tokenizer, template and --system that they were written with, and do not edit their text. Nothing helps where the template leaves out part of an earlier turn once an answer follows, as gpt-oss does with text beside a call.",
     },
     Check {
         name: "truncated",

@@ -15,7 +15,8 @@ use serde_json::Value;
 
 use super::audit::RowAudit;
 use super::marks::CONTENT;
-use super::turns::{Layout, THINK_END, said, thought};
+use super::own::{Own, marked};
+use super::turns::Layout;
 use super::written::{FoundCall, find_parts, writes_beside_content};
 use crate::dataset::{Example, Role, Turn};
 
@@ -39,35 +40,6 @@ pub(super) fn lost(example: &Example, layout: &Layout, render: impl Fn(&Example)
         earlier_reasoning: (0..last_question).any(lacks_reasoning),
         arguments_quoted: calling().any(|(idx, turn)| quotes_arguments(turn, &beside_content(layout, idx))),
         ..RowAudit::default()
-    }
-}
-
-/// A text of a turn that a template prints, or leaves out, by itself.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Own {
-    /// The content; of an answer without the reasoning in it.
-    Content,
-    /// The reasoning that is a field of its own.
-    Reasoning,
-    /// The reasoning in the content of an answer.
-    Thought,
-}
-
-impl Own {
-    fn text(self, turn: &Turn) -> &str {
-        let is_answer = turn.role == Role::Assistant;
-        let text = match self {
-            Own::Content if is_answer => said(&turn.content),
-            Own::Content => &turn.content,
-            Own::Reasoning => turn.reasoning.as_deref().unwrap_or_default(),
-            Own::Thought => thought(&turn.content).filter(|_| is_answer).unwrap_or_default(),
-        };
-        text.trim()
-    }
-
-    /// A number, which no template changes.
-    fn mark(self, turn_idx: usize) -> String {
-        (3 * turn_idx + self as usize).to_string()
     }
 }
 
@@ -114,27 +86,6 @@ impl<'a> Printed<'a> {
             None => (own == Own::Content && self.placed.contains(&turn_idx)) || stands(self.text, text),
         }
     }
-}
-
-/// The turn with marks in the places of its texts.
-fn marked(turn: &Turn, idx: usize) -> Turn {
-    // White space stays, since templates look at it.
-    let marked = |text: &str, own: Own| match text.trim() {
-        "" => text.to_owned(),
-        inner => text.replacen(inner, &format!("{CONTENT}{}{CONTENT}", own.mark(idx)), 1),
-    };
-    let mut turn = turn.clone();
-    turn.content = match thought(&turn.content).filter(|_| turn.role == Role::Assistant) {
-        Some(thought) => {
-            let said = said(&turn.content);
-            let before = &turn.content[..turn.content.len() - said.len() - THINK_END.len() - thought.len()];
-            [before, &marked(thought, Own::Thought), THINK_END, &marked(said, Own::Content)].concat()
-        }
-        None => marked(&turn.content, Own::Content),
-    };
-    turn.written.parts = Vec::new();
-    turn.reasoning = turn.reasoning.map(|reasoning| marked(&reasoning, Own::Reasoning));
-    turn
 }
 
 /// Does the text stand in the whole, as it is or written in another way: with the escapes of JSON, or by its letters and digits?

@@ -6,7 +6,7 @@
 //! template.rs     runs a chat template like Transformers: syntax.rs translates its source; methods.rs, filters.rs, iterables.rs and python.rs
 //!                 imitate Python and Jinja
 //! turns.rs        finds the answers in a rendered conversation by rendering its prefixes; seams.rs finds those of long conversations by the text
-//!                 between their contents; marks.rs characters that mark positions in a text
+//!                 between what their messages write; own.rs the texts of a turn, and marks in their places; marks.rs the characters of marks
 //! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs renders many on all cores
 //! audit.rs        counts suspicious properties of rows; lost.rs finds parts of a row that its text lacks;
 //!                 written.rs finds reasoning and tool calls in the text of a turn
@@ -24,6 +24,7 @@ mod iterables;
 mod lost;
 mod marks;
 mod methods;
+mod own;
 mod parts;
 mod python;
 mod records;
@@ -42,6 +43,7 @@ mod written;
 pub(crate) use audit::refused_strictly;
 pub use audit::{Audit, Drawn, EqualRows, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
+pub(crate) use own::said;
 pub use records::{Item, rendered};
 pub(crate) use render::with_parsed_arguments;
 pub use render::{DEFAULT_MAX_LEN, RenderOptions, Rendered, Renderer, Supervise};
@@ -49,7 +51,6 @@ pub use rollout::{Prompt, fingerprint_of_prompt};
 pub(crate) use settings::{token_text, tokenizer_settings};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
-pub(crate) use turns::said;
 pub use written::{FoundCall, FoundParts, Part, Stretch, find_parts, writes_beside_content};
 
 use sha2::{Digest, Sha256};

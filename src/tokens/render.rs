@@ -504,18 +504,12 @@ fn part_weight(token: &Token, layout: &Layout, turn_idx: usize, turn: &Turn) -> 
     let placed =
         layout.contents.iter().find(|placed| placed.turn == turn_idx && (placed.at..placed.at + placed.len).contains(&at));
     let Some(at) = placed.map(|placed| placed.begin + at - placed.at).filter(|_| !text.is_empty()) else { return turn.weight };
-    weight_at(turn, at)
+    turn.weight_at(at)
 }
 
 /// Returns the length of the white space before the first other character; 0 if there is nothing else.
 pub(super) fn n_white(text: &[u8]) -> usize {
     text.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0)
-}
-
-/// Returns the weight of byte `at` of the turn's content.
-pub(super) fn weight_at(turn: &Turn, at: usize) -> f32 {
-    let weights = turn.parts.iter().filter(|part| (part.begin..part.end).contains(&at)).map(|part| part.weight);
-    weights.reduce(f32::min).unwrap_or(turn.weight)
 }
 
 /// Returns the turns with the arguments of their calls parsed into objects, if any are texts that hold one.

@@ -363,23 +363,47 @@ fn answers_of_long_conversations_are_where_each_is_found_alone() {
         let (renderer, twin) = (renderer(&source, options()), renderer(&tagged, options()));
         let (mut n_same, mut n_found) = (0, 0);
         for nth in 0..60 {
-            // Every third is a plain conversation, as most are; the others contain everything that may occur in one.
-            let is_plain = nth % 3 == 0;
-            let n_contents = if is_plain { 5 } else { contents.len() - [0, 3][draw(2)] };
-            let mut turns = if draw(3) == 0 { vec![turn(Role::System, "the")] } else { Vec::new() };
-            for _ in 0..18 + draw(30) {
-                turns.push(user(contents[draw(n_contents.min(10))]));
-                if !is_plain && draw(6) == 0 {
-                    let call = json!([{"type": "function", "function": {"name": "look", "arguments": {"n": draw(2)}}}]);
-                    turns.push(Turn { tool_calls: Some(call), ..assistant(["", "hello"][draw(2)]) });
-                    turns.push(turn(Role::Tool, contents[draw(n_contents.min(10))]));
+            // Two in five are as most conversations are, the one plain, the other an agent's; the others contain everything that may occur in one.
+            let (is_plain, is_agents) = (nth % 5 == 0, nth % 5 == 1);
+            let n_contents = if is_plain || is_agents { 5 } else { contents.len() - [0, 3][draw(2)] };
+            let thinks = draw(3);
+            let mut call = |with_reasoning: bool, content: &str| {
+                let arguments = match draw(4) {
+                    0 => json!({}),
+                    1 => json!({"n": draw(2)}),
+                    2 => json!({"at": contents[draw(n_contents)], "n": draw(100), "all": [true, null, 0.5]}),
+                    _ => json!({"to \"x\"": {"name": contents[draw(n_contents)]}}),
+                };
+                let id = format!("call{:05}", draw(99_999));
+                let call = json!([{"id": id, "type": "function", "function": {"name": (["look", "hell", "user"][draw(3)]), "arguments": arguments}}]);
+                let result = Turn { tool_call_id: Some(id), ..turn(Role::Tool, contents[draw(n_contents.min(10))]) };
+                let reasoning = with_reasoning.then(|| format!("hell {}", draw(100)));
+                [Turn { tool_calls: Some(call), reasoning, ..assistant(content) }, result]
+            };
+            let mut turns = if nth % 3 == 0 { vec![turn(Role::System, "the")] } else { Vec::new() };
+            for round in 0..18 + nth % 30 {
+                if !is_agents || round % 9 == 0 {
+                    turns.push(user(contents[nth % n_contents.min(10)]));
                 }
+                if is_agents {
+                    turns.extend(call(thinks == 0 || (thinks == 1 && round % 4 == 0), ""));
+                    continue;
+                }
+                if !is_plain && round % 6 == nth % 6 {
+                    turns.extend(call(false, ["", "hello"][round % 2]));
+                }
+                turns.push(assistant(""));
+            }
+            if is_agents {
+                turns.push(assistant("the"));
+            }
+            for answer in turns.iter_mut().filter(|turn| turn.role == Role::Assistant && turn.tool_calls.is_none()) {
                 let content = contents[draw(n_contents)];
-                turns.push(match draw(if is_plain { 1 } else { 8 }) {
+                *answer = match draw(if is_plain || is_agents { 1 } else { 8 }) {
                     6 => Turn { reasoning: Some("hell".into()), ..assistant(content) },
                     7 => assistant(&format!("<think>\nhell\n</think>\n\n{content}")),
                     _ => assistant(content),
-                });
+                };
             }
             let example = example(turns);
             let template = renderer.template_of(&example).unwrap();
@@ -408,19 +432,39 @@ fn answers_of_long_conversations_are_where_each_is_found_alone() {
     }
 }
 
-/// Doubling the length of a conversation only slightly more than doubles the work.
+/// A conversation of ten times the length is rendered hardly more often, be it plain, with reasoning, or an agent's.
 #[test]
 fn long_conversations_are_rendered_a_few_times() {
-    let conversation = |n: usize| example((0..n).flat_map(|i| [user(&format!("the {i}")), assistant("hello")]).collect());
-    for source in [CHATML, LLAMA3, QWEN2, QWEN3, GEMMA, MISTRAL, THINK_PROMPT] {
-        let renderer = renderer(source, options());
-        let rendered = |n: usize| {
-            let before = RENDERED.get();
-            renderer.lay_out(&conversation(n)).unwrap();
-            RENDERED.get() - before
+    let plain = |n: usize| (0..n).flat_map(|i| [user(&format!("the {i}")), assistant("hello")]).collect::<Vec<_>>();
+    let inline = |n: usize| {
+        let answer = |i: usize| assistant(&format!("<think>\nhell {i}\n</think>\n\nthe"));
+        (0..n).flat_map(|i| [user(&format!("the {i}")), answer(i)]).collect::<Vec<_>>()
+    };
+    let agents = |n: usize, thinks: bool| {
+        let step = |i: usize| {
+            let call = json!([{"type": "function", "function": {"name": (["look", "go"][i % 2]), "arguments": {"at": format!("the {i}"), "n": i}}}]);
+            let reasoning = thinks.then(|| format!("hell {i}"));
+            [Turn { tool_calls: Some(call), reasoning, ..assistant("") }, turn(Role::Tool, &format!("12 {i}"))]
         };
-        let (hundred, thousand) = (rendered(50), rendered(500));
-        assert!(thousand < 15 * hundred && thousand < 50 * 1000, "{source}: {hundred} and {thousand} messages");
+        [user("the")].into_iter().chain((0..n).flat_map(step)).chain([assistant("hello")]).collect::<Vec<_>>()
+    };
+    let conversations: [(&str, &dyn Fn(usize) -> Vec<Turn>, &[&str]); 4] = [
+        ("plain", &plain, &[CHATML, LLAMA3, QWEN2, QWEN3, GEMMA, MISTRAL, THINK_PROMPT]),
+        ("inline", &inline, &[CHATML, QWEN3, THINK_PROMPT]),
+        ("agent's", &|n| agents(n, false), &[QWEN2]),
+        ("thinking agent's", &|n| agents(n, true), &[QWEN2]),
+    ];
+    for (name, conversation, sources) in conversations {
+        for source in sources {
+            let renderer = renderer(source, options());
+            let rendered = |n: usize| {
+                let before = RENDERED.get();
+                renderer.lay_out(&example(conversation(n))).unwrap();
+                RENDERED.get() - before
+            };
+            let (hundred, thousand) = (rendered(50), rendered(500));
+            assert!(thousand < 15 * hundred && thousand < 50 * 1000, "{name}, {source}: {hundred} and {thousand} messages");
+        }
     }
 }
 
@@ -507,6 +551,26 @@ fn arguments_keep_their_spelling() {
     let turns = vec![user("s"), Turn { tool_calls: Some(calls), ..assistant("") }];
     let rendered = renderer(&walking, options()).render(0, &example(turns)).unwrap();
     assert_eq!(supervised(&byte_tokenizer(), &rendered.sequence), ["[[\"a\", 1]]<|im_end|>"]);
+}
+
+/// Templates for other programs read arguments that are text with a filter that Transformers lacks; as an object they need none.
+#[test]
+fn a_template_that_parses_arguments_gets_them_parsed() {
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}\
+        {% set given = c.function.arguments %}{% if given is string %}{% set given = given | from_json %}{% endif %}\
+        {% for key, value in given | items %}{{ ' ' + key + '=' + value }}{% endfor %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let calling = |arguments: serde_json::Value| {
+        let call = json!([{"type": "function", "function": {"name": "look", "arguments": arguments}}]);
+        vec![user("s"), Turn { tool_calls: Some(call), ..assistant("hello") }]
+    };
+    let renderer = renderer(source, options());
+    for arguments in [json!({"at": "the"}), json!("{\"at\": \"the\"}")] {
+        let rendered = renderer.render(0, &example(calling(arguments))).unwrap();
+        assert_eq!(supervised(renderer.tokenizer(), &rendered.sequence), ["hello at=the<|im_end|>"]);
+    }
+    let error = renderer.render(0, &example(calling(json!("at the")))).unwrap_err().to_string();
+    assert!(error.contains("from_json"), "{error}");
 }
 
 #[test]

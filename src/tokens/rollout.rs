@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::audit::Drawn;
-use super::render::{Rendered, Renderer, n_white, weight_at};
+use super::render::{Rendered, Renderer, n_white};
 use super::template::ChatTemplate;
 use super::tokenizer::Token;
 use super::turns::{Habits, Layout};
@@ -82,14 +82,20 @@ impl Renderer {
         self.text_by(template, &example, asks)
     }
 
-    /// Returns the answers that the template renders differently once other turns follow: the whole text does not begin with the text up to them.
-    pub fn rewritten_turns(&self, example: &Example) -> Result<Vec<usize>> {
-        let Some(template) = self.template_of(example) else { return Ok(Vec::new()) };
-        let text = |turns: &[Turn]| self.text_by(template, &Example { turns: turns.to_vec(), ..example.clone() }, false);
-        let whole = text(&example.turns)?;
-        let answers = (0..example.turns.len()).filter(|&turn| example.turns[turn].role == Role::Assistant);
-        let is_rewritten = |turn: &usize| !text(&example.turns[..=*turn]).is_ok_and(|so_far| whole.starts_with(&so_far));
-        Ok(answers.filter(is_rewritten).collect())
+    /// Returns the first of these turns that the template renders differently once other turns follow: the whole text does not begin with the text up
+    /// to it.
+    pub fn rewritten_turn(&self, example: &Example, turns: &[usize]) -> Result<Option<usize>> {
+        let Some(template) = self.template_of(example) else { return Ok(None) };
+        // The template gets the beginnings of a conversation in the form in which it gets all of it.
+        self.attempts(template, example, |template, _, conversation| {
+            let text = |messages: &[minijinja::Value]| template.render(messages, conversation.around, false);
+            let whole = text(&conversation.messages)?;
+            let n_before = conversation.messages.len() - conversation.turns.len();
+            let is_rewritten = |turn: &usize| {
+                !text(&conversation.messages[..=n_before + turn]).is_ok_and(|so_far| whole.starts_with(so_far.as_str()))
+            };
+            Ok(turns.iter().copied().find(is_rewritten))
+        })
     }
 
     /// Returns the special token with which the template ends an answer; without a template, the end token.
@@ -155,7 +161,7 @@ impl Renderer {
             let n_bytes = if n < n_text { self.tokenizer.bytes(id).len() } else { 0 };
             let (begin, end) = if n < n_text { (places[at], places[at + n_bytes]) } else { (0, 0) };
             let first = begin as usize + n_white(&bytes[at..at + n_bytes]);
-            let weight = if n_bytes > 0 { weight_at(turn, first) } else { turn.weight };
+            let weight = if n_bytes > 0 { turn.weight_at(first) } else { turn.weight };
             at += n_bytes;
             (Span { turn: answer.turn as u16, begin, end }, weight)
         });

@@ -15,11 +15,14 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use minijinja::Value;
+use minijinja::value::merge_maps;
 
 use super::marks::CONTENT;
+use super::own::{Own, THINK_END, marked, marked_calls, said};
 use super::python;
 use super::seams::{Seams, is_long, is_looked_for};
 use super::template::{ChatTemplate, Surroundings};
+use super::written::{find_parts, forms_of_text};
 use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
 
@@ -80,6 +83,23 @@ impl Conversation<'_> {
             let turn = (*turn)?;
             (self.turns[turn].role == Role::Assistant).then_some((idx, turn))
         })
+    }
+
+    /// Whether one of the messages before each has reasoning, or a text beside its calls, since the last question. Templates leave these out where other
+    /// questions or answers follow, so that the text before an answer differs from its prompt.
+    fn follow_reasoning(&self) -> Vec<bool> {
+        let mut has_reasoning = false;
+        let turns = self.turn_of.iter().map(|turn| turn.map(|turn| &self.turns[turn]));
+        let before = turns.map(|turn| {
+            let before = has_reasoning;
+            let has = |turn: &Turn, own: Own| !own.text(turn).is_empty();
+            let reasons = |turn: &Turn| {
+                has(turn, Own::Reasoning) || has(turn, Own::Thought) || (has(turn, Own::Call) && has(turn, Own::Content))
+            };
+            has_reasoning = turn.is_some_and(|turn| (has_reasoning && turn.role != Role::User) || reasons(turn));
+            before
+        });
+        before.collect()
     }
 }
 
@@ -367,7 +387,9 @@ pub(super) fn lay_out_untagged(
 ) -> Result<Layout> {
     let text = template.render(&conversation.messages, conversation.around, false)?;
     let seams = match by_seams {
-        true => place_all(template, habits, conversation, &text).map(|contents| Seams::new(&text, contents)),
+        true => {
+            place_all(template, habits, conversation, &text).map(|own| Seams::new(&text, own, conversation.follow_reasoning()))
+        }
         false => None,
     };
     let by_seams = seams.map(|seams| find_answers(template, habits, conversation, &text, Some(seams))).transpose()?.flatten();
@@ -395,8 +417,9 @@ fn find_answers(
     for (nth, (idx, turn)) in conversation.answer_idxs().enumerate() {
         let known = seams.as_ref().filter(|_| !is_looked_for(nth, n_answers));
         let (begin, unlike_prompt) = match known.and_then(|seams| seams.begin(idx)) {
-            Some(known) => known,
-            None => {
+            // One answer that is unlike its prompt is enough, whatever the others are.
+            Some((begin, unlike)) if layout.unlike_prompt || unlike.is_some() => (begin, unlike.unwrap_or(true)),
+            _ => {
                 let (begin, unlike) = find_begin(template, habits, conversation, text, idx)?;
                 seams.iter_mut().for_each(|seams| seams.learn_begin(idx, begin, unlike));
                 (begin, unlike)
@@ -437,8 +460,8 @@ fn find_answers(
     Ok(Some(layout))
 }
 
-/// Locates the content of each message by a rendering with marks instead of all contents. Returns `None` if the template treats the marks
-/// differently than the contents.
+/// Locates what each message writes of its own: its content, its reasoning and its calls. A rendering with marks instead of the texts shows where they
+/// stand. Returns `None` if the template treats the marks differently than the texts.
 fn place_all(
     template: &ChatTemplate,
     habits: &Habits,
@@ -446,27 +469,57 @@ fn place_all(
     text: &str,
 ) -> Option<Vec<Option<Range<usize>>>> {
     let mut messages = conversation.messages.clone();
-    let mut marked_idxs = Vec::new();
     for (idx, turn) in conversation.turn_of.iter().enumerate() {
-        let Some(turn) = turn.map(|turn| &conversation.turns[turn]).filter(|turn| !turn.content.trim().is_empty()) else {
-            continue;
-        };
-        let content = habits.mark(turn.role == Role::Assistant);
-        messages[idx] = minijinja::context! { content => content, ..messages[idx].clone() };
-        marked_idxs.push((idx, turn));
+        let Some(turn) = turn.map(|turn| &conversation.turns[turn]) else { continue };
+        let marked = marked(turn, idx);
+        let mut fields = Vec::new();
+        if !turn.content.trim().is_empty() && turn.written.value.is_none() {
+            fields.push(("content", habits.content(&marked)));
+        }
+        if let Some(reasoning) = marked.reasoning {
+            fields.extend(["thinking", "reasoning_content"].map(|key| (key, Value::from(reasoning.as_str()))));
+        }
+        fields.extend(marked_calls(turn, idx).map(|calls| ("tool_calls", python::from_json(&calls))));
+        messages[idx] = merge_maps([messages[idx].clone(), Value::from_pairs(fields)]);
     }
-    let marked = template.render(&messages, conversation.around, false).ok()?;
-    let mut pieces = marked.split(CONTENT);
+    let rendered = template.render(&messages, conversation.around, false).ok()?;
+    let mut pieces = rendered.split(CONTENT);
     let mut cursor = pieces.next().filter(|before| text.starts_with(before))?.len();
-    let mut contents = vec![None; messages.len()];
-    for (idx, turn) in marked_idxs {
+    let mut places: Vec<Option<Range<usize>>> = vec![None; messages.len()];
+    let mut calls: Vec<Option<usize>> = vec![None; messages.len()];
+    let mut last = 0;
+    while let Some(mark) = pieces.next() {
+        let (own, idx) = Own::of_mark(mark)?;
         let after = pieces.next()?;
-        let stands = |form: &str| text[cursor..].strip_prefix(form).is_some_and(|rest| rest.starts_with(after));
-        let (_, form) = forms(&turn.content).find(|(_, form)| stands(form))?;
-        contents[idx] = Some(cursor..cursor + form.len());
-        cursor += form.len() + after.len();
+        let turn = &conversation.turns[conversation.turn_of.get(idx).copied()??];
+        let stands = |form: &String| text[cursor..].strip_prefix(form.as_str()).is_some_and(|rest| rest.starts_with(after));
+        let end = cursor + forms_of_text(own.text(turn)).iter().find(|form| stands(form))?.len();
+        // A text that is printed once more, beside another message, says nothing about where its own message stands.
+        if idx < last {
+            return None;
+        }
+        let begin = places[idx].as_ref().map_or(cursor, |place| place.start);
+        (places[idx], last) = (Some(begin..end), idx);
+        if own == Own::Call {
+            calls[idx] = Some(cursor);
+        }
+        cursor = end + after.len();
     }
-    (pieces.next().is_none() && cursor == text.len()).then_some(contents)
+    if cursor != text.len() {
+        return None;
+    }
+    // The arguments of calls follow their names.
+    let mut next = text.len();
+    for (idx, place) in places.iter_mut().enumerate().rev() {
+        let Some(place) = place else { continue };
+        if let (Some(call), Some(turn)) = (calls[idx], conversation.turn_of[idx]) {
+            let found = find_parts(&text[call..next], &[], &conversation.turns[turn]);
+            let ends = found.stretches.iter().map(|stretch| stretch.range.end).chain(found.signs.iter().map(|sign| sign.end));
+            place.end = ends.map(|end| call + end).fold(place.end, usize::max);
+        }
+        next = place.start;
+    }
+    Some(places)
 }
 
 fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
@@ -650,20 +703,6 @@ fn lost(idx: usize) -> Error {
 fn holds_content(region: &str, turn: &Turn) -> bool {
     said(&turn.content).trim().is_empty() || place_content(region, turn).is_some()
 }
-
-/// Returns a content without the reasoning in it.
-pub(crate) fn said(content: &str) -> &str {
-    content.rfind(THINK_END).map_or(content, |at| &content[at + THINK_END.len()..])
-}
-
-/// Returns the reasoning in a content.
-pub(super) fn thought(content: &str) -> Option<&str> {
-    let before = &content[..content.rfind(THINK_END)?];
-    Some(before.rfind(THINK_BEGIN).map_or(before, |at| &before[at + THINK_BEGIN.len()..]))
-}
-
-const THINK_BEGIN: &str = "<think>";
-pub(super) const THINK_END: &str = "</think>";
 
 /// Finds a turn's content in the text of its answer, which ends with it unless tool calls follow.
 fn place_content(region: &str, turn: &Turn) -> Option<Placed> {

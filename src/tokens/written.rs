@@ -11,7 +11,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::turns::thought;
+use super::own::thought;
 use crate::dataset::{Call, Role, Turn, dumps, verbatim};
 
 /// What of a turn a text is, where it is not its content.
@@ -187,7 +187,7 @@ fn forms(leaf: &Value) -> Vec<String> {
 
 /// A text as it is, with the escapes of JSON, with those of JSON within a string of JSON, and with letters beyond ASCII as escapes, too; the same
 /// form once. None of a text of nothing but white space.
-fn forms_of_text(text: &str) -> Vec<String> {
+pub(super) fn forms_of_text(text: &str) -> Vec<String> {
     let escaped = |text: &str| {
         let quoted = serde_json::to_string(text).unwrap_or_default();
         quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default().to_owned()

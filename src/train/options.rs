@@ -188,7 +188,7 @@ options! {
         /// Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
         chat_template: Option<PathBuf> = None => Config;
         /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own take precedence [default: none].
-        chat_template_kwargs: Option<String> = None => Template;
+        chat_template_kwargs: Option<String> = None => Config;
         /// Append the end token to plain texts that do not end with it, as TRL does.
         append_eos: bool = false => NoCounterpart;
         /// Which turns are supervised: assistant, last or all.

@@ -9,7 +9,7 @@ use super::target::{Reading, Target, named};
 use crate::error::{Error, Result};
 
 pub(super) fn row(example: &Example, reading: &Reading) -> Result<Object> {
-    all_learnt(&example.turns, Target::Alpaca)?;
+    all_learnt(&example.turns, 0, Target::Alpaca)?;
     let mut row = named(example, reading);
     let (system, turns) = match &example.turns[..] {
         [first, rest @ ..] if first.role == Role::System => (Some(first), rest),

@@ -3,11 +3,12 @@
 use serde_json::Value;
 
 use super::super::example::{Example, Role, Turn};
-use super::super::fields::{Object, required_text};
+use super::super::fields::{Object, embedded_json, required_text};
 use super::super::switches::NAMES;
 use super::target::{Reading, add_surroundings, named};
-use super::weights::{details, segments};
+use super::weights::details;
 use crate::error::{Error, Result};
+use crate::format::beginning;
 
 /// The keys by which a message states its weight in the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +37,12 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
     if turn.role == Role::Text {
         return Err(Error::new("the row is a plain text, not a conversation").cure("Write it as it was read: --format read."));
     }
-    if switches == Switches::Train && turn.tool_calls.as_ref().is_some_and(holds_null) {
-        return Err(Error::new("a tool call holds a null, which axolotl leaves out")
-            .cure("Use --format messages, or write the call's arguments as JSON text."));
+    if switches == Switches::Train {
+        check_arguments(turn)?;
+        if turn.tool_calls.as_ref().is_some_and(holds_null) {
+            return Err(Error::new("a tool call holds a null, which axolotl leaves out")
+                .cure("Use --format messages, or write the call's arguments as JSON text."));
+        }
     }
     let parts = parts(turn).filter(|_| switches == Switches::Weights);
     let mut message = said_in(turn, parts.as_ref());
@@ -84,7 +88,7 @@ struct Parts {
 }
 
 fn parts(turn: &Turn) -> Option<Parts> {
-    let (whole, segments) = segments(turn);
+    let (whole, segments) = turn.segments();
     let (mut parts, mut weights, mut begin) = (Vec::new(), Vec::new(), 0);
     for part in &turn.written.parts {
         let mut part = part.as_object()?.clone();
@@ -104,6 +108,22 @@ fn parts(turn: &Turn) -> Option<Parts> {
         parts[idx].insert("weight".to_owned(), number(weight));
     }
     (!parts.is_empty()).then(|| Parts { content: parts.into_iter().map(Value::Object).collect(), state_weights })
+}
+
+/// Returns an error if arguments of a call are text in which axolotl finds no object: it parses them (`transform_message` in its
+/// `prompt_strategies/chat_template.py`) and stops at the first that is no JSON.
+pub(crate) fn check_arguments(turn: &Turn) -> Result<()> {
+    let is_object = |text: &str| embedded_json(text).is_some_and(|arguments| arguments.is_object());
+    let calls = turn.tool_calls.iter().filter_map(Value::as_array).flatten();
+    let mut texts = calls.filter_map(|call| call.pointer("/function/arguments")?.as_str());
+    match texts.find(|text| !is_object(text)) {
+        None => Ok(()),
+        Some(text) => Err(Error::new(format!(
+            "the arguments of a tool call are text that holds no JSON object, `{}`, while axolotl reads them as one",
+            beginning(text, 40)
+        ))
+        .cure("Make them a JSON object in the data, or leave the row out.")),
+    }
 }
 
 /// Whether a key has no value, here or further within.
@@ -126,7 +146,7 @@ pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches
             }
         }
         Switches::Train if turn.role == Role::Assistant => {
-            let (weight, segments) = segments(turn);
+            let (weight, segments) = turn.segments();
             if weight == 0.0 && segments.iter().any(|(.., weight)| *weight > 0.0) {
                 return Err(Error::new(
                     "axolotl skips a turn that is excluded from the loss, and with it the part that is included",

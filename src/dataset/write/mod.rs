@@ -32,7 +32,7 @@ use serde_json::Value;
 
 use super::chat::OTHER_LISTS;
 use super::example::{Example, Turn};
-use super::fields::{Object, embedded_json};
+use super::fields::{Object, embedded_json, label};
 use super::format::Format;
 use super::literal::is_nothing;
 use super::mapping::{FIELDS, FieldMap};
@@ -41,13 +41,14 @@ use super::pairs::{ANSWERED, ASKED, is_preference};
 use super::roles::RoleMap;
 use crate::error::{Error, Result};
 
-pub(crate) use messages::said;
+pub(crate) use messages::{check_arguments, said};
 pub(crate) use parquet::write_parquet;
 pub(crate) use sharegpt::check_speakers;
-pub(crate) use target::{Reading, Target};
-pub(crate) use trl::is_completion_alone;
+pub(crate) use target::{Forms, Reading, Target};
 pub(crate) use weights::scale;
-use weights::segments;
+
+/// The columns that name a row.
+const NAMES: [&str; 2] = ["id", "source"];
 
 /// Writes `example` as a row. It was read from `original`, but may have other weights. Also returns the example as which the row is read again.
 pub(crate) fn row(target: Target, original: &Original, example: &Example, reading: &Reading) -> Result<(Object, Example)> {
@@ -59,7 +60,13 @@ pub(crate) fn row(target: Target, original: &Original, example: &Example, readin
             ))
             .cure("Write such rows as they were read: --format read."));
         }
-        Target::Messages => messages::row(example, reading, messages::Switches::Weights)?,
+        Target::Messages => {
+            let mut row = messages::row(example, reading, messages::Switches::Weights)?;
+            // A name that is a number or a list stays one.
+            let own = original.object.iter().flatten().filter(|(key, own)| NAMES.contains(&key.as_str()) && !is_nothing(own));
+            row.extend(own.filter(|(key, _)| !reading.mapping.has_target(key)).map(|(key, own)| (key.clone(), own.clone())));
+            row
+        }
         Target::Axolotl => messages::row(example, reading, messages::Switches::Train)?,
         Target::ShareGpt | Target::LlamaFactory => sharegpt::row(example, reading, target)?,
         Target::Alpaca => alpaca::row(example, reading)?,
@@ -88,7 +95,9 @@ pub(crate) fn left_out(target: Target, original: &Original, mapping: &FieldMap) 
     // The example holds the columns that it was read from; `conversation` and lists in `OTHER_LISTS` hold its turns.
     let is_read = |key: &str| FIELDS.contains(&key) || ASKED.contains(&key) || ANSWERED.contains(&key) || key == "conversation";
     let is_list = |key: &str, value: &Value| OTHER_LISTS.contains(&key) && value.is_array();
-    let is_own = |key: &str, value: &Value| (is_read(key) && key != "planted") || is_list(key, value);
+    // A name that is a list or a boolean is none to an example.
+    let is_lost = |key: &str| NAMES.contains(&key) && target != Target::Messages && label(object, key).is_none();
+    let is_own = |key: &str, value: &Value| (is_read(key) && key != "planted" && !is_lost(key)) || is_list(key, value);
     let is_held =
         |key: &str, value: &Value| is_nothing(value) || mapping.takes(key) || (is_own(key, value) && !mapping.replaces(key));
     object.iter().filter(|(key, value)| !is_held(key, value)).map(|(key, _)| key.clone()).collect()
@@ -138,7 +147,7 @@ fn difference(expected: &Example, found: &Example) -> Option<String> {
             (calls(tool_calls) != calls(&other.tool_calls), "tool calls"),
             (*tool_call_id != other.tool_call_id, "`tool_call_id`"),
             (*name != other.name, "`name`"),
-            (segments(own) != segments(other), "weights"),
+            (own.segments() != other.segments(), "weights"),
         ];
         if let Some((_, what)) = differences.into_iter().find(|(differs, _)| *differs) {
             return Some(format!("the {what} of turn {idx} would be lost"));

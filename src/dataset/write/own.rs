@@ -2,14 +2,13 @@
 
 use serde_json::Value;
 
-use super::super::chat::OTHER_LISTS;
+use super::super::chat::MESSAGES;
 use super::super::example::{Example, Role};
 use super::super::fields::Object;
 use super::super::original::Original;
 use super::super::switches::{LOSS_MASK, NAMES};
 use super::messages::{Switches, add_switches};
 use super::target::Reading;
-use super::weights::segments;
 use crate::error::{Error, Result};
 
 const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
@@ -21,15 +20,16 @@ pub(super) fn row(original: &Original, example: &Example, reading: &Reading) -> 
     };
     let Ok(as_read) = &original.example else { return Ok(object.clone()) };
     let mut row = object.clone();
-    let changed = |idx: &usize| segments(&as_read.turns[*idx]) != segments(&example.turns[*idx]);
+    let changed = |idx: &usize| as_read.turns[*idx].segments() != example.turns[*idx].segments();
     let changed: Vec<usize> = (0..example.turns.len()).filter(changed).collect();
     if changed.is_empty() {
         return Ok(row);
     }
-    let lists = ["messages", "conversations", "conversation"].into_iter().chain(OTHER_LISTS);
-    let messages = lists.into_iter().find(|key| row.get(*key).is_some_and(Value::is_array));
-    let messages = messages.and_then(|key| row.get_mut(key)?.as_array_mut()).filter(|_| reading.mapping.is_empty());
-    let Some(messages) = messages else {
+    // Columns that the field map names take the place of the row's own.
+    let lists = MESSAGES.lists.iter().copied();
+    let mut lists = lists.clone().filter_map(|list| reading.mapping.column(list)).chain(lists);
+    let list = lists.find(|key| row.get(*key).is_some_and(Value::is_array));
+    let Some(messages) = list.and_then(|key| row.get_mut(key)?.as_array_mut()) else {
         return Err(Error::new(format!("a row of the format {} has no turns to exclude from the loss", reading.format))
             .cure("Choose --format messages."));
     };

@@ -6,11 +6,10 @@ use super::super::dumps;
 use super::super::example::{Example, Role, Turn};
 use super::super::fields::{Object, embedded_json};
 use super::target::{Reading, Target, add_surroundings, named};
-use super::weights::segments;
 use crate::error::{Error, Result};
 
 pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Result<Object> {
-    all_learnt(&example.turns, target)?;
+    all_learnt(&example.turns, 0, target)?;
     let mut row = named(example, reading);
     let mut turns = &example.turns[..];
     if let [first, rest @ ..] = turns
@@ -32,10 +31,10 @@ pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Resul
     Ok(row)
 }
 
-/// Checks that all turns are supervised in full.
-pub(super) fn all_learnt(turns: &[Turn], target: Target) -> Result<()> {
-    let is_plain = |turn: &&Turn| segments(turn).0 == 1.0 && segments(turn).1.iter().all(|(.., weight)| *weight == 1.0);
-    match turns.iter().position(|turn| !is_plain(&turn)) {
+/// Checks that all turns from the one with this index on are supervised in full.
+pub(super) fn all_learnt(turns: &[Turn], from: usize, target: Target) -> Result<()> {
+    let is_plain = |turn: &Turn| turn.segments().0 == 1.0 && turn.segments().1.iter().all(|(.., weight)| *weight == 1.0);
+    match (from..turns.len()).find(|&idx| !is_plain(&turns[idx])) {
         None => Ok(()),
         Some(idx) => {
             Err(Error::new(format!("turn {idx} is excluded from the loss, or partly, which {target} cannot express for a turn"))

@@ -3,11 +3,12 @@
 use serde_json::Value;
 
 use super::super::dumps;
-use super::super::example::Example;
+use super::super::example::{Example, Role, Turn};
 use super::super::fields::Object;
 use super::super::format::Format;
 use super::super::mapping::FieldMap;
 use super::super::roles::RoleMap;
+pub(super) use super::super::switches::TEMPLATE_SWITCHES;
 use crate::spelling::named;
 
 /// The format in which a data set is written.
@@ -54,8 +55,41 @@ pub(crate) struct Reading<'a> {
     pub roles: &'a RoleMap,
     /// The `source` of rows without one of their own.
     pub source: &'a str,
-    /// For TRL: whether the last answer is the only supervised one in every row of the file, so that all rows become prompts and completions.
-    pub completion_alone: bool,
+    /// For TRL: what the rows of the file hold.
+    pub forms: Forms,
+}
+
+/// What the rows of a file for TRL hold, on which the form of each depends.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Forms {
+    /// Whether any row is a conversation.
+    pub has_talks: bool,
+    /// Whether another turn than the last one of a conversation is supervised, so that rows are not written as a prompt and its completion.
+    pub learns_history: bool,
+    /// Whether any row has variables for the chat template.
+    pub has_switches: bool,
+}
+
+impl Forms {
+    pub(crate) fn add(&mut self, example: &Example) {
+        let is_talk = !is_text(example);
+        self.has_talks |= is_talk;
+        self.learns_history |= is_talk && !is_completion_alone(example);
+        self.has_switches |= example.template_switches.is_some();
+    }
+}
+
+/// Whether the row is a plain text.
+pub(super) fn is_text(example: &Example) -> bool {
+    matches!(&example.turns[..], [Turn { role: Role::Text, .. }])
+}
+
+/// Whether the last turn is the only supervised one.
+pub(super) fn is_completion_alone(example: &Example) -> bool {
+    example.turns.split_last().is_some_and(|(last, before)| {
+        let earlier = before.iter().any(|turn| turn.role == Role::Assistant && turn.is_learnt());
+        last.role == Role::Assistant && last.is_learnt() && !earlier
+    })
 }
 
 /// Returns `id` and `source`, if the row has its own.
@@ -74,5 +108,5 @@ pub(super) fn add_surroundings(row: &mut Object, example: &Example, tools_as_tex
         let tools = if tools_as_text { Value::String(dumps(tools)) } else { tools.clone() };
         row.insert("tools".to_owned(), tools);
     }
-    row.extend(example.template_switches.clone().map(|switches| ("chat_template_kwargs".to_owned(), switches)));
+    row.extend(example.template_switches.clone().map(|switches| (TEMPLATE_SWITCHES.to_owned(), switches)));
 }

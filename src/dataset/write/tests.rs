@@ -21,7 +21,7 @@ fn written(target: Target, original: &Original, example: &Example) -> Result<Obj
         target,
         original,
         example,
-        &Reading { format, mapping: &mapping, roles: &roles, source: "rows.jsonl", completion_alone: true },
+        &Reading { format, mapping: &mapping, roles: &roles, source: "rows.jsonl", forms: Forms::default() },
     )
     .map(|(row, _)| row)
 }
@@ -54,6 +54,72 @@ fn rows_by_hand() {
     assert!(left_out(Target::Read, &original, &FieldMap::default()).is_empty());
 }
 
+/// A row may have a number as its name, which is one again, or a list, which no format but messages keeps.
+#[test]
+fn the_name_of_a_row_stays_what_it_is_or_is_said_to_be_lost() {
+    let of = |id: Value| {
+        original(
+            json!({"id": id, "source": ["a"], "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+        )
+    };
+    for (id, as_text, lost) in [(json!(7), json!("7"), &["source"][..]), (json!(["x", 1]), Value::Null, &["id", "source"])] {
+        let original = of(id.clone());
+        let example = original.example.as_ref().unwrap();
+        let row = written(Target::Messages, &original, example).unwrap();
+        assert_eq!((&row["id"], &row["source"]), (&id, &json!(["a"])));
+        assert_eq!(left_out(Target::Messages, &original, &FieldMap::default()), [""; 0]);
+        let row = written(Target::Axolotl, &original, example).unwrap();
+        assert_eq!(row.get("id").cloned().unwrap_or_default(), as_text);
+        assert_eq!(left_out(Target::Axolotl, &original, &FieldMap::default()), lost);
+    }
+}
+
+/// TRL takes the form of the first row for that of all.
+#[test]
+fn rows_for_trl_have_one_form() {
+    let talk = |more: Value| {
+        let mut row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+        row.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        original(row)
+    };
+    let (plain, switched) = (talk(json!({})), talk(json!({"chat_template_kwargs": {"today": "1 May"}})));
+    let text = original(json!({"text": "words"}));
+    let mut forms = Forms::default();
+    let row = |original: &Original, forms: Forms| {
+        let (mapping, roles) = (FieldMap::default(), RoleMap::default());
+        let reading = Reading { format: Format::Messages, mapping: &mapping, roles: &roles, source: "rows.jsonl", forms };
+        super::row(Target::Trl, original, original.example.as_ref().unwrap(), &reading)
+    };
+    assert_eq!(row(&text, forms).unwrap().0, json!({"text": "words"}).as_object().unwrap().clone());
+    [&plain, &switched].into_iter().for_each(|original| forms.add(original.example.as_ref().unwrap()));
+    let (written, read_again) = row(&plain, forms).unwrap();
+    assert_eq!((&written["chat_template_kwargs"], read_again.template_switches), (&json!({}), None));
+    assert_eq!(row(&switched, forms).unwrap().0["chat_template_kwargs"], json!({"today": "1 May"}));
+    let error = row(&text, forms).unwrap_err().to_string();
+    assert!(error.contains("others of the file are conversations"), "{error}");
+}
+
+/// The turns may stand in a column that the field map names; they are the row's own.
+#[test]
+fn masks_are_written_into_a_mapped_column() {
+    let (mapping, roles) = (FieldMap::parse(&["messages=talk".to_owned()]).unwrap(), RoleMap::default());
+    let talk =
+        json!({"talk": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "messages": ["no turns"]});
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, format!("{talk}\n")).unwrap();
+    let options = ReadOptions { mapping: mapping.clone(), ..ReadOptions::default() };
+    let dataset = Dataset::open(&[path.to_string_lossy().into_owned()], &options).unwrap();
+    let original = dataset.originals().next().unwrap().unwrap();
+    let mut example = original.example.as_ref().unwrap().clone();
+    example.turns[1].mask();
+    let reading =
+        Reading { format: Format::Messages, mapping: &mapping, roles: &roles, source: "rows.jsonl", forms: Forms::default() };
+    let (row, _) = row(Target::Read, &original, &example, &reading).unwrap();
+    assert_eq!(row["talk"][1], json!({"role": "assistant", "content": "b", "weight": 0}));
+    assert_eq!(row["messages"], json!(["no turns"]));
+}
+
 #[test]
 fn masks_by_hand() {
     let original = chat();
@@ -78,6 +144,11 @@ fn masks_by_hand() {
     let row = written(Target::Axolotl, &original, &with(tools.clone(), json!({"x": 1}))).unwrap();
     assert_eq!(serde_json::from_str::<Value>(row["tools"].as_str().unwrap()).unwrap(), tools);
     assert!(written(Target::Axolotl, &original, &with(tools.clone(), json!("{\"x\": null}"))).is_ok());
+    for text in ["x = 1", "[1]", "{'x': 1}"] {
+        let error = written(Target::Axolotl, &original, &with(tools.clone(), json!(text))).unwrap_err().to_string();
+        assert!(error.contains(&format!("text that holds no JSON object, `{text}`")), "{error}");
+        assert!(written(Target::Messages, &original, &with(tools.clone(), json!(text))).is_ok());
+    }
     let error = written(Target::Axolotl, &original, &with(tools.clone(), json!({"x": [{"y": null}]}))).unwrap_err().to_string();
     assert!(error.contains("a tool call holds a null"), "{error}");
     assert!(written(Target::Messages, &original, &with(tools, json!({"x": null}))).is_ok());
@@ -97,6 +168,9 @@ fn masks_by_hand() {
     example.turns[4].parts.clear();
     let row = written(Target::Trl, &original, &example).unwrap();
     assert_eq!((row["prompt"].as_array().unwrap().len(), &row["completion"][0]["content"]), (4, &json!("é, yes.")));
+    example.turns[4].parts.push(WeightedPart { begin: 0, end: 2, weight: 0.0 });
+    let error = written(Target::Trl, &original, &example).unwrap_err().to_string();
+    assert!(error.contains("turn 4 is excluded from the loss, or partly"), "{error}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_json, write_text};
 use crate::jobs::score::RunRecord;
+use crate::jobs::train::yaml_of;
 use crate::json;
 
 const DATASET_INFO: &str = "dataset_info.json";
@@ -66,7 +67,9 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool, run: &RunRecord)
                     .to_owned(),
             };
             let switches = match &run.template_switches {
-                Some(switches) => format!("# The run's variables for the chat template.\nchat_template_kwargs: {switches}\n"),
+                Some(switches) => {
+                    format!("# The run's variables for the chat template.\nchat_template_kwargs: {}\n", yaml_of(switches))
+                }
                 None => String::new(),
             };
             let text = format!(

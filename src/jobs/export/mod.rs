@@ -30,7 +30,7 @@ use super::decisions::Decisions;
 use super::reopened::Reopened;
 use super::score::sorted_by;
 use super::work::check_replaceable;
-use crate::dataset::write::{self, Reading, Target};
+use crate::dataset::write::{self, Forms, Reading, Target};
 use crate::dataset::{self, Container, DataFile, Example, Original, Role, Turn, WeightedPart, are_changes};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
@@ -132,7 +132,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
             Some(_) => rewrite::choices(&job.run)?,
             None => BTreeMap::new(),
         },
-        completion_alone: true,
+        forms: Forms::default(),
         is_table,
         changes: Vec::new(),
         peer: None,
@@ -161,13 +161,13 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         }
     }
     if job.target == Target::Trl {
-        // TRL's reader takes the form of the first row for that of all.
-        export.completion_alone = export.is_completion_alone()?;
-        let how = match export.completion_alone {
-            true => "TRL learns the completion of each row, its default",
-            false => "to learn only the answers, set SFTConfig(assistant_only_loss=True) in TRL",
+        export.forms = export.forms()?;
+        let how = match export.forms {
+            Forms { has_talks: false, .. } => None,
+            Forms { learns_history: false, .. } => Some("TRL learns the completion of each row, its default"),
+            Forms { .. } => Some("to learn only the answers, set SFTConfig(assistant_only_loss=True) in TRL"),
         };
-        export.exported.notes.push(how.to_owned());
+        export.exported.notes.extend(how.map(str::to_owned));
     }
     export.write()
 }
@@ -245,8 +245,8 @@ struct Export<'a> {
     wanted: &'a Wanted,
     verdicts: BTreeMap<u32, Verdict>,
     choices: BTreeMap<(u32, u16), Vec<rewrite::Choice>>,
-    /// For TRL: whether only the last answer of every row is supervised.
-    completion_alone: bool,
+    /// For TRL: what the rows to be written hold.
+    forms: Forms,
     is_table: bool,
     changes: Vec<Change>,
     /// The reader of the rows, which renders them with the run's model.
@@ -380,13 +380,8 @@ impl Export<'_> {
         let file = &self.run.dataset.files()[original.file];
         let source = file.name();
         let options = self.run.dataset.options();
-        let reading = Reading {
-            format: file.format,
-            mapping: &options.mapping,
-            roles: &options.roles,
-            source: &source,
-            completion_alone: self.completion_alone,
-        };
+        let reading =
+            Reading { format: file.format, mapping: &options.mapping, roles: &options.roles, source: &source, forms: self.forms };
         let (written, read_again) = match write::row(self.job.target, original, &example, &reading) {
             Ok(written) => written,
             Err(error) if self.job.drop.contains(&DropRule::Inexpressible) => {
@@ -420,20 +415,18 @@ impl Export<'_> {
         Ok(written)
     }
 
-    fn is_completion_alone(&self) -> Result<bool> {
+    fn forms(&self) -> Result<Forms> {
+        let mut forms = Forms { has_switches: self.run.record.template_switches.is_some(), ..Forms::default() };
+        let chosen: BTreeSet<u32> = self.run.rows.iter().map(|row| row.row).collect();
         for original in self.run.dataset.originals() {
             let original = original?;
             let verdict = self.verdicts.get(&original.row);
-            if verdict.is_some_and(|verdict| verdict.drop.is_some()) {
-                continue;
-            }
-            let Ok(example) = &original.example else { continue };
-            let (example, _) = decided(example, verdict.unwrap_or(&Verdict::default()))?;
-            if !write::is_completion_alone(&example) {
-                return Ok(false);
+            let is_dropped = verdict.is_some_and(|verdict| verdict.drop.is_some());
+            if let (true, false, Ok(example)) = (chosen.contains(&original.row), is_dropped, &original.example) {
+                forms.add(&decided(example, verdict.unwrap_or(&Verdict::default()))?.0);
             }
         }
-        Ok(true)
+        Ok(forms)
     }
 
     /// Writes every file but the data: the changes, the settings for the trainer, the rewrite candidates.

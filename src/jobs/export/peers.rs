@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::dataset::write::Target;
-use crate::dataset::{Example, Place};
+use crate::dataset::{Example, Place, Role, Turn};
 use crate::error::{Error, Result};
 use crate::format::count;
 use crate::jobs::score::RunRecord;
@@ -57,11 +57,23 @@ impl Peer {
 
     /// Checks a written row against the row that it was made from.
     pub(super) fn read(&mut self, place: &Place, example: Example, written: &Example) {
+        let with_end = (self.target == Target::Trl).then(|| self.with_end(written)).flatten();
+        let written = with_end.as_ref().unwrap_or(written);
         let template_switches = with_defaults(example.template_switches.clone(), self.switches.as_ref());
         if let Err(error) = self.reader.check(&Example { template_switches, ..example }, written) {
             self.unlike += 1;
             self.example.get_or_insert_with(|| format!("{place}: {}", error.reason()));
         }
+    }
+
+    /// Returns a plain text with the end token, which TRL appends to those that do not end with it (`add_eos` in its `sft_trainer.py`).
+    fn with_end(&self, written: &Example) -> Option<Example> {
+        let tokenizer = self.reader.renderer.tokenizer();
+        let end = tokenizer.text(tokenizer.eos()?);
+        let [turn] = &written.turns[..] else { return None };
+        let content = format!("{}{end}", turn.content);
+        let is_open = turn.role == Role::Text && !turn.content.ends_with(&end);
+        is_open.then(|| Example { turns: vec![Turn { content, ..turn.clone() }], ..written.clone() })
     }
 
     /// The result for all rows, as a sentence.

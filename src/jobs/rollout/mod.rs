@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::dataset::write::{Reading, conversation};
+use crate::dataset::write::{Forms, Reading, conversation};
 use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, dumps};
 use crate::engine::generate::{Request, Way};
 use crate::error::{Context, Error, Result};
@@ -160,7 +160,7 @@ fn row(plan: &Plan, job: &Job, example: &Example, asked: &plan::Asked, entry: &E
     };
     let written = Example { turns, planted: Vec::new(), unused: Vec::new(), ..example.clone() };
     let (mapping, roles) = (FieldMap::default(), RoleMap::default());
-    let reading = Reading { format: Format::Messages, mapping: &mapping, roles: &roles, source: "", completion_alone: false };
+    let reading = Reading { format: Format::Messages, mapping: &mapping, roles: &roles, source: "", forms: Forms::default() };
     let mut row = conversation(&written, &reading)?;
     row.insert("rollout".to_owned(), serde_json::to_value(rollout).context("cannot write down an answer")?);
     Ok(Value::Object(row))

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::dataset::write::{check_speakers, read_messages};
+use crate::dataset::write::{check_arguments, check_speakers, read_messages};
 use crate::dataset::{Example, Place, Role, dumps};
 use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_atomically, write_json, write_synced};
@@ -34,6 +34,7 @@ use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe};
 pub(crate) use slots::Reader;
+pub(crate) use yaml::json as yaml_of;
 
 /// The program that trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +176,7 @@ fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Map<Strin
             Program::Axolotl => {
                 message["train"] = trained.into();
                 if let Some(calls) = &turn.tool_calls {
+                    check_arguments(turn)?;
                     message["tool_calls"] = calls_with_text_arguments(calls);
                 }
                 for (key, value) in [("tool_call_id", &turn.tool_call_id), ("name", &turn.name)] {

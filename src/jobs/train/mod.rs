@@ -29,7 +29,7 @@ mod special_tokens;
 mod trainer;
 mod translate;
 
-pub(crate) use emit::{Program, Reader};
+pub(crate) use emit::{Program, Reader, yaml_of};
 pub(crate) use exported::{export_checkpoint, merge_adapter};
 pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;

@@ -112,6 +112,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
         save_every: options.save_every,
         keep_checkpoints: options.keep_checkpoints,
         chat_template: options.chat_template.as_deref().map(template).transpose()?,
+        template_switches: options.render()?.template_switches,
         layer_class: String::new(),
         turn_ends: Vec::new(),
     })

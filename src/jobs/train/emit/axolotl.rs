@@ -3,7 +3,7 @@
 use super::recipe::{
     self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps, whole_alpha,
 };
-use super::yaml::{Yaml, list, number, text};
+use super::yaml::{Yaml, json, list, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
 use crate::tokens::Supervise;
@@ -31,6 +31,9 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     yaml.blank().set("base_model", text(model));
     if recipe.chat_template.is_some() {
         yaml.comment("It is saved with the model.").set("chat_template", "jinja").set("chat_template_jinja", text(TEMPLATE));
+    }
+    if let Some(switches) = &recipe.template_switches {
+        yaml.comment("Variables for the chat template.").set("chat_template_kwargs", json(switches));
     }
     yaml.blank();
 

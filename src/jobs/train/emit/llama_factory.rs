@@ -38,6 +38,12 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         return Err(Error::usage("LLaMA-Factory cannot use a chat template file: it has named templates, or reads the tokenizer's")
             .cure("Write it into chat_template.jinja in a copy of the model's folder, give --model that folder, and leave --chat-template out."));
     }
+    if recipe.template_switches.is_some() {
+        return Err(Error::usage(
+            "--chat-template-kwargs would be lost: LLaMA-Factory gives a chat template no variables of this kind",
+        )
+        .cure("Write them into the template in a copy of the model's folder, and leave the option out."));
+    }
     let mut yaml = Yaml::default();
     yaml.comment("Written by diagnose for LLaMA-Factory. In this folder:")
         .comment(&format!("    FORCE_TORCHRUN=1 NPROC_PER_NODE={} llamafactory-cli train {}", recipe.devices, recipe::CONFIG))

@@ -1,5 +1,7 @@
 //! Describes a training run for other programs, and writes the settings that they share.
 
+use serde_json::Value;
+
 use super::yaml::{Yaml, number};
 use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::error::{Error, Result};
@@ -41,6 +43,8 @@ pub(crate) struct Recipe {
     pub keep_checkpoints: usize,
     /// A template that replaces the model's own.
     pub chat_template: Option<String>,
+    /// A JSON object of variables for the chat template.
+    pub template_switches: Option<Value>,
     /// Transformers' class of a block, for FSDP, such as `LlamaDecoderLayer`.
     pub layer_class: String,
     /// The control tokens with which the chat template ends answers.

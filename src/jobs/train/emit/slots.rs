@@ -65,25 +65,21 @@ impl Reader {
 
 /// Returns an error if the two rows have other tokens, or other weights of them.
 fn check_same(renderer: &Renderer, read: &Example, written: &Example) -> Result<()> {
-    // What a template gets of equal rows is equal.
-    let alike = |(own, other): (&Turn, &Turn)| {
-        Turn { written: other.written.clone(), ..own.clone() } == *other && {
-            let (own, other) = (&own.written, &other.written);
-            own.parts == other.parts
-                && own.value == other.value
-                && own.without_content == other.without_content
-                && (&own.role, &own.others) == (&other.role, &other.others)
-        }
-    };
     if read.rollout.is_none()
         && read.turns.len() == written.turns.len()
-        && read.turns.iter().zip(&written.turns).all(alike)
+        && read.turns.iter().zip(&written.turns).all(|(own, other)| own.is_same(other))
         && (&read.tools, &read.template_switches) == (&written.tools, &written.template_switches)
     {
         return Ok(());
     }
-    // Of a row that cannot be rendered nothing is learnt.
-    let Ok(ours) = renderer.render_whole(0, read) else { return Ok(()) };
+    let Ok(ours) = renderer.render_whole(0, read) else {
+        return match renderer.render_whole(0, written) {
+            Ok(theirs) if theirs.sequence.has_targets() => {
+                Err(Error::new("the run could not render the row, and has learnt nothing of it"))
+            }
+            _ => Ok(()),
+        };
+    };
     let theirs = renderer
         .render_whole(0, written)
         .map_err(|error| Error::new("the chat template cannot render the row as it is written").caused_by(error))?;
@@ -242,17 +238,20 @@ fn added(short: &str, long: &str) -> String {
 /// tokens; of a turn without a text it finds nothing, not even the end.
 fn check_axolotl(renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
     let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
-    let is_learnt = |turn: usize| example.turns[turn].is_learnt() && (supervise != Supervise::Last || Some(turn) == last);
+    let is_learnt = |&turn: &usize| {
+        let own = &example.turns[turn];
+        own.role == Role::Assistant && own.is_learnt() && (supervise != Supervise::Last || Some(turn) == last)
+    };
+    let learnt: Vec<usize> = (0..example.turns.len()).filter(is_learnt).collect();
     let is_empty = |turn: &Turn| turn.content.trim().is_empty() && turn.reasoning.is_none() && turn.calls().next().is_none();
-    let is_empty_answer = |turn: &Turn| turn.role == Role::Assistant && is_empty(turn);
-    if let Some(turn) = (0..example.turns.len()).find(|&turn| is_learnt(turn) && is_empty_answer(&example.turns[turn])) {
+    if let Some(turn) = learnt.iter().find(|&&turn| is_empty(&example.turns[turn])) {
         return Err(Error::new(format!(
             "message {} is empty, and axolotl learns nothing of it, whereas here its end is learnt",
             turn + 1
         ))
         .cure("Give the message \"weight\": 0, or remove the row."));
     }
-    match renderer.rewritten_turns(example)?.into_iter().find(|&turn| is_learnt(turn)) {
+    match renderer.rewritten_turn(example, &learnt)? {
         None => Ok(()),
         Some(turn) => Err(Error::new(format!(
             "the chat template renders message {} differently when others follow it, so axolotl would learn different tokens of it",

@@ -62,6 +62,7 @@ fn recipe(loss: Loss) -> Recipe {
         save_every: None,
         keep_checkpoints: 1,
         chat_template: None,
+        template_switches: None,
         layer_class: "LlamaDecoderLayer".to_owned(),
         turn_ends: vec!["<|im_end|>".to_owned(), "</s>".to_owned()],
     }
@@ -275,6 +276,14 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(factory, recipe(eaft(1.0)), speakers(&[Role::Assistant, Role::User, Role::Assistant]), "turn 0 breaks the order");
     check(factory, recipe(eaft(1.0)), speakers(&[Role::System, Role::User, Role::Assistant, Role::User]), "end with an answer");
     emitted(factory, &recipe(eaft(1.0)), speakers(&[Role::System, Role::User, Role::Assistant])).unwrap();
+    // axolotl's configuration has the template's variables, LLaMA-Factory's has not.
+    let switched = Recipe { template_switches: Some(json!({"today": "1 May", "share": 1e-5})), ..recipe(eaft(1.0)) };
+    check(factory, switched.clone(), rows(), "--chat-template-kwargs would be lost");
+    let (config, ..) = emitted(axolotl, &switched, rows()).unwrap();
+    assert_eq!(value(&config, "chat_template_kwargs"), Some(r#"{"today": "1 May", "share": 1.0e-5}"#));
+    let call = json!([{"type": "function", "function": {"name": "f", "arguments": "x = 1"}}]);
+    let calls = vec![turn(Role::User, "a", 1.0), Turn { tool_calls: Some(call), ..turn(Role::Assistant, "", 1.0) }];
+    check(axolotl, recipe(eaft(1.0)), vec![example(calls)], "text that holds no JSON object, `x = 1`");
     let mut tools = rows().remove(0);
     tools.tools = Some(json!([]));
     check(factory, recipe(eaft(1.0)), vec![tools], "offers tools");

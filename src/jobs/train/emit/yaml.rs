@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde_json::Value;
+
 /// The lines of a YAML file.
 #[derive(Default)]
 pub(super) struct Yaml {
@@ -34,9 +36,11 @@ impl Yaml {
     }
 }
 
-/// Formats a text as JSON, which is also a double-quoted YAML text.
+/// Formats a text as JSON, which is also a double-quoted YAML text once the characters are escaped that YAML takes for no text or for a line's end.
 pub(super) fn text(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    let is_unsafe = |c: char| matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
+    let escaped = |c: char| if is_unsafe(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Value::from(text).to_string().chars().map(escaped).collect()
 }
 
 /// Formats a number with a point and the sign of its exponent: YAML 1.1 reads `1e-5` as a text.
@@ -49,6 +53,20 @@ pub(super) fn number(x: f64) -> String {
     let point = if digits.contains('.') { "" } else { ".0" };
     let sign = if exponent.starts_with('-') { "" } else { "+" };
     format!("{digits}{point}e{sign}{exponent}")
+}
+
+/// Formats a JSON value, which is also one in YAML except for numbers such as 1e-5 and for control characters beyond ASCII.
+pub(crate) fn json(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(key, value)| format!("{}: {}", text(key), json(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(json).collect::<Vec<_>>().join(", ")),
+        Value::String(own) => text(own),
+        Value::Number(own) if own.is_f64() => own.as_f64().map_or_else(|| own.to_string(), number),
+        other => other.to_string(),
+    }
 }
 
 /// `[a, b]`
@@ -64,6 +82,9 @@ mod tests {
     fn numbers_and_texts_that_every_reader_takes_alike() {
         assert_eq!([1e-5, 2.5e-5, 0.1, 1.0, 1e-8, 3e10].map(number), ["1.0e-5", "2.5e-5", "0.1", "1.0", "1.0e-8", "3.0e+10"]);
         assert_eq!(text("C:\\a \"b\": #"), r##""C:\\a \"b\": #""##);
+        assert_eq!(text("a\u{85}\u{2028}🙂\n"), r#""a\u0085\u2028🙂\n""#);
+        let value = serde_json::json!({"x": 1e-5, "n": [1, -2.5, null, true], "a: b": {"é": "1e-5"}});
+        assert_eq!(json(&value), r#"{"x": 1.0e-5, "n": [1, -2.5, null, true], "a: b": {"é": "1e-5"}}"#);
         let mut yaml = Yaml::default();
         yaml.comment("one\n\ntwo").set("key", number(0.0)).set("section", "").blank();
         assert_eq!(yaml.finish(), "# one\n#\n# two\nkey: 0.0\nsection:\n\n");
