@@ -620,6 +620,44 @@ fn rows_that_are_other_tokens_than_the_run_are_counted_in_every_format() {
     assert_eq!(export("ended", "trl"), [""; 0]);
 }
 
+/// Trainers give the template what the row has, while here it gets what it knows: names of roles, texts for parts and nulls.
+#[test]
+fn rows_are_written_as_the_run_rendered_them() {
+    let workdir = with_model();
+    workdir.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}\
+         {% for k, v in c.function.arguments.items() %}{{ k + '=' + v }}{% endfor %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    );
+    let call = |arguments: Value| json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
+    let row = json!({"messages": [
+        {"role": "developer", "content": "b"},
+        {"role": "human", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "q"}]},
+        {"role": "gpt", "content": null, "tool_calls": call("{\"x\": \"y\"}".into())},
+        {"role": "function", "content": "5"}, {"role": "gpt", "content": "five"}]});
+    workdir.write("rows.jsonl", row.to_string());
+    workdir.run(&["rows.jsonl", "--model", "model", "--max-len", "128", "--out", "run", "--no-view"]).ok();
+    let export = |out: &str, format: &str| {
+        let ran = workdir.run(&["export", "run", "--format", format, "--out", out, "--json"]).ok().json();
+        let written = std::fs::read_to_string(workdir.path(out)).unwrap();
+        (ran["notes"].clone(), serde_json::from_str::<Value>(&written).unwrap()["messages"].clone())
+    };
+    let expected = json!([
+        {"role": "system", "content": "b"}, {"role": "user", "content": "a q"},
+        {"role": "assistant", "content": "", "tool_calls": call(json!({"x": "y"}))},
+        {"role": "tool", "content": "5"}, {"role": "assistant", "content": "five"}]);
+    for (out, format) in [("messages.jsonl", "messages"), ("trl.jsonl", "trl")] {
+        let (notes, written) = export(out, format);
+        assert_eq!(written, expected, "{format}: {notes}");
+        assert!(!notes.to_string().contains("learns different tokens"), "{notes}");
+    }
+    // Without the model the form is the one that every template takes.
+    std::fs::rename(workdir.path("model"), workdir.path("gone")).unwrap();
+    let written = export("gone.jsonl", "messages").1;
+    assert_eq!((&written[1], &written[2]["content"], &written[4]["role"]), (&expected[1], &json!(""), &json!("assistant")));
+}
+
 /// Conflicts may lie in a call or in reasoning, which whoever writes the answer anew has to see.
 #[test]
 fn candidates_are_whole_messages_with_the_tools() {

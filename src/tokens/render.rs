@@ -442,6 +442,28 @@ impl Renderer {
         })
     }
 
+    /// Returns the turns as the chat template gets them: under a standard name of the role where it does not know the row's own, as text where it takes
+    /// no parts or stops at a content that is none, with arguments as objects where it needs them.
+    pub(crate) fn turns_as_rendered(&self, example: &Example) -> Result<Vec<Turn>> {
+        let Some(template) = self.template_of(example) else { return Ok(example.turns.clone()) };
+        self.attempts(template, example, |template, habits, conversation| {
+            template.render(&conversation.messages, conversation.around, false)?;
+            let messages = &conversation.messages[conversation.messages.len() - conversation.turns.len()..];
+            let rendered = conversation.turns.iter().zip(messages).map(|(turn, message)| {
+                let mut turn = turn.clone();
+                turn.written.role.take_if(|role| !habits.knows_role(template, role));
+                if habits.joins_parts(&turn) {
+                    turn.written.parts.clear();
+                }
+                if message.get_attr("content").is_ok_and(|content| content.as_str().is_some()) {
+                    (turn.written.without_content, turn.written.value) = (false, None);
+                }
+                turn
+            });
+            Ok(rendered.collect())
+        })
+    }
+
     fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);

@@ -382,6 +382,12 @@ impl Export<'_> {
         let options = self.run.dataset.options();
         let reading =
             Reading { format: file.format, mapping: &options.mapping, roles: &options.roles, source: &source, forms: self.forms };
+        if self.job.target != Target::Read && example.turns.iter().any(is_adapted) {
+            example.turns = match self.peer.as_ref().and_then(|peer| peer.turns(&example)) {
+                Some(turns) => turns,
+                None => example.turns.into_iter().map(as_text).collect(),
+            };
+        }
         let (written, read_again) = match write::row(self.job.target, original, &example, &reading) {
             Ok(written) => written,
             Err(error) if self.job.drop.contains(&DropRule::Inexpressible) => {
@@ -493,6 +499,19 @@ fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>
         changes.push(change.clone());
     }
     Ok((example, changes))
+}
+
+/// Whether a template may get the turn in another form than the row has.
+fn is_adapted(turn: &Turn) -> bool {
+    let dataset::Written { role, without_content, parts, value, .. } = &turn.written;
+    role.is_some() || *without_content || !parts.is_empty() || value.is_some() || turn.tool_calls.is_some()
+}
+
+/// The turn in the form that every template takes, where that of the run is not at hand.
+fn as_text(mut turn: Turn) -> Turn {
+    turn.written =
+        dataset::Written { has_switch: turn.written.has_switch, others: turn.written.others, ..dataset::Written::default() };
+    turn
 }
 
 /// Excludes all answers but the last from the loss, as in a run that supervises only the last.

@@ -55,6 +55,12 @@ impl Peer {
         Ok(Peer { target, reader, switches, unlike: 0, example: None })
     }
 
+    /// Returns the turns as the run rendered them, for readers that do not adapt what they give to the template; `None` if it could not render the row.
+    pub(super) fn turns(&self, example: &Example) -> Option<Vec<Turn>> {
+        let template_switches = with_defaults(example.template_switches.clone(), self.switches.as_ref());
+        self.reader.renderer.turns_as_rendered(&Example { template_switches, ..example.clone() }).ok()
+    }
+
     /// Checks a written row against the row that it was made from.
     pub(super) fn read(&mut self, place: &Place, example: Example, written: &Example) {
         let with_end = (self.target == Target::Trl).then(|| self.with_end(written)).flatten();
