@@ -6,7 +6,7 @@ use std::path::Path;
 
 use toml::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// Options that have a different name in other programs, and these names.
 const SAME: &[(&str, &str)] = &[
@@ -224,9 +224,14 @@ fn has_no_counterpart(name: &str) -> bool {
     WITHOUT_COUNTERPART.iter().any(|names| is_of(names, name))
 }
 
+/// Those of them that 0 turns off, too.
+const OFF_AT_ZERO: &str =
+    "cosine_min_lr_ratio label_smoothing_factor moe_aux_loss_coef neftune_noise_alpha noisy_embedding_alpha router_aux_loss_coef";
+
 /// Is this another program's option without a counterpart here, turned off?
 pub(super) fn is_off(name: &str, value: &Value) -> bool {
-    *value == Value::Boolean(false) && has_no_counterpart(name)
+    let is_zero = value.as_integer() == Some(0) || value.as_float() == Some(0.0);
+    has_no_counterpart(name) && (*value == Value::Boolean(false) || is_zero && is_of(OFF_AT_ZERO, name))
 }
 
 /// What to do about an option that only other programs have.
@@ -250,6 +255,10 @@ pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value
             "is a share of the run there; here it is a number of steps",
             &format!("Use {ours} as a number of steps: `diagnose train --dry-run` says how many the run has."),
         ),
+        // axolotl has a mapping for it.
+        ("chat-template-kwargs", Value::Table(variables)) => {
+            Ok(Some(Value::String(serde_json::to_string(variables).context("cannot read the template's variables")?)))
+        }
         // axolotl's name for the model's own template.
         ("chat-template", Value::String(template)) if template == "tokenizer_default" => Ok(None),
         ("chat-template", Value::String(template)) if !template.contains(['.', '/', '\\']) && !Path::new(template).exists() => {

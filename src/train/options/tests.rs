@@ -131,6 +131,14 @@ fn keys_of_other_programs_are_answered_by_what_they_change() {
         let off = line.split_once(':').unwrap().0;
         assert_eq!(read(&format!("{off}: false")).unwrap(), read("").unwrap(), "{off}");
     }
+    // Every dump of Transformers' arguments has some of them at 0.
+    for off in ["label_smoothing_factor: 0.0", "neftune_noise_alpha: 0", "moe_aux_loss_coef: 0.0", "cosine_min_lr_ratio: 0"] {
+        assert_eq!(read(off).unwrap(), read("").unwrap(), "{off}");
+    }
+    assert!(read("galore_rank: 0").unwrap_err().to_string().contains("without it the training would differ"));
+    // axolotl's spelling.
+    let kwargs = read("chat_template_kwargs:\n  enable_thinking: false").unwrap().chat_template_kwargs;
+    assert_eq!(kwargs.as_deref(), Some(r#"{"enable_thinking":false}"#));
     for line in ["logging_steps: 1", "report_to: none", "wandb_project: x", "ddp_timeout: 180000000", "flash_attention: true"] {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains("eave it out: it does not affect the result"), "{line}: {error}");
