@@ -41,23 +41,21 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
         names.map_err(|error| Error::new(format!("expected a header with column names, {}", error.message())).cure(NOT_UTF8))?;
     refuse_twice(names.iter().map(String::as_str))?;
     Ok(std::iter::from_fn(move || {
-        loop {
-            budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
-            match reader.read_byte_record(&mut record) {
-                Ok(false) => return None,
-                Ok(true) if record.as_slice() == b"\0" => return None,
-                Ok(true) => {
-                    // The record's own position would be that of the blank lines before it.
-                    let n_line_ends = record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
-                    let is_open = record.as_slice().ends_with(END_MARK);
-                    // A Windows line end is read up to its carriage return, the line feed only with the next record.
-                    let has_line_feed = ends_with_line_feed(&line_feeds, reader.position().byte());
-                    let line = reader.position().line().saturating_sub(n_line_ends + u64::from(has_line_feed));
-                    let value = if is_open { Err(open_quote()) } else { row(&names, &record) };
-                    return Some(Ok(Raw { line, value }));
-                }
-                Err(error) => return Some(Err(csv_broken(error))),
+        budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
+        match reader.read_byte_record(&mut record) {
+            Ok(false) => None,
+            Ok(true) if record.as_slice() == b"\0" => None,
+            Ok(true) => {
+                // The record's own position would be that of the blank lines before it.
+                let n_line_ends = record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
+                let is_open = record.as_slice().ends_with(END_MARK);
+                // A Windows line end is read up to its carriage return, the line feed only with the next record.
+                let has_line_feed = ends_with_line_feed(&line_feeds, reader.position().byte());
+                let line = reader.position().line().saturating_sub(n_line_ends + u64::from(has_line_feed));
+                let value = if is_open { Err(open_quote()) } else { row(&names, &record) };
+                Some(Ok(Raw { line, value }))
             }
+            Err(error) => Some(Err(csv_broken(error))),
         }
     }))
 }

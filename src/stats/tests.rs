@@ -196,37 +196,29 @@ fn intervals_of_few_events_groups_and_subjects_cover_the_truth() {
         let expected: f64 = (0..8).map(|subject| 0.1 * (1.0 - 2.0 * chance(subject)) / 8.0).sum();
         covers(mean_difference_over_parts(&plain(&before), &plain(&after), &design).unwrap(), expected)
     });
-    // Small hard subjects beside large easy ones: the shares right, lost and gained of each.
-    type Subject = (usize, f64, f64, f64);
-    let (hard, easy): (fn(usize) -> Subject, fn(usize) -> Subject) = (|n| (n, 0.5, 0.4, 0.1), |n| (n, 0.98, 0.01, 0.01));
+    // Small hard subjects beside large easy ones: the items of each, and their shares right, lost and gained.
+    let hard = |n: usize| (n, [0.5, 0.4, 0.1]);
+    let easy = |n: usize| (n, [0.98, 0.01, 0.01]);
     let one_hard = [&[hard(1)][..], &[easy(50); 3]].concat();
     let ten_hard = [&[hard(1); 10][..], &[easy(100); 2]].concat();
     for subjects in [ten_hard, one_hard, vec![hard(2), hard(2), easy(200), easy(500)], vec![hard(5), easy(1000)]] {
-        let n_subjects = subjects.len() as f64;
-        let what = format!("{:?}", subjects.iter().map(|&(n, right, ..)| (n, right)).collect::<Vec<_>>());
-        let (mut names, mut items) = (Vec::new(), Vec::new());
-        for (subject, &(n, right, lost, gained)) in subjects.iter().enumerate() {
-            names.extend(vec![subject as f64; n]);
-            items.extend(vec![(right, lost, gained); n]);
-        }
-        let design = self::design(Some(&names), None);
-        let draw = |uniform: &mut dyn FnMut() -> f64, of: &dyn Fn(f64, &(f64, f64, f64)) -> bool| {
-            plain(&items.iter().map(|item| right(of(uniform(), item))).collect::<Vec<_>>())
-        };
+        let what = format!("{:?}", subjects.iter().map(|(n, shares)| (n, shares[0])).collect::<Vec<_>>());
+        let items: Vec<(f64, [f64; 3])> =
+            subjects.iter().enumerate().flat_map(|(subject, &(n, shares))| vec![(subject as f64, shares); n]).collect();
+        let design = self::design(Some(&items.iter().map(|(subject, _)| *subject).collect::<Vec<_>>()), None);
+        let mean = |of: fn(&[f64; 3]) -> f64| subjects.iter().map(|(_, shares)| of(shares)).sum::<f64>() / subjects.len() as f64;
         check(&format!("a score over hard and easy subjects {what}"), 0.90, &mut |uniform| {
-            let scores = draw(uniform, &|u, &(right, ..)| u < right);
-            let expected = subjects.iter().map(|&(_, right, ..)| right).sum::<f64>() / n_subjects;
-            covers(mean_over_parts(&scores, &design).unwrap(), expected)
+            let scores: Vec<f64> = items.iter().map(|(_, [is_right, ..])| right(uniform() < *is_right)).collect();
+            covers(mean_over_parts(&plain(&scores), &design).unwrap(), mean(|[right, ..]| *right))
         });
         check(&format!("a difference over hard and easy subjects {what}"), 0.93, &mut |uniform| {
-            let chances: Vec<f64> = items.iter().map(|_| uniform()).collect();
-            let side = |of: &dyn Fn(f64, &(f64, f64, f64)) -> bool| {
-                plain(&chances.iter().zip(&items).map(|(&u, item)| right(of(u, item))).collect::<Vec<_>>())
-            };
-            let (before, after) =
-                (side(&|u, &(_, lost, _)| u < lost), side(&|u, &(_, lost, gained)| u >= lost && u < lost + gained));
-            let expected = subjects.iter().map(|&(_, _, lost, gained)| gained - lost).sum::<f64>() / n_subjects;
-            covers(mean_difference_over_parts(&before, &after, &design).unwrap(), expected)
+            let both = items.iter().map(|(_, [_, lost, gained])| {
+                let chance = uniform();
+                (right(chance < *lost), right(chance >= *lost && chance < lost + gained))
+            });
+            let (before, after): (Vec<f64>, Vec<f64>) = both.unzip();
+            let found = mean_difference_over_parts(&plain(&before), &plain(&after), &design).unwrap();
+            covers(found, mean(|[_, lost, gained]| gained - lost))
         });
     }
     // Subjects of a few items, which are often all right, beside large ones; each draw has its own subjects, at four fifths on average.

@@ -448,7 +448,8 @@ fn long_conversations_are_rendered_a_few_times() {
         };
         [user("the")].into_iter().chain((0..n).flat_map(step)).chain([assistant("hello")]).collect::<Vec<_>>()
     };
-    let conversations: [(&str, &dyn Fn(usize) -> Vec<Turn>, &[&str]); 4] = [
+    type OfLength<'a> = &'a dyn Fn(usize) -> Vec<Turn>;
+    let conversations: [(&str, OfLength, &[&str]); 4] = [
         ("plain", &plain, &[CHATML, LLAMA3, QWEN2, QWEN3, GEMMA, MISTRAL, THINK_PROMPT]),
         ("inline", &inline, &[CHATML, QWEN3, THINK_PROMPT]),
         ("agent's", &|n| agents(n, false), &[QWEN2]),
