@@ -73,7 +73,7 @@ fn end_of<T>(answer: &Result<T, Trouble>) -> End {
 /// The statistics and bounds of each supervised token of a sequence, in order.
 pub type Scored = Vec<(TokenStatistics, Bounds)>;
 
-/// A server's answer. It is kept once that server has confirmed that it still runs the model which was checked ([`Pool::confirmed`]).
+/// A server's answer. It is kept once that server has confirmed that it still runs the model which was checked.
 #[derive(Debug, Clone)]
 pub struct Given<T> {
     /// The index of the server.
